@@ -1,0 +1,52 @@
+"""The learning-rate range test as a library, for any ``nn.Module``.
+
+>>> curve = range_test(model, optimizer, loss_fn, loader)        # doctest: +SKIP
+>>> suggest(curve, rule="article")                               # doctest: +SKIP
+LRRange(min=0.021, max=0.65)
+"""
+
+from lrrt_stage.curve import LRCurve
+from lrrt_stage.device import deterministic, resolve_device
+from lrrt_stage.errors import LRRTError, NoSuggestion
+from lrrt_stage.ramp import RAMPS, ramp
+from lrrt_stage.randomness import preserved_randomness, seeded
+from lrrt_stage.range_test import RangeTestInterrupted, RangeTestOptions, range_test
+from lrrt_stage.smoothing import AVERAGES, Smoothing
+from lrrt_stage.step import StepOptions, TrainingStep
+from lrrt_stage.suggestion import (
+    RULES,
+    LRRange,
+    SuggestionOptions,
+    rule,
+    suggest,
+    suggest_all,
+)
+from lrrt_stage.weights import INITIALIZERS, digest, initialize
+
+__all__ = [
+    "AVERAGES",
+    "INITIALIZERS",
+    "RAMPS",
+    "RULES",
+    "LRCurve",
+    "LRRTError",
+    "LRRange",
+    "NoSuggestion",
+    "RangeTestInterrupted",
+    "RangeTestOptions",
+    "Smoothing",
+    "StepOptions",
+    "SuggestionOptions",
+    "TrainingStep",
+    "deterministic",
+    "digest",
+    "initialize",
+    "preserved_randomness",
+    "ramp",
+    "range_test",
+    "resolve_device",
+    "rule",
+    "seeded",
+    "suggest",
+    "suggest_all",
+]

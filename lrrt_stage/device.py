@@ -1,0 +1,80 @@
+"""Where tensors live: choosing a device, and arithmetic that repeats bit for bit on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lrrt_stage.errors import LRRTError
+
+__all__ = ["deterministic", "resolve_device", "to_device"]
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """Return the named device; ``auto`` is cuda, then mps, then cpu.
+
+    Raises
+    ------
+    LRRTError
+        If torch does not know the name or has no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LRRTError(
+            f"device {str(name)!r} is not available here ({reason}): use auto or cpu"
+        ) from None
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Choose torch's deterministic kernels inside the block; warn where an operation has none."""
+    # cuBLAS reads this once, when it starts; with it, matrix products repeat on one device.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    was = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling memory that is about to be written anyway costs time and changes nothing here.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def to_device(batch: Any, device: torch.device, memory_format: torch.memory_format) -> Any:
+    """Return ``batch`` with every tensor in it on ``device``; tuples, lists and dicts are walked.
+
+    Images (4 dimensions) take ``memory_format``; other tensors keep theirs.
+    """
+    if isinstance(batch, torch.Tensor):
+        if batch.dim() == 4:
+            return batch.to(device, non_blocking=True, memory_format=memory_format)
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict) or hasattr(batch, "items"):
+        return type(batch)(
+            {key: to_device(value, device, memory_format) for key, value in batch.items()}
+        )
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device, memory_format) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(to_device(value, device, memory_format) for value in batch)
+    return batch

@@ -1,0 +1,24 @@
+"""What is raised for the person who made the mistake: one line, the value, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["LRRTError", "NoSuggestion", "unknown_name"]
+
+
+class LRRTError(ValueError):
+    """Input that cannot be used. The message is one line: what was wrong and what to do."""
+
+
+class NoSuggestion(LRRTError):
+    """A rule has no answer for a curve. The message says why and what to change."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:
+    """Return the error for a name that is not in a registry, naming the nearest one."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
+    return LRRTError(f"unknown {kind} {name!r}: {hint}")

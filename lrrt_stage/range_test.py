@@ -1,0 +1,271 @@
+"""The learning-rate range test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrrt_stage.curve import LRCurve, Stop
+from lrrt_stage.device import deterministic, resolve_device
+from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.ramp import RAMPS, ramp
+from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.smoothing import Smoothing
+from lrrt_stage.snapshot import preserved
+from lrrt_stage.step import BatchLoss, BatchStream, StepOptions, TrainingStep, batch_loss_of
+
+__all__ = ["RangeTestInterrupted", "RangeTestOptions", "range_test"]
+
+MIN_ITERATIONS = 10
+ONE_EPOCH_BUT_AT_LEAST = 100
+CHECK_EVERY = 10
+"""Iterations between two looks at the losses: each look makes the host wait for the device. What
+a curve holds does not depend on it, since iterations after the stop are cut off."""
+
+
+@dataclass(frozen=True)
+class RangeTestOptions:
+    """The ramp and when to stop."""
+
+    lr_start: float = setting(1e-7, "First learning rate.")
+    lr_end: float = setting(100.0, "Last learning rate.")
+    ramp: str = setting("exponential", "How the learning rate grows.", choices=RAMPS)
+    iterations: int | None = setting(
+        None, "Optimizer steps; none: one epoch, but at least 100 (the data is reshuffled)."
+    )
+    stop_multiple: float | None = setting(
+        4.0, "Stop when the smoothed loss passes this multiple of its best; none: never."
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("lr_start", "lr_end"):
+            value = getattr(self, name)
+            require(value > 0 and isfinite(value), f"{name}={value:g} must be positive: try 1e-7")
+        require(
+            self.lr_start < self.lr_end,
+            f"lr_start={self.lr_start:g} is not below lr_end={self.lr_end:g}: "
+            "lower lr_start or raise lr_end",
+        )
+        require(
+            self.iterations is None or self.iterations >= MIN_ITERATIONS,
+            f"iterations={self.iterations} is fewer than {MIN_ITERATIONS}: "
+            "raise it, or use none for one epoch",
+        )
+        require(
+            self.stop_multiple is None or self.stop_multiple > 1,
+            f"stop_multiple={self.stop_multiple} is not above 1: use none to switch it off",
+        )
+
+    def iterations_for(self, batches: Iterable[Any], accumulate: int) -> int:
+        """Return the number of steps for this data: one epoch, but at least 100."""
+        if self.iterations is not None:
+            return self.iterations
+        try:
+            epoch = len(batches) // accumulate  # type: ignore[arg-type]
+        except TypeError:
+            epoch = 0
+        return max(epoch, ONE_EPOCH_BUT_AT_LEAST)
+
+
+class RangeTestInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a range test. ``curve`` is what was measured until then."""
+
+    def __init__(self, curve: LRCurve) -> None:
+        super().__init__(f"range test interrupted after {len(curve)} iterations")
+        self.curve = curve
+
+
+def range_test(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: Callable[..., Tensor] | None,
+    batches: Iterable[Any],
+    options: RangeTestOptions | None = None,
+    *,
+    step: StepOptions | None = None,
+    smoothing: Smoothing | None = None,
+    batch_loss: BatchLoss | None = None,
+    device: str | torch.device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
+) -> LRCurve:
+    """Train for a few iterations while the learning rate grows, and return the losses.
+
+    The model, the optimizer, the batches and all random states are left exactly as they were
+    found, also after an exception or Ctrl-C.
+
+    Parameters
+    ----------
+    model, optimizer
+        Any module, and any optimizer over its parameters whose ``step()`` takes no closure.
+        Parameter groups keep the ratio of their learning rates; the curve's ``lr`` is that of
+        the group with the largest.
+    loss_fn
+        ``loss_fn(output, target)``, a scalar; None for a model whose output carries ``.loss``.
+        See :func:`lrrt_stage.step.batch_loss_of` for the batches that are understood.
+    batches
+        A ``DataLoader`` or anything that can be iterated again and again.
+    options, step
+        Ramp and stop rule; accumulation, clipping, precision, layout. Any field of either can
+        be given by name instead: ``range_test(…, lr_end=10, precision="bf16")``.
+    smoothing
+        Its ``beta`` is that of the bias-corrected average which the stop rule looks at (the
+        biased one starts near 0, so a multiple of its best means nothing).
+    batch_loss
+        For everything else: a function from a batch (on the device) to its scalar loss. It is
+        used in place of ``loss_fn``.
+    device
+        ``auto``, a name, or None for where the model is. The model is moved back at the end.
+    progress
+        Called after every iteration with the iterations done and their number.
+
+    Returns
+    -------
+    LRCurve
+        ``loss[i]``: loss of batch i at the weights before step i, which then uses ``lr[i]``.
+        Under ``torch.distributed`` the losses are averaged over the ranks, so that all ranks
+        stop at the same iteration.
+
+    Raises
+    ------
+    LRRTError
+        For options, batches or a loss that cannot be used, a model without trainable
+        parameters, or a first loss that is not finite.
+    RangeTestInterrupted
+        On Ctrl-C; it is a KeyboardInterrupt and carries the curve so far.
+
+    References
+    ----------
+    L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
+    """
+    options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise LRRTError("the model has no trainable parameter: set requires_grad on some")
+    here = next(model.parameters()).device
+    target = here if device is None else resolve_device(device)
+    lr = ramp(
+        options.lr_start,
+        options.lr_end,
+        options.iterations_for(batches, step.accumulate),
+        options.ramp,
+    )
+    record = _Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
+    with preserved(model, optimizer, batches, target), deterministic(), torch.enable_grad():
+        model.to(device=target, memory_format=step.memory_format)
+        model.train()
+        take_step = TrainingStep(
+            model, optimizer, batch_loss or batch_loss_of(model, loss_fn), step, target
+        )
+        stream = BatchStream(batches, step.accumulate)
+        set_lr = _lr_setter(optimizer)
+        try:
+            for iteration, value in enumerate(lr.tolist()):
+                set_lr(value)
+                record.add(take_step(stream))
+                if progress is not None:
+                    progress(iteration + 1, len(lr))
+                if record.should_stop():
+                    break
+        except KeyboardInterrupt:
+            raise RangeTestInterrupted(record.curve(stream, "interrupted")) from None
+        return record.curve(stream)
+
+
+class _Record:
+    """The losses, kept on the device and looked at every :data:`CHECK_EVERY` iterations."""
+
+    def __init__(self, lr: np.ndarray, stop_multiple: float | None, beta: float) -> None:
+        self.lr, self.stop_multiple = lr, stop_multiple
+        self.average = Smoothing("corrected", beta)
+        self.on_device: list[Tensor] = []
+        self.read = np.empty(0)
+        self.length: int | None = None
+        self.stop: Stop = "completed"
+
+    def add(self, loss: Tensor) -> None:
+        self.on_device.append(loss)
+
+    def should_stop(self) -> bool:
+        taken = len(self.read) + len(self.on_device)
+        if len(self.on_device) == CHECK_EVERY or taken == len(self.lr):
+            self._read()
+            self._look()
+        return self.length is not None
+
+    def curve(self, stream: BatchStream, stop: Stop | None = None) -> LRCurve:
+        if self.on_device:
+            self._read()
+        losses = self.read[: self.length]
+        if len(losses) and not isfinite(losses[0]):
+            raise LRRTError(
+                f"the loss of the first batch is {losses[0]} at lr={self.lr[0]:g}: check the data "
+                "for NaN or infinity, the initial weights, and the loss function"
+            )
+        return LRCurve(
+            self.lr[: len(losses)], losses, stop=stop or self.stop, epochs=stream.epochs(len(losses))
+        )
+
+    def _read(self) -> None:
+        block = torch.stack(self.on_device)
+        block = block.to(torch.promote_types(block.dtype, torch.float32))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Every rank must see the same losses, or one stops while the others wait for it.
+            torch.distributed.all_reduce(block)
+            block /= torch.distributed.get_world_size()
+        # An explicit copy, so that the read is one and shows as one on every device.
+        values = block.to("cpu", copy=True).double().numpy()
+        self.read = np.concatenate([self.read, values])
+        self.on_device = []
+
+    def _look(self) -> None:
+        losses = self.read
+        invalid = np.flatnonzero(~np.isfinite(losses))
+        finite = losses[: invalid[0]] if invalid.size else losses
+        if self.stop_multiple is not None and len(finite):
+            smoothed = self.average(finite)
+            best = np.minimum.accumulate(smoothed)
+            passed = np.flatnonzero(smoothed - best > (self.stop_multiple - 1) * np.abs(best))
+            if passed.size:
+                self.length, self.stop = int(passed[0]) + 1, "diverged"
+                return
+        if invalid.size:
+            self.length, self.stop = int(invalid[0]) + 1, "non-finite"
+
+
+def _with_changes(
+    options: RangeTestOptions, step: StepOptions, changes: dict[str, Any]
+) -> tuple[RangeTestOptions, StepOptions]:
+    """Return both with the fields in ``changes`` replaced, each in the one that has it."""
+    of_options = {field.name for field in fields(options)}
+    of_step = {field.name for field in fields(step)}
+    for name in changes:
+        if name not in of_options | of_step:
+            raise unknown_name("range_test option", name, of_options | of_step)
+    return (
+        replace(options, **{k: v for k, v in changes.items() if k in of_options}),
+        replace(step, **{k: v for k, v in changes.items() if k in of_step}),
+    )
+
+
+def _lr_setter(optimizer: Optimizer) -> Callable[[float], None]:
+    """Return a function that sets every group's LR, keeping the ratios between the groups."""
+    found = [float(group["lr"]) for group in optimizer.param_groups]
+    largest = max(found)
+    ratios = [lr / largest if largest > 0 else 1.0 for lr in found]
+
+    def set_lr(value: float) -> None:
+        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value * ratio)
+            else:
+                group["lr"] = value * ratio
+
+    return set_lr

@@ -1,0 +1,40 @@
+"""How every option is declared: a dataclass field with its default, its help and its choices.
+
+The field is the one place where a default is written. Commands, ``MLproject`` and the docs read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import field, fields
+from typing import Any
+
+from lrrt_stage.errors import LRRTError, unknown_name
+
+__all__ = ["check_choices", "require", "setting"]
+
+
+def setting(default: Any, help: str, *, choices: Iterable[str] | None = None) -> Any:
+    """Declare a dataclass field that is also a command-line option.
+
+    ``choices`` is any iterable of names, a registry for example; it is read when a value is
+    checked, so that what is registered later counts too.
+    """
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`LRRTError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise LRRTError(message)
+
+
+def check_choices(options: Any) -> None:
+    """Raise :class:`LRRTError` for the first field of ``options`` that is not among its choices."""
+    for each in fields(options):
+        choices, value = each.metadata.get("choices"), getattr(options, each.name)
+        if choices is not None and value not in choices:
+            raise unknown_name(each.name, str(value), choices)
