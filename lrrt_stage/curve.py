@@ -95,7 +95,7 @@ class LRCurve:
     def from_csv(
         cls, path: str | Path, *, stop: Stop = "completed", epochs: float | None = None
     ) -> LRCurve:
-        """Read a curve that :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``."""
+        """Read what :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``."""
         frame = pd.read_csv(path, float_precision="round_trip")
         missing = {"lr", "loss"} - set(frame.columns)
         require(not missing, f"{path} has no column {sorted(missing)}: it is not a curve.csv")

@@ -34,7 +34,9 @@ def curve_axes(
     """Draw the curve: log axis, raw and smoothed loss, chosen range shaded, every rule marked."""
     smoothing = smoothing or Smoothing()
     axes.plot(curve.lr, curve.loss, color=RAW, lw=1, label="loss of each batch")
-    axes.plot(curve.lr, smoothing(curve.loss), color=SMOOTHED, lw=2, label=_smoothed_name(smoothing))
+    axes.plot(
+        curve.lr, smoothing(curve.loss), color=SMOOTHED, lw=2, label=_smoothed_name(smoothing)
+    )
     if curve.val_loss is not None:
         axes.plot(curve.lr, curve.val_loss, color="#555555", lw=1, ls=":", label="validation loss")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=_limits(curve))
@@ -43,8 +45,8 @@ def curve_axes(
     if isinstance(chosen, LRRange):
         label = f"suggested range ({rule}): {chosen}"
         axes.axvspan(chosen.min, chosen.max, color=SHADE, alpha=0.25, lw=0, label=label)
-    for name, answer, color in _marks(answers):
-        axes.axvline(answer.max, color=color, lw=1.2, ls="--", label=f"{name}: {answer.max:.3g}")
+    for label, lr, color in _marks(answers):
+        axes.axvline(lr, color=color, lw=1.2, ls="--", label=label)
     axes.set_title(_title(curve), fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="lower left", framealpha=0.9)
@@ -85,12 +87,12 @@ def curve_page(
     if isinstance(chosen, LRRange):
         page.add_vrect(x0=chosen.min, x1=chosen.max, fillcolor=SHADE, opacity=0.25, line_width=0)
     low, high = _limits(curve)
-    for name, answer, color in _marks(answers):
+    for label, lr, color in _marks(answers):
         page.add_scatter(
-            x=[answer.max, answer.max],
+            x=[lr, lr],
             y=[low, high],
             mode="lines",
-            name=f"{name}: {answer.max:.3g}",
+            name=label,
             line={"color": color, "dash": "dash", "width": 1.2},
         )
     page.update_xaxes(type="log", title="learning rate", exponentformat="power")
@@ -106,12 +108,15 @@ def write_page(page: go.Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def _marks(answers: Answers) -> list[tuple[str, LRRange, str]]:
-    """Return name, range and colour of every rule that has an answer."""
+def _marks(answers: Answers) -> list[tuple[str, float, str]]:
+    """Return label, learning rate and colour of the rules' answers; equal ones share a mark."""
+    names: dict[float, list[str]] = {}
+    for name, answer in answers.items():
+        if isinstance(answer, LRRange):
+            names.setdefault(answer.max, []).append(name)
     return [
-        (name, answer, MARKS[index % len(MARKS)])
-        for index, (name, answer) in enumerate(answers.items())
-        if isinstance(answer, LRRange)
+        (f"{', '.join(names[lr])}: {lr:.3g}", lr, MARKS[index % len(MARKS)])
+        for index, lr in enumerate(names)
     ]
 
 

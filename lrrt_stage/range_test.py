@@ -159,7 +159,7 @@ def range_test(
     )
     record = _Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
     with preserved(model, optimizer, batches, target), deterministic(), torch.enable_grad():
-        model.to(device=target, memory_format=step.memory_format)
+        model.to(target).to(memory_format=step.memory_format)
         model.train()
         take_step = TrainingStep(
             model, optimizer, batch_loss or batch_loss_of(model, loss_fn), step, target
@@ -210,7 +210,10 @@ class _Record:
                 "for NaN or infinity, the initial weights, and the loss function"
             )
         return LRCurve(
-            self.lr[: len(losses)], losses, stop=stop or self.stop, epochs=stream.epochs(len(losses))
+            self.lr[: len(losses)],
+            losses,
+            stop=stop or self.stop,
+            epochs=stream.epochs(len(losses)),
         )
 
     def _read(self) -> None:

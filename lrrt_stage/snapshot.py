@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def _optimizer(optimizer: Optimizer) -> Callable[[], None]:
     ]
 
     def restore() -> None:
-        optimizer.state = state  # type: ignore[assignment]
+        optimizer.state = state
         for group, saved in zip(optimizer.param_groups, groups, strict=True):
             group.clear()
             group.update(saved)
@@ -142,13 +143,10 @@ def _generators(batches: Any) -> list[Any]:
     return list(found.values())
 
 
-def _generator(generator: Any) -> Callable[[], None]:
+def _generator(generator: Any) -> Callable[[], object]:
     if isinstance(generator, torch.Generator):
-        torch_state = generator.get_state()
-        return lambda: generator.set_state(torch_state) and None
+        return partial(generator.set_state, generator.get_state())
     if isinstance(generator, random.Random):
-        python_state = generator.getstate()
-        return lambda: generator.setstate(python_state)
+        return partial(generator.setstate, generator.getstate())
     bits = generator.bit_generator
-    numpy_state = copy.deepcopy(bits.state)
-    return lambda: setattr(bits, "state", numpy_state)
+    return partial(setattr, bits, "state", copy.deepcopy(bits.state))

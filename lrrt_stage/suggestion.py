@@ -220,7 +220,9 @@ def _descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarr
 def _require_turn(curve: LRCurve, lr: np.ndarray, lowest: int) -> None:
     """Raise NoSuggestion if the loss was still falling when the ramp ended."""
     if lowest == len(lr) - 1 and curve.stop == "completed":
-        raise NoSuggestion(f"the loss is still falling at the last LR {curve.lr[-1]:g}: raise lr_end")
+        raise NoSuggestion(
+            f"the loss is still falling at the last LR {curve.lr[-1]:g}: raise lr_end"
+        )
 
 
 def _fastai_window(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,98 @@
+"""Batches on the device: cut from a tensor, or read by a ``DataLoader`` when it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lrrt_stage.settings import require
+from pipeline.augmentation import AUGMENTATIONS
+from pipeline.data import Data, split_size
+
+__all__ = ["Batches"]
+
+
+class Batches:
+    """Normalised ``(inputs, labels)`` on a device; every iteration is one epoch.
+
+    Training batches are shuffled and augmented with random numbers from ``generator``, and a
+    last batch that is not full is dropped. Validation batches come in order, all of them.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        batch_size: int,
+        device: torch.device,
+        *,
+        train: bool,
+        seed: int = 0,
+        augment: str = "none",
+        workers: int = 0,
+    ) -> None:
+        split = data.train if train else data.val
+        self.size = split_size(split)
+        require(
+            not train or batch_size <= self.size,
+            f"batch_size={batch_size} is larger than the {self.size} training examples: lower it",
+        )
+        self.batch_size, self.device, self.train = batch_size, device, train
+        self.generator = torch.Generator().manual_seed(seed)
+        self.augment = AUGMENTATIONS[augment] if train else None
+        self.statistics = _broadcastable(data, device)
+        self.tensors = None
+        if isinstance(split, tuple):
+            self.tensors = split[0].to(device), split[1].to(device)
+        else:
+            self.loader: DataLoader = DataLoader(
+                split,
+                batch_size,
+                shuffle=train,
+                drop_last=train,
+                generator=self.generator,
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                persistent_workers=workers > 0,
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(self.size, self.batch_size)
+        return whole if self.train else whole + (rest > 0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, labels in self._cut() if self.tensors else self.loader:
+            yield self._prepared(inputs.to(self.device, non_blocking=True)), labels.to(self.device)
+
+    def _cut(self) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.tensors is not None
+        inputs, labels = self.tensors
+        if not self.train:
+            yield from zip(
+                inputs.split(self.batch_size), labels.split(self.batch_size), strict=True
+            )
+            return
+        order = torch.randperm(self.size, generator=self.generator).to(self.device)
+        for chosen in order.split(self.batch_size)[: len(self)]:
+            yield inputs[chosen], labels[chosen]
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
+        if self.augment is not None:
+            inputs = self.augment(inputs, self.generator)
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.float() / 255
+        if self.statistics is not None:
+            mean, std = self.statistics
+            inputs = (inputs - mean) / std
+        return inputs
+
+
+def _broadcastable(data: Data, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    if data.mean is None or data.std is None:
+        return None
+    shape = (-1, *[1] * (len(data.input_shape) - 1))
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in (data.mean, data.std))
+    return mean.reshape(shape).to(device), std.reshape(shape).to(device)

@@ -1,0 +1,151 @@
+"""What a dataset is: two splits, checked, with a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lrrt_stage.errors import LRRTError
+from lrrt_stage.settings import require
+from lrrt_stage.weights import digest
+
+__all__ = ["Data", "Split"]
+
+Split = tuple[Tensor, Tensor] | Dataset
+"""Inputs ``[n, …]`` and integer labels ``[n]`` in memory, or a map-style dataset of
+``(input tensor, int label)`` that is read batch by batch."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A classification dataset, which a dataset factory may return.
+
+    Images are ``[n, channels, height, width]``, uint8 or float. uint8 is scaled to 0 … 1 when a
+    batch is made; then ``mean`` and ``std`` (per channel) are applied, where given.
+
+    Raises
+    ------
+    LRRTError
+        For a split that is empty, holds NaN, or has labels outside 0 … num_classes - 1.
+    """
+
+    train: Split
+    val: Split
+    num_classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val"):
+            _check_split(name, getattr(self, name), self.num_classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch dimension."""
+        return tuple(self._first_input().shape)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of examples for training and for validation."""
+        return split_size(self.train), split_size(self.val)
+
+    def digest(self) -> str:
+        """SHA-256 over all values in memory; of a dataset on disk, over its names and labels."""
+        tensors = {}
+        names = hashlib.sha256()
+        for name in ("train", "val"):
+            split = getattr(self, name)
+            if isinstance(split, tuple):
+                tensors[f"{name}.inputs"], tensors[f"{name}.labels"] = split
+            else:
+                content = getattr(split, "samples", None) or getattr(split, "targets", None)
+                names.update(f"{name} {split_size(split)} {content}".encode())
+        return hashlib.sha256((digest(tensors) + names.hexdigest()).encode()).hexdigest()
+
+    def _first_input(self) -> Tensor:
+        return self.train[0][0]
+
+    @classmethod
+    def of(cls, made: Any, source: str) -> Data:
+        """Return ``made`` as Data: Data itself, or a pair of splits whose classes are counted.
+
+        Raises
+        ------
+        LRRTError
+            If it is neither; the message says what came and what was expected.
+        """
+        if isinstance(made, cls):
+            return made
+        if isinstance(made, (tuple, list)) and len(made) == 2:
+            train, val = (tuple(split) if isinstance(split, list) else split for split in made)
+            if _is_split(train) and _is_split(val):
+                return cls(train, val, _count_classes(train, source))
+        raise LRRTError(
+            f"{source} returned {_describe(made)}: expected pipeline.data.Data, or a pair "
+            "(train, val), each a pair of tensors (inputs, labels) or a torch Dataset with a length"
+        )
+
+
+def split_size(split: Split) -> int:
+    """Return the number of examples."""
+    return len(split[0]) if isinstance(split, tuple) else len(cast(Sized, split))
+
+
+def _check_split(name: str, split: Split, num_classes: int) -> None:
+    require(split_size(split) > 0, f"the {name} split is empty: check the dataset and its options")
+    labels = split[1] if isinstance(split, tuple) else getattr(split, "targets", None)
+    if isinstance(split, tuple):
+        inputs = split[0]
+        require(
+            len(inputs) == len(split[1]),
+            f"the {name} split has {len(inputs)} inputs and {len(split[1])} labels: pair them",
+        )
+        if inputs.is_floating_point():
+            bad = int((~torch.isfinite(inputs)).sum())
+            require(
+                bad == 0, f"the {name} inputs hold {bad} NaN or infinite values: clean the data"
+            )
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+        require(
+            not labels.is_floating_point() and labels.dim() == 1,
+            f"the {name} labels are {_describe(labels)}: integer class indices [n] are needed",
+        )
+        low, high = int(labels.min()), int(labels.max())
+        require(
+            low >= 0 and high < num_classes,
+            f"the {name} labels go from {low} to {high}, outside 0 to {num_classes - 1}: "
+            "correct the labels or num_classes",
+        )
+
+
+def _is_split(made: Any) -> bool:
+    if isinstance(made, tuple):
+        return len(made) == 2 and all(isinstance(each, Tensor) for each in made)
+    return isinstance(made, Dataset) and hasattr(made, "__len__")
+
+
+def _count_classes(split: Split, source: str) -> int:
+    if isinstance(split, tuple):
+        return int(split[1].max()) + 1 if split[1].numel() else 1
+    classes = getattr(split, "classes", None)
+    if classes is None:
+        raise LRRTError(
+            f"{source} returned a Dataset without an attribute classes: "
+            "return pipeline.data.Data with num_classes"
+        )
+    return len(classes)
+
+
+def _describe(made: Any) -> str:
+    if isinstance(made, Tensor):
+        return f"a {str(made.dtype).removeprefix('torch.')} tensor of shape {list(made.shape)}"
+    if isinstance(made, (tuple, list)):
+        return f"{type(made).__name__} of ({', '.join(_describe(each) for each in made)})"
+    return type(made).__name__

@@ -1,0 +1,217 @@
+"""The models that are known by name. A builder is one function in :data:`MODELS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.settings import require
+from pipeline.factories import call_factory, is_factory
+
+__all__ = ["MODELS", "build_model"]
+
+Shape = tuple[int, ...]
+
+
+def build_model(
+    name: str, arguments: Mapping[str, Any], input_shape: Shape, num_classes: int
+) -> nn.Module:
+    """Return a new model for inputs of ``input_shape`` (without the batch) and ``num_classes``.
+
+    ``name`` is one of :data:`MODELS`, a torchvision classifier, or ``package.module:factory``
+    (which is given ``arguments`` alone and returns an ``nn.Module``). What the constructor draws
+    comes from the global random state.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such model, it does not take these arguments, or a factory returns
+        something else.
+    """
+    if is_factory(name):
+        made = call_factory("model", name, arguments)
+        if not isinstance(made, nn.Module):
+            raise LRRTError(
+                f"model {name!r} returned {type(made).__name__}: expected a torch.nn.Module"
+            )
+        return made
+    try:
+        if name in MODELS:
+            return MODELS[name](input_shape, num_classes, **arguments)
+        return _torchvision_model(name, input_shape, num_classes, arguments)
+    except TypeError as error:
+        raise LRRTError(f"model {name!r}: {error}: check model_args {dict(arguments)}") from error
+
+
+def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
+    """Three 3 × 3 convolutions with batch norm, two of them followed by pooling."""
+    channels = _image_channels("cnn", input_shape)
+
+    def block(before: int, after: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+        ]
+
+    return nn.Sequential(
+        *block(channels, width),
+        *block(width, 2 * width),
+        nn.MaxPool2d(2),
+        *block(2 * width, 4 * width),
+        nn.AdaptiveMaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * width, num_classes),
+    )
+
+
+def mlp(input_shape: Shape, num_classes: int, width: int = 256, depth: int = 2) -> nn.Module:
+    """``depth`` hidden layers of ``width`` rectified units."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = prod(input_shape)
+    for _ in range(depth):
+        layers += [nn.Linear(before, width), nn.ReLU(inplace=True)]
+        before = width
+    return nn.Sequential(*layers, nn.Linear(before, num_classes))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, before: int, after: int, shortcut: str) -> None:
+        super().__init__()
+        stride = 1 if before == after else 2
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.stride, self.added_channels = stride, after - before
+        self.projection: nn.Module | None = None
+        if shortcut == "projection" and stride == 2:
+            self.projection = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.projection is not None:
+            return self.projection(x)
+        if self.stride == 1:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added_channels))
+
+
+def cifar_resnet(
+    input_shape: Shape, num_classes: int, depth: int, shortcut: str = "identity"
+) -> nn.Module:
+    """The CIFAR ResNet of He et al. 2015 (arXiv 1512.03385, §4.2), depth 6n + 2.
+
+    ``shortcut``: where the size changes, ``identity`` subsamples and pads with zero channels
+    (option A, the paper's for CIFAR), ``projection`` is a 1 × 1 convolution with batch norm
+    (option B).
+    """
+    if shortcut not in ("identity", "projection"):
+        raise unknown_name("shortcut", shortcut, ("identity", "projection"))
+    channels = _image_channels(f"resnet{depth}", input_shape)
+    n = (depth - 2) // 6
+    widths = [16, *[16] * n, *[32] * n, *[64] * n]
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+        *(_ResidualBlock(a, b, shortcut) for a, b in zip(widths, widths[1:], strict=False)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    )
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": cnn,
+    "mlp": mlp,
+    **{
+        f"resnet{depth}": partial(cifar_resnet, depth=depth) for depth in (20, 32, 44, 56, 110)
+    },
+}
+"""Name -> function of input shape, number of classes and keyword arguments."""
+
+
+def _torchvision_model(
+    name: str, input_shape: Shape, num_classes: int, arguments: Mapping[str, Any]
+) -> nn.Module:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise unknown_name("model", name, [*MODELS, *names, "package.module:factory"])
+    model = torchvision.models.get_model(
+        name, weights=None, **{"num_classes": num_classes, **arguments}
+    )
+    channels = _image_channels(name, input_shape)
+    return model if channels == 3 else _with_input_channels(model, channels)
+
+
+def _with_input_channels(model: nn.Module, channels: int) -> nn.Module:
+    """Replace the first convolution, made for RGB, by one that takes ``channels``."""
+    name, first = next(
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    parent, _, attribute = name.rpartition(".")
+    replacement = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        first.dilation,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    setattr(model.get_submodule(parent), attribute, replacement)
+    return model
+
+
+def _image_channels(name: str, input_shape: Shape) -> int:
+    require(
+        len(input_shape) == 3,
+        f"model {name!r} takes images (channels, height, width), the data has {input_shape}: "
+        "use mlp or a factory of your own",
+    )
+    return input_shape[0]
+
+
+def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) -> None:
+    """Run ``inputs`` through ``model`` in eval mode and check that it returns a logit per class.
+
+    Raises
+    ------
+    LRRTError
+        If the model fails on the inputs or returns another shape.
+    """
+    was_training = model.training
+    model.eval()
+    shape = tuple(inputs.shape[1:])
+    try:
+        with torch.no_grad():
+            output = model(inputs)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LRRTError(
+            f"model {name!r} does not take inputs of shape {shape}: {reason}: choose another "
+            "model, model_args or image size"
+        ) from error
+    finally:
+        model.train(was_training)
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
+        raise LRRTError(
+            f"model {name!r} returns {got} for {len(inputs)} inputs, expected "
+            f"({len(inputs)}, {num_classes}), a logit per class: set its number of classes"
+        )

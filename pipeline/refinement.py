@@ -1,0 +1,123 @@
+"""A short search for the peak learning rate inside the narrowed range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import TrialState
+
+from lrrt_stage import LRRange
+from lrrt_stage.settings import require, setting
+from lrrt_stage.weights import State
+from pipeline.training import Training, TrainOptions, train
+from pipeline.workbench import Workbench
+
+__all__ = ["RefineOptions", "best_range", "peak_range", "refine"]
+
+RANDOM_TRIALS = 3
+"""Trials before TPE models the loss and before the pruner may stop one."""
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How much is searched, and where the study is kept."""
+
+    trials: int = setting(8, "Trials of the search, those of an earlier session counted in.")
+    trial_epochs: int = setting(5, "Epochs of each trial's short one-cycle.")
+    search_seed: int = setting(0, "Seed of the search.")
+    storage: str = setting(
+        "sqlite:///optuna.db", "Optuna storage URL, where the study can be gone on with."
+    )
+    study_name: str | None = setting(
+        None, "Name of the study; none: made from the range-test run and these options."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "trial_epochs"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1: raise it")
+        require(self.search_seed >= 0, f"search_seed={self.search_seed} is negative: use 0")
+
+
+OnTrial = Callable[[optuna.Trial, LRRange], AbstractContextManager[Callable[[Training], None]]]
+
+
+def refine(
+    bench: Workbench,
+    state: State,
+    narrowed: LRRange,
+    options: RefineOptions,
+    schedule: str = "one-cycle",
+    *,
+    study_name: str,
+    on_trial: OnTrial | None = None,
+) -> optuna.Study:
+    """Search the peak LR (log scale) for the lowest validation loss; return the study.
+
+    Every trial is a short training from the very weights ``state``. The first takes the narrowed
+    maximum. TPE proposes the others; the median pruner ends those that fall behind in the second
+    half of their schedule. A trial that diverges has an infinite loss. Interrupted and run
+    again, the study goes on and proposes what it would have proposed.
+
+    ``on_trial(trial, range)`` is a context manager around each trial; it yields a function that
+    is called after every epoch.
+    """
+    study = optuna.create_study(
+        study_name=study_name,
+        storage=options.storage,
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=RANDOM_TRIALS, n_warmup_steps=options.trial_epochs // 2
+        ),
+    )
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        study.tell(trial.number, state=TrialState.FAIL)  # its process was ended
+
+    def objective(trial: optuna.Trial) -> float:
+        peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
+        lr_range = peak_range(peak, narrowed)
+        around = on_trial(trial, lr_range) if on_trial else nullcontext(lambda training: None)
+        with around as on_epoch:
+
+            def report(training: Training) -> None:
+                on_epoch(training)
+                trial.report(training.val_loss, len(training.epochs))
+                if len(training.epochs) < options.trial_epochs and trial.should_prune():
+                    raise optuna.TrialPruned
+
+            trial_options = TrainOptions(epochs=options.trial_epochs, schedule=schedule)
+            return train(bench, state, lr_range, trial_options, on_epoch=report).val_loss
+
+    while (done := _finished(study)) < options.trials:
+        if done == 0 and not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            study.enqueue_trial({"peak_lr": narrowed.max})
+        # A sampler of its own for every trial, so that a study which was interrupted goes on as
+        # it would have.
+        study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=RANDOM_TRIALS, seed=options.search_seed + done
+        )
+        study.optimize(objective, n_trials=1)
+    return study
+
+
+def best_range(study: optuna.Study, narrowed: LRRange) -> LRRange | None:
+    """Return the range of the best trial, or None if every trial diverged or was pruned."""
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    finite = [trial for trial in complete if trial.value is not None and trial.value < float("inf")]
+    if not finite:
+        return None
+    best = min(finite, key=lambda trial: trial.value or 0.0)
+    return peak_range(best.params["peak_lr"], narrowed)
+
+
+def peak_range(peak: float, narrowed: LRRange) -> LRRange:
+    """Return the range below ``peak`` with the width of ``narrowed``."""
+    return LRRange(peak * narrowed.min / narrowed.max, peak)
+
+
+def _finished(study: optuna.Study) -> int:
+    return len(
+        study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    )

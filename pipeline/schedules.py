@@ -1,0 +1,91 @@
+"""Learning-rate schedules over a range. A schedule is one function in :data:`SCHEDULES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LRScheduler,
+    OneCycleLR,
+)
+
+from lrrt_stage import LRRange
+from lrrt_stage.errors import unknown_name
+
+__all__ = ["SCHEDULES", "build_schedule"]
+
+
+def build_schedule(
+    name: str, optimizer: Optimizer, lr_range: LRRange, total_steps: int
+) -> LRScheduler:
+    """Return torch's scheduler for ``total_steps`` iterations; call its ``step()`` after each.
+
+    The optimizer's group with the largest learning rate goes through ``lr_range``; the others
+    keep their ratio to it.
+    """
+    if name not in SCHEDULES:
+        raise unknown_name("schedule", name, SCHEDULES)
+    found = [float(group["lr"]) for group in optimizer.param_groups]
+    largest = max(found)
+    ratios = [lr / largest if largest > 0 else 1.0 for lr in found]
+    low, high = ([lr * ratio for ratio in ratios] for lr in (lr_range.min, lr_range.max))
+    for group, peak in zip(optimizer.param_groups, high, strict=True):
+        group["lr"] = peak
+        group.pop("initial_lr", None)
+    return SCHEDULES[name](optimizer, low, high, max(total_steps, 2))
+
+
+def one_cycle(
+    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
+) -> LRScheduler:
+    """From the minimum up to the maximum in 30 % of the steps, then far below (Smith 2018).
+
+    Momentum is not cycled: the range test was made at a constant one.
+    """
+    return OneCycleLR(
+        optimizer,
+        max_lr=high,
+        total_steps=total_steps,
+        div_factor=high[0] / low[0],
+        cycle_momentum=False,
+    )
+
+
+def triangular(
+    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
+) -> LRScheduler:
+    """Four triangles between minimum and maximum (CLR, Smith 2015)."""
+    half = max(total_steps // 8, 1)
+    return CyclicLR(
+        optimizer, base_lr=low, max_lr=high, step_size_up=half, cycle_momentum=False
+    )
+
+
+def warm_restarts(
+    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
+) -> LRScheduler:
+    """Three cosines from maximum to minimum, each twice as long (Loshchilov & Hutter 2016)."""
+    # 1 + 2 + 4 sevenths of the steps.
+    return CosineAnnealingWarmRestarts(
+        optimizer, T_0=max(-(-total_steps // 7), 1), T_mult=2, eta_min=min(low)
+    )
+
+
+def constant(
+    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
+) -> LRScheduler:
+    """The maximum at every step."""
+    return ConstantLR(optimizer, factor=1.0)
+
+
+SCHEDULES: dict[str, Callable[[Optimizer, list[float], list[float], int], LRScheduler]] = {
+    "one-cycle": one_cycle,
+    "triangular": triangular,
+    "warm-restarts": warm_restarts,
+    "constant": constant,
+}
+"""Name -> function of optimizer, minimum and maximum of each parameter group, and total steps."""

@@ -1,0 +1,151 @@
+"""A task made ready: data loaded and checked, device chosen, and fresh, equal starts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from lrrt_stage import (
+    LRCurve,
+    LRRTError,
+    RangeTestOptions,
+    Smoothing,
+    initialize,
+    range_test,
+    resolve_device,
+    seeded,
+    weights,
+)
+from pipeline.batches import Batches
+from pipeline.datasets import load_data
+from pipeline.models import build_model, check_output
+from pipeline.optimizers import build_optimizer
+from pipeline.task import Runtime, Task
+
+__all__ = ["Start", "Workbench"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an experiment starts from: a model with the initial weights, and what moves it."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    batches: Batches
+
+
+class Workbench:
+    """A task on a device.
+
+    Raises
+    ------
+    LRRTError
+        If the data, the model, the batch size or the device cannot be used, before any work.
+    """
+
+    loss_fn = staticmethod(cross_entropy)
+
+    def __init__(self, task: Task, runtime: Runtime | None = None) -> None:
+        runtime = runtime or Runtime()
+        self.task, self.runtime = task, runtime
+        self.device = resolve_device(runtime.device)
+        self.data = load_data(task.dataset, task.dataset_args, runtime.data_dir)
+        self.val_batches = Batches(self.data, task.batch_size, self.device, train=False)
+        self._train_batches()
+        inputs, _ = next(iter(self.val_batches))
+        model = self.model().to(self.device)
+        check_output(model, inputs[:2], self.data.num_classes, task.model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise LRRTError(
+                f"model {task.model!r} has no trainable parameter: set requires_grad on some"
+            )
+
+    def model(self) -> nn.Module:
+        """Return a new model on the CPU as its constructor makes it under the task's seed."""
+        with seeded(self.task.seed):
+            return build_model(
+                self.task.model,
+                self.task.model_args,
+                self.data.input_shape,
+                self.data.num_classes,
+            )
+
+    def initial_weights(self, pretrained: Path | None = None) -> dict[str, Tensor]:
+        """Return parameters and buffers before the first step, on the CPU.
+
+        They are drawn from the task's seed, or read from ``pretrained``, a safetensors file,
+        which must be given for an ``init`` of ``run:ID`` (the caller knows where runs are).
+        """
+        model = self.model()
+        if self.task.init.startswith("file:"):
+            pretrained = Path(self.task.init.removeprefix("file:"))
+        if pretrained is not None:
+            weights.load_into(model, weights.load(pretrained))
+        else:
+            initialize(model, self.task.init, self.task.seed)
+        return weights.state_of(model)
+
+    def start(self, state: weights.State) -> Start:
+        """Return a model with the weights ``state`` on the device, a new optimizer and batches.
+
+        Every call gives the same start, so that experiments from it differ in nothing else.
+        """
+        model = self.model()
+        weights.load_into(model, state)
+        model.to(self.device).to(memory_format=self.task.memory_format)
+        optimizer = build_optimizer(
+            self.task.optimizer, model.parameters(), self.task.momentum, self.task.weight_decay
+        )
+        return Start(model, optimizer, self._train_batches())
+
+    def range_test(
+        self,
+        state: weights.State,
+        options: RangeTestOptions | None = None,
+        smoothing: Smoothing | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> LRCurve:
+        """Run the range test from the weights ``state``."""
+        start = self.start(state)
+        with seeded(self.task.data_seed):
+            return range_test(
+                start.model,
+                start.optimizer,
+                self.loss_fn,
+                start.batches,
+                options,
+                step=self.task,
+                smoothing=smoothing,
+                progress=progress,
+            )
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Return mean loss and accuracy (0 … 1) over the validation split, in eval mode."""
+        model.eval()
+        loss = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
+        with torch.no_grad():
+            for inputs, labels in self.val_batches:
+                output = model(inputs)
+                loss += self.loss_fn(output, labels, reduction="sum")
+                correct += (output.argmax(dim=1) == labels).sum()
+        # One read for both, at the end.
+        loss_sum, correct_sum = torch.stack([loss, correct]).tolist()
+        return loss_sum / self.val_batches.size, correct_sum / self.val_batches.size
+
+    def _train_batches(self) -> Batches:
+        return Batches(
+            self.data,
+            self.task.batch_size,
+            self.device,
+            train=True,
+            seed=self.task.data_seed,
+            augment=self.task.augment,
+            workers=self.runtime.workers,
+        )
