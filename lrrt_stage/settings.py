@@ -5,13 +5,14 @@ The field is the one place where a default is written. Commands, ``MLproject`` a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import field, fields
 from typing import Any
 
 from lrrt_stage.errors import LRRTError, unknown_name
 
-__all__ = ["check_choices", "require", "setting"]
+__all__ = ["check_choices", "option_text", "require", "setting"]
 
 
 def setting(default: Any, help: str, *, choices: Iterable[str] | None = None) -> Any:
@@ -38,3 +39,14 @@ def check_choices(options: Any) -> None:
         choices, value = each.metadata.get("choices"), getattr(options, each.name)
         if choices is not None and value not in choices:
             raise unknown_name(each.name, str(value), choices)
+
+
+def option_text(value: Any) -> str:
+    """Return an option's value as it is written on the command line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return str(value)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sized
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lrrt_stage import weights
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import require
-from lrrt_stage.weights import digest
 
 __all__ = ["Data", "Split"]
 
@@ -55,6 +56,7 @@ class Data:
         """Number of examples for training and for validation."""
         return split_size(self.train), split_size(self.val)
 
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all values in memory; of a dataset on disk, over its names and labels."""
         tensors = {}
@@ -66,7 +68,7 @@ class Data:
             else:
                 content = getattr(split, "samples", None) or getattr(split, "targets", None)
                 names.update(f"{name} {split_size(split)} {content}".encode())
-        return hashlib.sha256((digest(tensors) + names.hexdigest()).encode()).hexdigest()
+        return hashlib.sha256((weights.digest(tensors) + names.hexdigest()).encode()).hexdigest()
 
     def _first_input(self) -> Tensor:
         return self.train[0][0]

@@ -137,9 +137,7 @@ def cifar_resnet(
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
     "mlp": mlp,
-    **{
-        f"resnet{depth}": partial(cifar_resnet, depth=depth) for depth in (20, 32, 44, 56, 110)
-    },
+    **{f"resnet{depth}": partial(cifar_resnet, depth=depth) for depth in (20, 32, 44, 56, 110)},
 }
 """Name -> function of input shape, number of classes and keyword arguments."""
 

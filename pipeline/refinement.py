@@ -41,7 +41,8 @@ class RefineOptions:
         require(self.search_seed >= 0, f"search_seed={self.search_seed} is negative: use 0")
 
 
-OnTrial = Callable[[optuna.Trial, LRRange], AbstractContextManager[Callable[[Training], None]]]
+AfterEpoch = Callable[[Training, bool], None]
+OnTrial = Callable[[int, LRRange], AbstractContextManager[AfterEpoch]]
 
 
 def refine(
@@ -61,8 +62,8 @@ def refine(
     half of their schedule. A trial that diverges has an infinite loss. Interrupted and run
     again, the study goes on and proposes what it would have proposed.
 
-    ``on_trial(trial, range)`` is a context manager around each trial; it yields a function that
-    is called after every epoch.
+    ``on_trial(number, range)`` is a context manager around each trial; it yields a function that
+    is called after every epoch with the training so far and whether the trial is pruned now.
     """
     study = optuna.create_study(
         study_name=study_name,
@@ -78,17 +79,23 @@ def refine(
     def objective(trial: optuna.Trial) -> float:
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
-        around = on_trial(trial, lr_range) if on_trial else nullcontext(lambda training: None)
-        with around as on_epoch:
+        trial_options = TrainOptions(epochs=options.trial_epochs, schedule=schedule)
+        around = on_trial(_finished(study), lr_range) if on_trial else nullcontext(_ignore)
+        with around as after_epoch:
 
             def report(training: Training) -> None:
-                on_epoch(training)
                 trial.report(training.val_loss, len(training.epochs))
-                if len(training.epochs) < options.trial_epochs and trial.should_prune():
-                    raise optuna.TrialPruned
+                ended = len(training.epochs) == options.trial_epochs
+                pruned = not ended and not training.diverged and trial.should_prune()
+                after_epoch(training, pruned)
+                if pruned:
+                    raise _Pruned
 
-            trial_options = TrainOptions(epochs=options.trial_epochs, schedule=schedule)
-            return train(bench, state, lr_range, trial_options, on_epoch=report).val_loss
+            try:
+                return train(bench, state, lr_range, trial_options, on_epoch=report).val_loss
+            except _Pruned:
+                pass  # said outside, since to the context a pruned trial is no failure
+        raise optuna.TrialPruned
 
     while (done := _finished(study)) < options.trials:
         if done == 0 and not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
@@ -117,7 +124,13 @@ def peak_range(peak: float, narrowed: LRRange) -> LRRange:
     return LRRange(peak * narrowed.min / narrowed.max, peak)
 
 
+class _Pruned(Exception):
+    """Ends the training of a trial that fell behind."""
+
+
+def _ignore(training: Training, pruned: bool) -> None:
+    """Follow no trial."""
+
+
 def _finished(study: optuna.Study) -> int:
-    return len(
-        study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
-    )
+    return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))

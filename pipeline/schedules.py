@@ -60,9 +60,7 @@ def triangular(
 ) -> LRScheduler:
     """Four triangles between minimum and maximum (CLR, Smith 2015)."""
     half = max(total_steps // 8, 1)
-    return CyclicLR(
-        optimizer, base_lr=low, max_lr=high, step_size_up=half, cycle_momentum=False
-    )
+    return CyclicLR(optimizer, base_lr=low, max_lr=high, step_size_up=half, cycle_momentum=False)
 
 
 def warm_restarts(

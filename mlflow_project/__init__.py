@@ -1,0 +1,10 @@
+"""The stages as MLflow runs, and the hand-off between them.
+
+>>> handoff = load_handoff(run_id)                               # doctest: +SKIP
+>>> handoff.load_weights(model)                                  # doctest: +SKIP
+>>> scheduler = handoff.scheduler(optimizer, total_steps=1000)   # doctest: +SKIP
+"""
+
+from mlflow_project.handoff import Handoff, load_handoff
+
+__all__ = ["Handoff", "load_handoff"]

@@ -1,0 +1,250 @@
+"""The commands behind ``MLproject``, also subcommands of ``lrrt-stage``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
+
+# cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# TPE and the schedules are used as they are meant to; what libraries say of each other is noise.
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+import mlflow  # noqa: E402
+import optuna  # noqa: E402
+import rich_click as click  # noqa: E402
+
+from lrrt_stage import (  # noqa: E402
+    LRRTError,
+    RangeTestOptions,
+    Smoothing,
+    SuggestionOptions,
+)
+from mlflow_project import display, tracking  # noqa: E402
+from mlflow_project.options import from_values, given, options_of  # noqa: E402
+from mlflow_project.stages import (  # noqa: E402
+    ChainOptions,
+    HandoffOptions,
+    TrainRunOptions,
+    chain,
+    lrrt,
+    refine_stage,
+    train_stage,
+)
+from pipeline import Narrowing, RefineOptions, Runtime, Task, TrainOptions  # noqa: E402
+
+__all__ = ["main"]
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main() -> NoReturn:
+    """Run a command and exit: 0, 2 for input that cannot be used, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        code = commands.main(standalone_mode=False)
+    except LRRTError as error:
+        code = _fail(str(error))
+    except click.ClickException as error:
+        code = _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort) as interrupt:
+        print(f"Interrupted: {interrupt or 'stopped'}", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(reason: str) -> int:
+    line = " ".join(reason.split())
+    print(f"Error: {line}", file=sys.stderr)
+    try:
+        tracking.fail_project_run(line)
+    except Exception as error:  # the store itself may be what is wrong
+        print(f"(the run could not be marked as failed: {error})", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Treat the first SIGTERM as Ctrl-C, and let the clean-up that follows finish."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt("terminated")
+
+
+def _version() -> str:
+    try:
+        return version("lrrt-stage")
+    except PackageNotFoundError:  # run from a checkout, as MLflow Projects do
+        return "not installed"
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # MLflow hands -P batch_size=32 on as --batch_size 32.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "max_content_width": 100,
+    }
+)
+@click.version_option(_version(), prog_name="lrrt-stage")
+def commands() -> None:
+    """Pick a learning rate on exactly seeded initial weights, and train from those weights."""
+
+
+def _tracked(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--experiment", help="Experiment, made if it is not there.", default=None),
+        click.option(
+            "--tracking-uri",
+            help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
+            default=None,
+            show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
+        ),
+    ):
+        command = option(command)
+    return click.option_panel("Tracking", options=["--experiment", "--tracking-uri"])(command)
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@commands.command(
+    "lrrt",
+    epilog=_examples(
+        "lrrt-stage lrrt",
+        "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --augment crop-flip",
+        "mlflow run . -e lrrt -P seed=3 -P rule=steepest",
+    ),
+)
+@options_of("Task", Task)
+@options_of("Range test", RangeTestOptions)
+@options_of("Suggestion", SuggestionOptions, Smoothing)
+@options_of("Where it runs", Runtime)
+@_tracked
+def lrrt_command(**values: Any) -> None:
+    """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
+    _run(
+        "Range test", lrrt, (Task, Runtime, RangeTestOptions, Smoothing, SuggestionOptions), values
+    )
+
+
+@commands.command(
+    "refine",
+    epilog=_examples(
+        "lrrt-stage refine",
+        "lrrt-stage refine --trials 16 --storage sqlite:///optuna.db",
+        "mlflow run . -e refine -P lrrt_run_id=RUN_ID",
+    ),
+)
+@options_of("Range test", HandoffOptions)
+@options_of("Narrowing", Narrowing)
+@options_of("Search", RefineOptions)
+@options_of("Task (taken from the range test)", Task, defaults=False)
+@options_of("Where it runs", Runtime)
+@_tracked
+def refine_command(**values: Any) -> None:
+    """Search the peak learning rate inside the narrowed range, every trial from those weights."""
+    _run(
+        "Refinement",
+        refine_stage,
+        (HandoffOptions, Runtime, Narrowing, RefineOptions),
+        values,
+        changes=given(values, Task),
+    )
+
+
+@commands.command(
+    "train",
+    epilog=_examples(
+        "lrrt-stage train",
+        "lrrt-stage train --lrrt-run-id RUN_ID --epochs 30 --schedule triangular",
+        "mlflow run . -e train -P lrrt_run_id=RUN_ID -P refine_run_id=latest",
+    ),
+)
+@options_of("Range test", HandoffOptions)
+@options_of("Narrowing", Narrowing)
+@options_of("Training", TrainOptions, TrainRunOptions)
+@options_of("Task (taken from the range test)", Task, defaults=False)
+@options_of("Where it runs", Runtime)
+@_tracked
+def train_command(**values: Any) -> None:
+    """Train one-cycle from a range test's very weights, inside its narrowed range."""
+    _run(
+        "Training",
+        train_stage,
+        (HandoffOptions, Runtime, Narrowing, TrainOptions, TrainRunOptions),
+        values,
+        changes=given(values, Task),
+    )
+
+
+@commands.command(
+    "main",
+    epilog=_examples(
+        "lrrt-stage main",
+        "lrrt-stage main --dataset imagefolder:photos --model resnet18 --epochs 30 --reuse true",
+        "mlflow run . -e main -P refine=false",
+    ),
+)
+@options_of("Chain", ChainOptions)
+@options_of("Task", Task)
+@options_of("Range test", RangeTestOptions)
+@options_of("Suggestion", SuggestionOptions, Smoothing)
+@options_of("Narrowing", Narrowing)
+@options_of("Search", RefineOptions)
+@options_of("Training", TrainOptions)
+@options_of("Where it runs", Runtime)
+@_tracked
+def main_command(**values: Any) -> None:
+    """Run the chain: range test, refinement, training, as children of one run."""
+    _run(
+        "Chain",
+        chain,
+        (
+            Task,
+            Runtime,
+            RangeTestOptions,
+            Smoothing,
+            SuggestionOptions,
+            Narrowing,
+            RefineOptions,
+            TrainOptions,
+            ChainOptions,
+        ),
+        values,
+    )
+
+
+def _run(
+    title: str,
+    stage: Callable[..., str],
+    options: tuple[type, ...],
+    values: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Check all options, then the store, then run the stage and show what it found."""
+    filled = [from_values(each, values) for each in options]
+    tracking.connect(values["tracking_uri"], values["experiment"])
+    _show(title, stage(*filled, **more))
+
+
+def _show(title: str, run_id: str) -> None:
+    """Print the result of a stage's run, and how to look at it."""
+    metrics = tracking.get_run(run_id).data.metrics
+    rows = {}
+    for name in ("suggested", "narrowed", "refined", "trained"):
+        if f"{name}_lr_max" in metrics:
+            low, high = metrics[f"{name}_lr_min"], metrics[f"{name}_lr_max"]
+            rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
+    if "val_accuracy" in metrics:
+        rows["final validation accuracy"] = f"{metrics['val_accuracy']:.4f}"
+    elif "val_loss" in metrics:
+        rows["best validation loss"] = f"{metrics['val_loss']:.4g}"
+    rows["run"] = run_id
+    display.summary(title, rows)
+    print(f"Open it in the MLflow UI: {display.ui_command(mlflow.get_tracking_uri())}")

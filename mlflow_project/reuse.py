@@ -1,0 +1,70 @@
+"""Find a step that already ran with the same parameters, code and upstream run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+
+import lrrt_stage
+import pipeline
+from mlflow_project.tracking import experiment_id
+from pipeline import Task, Workbench
+from pipeline.factories import is_factory
+
+__all__ = ["FINGERPRINT_TAG", "find_same", "fingerprint"]
+
+FINGERPRINT_TAG = "lrrt.fingerprint"
+
+
+def fingerprint(stage: str, bench: Workbench, **inputs: Any) -> str:
+    """Return a SHA-256 over all that the stage's result depends on.
+
+    That is the task, the data, the device, torch's version, the source of this project and of
+    the user's factory modules, and ``inputs``: options (dataclasses), and ids of upstream runs.
+    """
+    content = {
+        "stage": stage,
+        "task": asdict(bench.task),
+        "data": bench.data.digest,
+        "device": str(bench.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "code": _code(bench.task),
+        **{k: asdict(v) if is_dataclass(v) else v for k, v in inputs.items()},  # type: ignore
+    }
+    return _sha(json.dumps(content, sort_keys=True).encode())
+
+
+def find_same(fingerprint: str) -> str | None:
+    """Return the experiment's newest finished run with this fingerprint, if any."""
+    found = mlflow.MlflowClient().search_runs(
+        [experiment_id()],
+        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and attributes.status = 'FINISHED'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return found[0].info.run_id if found else None
+
+
+def _code(task: Task) -> Mapping[str, str]:
+    """Return the digest of every source file that a result depends on."""
+    folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline)]
+    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    for name in (task.dataset, task.model):
+        if is_factory(name):
+            source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
+            files += [Path(source)] if source else []
+    return {path.name: _sha(path.read_bytes()) for path in files}
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,17 @@
+"""One module per stage: each opens a run, calls the pipeline, and logs what came out."""
+
+from mlflow_project.stages.chain import ChainOptions, chain
+from mlflow_project.stages.lrrt import lrrt
+from mlflow_project.stages.opening import HandoffOptions
+from mlflow_project.stages.refine import refine_stage
+from mlflow_project.stages.train import TrainRunOptions, train_stage
+
+__all__ = [
+    "ChainOptions",
+    "HandoffOptions",
+    "TrainRunOptions",
+    "chain",
+    "lrrt",
+    "refine_stage",
+    "train_stage",
+]

@@ -1,0 +1,147 @@
+"""The chain: range test, refinement, training, under one parent run that shows the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage import LRRange, RangeTestOptions, Smoothing, SuggestionOptions
+from lrrt_stage.settings import setting
+from mlflow_project import display, tracking
+from mlflow_project.handoff import WEIGHTS_TAG, Handoff, load_handoff
+from mlflow_project.reuse import find_same
+from mlflow_project.stages.lrrt import lrrt, lrrt_fingerprint, short_name
+from mlflow_project.stages.opening import HandoffOptions
+from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
+from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
+from mlflow_project.tracking import stage_run, staged_files
+from pipeline import Narrowing, RefineOptions, Runtime, Task, TrainOptions, Workbench
+from pipeline.plots import summary_figure
+
+__all__ = ["ChainOptions", "chain"]
+
+SHOWN = (
+    ("suggested_lr_min", "suggested_lr_max"),
+    ("refined_lr_min", "refined_lr_max"),
+    ("narrowed_lr_min", "narrowed_lr_max", "val_loss", "val_accuracy"),
+)
+"""Metrics of the range test, the refinement and the training that the parent run shows."""
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """Which steps are run."""
+
+    refine: bool = setting(True, "Refine the narrowed range before training.")
+    reuse: bool = setting(
+        False, "Reuse finished steps of the experiment with the same parameters and code."
+    )
+    register: str | None = setting(None, "Name under which the model is registered; none: not.")
+
+
+def chain(
+    task: Task,
+    runtime: Runtime,
+    range_options: RangeTestOptions,
+    smoothing: Smoothing,
+    suggestion: SuggestionOptions,
+    narrowing: Narrowing,
+    refine_options: RefineOptions,
+    train_options: TrainOptions,
+    options: ChainOptions,
+) -> str:
+    """Run the whole chain and return the parent run's id.
+
+    Raises
+    ------
+    LRRTError
+        Where a step raises it; the steps before it are kept, and found again with ``reuse``.
+    """
+
+    def step(name: str, mark: str, run_it: Callable[[], str]) -> str:
+        same = find_same(mark) if options.reuse else None
+        if same:
+            display.note(f"{name}: reusing run {same}")
+        run_id = same or run_it()
+        mlflow.set_tag(f"lrrt.{name}_run_id", run_id)
+        return run_id
+
+    with stage_run("main", f"main {short_name(task)} seed {task.seed}") as parent:
+        bench = Workbench(task, runtime)
+        lrrt_id = step(
+            "lrrt",
+            lrrt_fingerprint(bench, range_options, smoothing, suggestion),
+            lambda: lrrt(task, runtime, range_options, smoothing, suggestion, bench=bench),
+        )
+        handoff = load_handoff(lrrt_id)
+        lr_range = narrowed = narrowing(handoff.range)
+        source = HandoffOptions(lrrt_run_id=lrrt_id)
+        refine_id = None
+        if options.refine:
+            refine_id = step(
+                "refine",
+                refine_fingerprint(bench, handoff, narrowed, refine_options),
+                lambda: refine_stage(source, runtime, narrowing, refine_options, bench=bench),
+            )
+            _, lr_range = load_refined(refine_id, handoff)
+        run_options = TrainRunOptions(refine_run_id=refine_id, register=options.register)
+        train_id = step(
+            "train",
+            train_fingerprint(bench, handoff, lr_range, train_options),
+            lambda: train_stage(
+                source, runtime, narrowing, train_options, run_options, bench=bench
+            ),
+        )
+        tracking.log_params(
+            parent,
+            {**asdict(task), **asdict(narrowing), **asdict(train_options), **asdict(options)},
+        )
+        _conclude(parent, handoff, lr_range, lrrt_id, refine_id, train_id)
+    return parent.info.run_id
+
+
+def _conclude(
+    parent: Run,
+    handoff: Handoff,
+    lr_range: LRRange,
+    lrrt_id: str,
+    refine_id: str | None,
+    train_id: str,
+) -> None:
+    """Show the result of all steps on the parent: metrics, one picture, a description."""
+    metrics: dict[str, float] = {}
+    for run_id, names in zip((lrrt_id, refine_id, train_id), SHOWN, strict=True):
+        if run_id is not None:
+            logged = tracking.get_run(run_id).data.metrics
+            metrics |= {name: logged[name] for name in names}
+    tracking.log_scalars(parent, metrics)
+    history = {
+        name: mlflow.MlflowClient().get_metric_history(train_id, name)
+        for name in ("lr", "train_loss", "val_loss")
+    }
+    values = {name: [each.value for each in series] for name, series in history.items()}
+    with staged_files(parent) as folder:
+        summary_figure(
+            handoff.curve,
+            handoff.rule,
+            handoff.smoothing,
+            lr_range,
+            values["lr"],
+            values["train_loss"],
+            [each.step for each in history["val_loss"]],
+            values["val_loss"],
+        ).savefig(folder / "summary.png")
+    mlflow.set_tags(
+        {
+            WEIGHTS_TAG: handoff.weights_sha256,
+            "mlflow.note.content": (
+                f"Range test `{lrrt_id}` suggests learning rates from {handoff.range} "
+                f"(rule `{handoff.rule}`). Training `{train_id}` went through {lr_range}, from "
+                f"the same initial weights, to a validation accuracy of "
+                f"{metrics['val_accuracy']:.4f}."
+            ),
+        }
+    )

@@ -1,0 +1,164 @@
+"""The range-test stage: seeded weights, the test on exactly those, what it suggests."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage import (
+    LRCurve,
+    LRRange,
+    NoSuggestion,
+    RangeTestInterrupted,
+    RangeTestOptions,
+    Smoothing,
+    SuggestionOptions,
+    suggest_all,
+    weights,
+)
+from mlflow_project import display, tracking
+from mlflow_project.handoff import SOURCE_TAG, WEIGHTS, publish, run_file
+from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.tracking import stage_run, staged_files
+from pipeline import Runtime, Task, Workbench
+
+__all__ = ["lrrt", "lrrt_fingerprint", "short_name"]
+
+
+def lrrt(
+    task: Task,
+    runtime: Runtime,
+    options: RangeTestOptions,
+    smoothing: Smoothing,
+    suggestion: SuggestionOptions,
+    *,
+    bench: Workbench | None = None,
+) -> str:
+    """Run a range test as a run of its own and return its id.
+
+    Raises
+    ------
+    NoSuggestion
+        If no rule has an answer; the run keeps its weights and its curve.
+    """
+    with stage_run("lrrt", f"lrrt {short_name(task)} seed {task.seed}") as run:
+        bench = bench or Workbench(task, runtime)
+        tracking.log_params(
+            run,
+            {**asdict(task), "device": str(bench.device), **asdict(options), **asdict(smoothing)}
+            | asdict(suggestion),
+        )
+        tracking.log_dataset(bench)
+        state = _initial_weights(bench)
+        with staged_files(run) as folder:
+            # Before the test, so that the weights are kept however it ends.
+            mlflow.set_tags(publish(folder, bench, state))
+            try:
+                with display.progress("range test") as progress:
+                    curve = bench.range_test(state, options, smoothing, progress)
+            except RangeTestInterrupted as interrupt:
+                if len(interrupt.curve):
+                    tracking.log_series(run, _series(interrupt.curve, smoothing))
+                    interrupt.curve.to_csv(folder / "curve.csv", smoothing)
+                raise
+            answers = suggest_all(curve, smoothing)
+            rule = _rule_with_answer(suggestion.rule, answers)
+            mlflow.set_tags(
+                publish(
+                    folder,
+                    bench,
+                    state,
+                    curve=curve,
+                    smoothing=smoothing,
+                    answers=answers,
+                    rule=rule,
+                )
+            )
+        tracking.log_series(run, _series(curve, smoothing))
+        _conclude(run, curve, answers, suggestion.rule, rule)
+        mlflow.set_tag(FINGERPRINT_TAG, lrrt_fingerprint(bench, options, smoothing, suggestion))
+    return run.info.run_id
+
+
+def lrrt_fingerprint(
+    bench: Workbench,
+    options: RangeTestOptions,
+    smoothing: Smoothing,
+    suggestion: SuggestionOptions,
+) -> str:
+    """Return what marks range tests that would give the same curve and suggestion."""
+    return fingerprint("lrrt", bench, options=options, smoothing=smoothing, suggestion=suggestion)
+
+
+def short_name(task: Task) -> str:
+    """Return what a run's name says of its task: dataset and model, without folders."""
+    dataset, _, factory = task.dataset.partition(":")
+    named = dataset if "/" in factory or dataset == "imagefolder" else factory or dataset
+    return f"{named} {task.model.rpartition(':')[2]}"
+
+
+def _initial_weights(bench: Workbench) -> weights.State:
+    init = bench.task.init
+    if not init.startswith("run:"):
+        return bench.initial_weights()
+    run_id = init.removeprefix("run:")
+    run = tracking.get_run(run_id)
+    # A training run's weights are the trained ones, a range test's the initial ones.
+    name = "final_weights.safetensors" if run.data.tags.get("lrrt.stage") == "train" else WEIGHTS
+    mlflow.set_tag(SOURCE_TAG, run_id)
+    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
+        return bench.initial_weights(Path(run_file(run, name, folder)))
+
+
+def _rule_with_answer(asked: str, answers: dict[str, LRRange | NoSuggestion]) -> str:
+    """Return the rule that was asked for, or the first that has an answer, or the one asked."""
+    able = [name for name, answer in answers.items() if isinstance(answer, LRRange)]
+    return asked if asked in able or not able else able[0]
+
+
+def _conclude(
+    run: Run,
+    curve: LRCurve,
+    answers: dict[str, LRRange | NoSuggestion],
+    asked: str,
+    rule: str,
+) -> None:
+    """Log and say what the rules answered; raise NoSuggestion if none did."""
+    chosen = answers[rule]
+    found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
+    scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
+    if curve.epochs is not None:
+        scalars["range_test_epochs"] = curve.epochs
+    if isinstance(chosen, LRRange):
+        scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
+    tracking.log_scalars(run, scalars)
+    mlflow.set_tags({"lrrt.stop": curve.stop, "lrrt.rule": rule})
+    if isinstance(chosen, NoSuggestion):
+        raise NoSuggestion(f"no rule has a suggestion; {asked}: {chosen}")
+    for name, answer in answers.items():
+        if isinstance(answer, NoSuggestion):
+            display.note(f"rule {name} has no suggestion: {answer}")
+    if rule != asked:
+        display.note(f"rule {rule} is used in place of {asked}")
+    mlflow.set_tag(
+        "mlflow.note.content",
+        f"LR range test over {len(curve)} iterations, which ended {curve.stop!r}. "
+        f"Rule `{rule}` suggests learning rates from {chosen}. "
+        f"The initial weights are the artifact `{WEIGHTS}`; train with "
+        f"`mlflow run . -e train -P lrrt_run_id={run.info.run_id}`.",
+    )
+
+
+def _series(curve: LRCurve, smoothing: Smoothing) -> dict[str, list[float]]:
+    series = {
+        "lr": curve.lr.tolist(),
+        "train_loss": curve.loss.tolist(),
+        "smoothed_loss": smoothing(curve.loss).tolist(),
+    }
+    if curve.val_loss is not None:
+        series["val_loss"] = curve.val_loss.tolist()
+    return series

@@ -1,0 +1,185 @@
+"""The refinement stage: a short Optuna search inside the narrowed range."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+
+from lrrt_stage import LRRange, LRRTError
+from lrrt_stage.settings import require
+from mlflow_project import display, tracking
+from mlflow_project.handoff import (
+    CONTRACT_VERSION,
+    SOURCE_TAG,
+    WEIGHTS_TAG,
+    Handoff,
+    find_run,
+    run_file,
+)
+from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.stages.lrrt import short_name
+from mlflow_project.stages.opening import HandoffOptions, open_handoff
+from mlflow_project.tracking import stage_run, staged_files
+from pipeline import (
+    Narrowing,
+    RefineOptions,
+    Runtime,
+    Training,
+    Workbench,
+    best_range,
+    refine,
+)
+from pipeline.plots import study_figures
+
+__all__ = ["load_refined", "refine_fingerprint", "refine_stage"]
+
+REFINED = "refined_range.json"
+
+
+def refine_stage(
+    handoff_options: HandoffOptions,
+    runtime: Runtime,
+    narrowing: Narrowing,
+    options: RefineOptions,
+    *,
+    changes: dict[str, Any] | None = None,
+    bench: Workbench | None = None,
+) -> str:
+    """Search the peak LR as a run of its own with a child run per trial; return its id.
+
+    Raises
+    ------
+    LRRTError
+        If the hand-off or the storage cannot be used, or every trial diverged.
+    """
+    with stage_run("refine", "refine") as run:
+        handoff, bench = open_handoff(handoff_options, runtime, changes or {}, bench)
+        mlflow.set_tag("mlflow.runName", f"refine {short_name(bench.task)} seed {bench.task.seed}")
+        narrowed = narrowing(handoff.range)
+        mark = refine_fingerprint(bench, handoff, narrowed, options)
+        name = options.study_name or f"lrrt-{mark[:16]}"
+        mlflow.set_tags(
+            {SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256, FINGERPRINT_TAG: mark}
+        )
+        tracking.log_params(
+            run,
+            {**asdict(bench.task), "device": str(bench.device), **asdict(narrowing)}
+            | {**asdict(options), "study_name": name, "rule": handoff.rule},
+        )
+        tracking.log_dataset(bench)
+        tracking.log_scalars(
+            run, {"narrowed_lr_min": narrowed.min, "narrowed_lr_max": narrowed.max}
+        )
+        with display.progress("refinement") as progress:
+            study = refine(
+                bench,
+                handoff.weights,
+                narrowed,
+                options,
+                study_name=name,
+                on_trial=_TrialRuns(options, progress),
+            )
+        refined = best_range(study, narrowed)
+        with staged_files(run) as folder:
+            _write(folder, study, handoff, refined)
+        if refined is None:
+            raise LRRTError(
+                f"no trial of study {name!r} ended with a finite loss: lower the maximum with "
+                "narrowing_fraction, or raise trials"
+            )
+        tracking.log_scalars(
+            run,
+            {
+                "refined_lr_min": refined.min,
+                "refined_lr_max": refined.max,
+                "val_loss": study.best_value,
+            },
+        )
+        mlflow.set_tag(
+            "mlflow.note.content",
+            f"{options.trials} short trainings on the initial weights of range-test run "
+            f"`{handoff.run_id}`, with peak learning rates in {narrowed}. The best range is "
+            f"{refined}, with a validation loss of {study.best_value:.4g} after "
+            f"{options.trial_epochs} epochs.",
+        )
+    return run.info.run_id
+
+
+def refine_fingerprint(
+    bench: Workbench, handoff: Handoff, narrowed: LRRange, options: RefineOptions
+) -> str:
+    """Return what marks searches that would give the same range."""
+    return fingerprint("refine", bench, source=handoff.run_id, narrowed=narrowed, options=options)
+
+
+def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
+    """Return the id of a finished refinement of this range test, and its range.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such run, or it refined another range test.
+    """
+    run = find_run(run_id, "refine")
+    source = run.data.tags.get(SOURCE_TAG)
+    require(
+        source == handoff.run_id,
+        f"refine run {run.info.run_id} belongs to range test {source}, not {handoff.run_id}: "
+        "refine this one, or train that one",
+    )
+    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
+        content = json.loads(run_file(run, REFINED, folder).read_text(encoding="utf-8"))
+    return run.info.run_id, LRRange(**content["range"])
+
+
+class _TrialRuns:
+    """Opens a child run for every trial and logs it when the trial ends."""
+
+    def __init__(self, options: RefineOptions, progress: Callable[[int, int], None]) -> None:
+        self.options, self.progress = options, progress
+
+    @contextmanager
+    def __call__(
+        self, number: int, lr_range: LRRange
+    ) -> Iterator[Callable[[Training, bool], None]]:
+        with stage_run("trial", f"trial {number}: peak {lr_range.max:.3g}") as run:
+            tracking.log_params(run, {"trial": number})
+            tracking.log_scalars(
+                run, {"trained_lr_min": lr_range.min, "trained_lr_max": lr_range.max}
+            )
+            ended: list[tuple[Training, bool]] = []
+
+            def after_epoch(training: Training, pruned: bool) -> None:
+                ended[:] = [(training, pruned)]
+
+            try:
+                yield after_epoch
+            finally:
+                for training, pruned in ended:
+                    tracking.log_training(run, training)
+                    state = "pruned" if pruned else "diverged" if training.diverged else "complete"
+                    mlflow.set_tag("lrrt.trial_state", state)
+            self.progress(number + 1, self.options.trials)
+
+
+def _write(folder: Path, study: optuna.Study, handoff: Handoff, refined: LRRange | None) -> None:
+    study.trials_dataframe().to_csv(folder / "trials.csv", index=False)
+    for name, figure in study_figures(study).items():
+        figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+    if refined is not None:
+        content = {
+            "contract_version": CONTRACT_VERSION,
+            "lrrt_run_id": handoff.run_id,
+            "study_name": study.study_name,
+            "best_trial": study.best_trial.number,
+            "range": asdict(refined),
+        }
+        (folder / REFINED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,166 @@
+"""The training stage: those very weights, the narrower range, one cycle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage import LRRange, LRRTError, weights
+from lrrt_stage.settings import require, setting
+from mlflow_project import display, tracking
+from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG, Handoff, run_file
+from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.stages.lrrt import short_name
+from mlflow_project.stages.opening import HandoffOptions, open_handoff
+from mlflow_project.stages.refine import load_refined
+from mlflow_project.tracking import stage_run, staged_files
+from pipeline import Narrowing, Runtime, Training, TrainOptions, Workbench, train
+from pipeline.plots import training_figure
+
+__all__ = ["TrainRunOptions", "train_fingerprint", "train_stage"]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class TrainRunOptions:
+    """What a training run takes and leaves beside its training."""
+
+    refine_run_id: str | None = setting(
+        None, "Refinement run whose range is trained (or latest); none: the narrowed range."
+    )
+    register: str | None = setting(None, "Name under which the model is registered; none: not.")
+    resume: str | None = setting(None, "Interrupted training run to go on with; none: start anew.")
+
+
+def train_stage(
+    handoff_options: HandoffOptions,
+    runtime: Runtime,
+    narrowing: Narrowing,
+    options: TrainOptions,
+    run_options: TrainRunOptions,
+    *,
+    changes: dict[str, Any] | None = None,
+    bench: Workbench | None = None,
+) -> str:
+    """Train from a range test's weights as a run of its own and return its id.
+
+    Raises
+    ------
+    LRRTError
+        If the hand-off cannot be used (see :func:`open_handoff`), or training diverged; then
+        the run keeps its curves.
+    """
+    with stage_run("train", "train") as run:
+        handoff, bench = open_handoff(handoff_options, runtime, changes or {}, bench)
+        mlflow.set_tag("mlflow.runName", f"train {short_name(bench.task)} seed {bench.task.seed}")
+        narrowed = narrowing(handoff.range)
+        lr_range = narrowed
+        tags = {SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256}
+        if run_options.refine_run_id is not None:
+            refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
+            tags["lrrt.refine_run_id"] = refine_run_id
+        mark = train_fingerprint(bench, handoff, lr_range, options)
+        mlflow.set_tags({**tags, FINGERPRINT_TAG: mark})
+        tracking.log_params(
+            run,
+            {**asdict(bench.task), "device": str(bench.device), **asdict(narrowing)}
+            | {**asdict(options), "rule": handoff.rule},
+        )
+        tracking.log_dataset(bench)
+        tracking.log_scalars(
+            run,
+            {
+                "narrowed_lr_min": narrowed.min,
+                "narrowed_lr_max": narrowed.max,
+                "trained_lr_min": lr_range.min,
+                "trained_lr_max": lr_range.max,
+            },
+        )
+        with staged_files(run) as folder:
+            checkpoint = folder / CHECKPOINT
+            if run_options.resume:
+                _fetch_checkpoint(run_options.resume, mark, folder)
+            training = _train(run, bench, handoff, lr_range, options, checkpoint)
+            checkpoint.unlink()
+            weights.save(weights.state_of(training.model), folder / "final_weights.safetensors")
+            training_figure(
+                training.lr,
+                training.train_loss,
+                [epoch.iteration for epoch in training.epochs],
+                [epoch.val_loss for epoch in training.epochs],
+            ).savefig(folder / "training.png")
+        _check_first_loss(run, handoff, bench, training)
+        if training.diverged:
+            raise LRRTError(
+                f"training diverged at iteration {len(training.train_loss)} with a maximum LR of "
+                f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or choose another rule"
+            )
+        last = training.epochs[-1]
+        tracking.log_model(training.model, bench, run_options.register)
+        mlflow.set_tag(
+            "mlflow.note.content",
+            f"{options.schedule} training over learning rates from {lr_range}, on the initial "
+            f"weights of range-test run `{handoff.run_id}`. Validation accuracy "
+            f"{last.val_accuracy:.4f}, validation loss {last.val_loss:.4g} after "
+            f"{len(training.epochs)} epochs.",
+        )
+    return run.info.run_id
+
+
+def train_fingerprint(
+    bench: Workbench, handoff: Handoff, lr_range: LRRange, options: TrainOptions
+) -> str:
+    """Return what marks trainings that would give the same model."""
+    return fingerprint("train", bench, source=handoff.run_id, lr_range=lr_range, train=options)
+
+
+def _train(
+    run: Run,
+    bench: Workbench,
+    handoff: Handoff,
+    lr_range: LRRange,
+    options: TrainOptions,
+    checkpoint: Path,
+) -> Training:
+    """Train, and log every epoch when it is done, those of a resumed training at once."""
+    logged = 0, 0  # iterations, epochs
+
+    with display.progress("training") as progress:
+
+        def on_epoch(training: Training) -> None:
+            nonlocal logged
+            tracking.log_training(run, training, *logged)
+            logged = len(training.train_loss), len(training.epochs)
+            progress(len(training.epochs), options.epochs)
+
+        return train(
+            bench, handoff.weights, lr_range, options, on_epoch=on_epoch, checkpoint=checkpoint
+        )
+
+
+def _fetch_checkpoint(run_id: str, mark: str, folder: Path) -> None:
+    interrupted = tracking.get_run(run_id)
+    require(
+        interrupted.data.tags.get(FINGERPRINT_TAG) == mark,
+        f"run {run_id} cannot be resumed: it is no training run of this range test with these "
+        "options and this code; give the options that it was started with",
+    )
+    mlflow.set_tag("lrrt.resumed_run_id", run_id)
+    run_file(interrupted, CHECKPOINT, folder)
+
+
+def _check_first_loss(run: Run, handoff: Handoff, bench: Workbench, training: Training) -> None:
+    """Log whether the first batch's loss is the range test's, bit for bit, and say if not."""
+    first, expected = training.train_loss[0], float(handoff.curve.loss[0])
+    tracking.log_scalars(run, {"first_loss": first, "range_test_first_loss": expected})
+    mlflow.set_tag("lrrt.first_loss_equal", str(first == expected).lower())
+    if first != expected and bench.task == handoff.task and str(bench.device) == handoff.device:
+        display.note(
+            f"the first loss {first!r} is not the range test's {expected!r}, on the same device: "
+            "another version of torch or another number of threads computes other last digits"
+        )

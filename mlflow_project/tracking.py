@@ -1,0 +1,265 @@
+"""Runs, series, files and models in MLflow: the only place that says how things are logged."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import mlflow
+import torch
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils.time import get_current_time_millis
+from torch import Tensor, nn
+
+from lrrt_stage import LRRTError
+from lrrt_stage.settings import option_text
+from pipeline import Training, Workbench
+
+__all__ = [
+    "ERROR_TAG",
+    "STAGE_TAG",
+    "connect",
+    "experiment_id",
+    "fail_project_run",
+    "get_run",
+    "log_dataset",
+    "log_model",
+    "log_params",
+    "log_scalars",
+    "log_series",
+    "log_training",
+    "stage_run",
+    "staged_files",
+]
+
+STAGE_TAG = "lrrt.stage"
+ERROR_TAG = "lrrt.error"
+CONNECT_SECONDS = 5
+METRICS_PER_CALL = 1000  # MLflow's limit for one batch
+# The form of the names that MLflow makes up, "adjective-noun-number"; others are the user's.
+MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+def connect(tracking_uri: str | None, experiment: str | None) -> None:
+    """Choose store and experiment; inside ``mlflow run``, those of its run.
+
+    Raises
+    ------
+    LRRTError
+        If a tracking server does not answer within a few seconds.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if tracking_uri:
+        mlflow.set_tracking_uri(tracking_uri)
+    uri = mlflow.get_tracking_uri()
+    server = urlparse(uri)
+    if server.scheme in ("http", "https"):
+        # MLflow itself retries for minutes before it says so.
+        port = server.port or (443 if server.scheme == "https" else 80)
+        try:
+            socket.create_connection((server.hostname or "", port), CONNECT_SECONDS).close()
+        except (OSError, UnicodeError) as error:
+            raise LRRTError(
+                f"tracking server {uri} cannot be reached ({error}): start it, or correct "
+                "tracking_uri or MLFLOW_TRACKING_URI"
+            ) from None
+    if experiment and "MLFLOW_RUN_ID" not in os.environ:
+        mlflow.set_experiment(experiment)
+
+
+def get_run(run_id: str) -> Run:
+    """Return a run; raise LRRTError if the store has none of this id."""
+    try:
+        return mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise LRRTError(
+            f"there is no run {run_id!r} in {mlflow.get_tracking_uri()} ({error.error_code}): "
+            "check the id and the tracking URI"
+        ) from None
+
+
+def experiment_id() -> str:
+    """Return the experiment of the active run, else the one that a new run would go to."""
+    run = mlflow.active_run()
+    return run.info.experiment_id if run else mlflow.tracking.fluent._get_experiment_id()
+
+
+@contextmanager
+def stage_run(stage: str, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+    """Open the run of a stage: that of ``mlflow run`` where there is one, else a new one.
+
+    Inside another stage's run it is a child of it. It ends FINISHED, KILLED on Ctrl-C, or FAILED
+    with the reason as the tag ``lrrt.error``.
+    """
+    run = mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None)
+    if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
+        mlflow.set_tag("mlflow.runName", name)
+    mlflow.set_tags({STAGE_TAG: stage, **(tags or {})})
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt as interrupt:
+        status = "KILLED"
+        mlflow.set_tag(ERROR_TAG, str(interrupt) or "interrupted")
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
+        mlflow.set_tag(ERROR_TAG, text[:5000])
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def fail_project_run(reason: str) -> None:
+    """Mark the run that ``mlflow run`` opened as FAILED, if no stage has taken it over yet."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        client = mlflow.MlflowClient()
+        client.set_tag(run_id, ERROR_TAG, reason)
+        client.set_terminated(run_id, "FAILED")
+
+
+def log_params(run: Run, values: Mapping[str, Any]) -> None:
+    """Log options; those that ``mlflow run`` has logged already, as they were typed, stay."""
+    client = mlflow.MlflowClient()
+    there = client.get_run(run.info.run_id).data.params
+    params = [
+        Param(name, option_text(value)) for name, value in values.items() if name not in there
+    ]
+    client.log_batch(run.info.run_id, params=params)
+
+
+def log_series(
+    run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None
+) -> None:
+    """Log whole curves at once: a thousand values a call, the same steps for all.
+
+    ``steps`` are the iterations of the values; 0, 1, … where they are not given.
+    """
+    now = get_current_time_millis()
+    metrics = [
+        Metric(name, float(value), now, step)
+        for name, values in series.items()
+        for step, value in zip(range(len(values)) if steps is None else steps, values, strict=True)
+    ]
+    client = mlflow.MlflowClient()
+    for first in range(0, len(metrics), METRICS_PER_CALL):
+        client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
+
+
+def log_training(
+    run: Run, training: Training, first_iteration: int = 0, first_epoch: int = 0
+) -> None:
+    """Log a training from an iteration and an epoch on; validation at the iteration it came after."""
+    steps = range(first_iteration, len(training.train_loss))
+    log_series(
+        run,
+        {"lr": training.lr[first_iteration:], "train_loss": training.train_loss[first_iteration:]},
+        steps,
+    )
+    epochs = training.epochs[first_epoch:]
+    log_series(
+        run,
+        {
+            "val_loss": [epoch.val_loss for epoch in epochs],
+            "val_accuracy": [epoch.val_accuracy for epoch in epochs],
+        },
+        [epoch.iteration for epoch in epochs],
+    )
+
+
+def log_scalars(run: Run, values: Mapping[str, float]) -> None:
+    """Log one value each."""
+    log_series(run, {name: [value] for name, value in values.items()})
+
+
+@contextmanager
+def staged_files(run: Run) -> Iterator[Path]:
+    """Yield an empty folder; what is in it at the end, also after an error, becomes artifacts."""
+    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            if any(Path(folder).iterdir()):
+                mlflow.MlflowClient().log_artifacts(run.info.run_id, folder)
+
+
+def log_dataset(bench: Workbench) -> None:
+    """Record the training data as the active run's input, by name and digest."""
+    source = CodeDatasetSource(tags={"dataset": bench.task.dataset})
+    # MLflow keeps 36 characters of a digest.
+    dataset = MetaDataset(
+        source, name=bench.task.dataset.partition(":")[0], digest=bench.data.digest[:32]
+    )
+    mlflow.log_input(dataset, context="training")
+
+
+class _Deployed(nn.Module):
+    """A model that takes its dataset's inputs as they are: scaling and normalisation included."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, bench: Workbench) -> None:
+        super().__init__()
+        self.model = model
+        statistics = bench.val_batches.statistics
+        self.normalised = statistics is not None
+        if statistics is not None:
+            self.register_buffer("mean", statistics[0].cpu())
+            self.register_buffer("std", statistics[1].cpu())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.float() / 255
+        if self.normalised:
+            inputs = (inputs - self.mean) / self.std
+        return self.model(inputs)
+
+
+def log_model(model: nn.Module, bench: Workbench, register: str | None = None) -> str:
+    """Log the trained model with signature and input example; return its URI.
+
+    It takes inputs as the dataset holds them (before normalisation), a batch of any size, and
+    returns logits. It is a ``torch.export`` archive, which loads without this project and
+    without pickle; a model that cannot be exported is pickled.
+    """
+    split = bench.data.val
+    example = (
+        split[0][:2] if isinstance(split, tuple) else torch.stack([split[0][0], split[1][0]])
+    ).cpu()
+    deployed = _Deployed(model.cpu().to(memory_format=torch.contiguous_format), bench).eval()
+    with torch.no_grad():
+        output = deployed(example)
+    inputs = example.numpy()
+    options: dict[str, Any] = {
+        "name": "model",
+        "input_example": inputs,
+        "signature": ModelSignature(
+            Schema([TensorSpec(inputs.dtype, (-1, *inputs.shape[1:]))]),
+            Schema([TensorSpec(output.numpy().dtype, (-1, *output.shape[1:]))]),
+        ),
+        # Given, so that MLflow does not start a process to find them out.
+        "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
+        "registered_model_name": register,
+    }
+    try:
+        info = mlflow.pytorch.log_model(deployed, serialization_format="pt2", **options)
+    except MlflowException:
+        raise
+    except Exception:  # whatever torch.export raises for a model that it cannot trace
+        info = mlflow.pytorch.log_model(deployed, serialization_format="pickle", **options)
+    return info.model_uri

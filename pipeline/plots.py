@@ -1,0 +1,97 @@
+"""Pictures of a training and of the whole chain."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import optuna
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lrrt_stage import LRCurve, LRRange, Smoothing, plots, suggest_all
+
+__all__ = ["study_figures", "summary_figure", "training_figure"]
+
+TRAIN, VAL, LR = "#9db4c8", "#c0392b", "#27865f"
+
+
+def training_figure(
+    lr: Sequence[float],
+    train_loss: Sequence[float],
+    val_steps: Sequence[int],
+    val_loss: Sequence[float],
+) -> Figure:
+    """Return losses and learning rate over the iterations; 9 by 5 inches."""
+    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    _training_axes(figure.subplots(), lr, train_loss, val_steps, val_loss)
+    return figure
+
+
+def summary_figure(
+    curve: LRCurve,
+    rule: str,
+    smoothing: Smoothing,
+    trained: LRRange,
+    lr: Sequence[float],
+    train_loss: Sequence[float],
+    val_steps: Sequence[int],
+    val_loss: Sequence[float],
+) -> Figure:
+    """Return the chain in one picture: the range test with the range that was trained, and the
+    training; 14 by 5.5 inches.
+    """
+    figure = Figure(figsize=(14, 5.5), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plots.curve_axes(left, curve, suggest_all(curve, smoothing), rule, smoothing)
+    bottom, top = left.get_ylim()
+    left.hlines(
+        top - 0.03 * (top - bottom),
+        trained.min,
+        trained.max,
+        color="black",
+        lw=4,
+        label=f"trained: {trained}",
+    )
+    left.legend(fontsize=8, loc="lower left", framealpha=0.9)
+    _training_axes(right, lr, train_loss, val_steps, val_loss)
+    return figure
+
+
+def study_figures(study: optuna.Study) -> dict[str, Figure]:
+    """Return Optuna's pictures of a study, by file name: history, slice, importance.
+
+    Importance needs two trials that completed with different values.
+    """
+    from optuna.visualization import matplotlib as drawn
+
+    figures = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna marks its matplotlib pictures as experimental.
+        figures["history.png"] = drawn.plot_optimization_history(study)
+        figures["loss_over_peak_lr.png"] = drawn.plot_slice(study)
+        finished = [t for t in study.trials if t.value is not None and t.value < float("inf")]
+        if len({trial.value for trial in finished}) > 1:
+            figures["importance.png"] = drawn.plot_param_importances(study)
+    return {name: axes.figure for name, axes in figures.items()}
+
+
+def _training_axes(
+    axes: Axes,
+    lr: Sequence[float],
+    train_loss: Sequence[float],
+    val_steps: Sequence[int],
+    val_loss: Sequence[float],
+) -> None:
+    axes.plot(range(len(train_loss)), train_loss, color=TRAIN, lw=1, label="training loss")
+    axes.plot(val_steps, val_loss, color=VAL, lw=2, marker="o", ms=3, label="validation loss")
+    positive = all(value > 0 for value in [*train_loss, *val_loss])
+    axes.set(xlabel="iteration", ylabel="loss", yscale="log" if positive else "linear")
+    axes.grid(alpha=0.25)
+    rate = axes.twinx()
+    rate.plot(range(len(lr)), lr, color=LR, lw=1.5, label="learning rate")
+    rate.set_ylabel("learning rate", color=LR)
+    lines = [*axes.get_lines(), *rate.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc="upper right")
+    final = f", last validation loss {val_loss[-1]:.4g}" if val_loss else ""
+    axes.set_title(f"Training: {len(train_loss)} iterations{final}", fontsize=10)
