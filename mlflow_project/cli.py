@@ -228,7 +228,7 @@ def _run(
     **more: Any,
 ) -> None:
     """Check all options, then the store, then run the stage and show what it found."""
-    filled = [from_values(each, values) for each in options]
+    filled: list[Any] = [from_values(each, values) for each in options]
     tracking.connect(values["tracking_uri"], values["experiment"])
     _show(title, stage(*filled, **more))
 

@@ -63,7 +63,8 @@ def options_of(
     chosen = [
         (each, get_type_hints(owner)[each.name])
         for owner in options
-        for each in fields(owner)
+        # What a dataclass adds comes before what it inherits.
+        for each in sorted(fields(owner), key=lambda each: each.name not in vars(owner))
         if only is None or each.name in only
     ]
 
@@ -98,6 +99,5 @@ def _option(each: Field[Any], hint: Any, defaults: bool) -> Callable[[Command], 
         each.name,
         type=OptionType(hint),
         default=default if defaults else None,
-        show_default=option_text(default) if defaults else UNGIVEN,
-        help=text,
+        help=f"{text} [default: {option_text(default) if defaults else UNGIVEN}]",
     )

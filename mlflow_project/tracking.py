@@ -93,7 +93,9 @@ def get_run(run_id: str) -> Run:
 def experiment_id() -> str:
     """Return the experiment of the active run, else the one that a new run would go to."""
     run = mlflow.active_run()
-    return run.info.experiment_id if run else mlflow.tracking.fluent._get_experiment_id()
+    if run is not None:
+        return str(run.info.experiment_id)
+    return str(mlflow.tracking.fluent._get_experiment_id())
 
 
 @contextmanager
@@ -163,7 +165,7 @@ def log_series(
 def log_training(
     run: Run, training: Training, first_iteration: int = 0, first_epoch: int = 0
 ) -> None:
-    """Log a training from an iteration and an epoch on; validation at the iteration it came after."""
+    """Log a training from an iteration and an epoch on; validation at the steps taken by then."""
     steps = range(first_iteration, len(training.train_loss))
     log_series(
         run,
@@ -201,9 +203,8 @@ def log_dataset(bench: Workbench) -> None:
     """Record the training data as the active run's input, by name and digest."""
     source = CodeDatasetSource(tags={"dataset": bench.task.dataset})
     # MLflow keeps 36 characters of a digest.
-    dataset = MetaDataset(
-        source, name=bench.task.dataset.partition(":")[0], digest=bench.data.digest[:32]
-    )
+    name = bench.task.dataset.partition(":")[0]
+    dataset = MetaDataset(source, name=name, digest=bench.data.digest[:32])  # type: ignore[abstract]
     mlflow.log_input(dataset, context="training")
 
 

@@ -111,7 +111,7 @@ class _Folder(Dataset):
         return part
 
     def decoded(self) -> tuple[Tensor, Tensor]:
-        return torch.stack([image for image, _ in self]), torch.tensor(self.targets)
+        return torch.stack([self[i][0] for i in range(len(self))]), torch.tensor(self.targets)
 
 
 def _torchvision(class_name: str) -> Callable[[str], Data]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -127,7 +128,7 @@ def cifar_resnet(
         nn.Conv2d(channels, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(inplace=True),
-        *(_ResidualBlock(a, b, shortcut) for a, b in zip(widths, widths[1:], strict=False)),
+        *(_ResidualBlock(a, b, shortcut) for a, b in pairwise(widths)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(64, num_classes),

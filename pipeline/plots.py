@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import matplotlib
 import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,7 +67,8 @@ def study_figures(study: optuna.Study) -> dict[str, Figure]:
     from optuna.visualization import matplotlib as drawn
 
     figures = {}
-    with warnings.catch_warnings():
+    # Optuna sets its own style for all figures after it.
+    with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")  # Optuna marks its matplotlib pictures as experimental.
         figures["history.png"] = drawn.plot_optimization_history(study)
         figures["loss_over_peak_lr.png"] = drawn.plot_slice(study)

@@ -1,0 +1,34 @@
+# Two commands: `make run` and `make test`. Both install what they need into .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: run test lint bench clean
+
+run: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
+
+test: .venv/installed-test lint
+	$(BIN)/python -m pytest --numprocesses 2 --quiet
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed-test
+	$(BIN)/python benchmarks/step_time.py
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing (torch with CUDA is about 5 GB, a few minutes)"
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) --editable ".[test]"
+	touch $@
