@@ -96,7 +96,9 @@ class LRCurve:
         cls, path: str | Path, *, stop: Stop = "completed", epochs: float | None = None
     ) -> LRCurve:
         """Read what :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``."""
-        frame = pd.read_csv(path, float_precision="round_trip")
+        # Python's float reads back every digit; pandas' own parser does so only since version 3.
+        numbers = dict.fromkeys(("lr", "loss", "val_loss"), lambda text: float(text or "nan"))
+        frame = pd.read_csv(path, converters=numbers)
         missing = {"lr", "loss"} - set(frame.columns)
         require(not missing, f"{path} has no column {sorted(missing)}: it is not a curve.csv")
         val_loss = frame["val_loss"].to_numpy() if "val_loss" in frame else None
