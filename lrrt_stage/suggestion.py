@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite, log10, sqrt
+from math import isfinite, log, log10, sqrt
 
 import numpy as np
 
@@ -193,9 +193,9 @@ MIN_POINTS = 10
 def _descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the LRs and smoothed losses that count, and the index of the minimum among them.
 
-    Raises NoSuggestion for too few points or a loss that never fell: by no more than the noise
-    of a single batch, estimated from the differences between neighbours (for normal noise of
-    standard deviation σ their median magnitude is 0.6745 √2 σ).
+    Raises NoSuggestion for too few points, or a loss that never fell: from no earlier point by
+    more than noise alone would explain. Of N pairs of points, the largest difference to be
+    expected is sqrt(2 ln N) standard errors (Donoho & Johnstone's universal threshold, 1994).
     """
     finite = curve.finite
     if len(finite) < MIN_POINTS:
@@ -203,18 +203,34 @@ def _descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarr
             f"too few points: {len(finite)} finite losses, {MIN_POINTS} are needed: "
             "lower lr_start or raise iterations"
         )
-    lr = finite.lr[SKIP_FIRST:-SKIP_LAST]
-    smoothed = smoothing(finite.loss)[SKIP_FIRST:-SKIP_LAST]
-    lowest = int(np.argmin(smoothed))
-    before = finite.loss[: lowest + SKIP_FIRST + 1]
-    noise = float(np.median(np.abs(np.diff(before)))) / (0.6745 * sqrt(2))
-    fall = float(smoothed[0] - smoothed[lowest])
-    if not fall > noise:
+    window = slice(SKIP_FIRST, -SKIP_LAST)
+    lr, smoothed = finite.lr[window], smoothing(finite.loss)[window]
+    # The biased average starts near 0, so its own minimum may be its start: the descent is what
+    # comes after its highest point before the minimum of the corrected one.
+    steady = Smoothing("corrected", smoothing.beta)(finite.loss)[window]
+    highest = int(np.argmax(smoothed[: int(np.argmin(steady)) + 1]))
+    lowest = highest + int(np.argmin(smoothed[highest:]))
+    error = _standard_error(finite.loss, lowest + SKIP_FIRST, smoothing.beta)[window]
+    falls = smoothed[: lowest + 1] - smoothed[lowest]
+    expected = sqrt(2 * log(len(lr) * (len(lr) - 1) / 2))
+    if not (falls > expected * np.hypot(error[: lowest + 1], error[lowest])).any():
         raise NoSuggestion(
-            f"the loss never fell: {smoothed[0]:.4g} to {smoothed[lowest]:.4g} at best, within "
-            f"the noise of a batch ({noise:.2g}): check data and loss, or raise lr_end"
+            f"the loss never fell: {smoothed[highest]:.4g} to {smoothed[lowest]:.4g} at best, "
+            "within the noise of the batches: check data and loss, or raise lr_end"
         )
     return lr, smoothed, lowest
+
+
+def _standard_error(loss: np.ndarray, until: int, beta: float) -> np.ndarray:
+    """Return the standard error of the bias-corrected average at every point.
+
+    The noise of a batch is estimated from the differences between neighbours, up to the index
+    ``until`` (for normal noise σ their median magnitude is 0.6745 √2 σ). The average of t batches
+    with weights β^0 … β^(t-1) has the variance σ² (1 - β)(1 + β^t) / ((1 + β)(1 - β^t)).
+    """
+    noise = float(np.median(np.abs(np.diff(loss[: until + 1])))) / (0.6745 * sqrt(2))
+    decay = beta ** np.arange(1, len(loss) + 1)
+    return noise * np.sqrt((1 - beta) * (1 + decay) / ((1 + beta) * (1 - decay)))
 
 
 def _require_turn(curve: LRCurve, lr: np.ndarray, lowest: int) -> None:

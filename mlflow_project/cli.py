@@ -43,18 +43,19 @@ __all__ = ["main"]
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
-def main() -> NoReturn:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0, 2 for input that cannot be used, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        code = commands.main(standalone_mode=False)
+        code = commands.main(arguments, standalone_mode=False)
     except LRRTError as error:
         code = _fail(str(error))
     except click.ClickException as error:
         code = _fail(error.format_message())
     except (KeyboardInterrupt, click.Abort) as interrupt:
-        print(f"Interrupted: {interrupt or 'stopped'}", file=sys.stderr)
+        # click raises an Abort of its own while it handles what a stage raised.
+        print(f"Interrupted: {interrupt.__context__ or 'stopped'}", file=sys.stderr)
         code = INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
 

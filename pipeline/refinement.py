@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import TrialState
 
-from lrrt_stage import LRRange
+from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require, setting
 from lrrt_stage.weights import State
 from pipeline.training import Training, TrainOptions, train
@@ -65,14 +65,19 @@ def refine(
     ``on_trial(number, range)`` is a context manager around each trial; it yields a function that
     is called after every epoch with the training so far and whether the trial is pruned now.
     """
-    study = optuna.create_study(
-        study_name=study_name,
-        storage=options.storage,
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=RANDOM_TRIALS, n_warmup_steps=options.trial_epochs // 2
-        ),
+    pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=options.trial_epochs // 2
     )
+    try:
+        study = optuna.create_study(
+            study_name=study_name, storage=options.storage, load_if_exists=True, pruner=pruner
+        )
+    except Exception as error:  # SQLAlchemy's, a driver's, Optuna's
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LRRTError(
+            f"storage {options.storage!r} cannot be used ({reason}): give an Optuna storage URL "
+            "such as sqlite:///optuna.db"
+        ) from error
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)  # its process was ended
 

@@ -8,7 +8,7 @@ from lrrt_stage import preserved_randomness, seeded
 
 
 def draw():
-    return random.random(), np.random.random(), torch.rand(()).item()  # noqa: NPY002
+    return random.random(), np.random.random(), torch.rand(()).item()
 
 
 def test_a_seeded_block_draws_the_same_again_and_leaves_the_outside_alone():

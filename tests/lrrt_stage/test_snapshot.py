@@ -39,7 +39,7 @@ class Setting:
         for _ in range(epochs):
             for x, y in self.loader:
                 # Noise from all three global generators.
-                noise = random.random() + np.random.random() + torch.rand(())  # noqa: NPY002
+                noise = random.random() + np.random.random() + torch.rand(())
                 self.optimizer.zero_grad()
                 cross_entropy(self.model(x + 0.01 * noise), y).backward()
                 self.optimizer.step()
@@ -88,7 +88,7 @@ def everything(setting):
             for p in model.parameters()
         ],
         "torch": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "numpy": np.random.get_state()[1].tolist(),
         "python": random.getstate(),
         "loader": setting.loader.generator.get_state().tolist(),
     }

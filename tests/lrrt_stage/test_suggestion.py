@@ -3,9 +3,17 @@ from math import log10
 import numpy as np
 import pytest
 
-from lrrt_stage import RULES, LRCurve, LRRange, LRRTError, NoSuggestion, Smoothing, suggest
+from lrrt_stage import (
+    RULES,
+    LRCurve,
+    LRRange,
+    LRRTError,
+    NoSuggestion,
+    Smoothing,
+    suggest,
+    suggest_all,
+)
 from lrrt_stage import rule as register
-from lrrt_stage import suggest_all
 
 RAW = Smoothing(beta=0.0)  # rules then read the very numbers below
 

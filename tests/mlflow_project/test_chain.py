@@ -1,0 +1,70 @@
+import time
+
+QUICK = ("--trials", 2, "--trial-epochs", 1, "--epochs", 2)
+
+
+def children(store, parent):
+    return {
+        run.data.tags["lrrt.stage"]: run
+        for run in store.runs()
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+
+
+def test_the_parent_shows_the_result_of_all_steps(store):
+    outcome = store.run("main", *store.SMALL, *QUICK)
+    parent = store.one("main")
+    steps = children(store, parent)
+    assert set(steps) == {"lrrt", "refine", "train"}
+    for name, run in steps.items():
+        assert parent.data.tags[f"lrrt.{name}_run_id"] == run.info.run_id
+    metrics = parent.data.metrics
+    for name, step in (
+        ("suggested_lr_max", "lrrt"), ("refined_lr_max", "refine"), ("narrowed_lr_max", "train"),
+        ("val_accuracy", "train"), ("val_loss", "train"),
+    ):  # fmt: skip
+        assert metrics[name] == steps[step].data.metrics[name]
+    assert "summary.png" in store.artifacts(parent)
+    for row in ("suggested LR range", "narrowed LR range", "refined LR range"):
+        assert row in outcome.out
+    assert f"{metrics['val_accuracy']:.4f}" in outcome.out
+    assert "mlflow ui --backend-store-uri sqlite:///" in outcome.out
+
+
+def test_refinement_is_optional(store):
+    store.run("main", *store.SMALL, *QUICK, "--refine", "false")
+    assert set(children(store, store.one("main"))) == {"lrrt", "train"}
+    metrics = store.one("train").data.metrics
+    assert metrics["trained_lr_max"] == metrics["narrowed_lr_max"]
+
+
+def test_finished_steps_are_reused_on_request(store):
+    store.run("main", *store.SMALL, *QUICK)
+    first = store.one("main")
+    started = time.time()
+    outcome = store.run("main", *store.SMALL, *QUICK, "--reuse", "true")
+    second = store.runs("main")[0]
+    assert not children(store, second)
+    assert time.time() - started < 10
+    for name in ("lrrt", "refine", "train"):
+        tag = f"lrrt.{name}_run_id"
+        assert second.data.tags[tag] == first.data.tags[tag]
+        assert f"{name}: reusing run {first.data.tags[tag]}" in outcome.err
+    assert second.data.metrics == first.data.metrics
+
+
+def test_a_change_runs_the_steps_that_depend_on_it_and_no_others(store):
+    store.run("main", *store.SMALL, *QUICK)
+    store.run("main", *store.SMALL, *QUICK, "--reuse", "true", "--epochs", 3)
+    assert set(children(store, store.runs("main")[0])) == {"train"}
+    store.run("main", *store.SMALL, *QUICK, "--reuse", "true", "--seed", 1)
+    assert set(children(store, store.runs("main")[0])) == {"lrrt", "refine", "train"}
+
+
+def test_a_step_that_fails_fails_the_chain_with_its_reason_and_keeps_what_was_done(store):
+    outcome = store.run("main", *store.SMALL, *QUICK, "--storage", "nosuchdb://x", code=2)
+    parent, steps = store.one("main"), children(store, store.one("main"))
+    assert parent.info.status == steps["refine"].info.status == "FAILED"
+    assert "nosuchdb" in outcome.error
+    assert "nosuchdb" in parent.data.tags["lrrt.error"]
+    assert steps["lrrt"].info.status == "FINISHED"

@@ -1,0 +1,231 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FACTORIES = """
+import torch
+from torch import nn
+
+def data(kind="good", n=60):
+    x = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(n) % 3
+    if kind == "nan":
+        x[3, 0, 0, 0] = float("nan")
+    if kind == "labels":
+        y[5] = -1
+    if kind == "empty":
+        x, y = x[:0], y[:0]
+    if kind == "wrong":
+        return 3
+    if kind == "raises":
+        raise KeyError("no such column")
+    return (x, y), (x, y)
+
+def model(kind="good"):
+    if kind == "frozen":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).requires_grad_(False)
+    if kind == "narrow":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    if kind == "size":
+        return nn.Sequential(nn.Flatten(), nn.Linear(99, 3))
+    return "a string"
+"""
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    (tmp_path / "own_factories.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("own_factories", None)
+
+
+def own(what, kind):
+    name = ("--dataset", "own_factories:data") if what == "data" else (
+        "--dataset", "own_factories:data", "--model", "own_factories:model",
+    )  # fmt: skip
+    option = "--dataset-args" if what == "data" else "--model-args"
+    return (*name, option, f'{{"kind": "{kind}"}}', "--batch-size", 16)
+
+
+BEFORE_A_RUN = {
+    "lr order": (("--lr-start", 1, "--lr-end", 0.1), "lr_start=1 is not below lr_end=0.1"),
+    "zero lr": (("--lr-start", 0), "lr_start=0 must be positive"),
+    "negative lr": (("--lr-end", -1), "lr_end=-1 must be positive"),
+    "iterations": (("--iterations", 9), "iterations=9 is fewer than 10"),
+    "rule": (("--rule", "artcle"), "unknown rule 'artcle': did you mean 'article'?"),
+    "optimizer": (("--optimizer", "adm"), "unknown optimizer 'adm': did you mean 'adam'?"),
+    "init": (("--init", "kaiming"), "unknown init 'kaiming': did you mean 'kaiming_normal'?"),
+    "no number": (("--lr-end", "big"), "'big' is not a number"),
+    "no whole number": (("--seed", 1.5), "'1.5' is not a whole number"),
+    "json": (("--model-args", "{width"), "'{width' is not JSON"),
+    "json list": (("--model-args", "[1]"), "is not a JSON object"),
+    "option": (("--lr-edn", 1), "Did you mean '--lr-end'"),
+    "beta": (("--beta", 1), "beta=1.0 is outside [0, 1)"),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_A_RUN)
+def test_an_option_that_cannot_be_used_ends_before_a_run_is_opened(store, case):
+    options, message = BEFORE_A_RUN[case]
+    outcome = store.run("lrrt", *options, code=2)
+    assert message in outcome.error
+    assert not store.runs()
+
+
+IN_A_RUN = {
+    "dataset": (("--dataset", "digit"), "unknown dataset 'digit': did you mean 'digits'?"),
+    "model": (("--model", "resnet57"), "unknown model 'resnet57': did you mean 'resnet5"),
+    "batch": (("--batch-size", 2000), "batch_size=2000 is larger than the 1437 training"),
+    "device": (("--device", "cuda:42"), "device 'cuda:42' is not available here"),
+    "model args": (("--model-args", '{"wide": 3}'), "unexpected keyword argument 'wide'"),
+    "image size": (("--model", "alexnet"), "does not take inputs of shape (1, 8, 8)"),
+    "file": (("--init", "file:none.safetensors"), "no weights file none.safetensors"),
+    "run": (("--init", "run:abc"), "there is no run 'abc'"),
+    "module": (("--dataset", "no_such:data"), "cannot be imported (No module named 'no_such')"),
+    "factory": (("--dataset", "own_factories:x"), "cannot be imported"),
+    "nan": (own("data", "nan"), "1 NaN or infinite values"),
+    "labels": (own("data", "labels"), "labels go from -1 to 2, outside 0 to 2"),
+    "empty": (own("data", "empty"), "the train split is empty"),
+    "wrong": (own("data", "wrong"), "returned int: expected pipeline.data.Data"),
+    "raises": (own("data", "raises"), "raised KeyError: 'no such column'"),
+    "frozen": (own("model", "frozen"), "no trainable parameter"),
+    "narrow": (own("model", "narrow"), "returns (2, 2) for 2 inputs, expected (2, 3)"),
+    "size": (own("model", "size"), "does not take inputs of shape (1, 8, 8)"),
+    "no module": (own("model", "good"), "returned str: expected a torch.nn.Module"),
+    "folder": (("--dataset", "imagefolder:nowhere"), "there is no folder nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", IN_A_RUN)
+def test_input_that_cannot_be_used_fails_the_run_with_one_line_and_nothing_half_written(
+    store, factories, case
+):
+    options, message = IN_A_RUN[case]
+    outcome = store.run("lrrt", *options, code=2)
+    assert message in outcome.error
+    run = store.one("lrrt")
+    assert run.info.status == "FAILED"
+    assert message in run.data.tags["lrrt.error"]
+    assert not store.artifacts(run)
+    assert not run.data.metrics
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("train", ("--epochs", 0), "epochs=0 is below 1"),
+        (
+            "train",
+            ("--schedule", "onecycle"),
+            "did you mean 'one-cycle'",
+        ),
+        ("train", ("--narrowing-fraction", 1), "narrowing_fraction=1.0 is outside [0, 1)"),
+        ("refine", ("--trials", 0), "trials=0 is below 1"),
+        ("refine", ("--narrowing", "bottom"), "unknown narrowing 'bottom'"),
+        ("train", ("--lrrt-run-id", "nonesuch"), "there is no run 'nonesuch'"),
+        ("refine", ("--lrrt-run-id", "latest"), "has no finished lrrt run"),
+        ("main", ("--refine", "maybe"), "'maybe' is not a valid boolean"),
+    ],
+)
+def test_the_other_commands_say_what_is_wrong_too(store, command, options, message):
+    assert message in store.run(command, *options, code=2).error
+
+
+def test_a_server_that_cannot_be_reached_is_named_within_seconds(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        port = taken.getsockname()[1]
+        started = time.monotonic()
+        outcome = store.run("lrrt", "--tracking-uri", f"http://127.0.0.1:{port}", code=2)
+    assert time.monotonic() - started < 15
+    assert f"tracking server http://127.0.0.1:{port} cannot be reached" in outcome.error
+
+
+def test_underscores_and_hyphens_are_the_same(store):
+    # MLflow hands -P batch_size=128 on as --batch_size 128.
+    store.run("lrrt", "--batch_size", 128, "--model", "mlp", "--data_seed", 2)
+    assert store.one("lrrt").data.params["data_seed"] == "2"
+
+
+def test_the_project_run_of_mlflow_fails_with_the_reason(store, monkeypatch):
+    client = mlflow.MlflowClient()
+    experiment = mlflow.get_experiment_by_name("test").experiment_id
+    run = client.create_run(experiment)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    store.run("lrrt", "--iterations", 3, code=2)
+    failed = client.get_run(run.info.run_id)
+    assert failed.info.status == "FAILED"
+    assert "iterations=3 is fewer than 10" in failed.data.tags["lrrt.error"]
+
+
+@pytest.mark.parametrize("command", ["lrrt", "train", "refine", "main"])
+def test_help_groups_the_options_and_shows_defaults_and_examples(store, command):
+    text = store.run(command, "--help").out
+    for word in ("Task", "Range test", "Where it runs", "Tracking", "Examples", "[default:"):
+        assert word in text
+    assert f"lrrt-stage {command}" in text
+    assert f"mlflow run . -e {command}" in text
+
+
+def environment(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    return outside | {"MLFLOW_TRACKING_URI": uri, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def test_mlflow_run_runs_an_entry_point_and_passes_any_option_on(store, tmp_path):
+    options = []
+    for given in ("model=mlp", "batch_size=128", "weight_decay=0.001", "lr_start=1e-6"):
+        options += ["-P", given]
+    command = ["mlflow", "run", str(ROOT), "-e", "lrrt", "--env-manager", "local"]
+    command += ["--experiment-name", "test", *options]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = store.one("lrrt")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "lrrt digits mlp seed 0"
+    assert run.data.tags["mlflow.project.entryPoint"] == "lrrt"
+    assert run.data.params["weight_decay"] == "0.001"
+    assert store.history(run, "lr")[1][0] == pytest.approx(1e-6)
+    # No bars and no control characters where there is no terminal.
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "range test" not in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_killed_and_keeps_what_was_measured(store, tmp_path, how):
+    slow = ["--model", "mlp", "--iterations", "100000", "--stop-multiple", "none"]
+    slow += ["--lr-end", "0.01"]
+    command = [sys.executable, "-m", "mlflow_project", "lrrt", "--experiment", "test", *slow]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            runs = store.runs("lrrt")
+            if runs and "lrrt.weights_sha256" in runs[0].data.tags:
+                break
+            time.sleep(0.2)
+        time.sleep(1)
+        process.send_signal(how)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert re.search(r"Interrupted: range test interrupted after \d+ iterations", err)
+    run = store.one("lrrt")
+    assert run.info.status == "KILLED"
+    assert {"curve.csv", "initial_weights.safetensors"} <= store.artifacts(run)

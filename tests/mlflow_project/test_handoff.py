@@ -1,0 +1,138 @@
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from lrrt_stage import LRRTError, digest
+from mlflow_project import load_handoff
+from pipeline import Task, Workbench
+
+
+def stored(run, name):
+    """The artifact where the store keeps it."""
+    return Path(run.info.artifact_uri.removeprefix("file://")) / name
+
+
+@pytest.fixture
+def run(store):
+    store.run("lrrt", *store.SMALL)
+    return store.one("lrrt")
+
+
+def test_it_carries_all_that_training_needs(store, run):
+    handoff = load_handoff(run.info.run_id)
+    assert handoff.task == Task(model="mlp", batch_size=128)
+    assert handoff.weights_sha256 == run.data.tags["lrrt.weights_sha256"]
+    assert (handoff.rule, handoff.device) == ("article", "cpu")
+    metrics = run.data.metrics
+    assert handoff.range.min == metrics["suggested_lr_min"]
+    assert handoff.range.max == metrics["suggested_lr_max"]
+    assert handoff.curve.loss.tolist() == store.history(run, "train_loss")[1]
+
+    bench = Workbench(handoff.task)
+    model = bench.model()
+    handoff.load_weights(model)
+    assert digest(model.state_dict()) == handoff.weights_sha256
+
+
+def test_its_scheduler_is_torchs_one_cycle_over_the_narrowed_range(run):
+    handoff = load_handoff()
+    narrowed = handoff.narrowed()
+    assert narrowed.max < handoff.range.max
+    assert handoff.narrowed("none") == handoff.range
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    scheduler = handoff.scheduler(optimizer, total_steps=100)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step() if len(rates) < 100 else None
+    assert rates[0] == pytest.approx(narrowed.min)
+    assert max(rates) == pytest.approx(narrowed.max)
+
+
+def test_latest_is_the_newest_finished_range_test_of_the_experiment(store, run):
+    store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)  # newer, but FAILED
+    store.run("train", "--epochs", 1)  # newer, but no range test
+    assert load_handoff("latest").run_id == run.info.run_id
+    store.run("lrrt", *store.SMALL, "--seed", 1)
+    assert load_handoff("latest").task.seed == 1
+
+
+def test_latest_without_any_says_what_to_run(store):
+    with pytest.raises(LRRTError, match="experiment 'test' has no finished lrrt run: run lrrt"):
+        load_handoff("latest")
+
+
+def test_a_run_that_does_not_exist_is_named(store):
+    with pytest.raises(LRRTError, match="there is no run 'nonesuch'"):
+        load_handoff("nonesuch")
+
+
+def test_a_run_of_another_stage_is_refused(store, run):
+    store.run("train", "--epochs", 1)
+    train = store.one("train").info.run_id
+    with pytest.raises(LRRTError, match=f"run {train} is of stage 'train', not 'lrrt'"):
+        load_handoff(train)
+    with mlflow.start_run() as foreign:
+        pass
+    with pytest.raises(LRRTError, match="is of stage None, not 'lrrt'"):
+        load_handoff(foreign.info.run_id)
+
+
+def test_a_run_that_failed_is_refused_with_its_reason(store):
+    store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
+    failed = store.one("lrrt").info.run_id
+    with pytest.raises(LRRTError, match=r"ended FAILED \(no rule has a suggestion"):
+        load_handoff(failed)
+
+
+def test_altered_weights_are_refused(run):
+    path = stored(run, "initial_weights.safetensors")
+    arrays = load_file(path)
+    name = sorted(arrays)[0]
+    # One bit of one number.
+    arrays[name].reshape(-1).view(np.uint8)[0] ^= 1
+    save_file(arrays, path)
+    with pytest.raises(LRRTError, match=r"initial_weights.safetensors of run \w+ was altered"):
+        load_handoff()
+
+
+@pytest.mark.parametrize("name", ["task.json", "suggestions.json"])
+def test_an_altered_file_is_refused(run, name):
+    path = stored(run, name)
+    path.write_text(path.read_text().replace("1", "2", 1))
+    with pytest.raises(LRRTError, match=rf"{name} of run \w+ was altered"):
+        load_handoff()
+
+
+@pytest.mark.parametrize(
+    "name", ["initial_weights.safetensors", "task.json", "suggestions.json", "curve.csv"]
+)
+def test_a_missing_artifact_is_named(run, name):
+    stored(run, name).unlink()
+    with pytest.raises(LRRTError, match=f"has no artifact {name}"):
+        load_handoff()
+
+
+def test_a_newer_contract_is_refused(run):
+    import hashlib
+
+    path = stored(run, "task.json")
+    content = json.loads(path.read_text()) | {"contract_version": 2}
+    path.write_text(json.dumps(content))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    mlflow.MlflowClient().set_tag(run.info.run_id, "lrrt.task_sha256", digest)
+    with pytest.raises(LRRTError, match=r"contract version 2, this lrrt-stage knows 1: update"):
+        load_handoff()
+
+
+def test_weights_that_do_not_fit_a_model_list_the_differences(run):
+    with pytest.raises(LRRTError, match=r"the weights do not fit the model: .* is missing from"):
+        load_handoff().load_weights(nn.Sequential(nn.Conv2d(1, 2, 3)))

@@ -1,0 +1,188 @@
+import hashlib
+import sys
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+
+from lrrt_stage import RULES
+
+# The names are a contract with other projects: written out here, not imported.
+ARTIFACTS = {
+    "initial_weights.safetensors", "task.json", "curve.csv", "suggestions.json",
+    "lrrt_curve.png", "lrrt_curve.html",
+}  # fmt: skip
+
+
+def test_a_range_test_run_publishes_the_contract(store):
+    store.run("lrrt", *store.SMALL)
+    run = store.one("lrrt")
+    assert run.info.status == "FINISHED"
+    assert store.artifacts(run) == ARTIFACTS
+    metrics = run.data.metrics
+    assert {"suggested_lr_min", "suggested_lr_max", "lr", "train_loss", "smoothed_loss"} <= {
+        *metrics
+    }
+    assert {f"suggestion.{rule}" for rule in RULES} <= {*metrics}
+
+    suggestions = store.json(run, "suggestions.json")
+    assert suggestions["rule"] == "article"
+    assert set(suggestions["rules"]) == set(RULES)
+    assert suggestions["range"]["max"] == metrics["suggested_lr_max"]
+    assert suggestions["contract_version"] == 1
+    task = store.json(run, "task.json")
+    assert task["contract_version"] == 1
+    assert (task["task"]["model"], task["task"]["batch_size"]) == ("mlp", 128)
+    assert task["environment"]["torch"].startswith("2.")
+
+
+def test_the_digest_tag_is_over_the_published_weights(store):
+    store.run("lrrt", *store.SMALL)
+    run = store.one("lrrt")
+    arrays = load_file(store.file(run, "initial_weights.safetensors"))
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        shape = ",".join(map(str, arrays[name].shape))
+        sha.update(f"{name}\0{arrays[name].dtype}\0{shape}\0".encode() + arrays[name].tobytes())
+    assert run.data.tags["lrrt.weights_sha256"] == sha.hexdigest()
+
+
+def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store):
+    store.run("lrrt", *store.SMALL)
+    run = store.one("lrrt")
+    curve = pd.read_csv(store.file(run, "curve.csv"))
+    assert list(curve) == ["iteration", "lr", "loss", "smoothed_loss"]
+    for metric, column in (
+        ("lr", "lr"), ("train_loss", "loss"), ("smoothed_loss", "smoothed_loss"),
+    ):  # fmt: skip
+        steps, values = store.history(run, metric)
+        assert steps == curve["iteration"].tolist()
+        assert np.allclose(values, curve[column], rtol=1e-12)
+
+
+def test_a_run_says_what_it_is(store):
+    store.run("lrrt", *store.SMALL, "--seed", 3)
+    run = store.one("lrrt")
+    assert run.info.run_name == "lrrt digits mlp seed 3"
+    assert f"lrrt_run_id={run.info.run_id}" in run.data.tags["mlflow.note.content"]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "digits"
+    assert run.data.params["seed"] == "3"
+    # 11 batches an epoch: 1,437 training images in batches of 128.
+    iterations = len(store.history(run, "lr")[0])
+    assert run.data.metrics["range_test_epochs"] == pytest.approx(iterations / 11)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(store):
+    for seed in (0, 0, 1):
+        store.run("lrrt", *store.SMALL, "--seed", seed)
+    other, again, first = store.runs("lrrt")
+    digest = "lrrt.weights_sha256"
+    assert first.data.tags[digest] == again.data.tags[digest] != other.data.tags[digest]
+    losses = [store.history(run, "train_loss")[1] for run in (first, again, other)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_thousand_iterations_are_logged_in_a_few_calls(store, monkeypatch):
+    calls = []
+    for name in ("log_batch", "log_metric", "log_param", "log_artifact", "log_artifacts"):
+        real = getattr(MlflowClient, name)
+
+        def counted(*args, _real=real, _name=name, **kwargs):
+            calls.append(_name)
+            return _real(*args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, name, counted)
+    options = ("--iterations", 1000, "--stop-multiple", "none", "--lr-end", 0.1)
+    store.run("lrrt", *store.SMALL, *options)
+    steps, _ = store.history(store.one("lrrt"), "smoothed_loss")
+    assert len(steps) == 1000
+    # Three curves of a thousand values, MLflow's limit for one call; parameters, suggestions;
+    # tags when the run opens, when the weights are there, with the suggestions, and at the end.
+    assert calls.count("log_batch") <= 10
+    assert calls.count("log_artifacts") == 1
+    assert len(calls) <= 11
+
+
+def test_the_rule_is_chosen_by_name_and_the_others_are_logged_all_the_same(store):
+    store.run("lrrt", *store.SMALL, "--rule", "steepest")
+    run = store.one("lrrt")
+    assert run.data.metrics["suggested_lr_max"] == run.data.metrics["suggestion.steepest"]
+    assert run.data.tags["lrrt.rule"] == "steepest"
+    assert "suggestion.article" in run.data.metrics
+
+
+def test_a_rule_without_an_answer_says_why_and_another_takes_its_place(store):
+    # The ramp ends while the loss falls.
+    outcome = store.run("lrrt", *store.SMALL, "--lr-end", 0.05)
+    assert "rule article has no suggestion: the loss is still falling at the last LR 0.05: raise " \
+        "lr_end" in outcome.err  # fmt: skip
+    assert "rule steepest is used in place of article" in outcome.err
+    run = store.one("lrrt")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["lrrt.rule"] == "steepest"
+    assert "suggestion.article" not in run.data.metrics
+
+
+def test_without_any_suggestion_the_run_fails_and_keeps_weights_and_curve(store):
+    outcome = store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
+    assert "no rule has a suggestion" in outcome.error
+    assert "never fell" in outcome.error
+    run = store.one("lrrt")
+    assert run.info.status == "FAILED"
+    assert "no rule has a suggestion" in run.data.tags["lrrt.error"]
+    assert store.artifacts(run) == ARTIFACTS
+    assert len(store.history(run, "train_loss")[0]) == 100
+
+
+def test_ctrl_c_keeps_the_weights_and_the_curve_so_far(store, monkeypatch):
+    class Bench(sys.modules["mlflow_project.stages.lrrt"].Workbench):
+        def range_test(self, state, options, smoothing, progress):
+            def interrupting(done, total):
+                if done == 31:
+                    raise KeyboardInterrupt
+
+            return super().range_test(state, options, smoothing, interrupting)
+
+    monkeypatch.setattr(sys.modules["mlflow_project.stages.lrrt"], "Workbench", Bench)
+    outcome = store.run("lrrt", *store.SMALL, code=130)
+    assert "Interrupted: range test interrupted after 31 iterations" in outcome.err
+    run = store.one("lrrt")
+    assert run.info.status == "KILLED"
+    assert len(pd.read_csv(store.file(run, "curve.csv"))) == 31
+    assert len(store.history(run, "train_loss")[0]) == 31
+    assert "initial_weights.safetensors" in store.artifacts(run)
+
+
+def test_weights_come_from_a_file_or_from_a_run(store):
+    short = (*store.SMALL, "--iterations", 30, "--rule", "steepest")
+    store.run("lrrt", *short, "--seed", 5)
+    source = store.one("lrrt")
+    file = store.file(source, "initial_weights.safetensors")
+    store.run("lrrt", *short, "--init", f"file:{file}")
+    store.run("lrrt", *short, "--init", f"run:{source.info.run_id}")
+    from_run, from_file, _ = store.runs("lrrt")
+    for run in (from_run, from_file):
+        assert run.data.tags["lrrt.weights_sha256"] == source.data.tags["lrrt.weights_sha256"]
+    assert from_run.data.tags["lrrt.source_run_id"] == source.info.run_id
+
+
+def test_a_pretrained_start_takes_the_trained_weights_of_a_training_run(store):
+    store.run("lrrt", *store.SMALL)
+    store.run("train", "--epochs", 2)
+    trained = store.one("train")
+    store.run("lrrt", *store.SMALL, "--init", f"run:{trained.info.run_id}", "--rule", "steepest")
+    pretrained = store.runs("lrrt")[0]
+    _, losses = store.history(pretrained, "train_loss")
+    assert losses[0] < 0.5 < 2 < store.history(store.runs("lrrt")[1], "train_loss")[1][0]
+
+
+def test_runs_go_to_the_experiment_that_is_named(store, tmp_path):
+    store.run(
+        "lrrt", *store.SMALL, "--iterations", 20, "--rule", "valley", "--experiment", "another"
+    )
+    assert len(store.runs("lrrt")) == 1
+    assert mlflow.get_experiment_by_name("another") is not None

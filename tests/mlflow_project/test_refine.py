@@ -1,0 +1,114 @@
+import sys
+
+import optuna
+import pandas as pd
+import pytest
+
+QUICK = ("--trials", 4, "--trial-epochs", 2)
+
+
+@pytest.fixture
+def lrrt(store):
+    store.run("lrrt", *store.SMALL)
+    return store.one("lrrt")
+
+
+def trials(store, parent):
+    found = [
+        run for run in store.runs("trial")
+        if run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    ]  # fmt: skip
+    return sorted(found, key=lambda run: int(run.data.params["trial"]))
+
+
+def test_every_trial_is_a_nested_run_from_the_same_weights(store, lrrt):
+    store.run("refine", *QUICK)
+    run = store.one("refine")
+    assert run.data.tags["lrrt.source_run_id"] == lrrt.info.run_id
+    nested = trials(store, run)
+    assert len(nested) == 4
+    first_losses = {store.history(trial, "train_loss")[1][0] for trial in nested}
+    assert first_losses == {store.history(lrrt, "train_loss")[1][0]}
+    low, high = run.data.metrics["narrowed_lr_min"], run.data.metrics["narrowed_lr_max"]
+    peaks = [trial.data.metrics["trained_lr_max"] for trial in nested]
+    assert peaks[0] == pytest.approx(high)
+    assert all(low <= peak <= high * (1 + 1e-9) for peak in peaks)
+    assert {trial.data.tags["lrrt.trial_state"] for trial in nested} <= {"complete", "pruned"}
+
+
+def test_its_best_range_feeds_train(store, lrrt):
+    store.run("refine", *QUICK)
+    run = store.one("refine")
+    refined = store.json(run, "refined_range.json")["range"]
+    table = pd.read_csv(store.file(run, "trials.csv"))
+    best = table[table["state"] == "COMPLETE"].sort_values("value").iloc[0]
+    assert refined["max"] == pytest.approx(best["params_peak_lr"])
+    assert run.data.metrics["refined_lr_max"] == pytest.approx(refined["max"])
+    store.run("train", "--epochs", 2, "--refine-run-id", "latest")
+    train = store.one("train")
+    assert train.data.tags["lrrt.refine_run_id"] == run.info.run_id
+    assert train.data.metrics["trained_lr_max"] == pytest.approx(refined["max"])
+    assert max(store.history(train, "lr")[1]) == pytest.approx(refined["max"], rel=0.01)
+
+
+def test_history_importance_and_slice_are_logged(store, lrrt):
+    store.run("refine", *QUICK)
+    names = {"history.png", "importance.png", "loss_over_peak_lr.png", "trials.csv"}
+    assert names <= store.artifacts(store.one("refine"))
+
+
+def test_an_interrupted_search_goes_on_where_it_stopped(store, lrrt, monkeypatch):
+    name = ("--study-name", "whole")
+    store.run("refine", *QUICK, *name)
+    whole = [run.data.metrics["trained_lr_max"] for run in trials(store, store.one("refine"))]
+
+    stage = sys.modules["mlflow_project.stages.refine"]
+    real = stage.tracking.log_training
+    seen = []
+
+    def interrupting(run, training, *args):
+        real(run, training, *args)
+        seen.append(run)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.tracking, "log_training", interrupting)
+        store.run("refine", *QUICK, "--study-name", "cut", code=130)
+    interrupted = store.runs("refine")[0]
+    assert interrupted.info.status == "KILLED"
+    store.run("refine", *QUICK, "--study-name", "cut")
+    resumed = store.runs("refine")[0]
+    # The trial that was cut short is tried again; the finished one is not.
+    again = [run.data.metrics["trained_lr_max"] for run in trials(store, resumed)]
+    assert again == whole[1:]
+    study = optuna.load_study(study_name="cut", storage="sqlite:///optuna.db")
+    complete = [t.params["peak_lr"] for t in study.trials if t.state.name != "FAIL"]
+    assert complete == pytest.approx(whole)
+
+
+def test_the_same_options_go_on_with_the_same_study_without_a_name(store, lrrt):
+    store.run("refine", *QUICK)
+    store.run("refine", *QUICK)
+    again, first = store.runs("refine")
+    assert len(trials(store, first)) == 4
+    assert len(trials(store, again)) == 0
+    assert again.data.metrics["refined_lr_max"] == first.data.metrics["refined_lr_max"]
+
+
+def test_any_optuna_storage_is_taken(store, lrrt, tmp_path):
+    store.run("refine", *QUICK, "--storage", f"sqlite:///{tmp_path}/elsewhere.db")
+    studies = optuna.get_all_study_names(f"sqlite:///{tmp_path}/elsewhere.db")
+    assert len(studies) == 1
+
+
+def test_a_storage_that_cannot_be_used_is_named(store, lrrt):
+    outcome = store.run("refine", *QUICK, "--storage", "nosuchdb://x", code=2)
+    assert "storage 'nosuchdb://x'" in outcome.error
+
+
+def test_a_refinement_of_another_range_test_is_refused(store, lrrt):
+    store.run("refine", *QUICK)
+    store.run("lrrt", *store.SMALL, "--seed", 1)
+    outcome = store.run("train", "--refine-run-id", "latest", code=2)
+    assert "belongs to range test" in outcome.error

@@ -1,0 +1,154 @@
+"""What the project promises of itself: one place per default, one direction of imports."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from mlflow_project.cli import commands
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
+CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))
+MAY_IMPORT = {
+    "lrrt_stage": set(),
+    "pipeline": {"lrrt_stage"},
+    "mlflow_project": {"lrrt_stage", "pipeline"},
+}
+FOREIGN = {
+    "lrrt_stage": {"click", "rich_click", "mlflow", "optuna", "torchvision", "sklearn"},
+    "pipeline": {"click", "rich_click", "mlflow"},
+    "mlflow_project": set(),
+}
+
+
+def imported(package):
+    """Top-level names that the package's files import, wherever in a file."""
+    names = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package):
+    ours = imported(package) & set(MAY_IMPORT) - {package}
+    assert ours <= MAY_IMPORT[package]
+    assert not imported(package) & FOREIGN[package]
+
+
+def test_importing_the_library_loads_neither_mlflow_nor_optuna():
+    script = "import sys, lrrt_stage; print(sorted({'mlflow', 'optuna', 'click'} & {*sys.modules}))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_conda_and_pyproject_bound_the_same_versions():
+    (pip,) = (each["pip"] for each in CONDA["dependencies"] if isinstance(each, dict))
+    assert pip[0] == "--constraint constraints.txt"
+    assert sorted(pip[1:]) == sorted(PYPROJECT["project"]["dependencies"])
+    for requirement in pip[1:]:
+        operators = {each.operator for each in Requirement(requirement).specifier}
+        assert operators == {"=="} or operators == {">=", "<"}, f"{requirement} is not bounded"
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines]
+
+
+def test_the_constraints_are_names_and_versions_inside_the_bounds():
+    pinned = {}
+    for each in constraints():
+        assert each.url is None
+        assert [spec.operator for spec in each.specifier] == ["=="]
+        if each.marker is None or each.marker.evaluate():
+            pinned[each.name] = next(iter(each.specifier)).version
+    for requirement in map(Requirement, PYPROJECT["project"]["dependencies"]):
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+def test_the_tests_run_on_the_constrained_versions():
+    for name in ("torch", "torchvision", "mlflow", "optuna", "numpy", "pandas"):
+        (pinned,) = (
+            each for each in constraints()
+            if each.name == name and (each.marker is None or each.marker.evaluate())
+        )  # fmt: skip
+        assert pinned.specifier.contains(version(name).partition("+")[0]), pinned
+
+
+def options(command):
+    return {name: p for p in commands.commands[command].params for name in [p.name]}
+
+
+@pytest.mark.parametrize("entry_point", MLPROJECT["entry_points"])
+def test_an_entry_points_parameters_have_the_options_defaults(entry_point):
+    known = options(entry_point)
+    declared = MLPROJECT["entry_points"][entry_point]["parameters"]
+    for name, parameter in declared.items():
+        default = known[name].type.convert(str(parameter["default"]), None, None)
+        assert default == known[name].default, name
+        kinds = {int: "int", float: "float"}
+        expected = "string" if known[name].type.optional else kinds.get(known[name].type.type)
+        assert parameter["type"] == (expected or "string"), name
+
+
+@pytest.mark.parametrize("entry_point", MLPROJECT["entry_points"])
+def test_an_entry_points_command_passes_every_parameter_to_its_option(entry_point):
+    entry = MLPROJECT["entry_points"][entry_point]
+    words = shlex.split(entry["command"])
+    assert words[:4] == ["python", "-m", "mlflow_project", entry_point]
+    passed = dict(zip(words[4::2], words[5::2], strict=True))
+    assert passed == {f"--{n.replace('_', '-')}": f"{{{n}}}" for n in entry["parameters"]}
+
+
+def test_every_command_is_an_entry_point():
+    assert set(MLPROJECT["entry_points"]) == set(commands.commands)
+    assert MLPROJECT["conda_env"] == "conda.yaml"
+
+
+def test_every_option_with_a_default_reads_it_from_a_dataclass():
+    free = {"experiment", "tracking_uri"}
+    for command in commands.commands.values():
+        for option in command.params:
+            assert option.name in free or hasattr(option.type, "optional"), option.name
+
+
+def test_the_architecture_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for package in MAY_IMPORT:
+        for path in (ROOT / package).rglob("*.py"):
+            if not path.name.startswith("__"):
+                assert f"{path.name}" in text, path
+
+
+def test_no_file_tells_two_stories():
+    for package in MAY_IMPORT:
+        for path in (ROOT / package).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path
+
+
+def test_the_readme_has_the_two_commands():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for command in ("run", "test"):
+        assert f"make {command}" in readme
+        assert command in targets
