@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _fail(error.format_message())
     except (KeyboardInterrupt, click.Abort) as interrupt:
         # click raises an Abort of its own while it handles what a stage raised.
-        print(f"Interrupted: {interrupt.__context__ or 'stopped'}", file=sys.stderr)
+        print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
         code = INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -203,22 +203,41 @@ def test_mlflow_run_runs_an_entry_point_and_passes_any_option_on(store, tmp_path
     assert "range test" not in done.stderr
 
 
+SIGNALLING = """
+import pathlib
+from torch import nn
+
+class Model(nn.Sequential):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 30:
+            pathlib.Path("{flag}").touch()
+        return super().forward(x)
+
+def make():
+    return Model(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_killed_and_keeps_what_was_measured(store, tmp_path, how):
-    slow = ["--model", "mlp", "--iterations", "100000", "--stop-multiple", "none"]
-    slow += ["--lr-end", "0.01"]
-    command = [sys.executable, "-m", "mlflow_project", "lrrt", "--experiment", "test", *slow]
+    flag = tmp_path / "running"
+    (tmp_path / "signalling.py").write_text(SIGNALLING.format(flag=flag))
+    command = [sys.executable, "-m", "mlflow_project", "lrrt", "--experiment", "test"]
+    command += ["--model", "signalling:make", "--iterations", "1000000"]
+    command += ["--stop-multiple", "none", "--lr-end", "0.01"]
+    outside = environment(tmp_path) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env=outside, stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            runs = store.runs("lrrt")
-            if runs and "lrrt.weights_sha256" in runs[0].data.tags:
-                break
-            time.sleep(0.2)
-        time.sleep(1)
+        deadline = time.monotonic() + 90
+        while not flag.exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
         process.send_signal(how)
         _, err = process.communicate(timeout=60)
     finally:
