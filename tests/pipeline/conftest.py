@@ -50,10 +50,18 @@ def dropout_model(write_module: Callable[..., None]) -> str:
         """
 from torch import nn
 
-def make(rate=0.5):
+class Louder(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x):
+        return x * self.gain
+
+def make(rate=0.5, gain=1):
     return nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(rate),
-        nn.Flatten(), nn.Linear(8 * 6 * 6, 10),
+        nn.Flatten(), nn.Linear(8 * 6 * 6, 10), Louder(gain),
     )
 """,
     )

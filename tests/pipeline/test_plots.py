@@ -145,10 +145,12 @@ class TestStudy:
         assert figure.axes[0].get_xscale() == "log"
 
     def test_the_style_of_other_figures_stays(self):
-        before = mpl.rcParams.copy()
-        study_figures(study([0.5, 0.3, 0.4]))
+        with mpl.rc_context():
+            mpl.rcdefaults()  # whatever other figures may have left behind
+            before = mpl.rcParams.copy()
+            study_figures(study([0.5, 0.3, 0.4]))
 
-        assert mpl.rcParams == before
+            assert mpl.rcParams == before
 
     def test_no_figure_is_left_open(self):
         import matplotlib.pyplot as plt
