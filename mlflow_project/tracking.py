@@ -40,6 +40,7 @@ __all__ = [
     "log_scalars",
     "log_series",
     "log_training",
+    "name_run",
     "stage_run",
     "staged_files",
 ]
@@ -99,16 +100,14 @@ def experiment_id() -> str:
 
 
 @contextmanager
-def stage_run(stage: str, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+def stage_run(stage: str) -> Iterator[Run]:
     """Open the run of a stage: that of ``mlflow run`` where there is one, else a new one.
 
     Inside another stage's run it is a child of it. It ends FINISHED, KILLED on Ctrl-C, or FAILED
     with the reason as the tag ``lrrt.error``.
     """
-    run = mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None)
-    if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
-        mlflow.set_tag("mlflow.runName", name)
-    mlflow.set_tags({STAGE_TAG: stage, **(tags or {})})
+    run = mlflow.start_run(nested=mlflow.active_run() is not None)
+    mlflow.set_tag(STAGE_TAG, stage)
     status = "FAILED"
     try:
         yield run
@@ -123,6 +122,13 @@ def stage_run(stage: str, name: str, tags: Mapping[str, str] | None = None) -> I
         raise
     finally:
         mlflow.end_run(status)
+
+
+def name_run(run: Run, name: str) -> None:
+    """Name a stage's run after its stage and ``name``, unless the user has named it."""
+    if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
+        stage = get_run(run.info.run_id).data.tags[STAGE_TAG]
+        mlflow.set_tag("mlflow.runName", f"{stage} {name}")
 
 
 def fail_project_run(reason: str) -> None:

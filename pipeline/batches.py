@@ -45,6 +45,7 @@ class Batches:
         self.statistics = _broadcastable(data, device)
         self.tensors = None
         if isinstance(split, tuple):
+            # No copy where the data is on the device already.
             self.tensors = split[0].to(device), split[1].to(device)
         else:
             self.loader: DataLoader = DataLoader(

@@ -58,17 +58,35 @@ class Data:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all values in memory; of a dataset on disk, over its names and labels."""
+        """SHA-256 over all values in memory; of a split on disk, over what it says of itself.
+
+        That is its own ``digest()`` if it has one, else its length and labels.
+        """
         tensors = {}
-        names = hashlib.sha256()
+        described = hashlib.sha256()
         for name in ("train", "val"):
             split = getattr(self, name)
             if isinstance(split, tuple):
                 tensors[f"{name}.inputs"], tensors[f"{name}.labels"] = split
             else:
-                content = getattr(split, "samples", None) or getattr(split, "targets", None)
-                names.update(f"{name} {split_size(split)} {content}".encode())
-        return hashlib.sha256((weights.digest(tensors) + names.hexdigest()).encode()).hexdigest()
+                own = getattr(split, "digest", None)
+                content = own() if own else f"{split_size(split)} {getattr(split, 'targets', '')}"
+                described.update(f"{name} {content}".encode())
+        return hashlib.sha256(
+            (weights.digest(tensors) + described.hexdigest()).encode()
+        ).hexdigest()
+
+    def to(self, device: torch.device) -> Data:
+        """Return the data with what is in memory on ``device``."""
+        moved = {
+            name: tuple(tensor.to(device) for tensor in split)
+            for name in ("train", "val")
+            if isinstance(split := getattr(self, name), tuple)
+        }
+        copy = object.__new__(Data)
+        # Checked already, and with the digest, so that it is not read back from the device.
+        copy.__dict__.update(self.__dict__ | {"digest": self.digest} | moved)
+        return copy
 
     def _first_input(self) -> Tensor:
         return self.train[0][0]

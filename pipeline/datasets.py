@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ class _Folder(Dataset):
         part.samples = [self.samples[i] for i in indices]
         part.targets = [self.targets[i] for i in indices]
         return part
+
+    def digest(self) -> str:
+        """SHA-256 over class, name and size of every file, wherever the folder is."""
+        files = [(*Path(path).parts[-2:], Path(path).stat().st_size) for path, _ in self.samples]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         return torch.stack([self[i][0] for i in range(len(self))]), torch.tensor(self.targets)

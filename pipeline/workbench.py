@@ -55,7 +55,9 @@ class Workbench:
         runtime = runtime or Runtime()
         self.task, self.runtime = task, runtime
         self.device = resolve_device(runtime.device)
-        self.data = load_data(task.dataset, task.dataset_args, runtime.data_dir)
+        data = load_data(task.dataset, task.dataset_args, runtime.data_dir)
+        # Once, so that no start of an experiment moves it again.
+        self.data = data.to(self.device)
         self.val_batches = Batches(self.data, task.batch_size, self.device, train=False)
         self._train_batches()
         inputs, _ = next(iter(self.val_batches))

@@ -13,8 +13,8 @@ from lrrt_stage.settings import setting
 from mlflow_project import display, tracking
 from mlflow_project.handoff import WEIGHTS_TAG, Handoff, load_handoff
 from mlflow_project.reuse import find_same
-from mlflow_project.stages.lrrt import lrrt, lrrt_fingerprint, short_name
-from mlflow_project.stages.opening import HandoffOptions
+from mlflow_project.stages.lrrt import lrrt, lrrt_fingerprint
+from mlflow_project.stages.opening import HandoffOptions, short_name
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import stage_run, staged_files
@@ -69,8 +69,10 @@ def chain(
         mlflow.set_tag(f"lrrt.{name}_run_id", run_id)
         return run_id
 
-    with stage_run("main", f"main {short_name(task)} seed {task.seed}") as parent:
+    with stage_run("main") as parent:
+        tracking.name_run(parent, f"{short_name(task)} seed {task.seed}")
         bench = Workbench(task, runtime)
+        tracking.log_dataset(bench)
         lrrt_id = step(
             "lrrt",
             lrrt_fingerprint(bench, range_options, smoothing, suggestion),

@@ -23,10 +23,11 @@ from lrrt_stage import (
 from mlflow_project import display, tracking
 from mlflow_project.handoff import SOURCE_TAG, WEIGHTS, publish, run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.stages.opening import short_name
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline import Runtime, Task, Workbench
 
-__all__ = ["lrrt", "lrrt_fingerprint", "short_name"]
+__all__ = ["lrrt", "lrrt_fingerprint"]
 
 
 def lrrt(
@@ -45,7 +46,8 @@ def lrrt(
     NoSuggestion
         If no rule has an answer; the run keeps its weights and its curve.
     """
-    with stage_run("lrrt", f"lrrt {short_name(task)} seed {task.seed}") as run:
+    with stage_run("lrrt") as run:
+        tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
         bench = bench or Workbench(task, runtime)
         tracking.log_params(
             run,
@@ -94,13 +96,6 @@ def lrrt_fingerprint(
     return fingerprint("lrrt", bench, options=options, smoothing=smoothing, suggestion=suggestion)
 
 
-def short_name(task: Task) -> str:
-    """Return what a run's name says of its task: dataset and model, without folders."""
-    dataset, _, factory = task.dataset.partition(":")
-    named = dataset if "/" in factory or dataset == "imagefolder" else factory or dataset
-    return f"{named} {task.model.rpartition(':')[2]}"
-
-
 def _initial_weights(bench: Workbench) -> weights.State:
     init = bench.task.init
     if not init.startswith("run:"):
@@ -146,7 +141,7 @@ def _conclude(
         display.note(f"rule {rule} is used in place of {asked}")
     mlflow.set_tag(
         "mlflow.note.content",
-        f"LR range test over {len(curve)} iterations, which ended {curve.stop!r}. "
+        f"LR range test over {len(curve)} iterations ({curve.stop}). "
         f"Rule `{rule}` suggests learning rates from {chosen}. "
         f"The initial weights are the artifact `{WEIGHTS}`; train with "
         f"`mlflow run . -e train -P lrrt_run_id={run.info.run_id}`.",

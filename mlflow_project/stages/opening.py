@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lrrt_stage.settings import setting
-from mlflow_project.handoff import Handoff, load_handoff
-from pipeline import Runtime, Task, Workbench
+import mlflow
+from mlflow.entities import Run
 
-__all__ = ["HandoffOptions", "open_handoff"]
+from lrrt_stage import LRRange
+from lrrt_stage.settings import setting
+from mlflow_project import tracking
+from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG, Handoff, load_handoff
+from pipeline import Narrowing, Runtime, Task, Workbench
+
+__all__ = ["HandoffOptions", "open_handoff", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,17 @@ class HandoffOptions:
 
 
 def open_handoff(
-    options: HandoffOptions, runtime: Runtime, changes: dict[str, Any], bench: Workbench | None
-) -> tuple[Handoff, Workbench]:
-    """Return a checked hand-off and a workbench for its task with ``changes``.
+    run: Run,
+    options: HandoffOptions,
+    runtime: Runtime,
+    narrowing: Narrowing,
+    changes: dict[str, Any] | None,
+    bench: Workbench | None,
+) -> tuple[Handoff, Workbench, LRRange]:
+    """Return a checked hand-off, a workbench for its task, and the narrowed range.
+
+    ``changes`` are fields of the task that differ from the range test's. The run gets its name
+    and all that the stages after a range test log alike.
 
     Raises
     ------
@@ -33,11 +46,27 @@ def open_handoff(
         If the task or its data differ from the range test's, unless that is allowed.
     """
     handoff = load_handoff(options.lrrt_run_id)
-    task: Task = replace(handoff.task, **changes)
+    task: Task = replace(handoff.task, **changes or {})
     if not options.allow_mismatch:
         # First the fields, which cost nothing; then the data's content.
         handoff.check(task)
     bench = bench or Workbench(task, runtime)
     if not options.allow_mismatch:
         handoff.check(task, bench.data.digest)
-    return handoff, bench
+    narrowed = narrowing(handoff.range)
+    tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
+    mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})
+    tracking.log_params(
+        run,
+        {**asdict(task), "device": str(bench.device), **asdict(narrowing), "rule": handoff.rule},
+    )
+    tracking.log_dataset(bench)
+    tracking.log_scalars(run, {"narrowed_lr_min": narrowed.min, "narrowed_lr_max": narrowed.max})
+    return handoff, bench, narrowed
+
+
+def short_name(task: Task) -> str:
+    """Return what a run's name says of its task: dataset and model, without folders."""
+    dataset, _, factory = task.dataset.partition(":")
+    named = dataset if "/" in factory or dataset == "imagefolder" else factory or dataset
+    return f"{named} {task.model.rpartition(':')[2]}"

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from mlflow_project import display, tracking
 from mlflow_project.handoff import (
     CONTRACT_VERSION,
     SOURCE_TAG,
-    WEIGHTS_TAG,
     Handoff,
     find_run,
     run_file,
 )
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.lrrt import short_name
 from mlflow_project.stages.opening import HandoffOptions, open_handoff
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline import (
@@ -60,24 +58,14 @@ def refine_stage(
     LRRTError
         If the hand-off or the storage cannot be used, or every trial diverged.
     """
-    with stage_run("refine", "refine") as run:
-        handoff, bench = open_handoff(handoff_options, runtime, changes or {}, bench)
-        mlflow.set_tag("mlflow.runName", f"refine {short_name(bench.task)} seed {bench.task.seed}")
-        narrowed = narrowing(handoff.range)
+    with stage_run("refine") as run:
+        handoff, bench, narrowed = open_handoff(
+            run, handoff_options, runtime, narrowing, changes, bench
+        )
         mark = refine_fingerprint(bench, handoff, narrowed, options)
-        name = options.study_name or f"lrrt-{mark[:16]}"
-        mlflow.set_tags(
-            {SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256, FINGERPRINT_TAG: mark}
-        )
-        tracking.log_params(
-            run,
-            {**asdict(bench.task), "device": str(bench.device), **asdict(narrowing)}
-            | {**asdict(options), "study_name": name, "rule": handoff.rule},
-        )
-        tracking.log_dataset(bench)
-        tracking.log_scalars(
-            run, {"narrowed_lr_min": narrowed.min, "narrowed_lr_max": narrowed.max}
-        )
+        name = options.study_name or _study_name(bench, handoff, narrowed, options)
+        mlflow.set_tag(FINGERPRINT_TAG, mark)
+        tracking.log_params(run, {**asdict(options), "study_name": name})
         with display.progress("refinement") as progress:
             study = refine(
                 bench,
@@ -120,6 +108,14 @@ def refine_fingerprint(
     return fingerprint("refine", bench, source=handoff.run_id, narrowed=narrowed, options=options)
 
 
+def _study_name(
+    bench: Workbench, handoff: Handoff, narrowed: LRRange, options: RefineOptions
+) -> str:
+    """Return a name that more trials, or another storage, do not change: the study goes on."""
+    same = replace(options, trials=1, storage="")
+    return f"lrrt-{refine_fingerprint(bench, handoff, narrowed, same)[:16]}"
+
+
 def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
     """Return the id of a finished refinement of this range test, and its range.
 
@@ -150,7 +146,8 @@ class _TrialRuns:
     def __call__(
         self, number: int, lr_range: LRRange
     ) -> Iterator[Callable[[Training, bool], None]]:
-        with stage_run("trial", f"trial {number}: peak {lr_range.max:.3g}") as run:
+        with stage_run("trial") as run:
+            tracking.name_run(run, f"{number}: peak {lr_range.max:.3g}")
             tracking.log_params(run, {"trial": number})
             tracking.log_scalars(
                 run, {"trained_lr_min": lr_range.min, "trained_lr_max": lr_range.max}

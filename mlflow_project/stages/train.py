@@ -12,9 +12,8 @@ from mlflow.entities import Run
 from lrrt_stage import LRRange, LRRTError, weights
 from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
-from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG, Handoff, run_file
+from mlflow_project.handoff import Handoff, run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.lrrt import short_name
 from mlflow_project.stages.opening import HandoffOptions, open_handoff
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.tracking import stage_run, staged_files
@@ -55,32 +54,17 @@ def train_stage(
         If the hand-off cannot be used (see :func:`open_handoff`), or training diverged; then
         the run keeps its curves.
     """
-    with stage_run("train", "train") as run:
-        handoff, bench = open_handoff(handoff_options, runtime, changes or {}, bench)
-        mlflow.set_tag("mlflow.runName", f"train {short_name(bench.task)} seed {bench.task.seed}")
-        narrowed = narrowing(handoff.range)
-        lr_range = narrowed
-        tags = {SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256}
+    with stage_run("train") as run:
+        handoff, bench, lr_range = open_handoff(
+            run, handoff_options, runtime, narrowing, changes, bench
+        )
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
-            tags["lrrt.refine_run_id"] = refine_run_id
+            mlflow.set_tag("lrrt.refine_run_id", refine_run_id)
         mark = train_fingerprint(bench, handoff, lr_range, options)
-        mlflow.set_tags({**tags, FINGERPRINT_TAG: mark})
-        tracking.log_params(
-            run,
-            {**asdict(bench.task), "device": str(bench.device), **asdict(narrowing)}
-            | {**asdict(options), "rule": handoff.rule},
-        )
-        tracking.log_dataset(bench)
-        tracking.log_scalars(
-            run,
-            {
-                "narrowed_lr_min": narrowed.min,
-                "narrowed_lr_max": narrowed.max,
-                "trained_lr_min": lr_range.min,
-                "trained_lr_max": lr_range.max,
-            },
-        )
+        mlflow.set_tag(FINGERPRINT_TAG, mark)
+        tracking.log_params(run, asdict(options))
+        tracking.log_scalars(run, {"trained_lr_min": lr_range.min, "trained_lr_max": lr_range.max})
         with staged_files(run) as folder:
             checkpoint = folder / CHECKPOINT
             if run_options.resume:
@@ -130,17 +114,22 @@ def _train(
     """Train, and log every epoch when it is done, those of a resumed training at once."""
     logged = 0, 0  # iterations, epochs
 
+    def log_new(training: Training) -> None:
+        nonlocal logged
+        tracking.log_training(run, training, *logged)
+        logged = len(training.train_loss), len(training.epochs)
+
     with display.progress("training") as progress:
 
         def on_epoch(training: Training) -> None:
-            nonlocal logged
-            tracking.log_training(run, training, *logged)
-            logged = len(training.train_loss), len(training.epochs)
+            log_new(training)
             progress(len(training.epochs), options.epochs)
 
-        return train(
+        training = train(
             bench, handoff.weights, lr_range, options, on_epoch=on_epoch, checkpoint=checkpoint
         )
+    log_new(training)  # a training that was interrupted after its last epoch has no other
+    return training
 
 
 def _fetch_checkpoint(run_id: str, mark: str, folder: Path) -> None:

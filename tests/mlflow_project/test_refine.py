@@ -96,6 +96,15 @@ def test_the_same_options_go_on_with_the_same_study_without_a_name(store, lrrt):
     assert again.data.metrics["refined_lr_max"] == first.data.metrics["refined_lr_max"]
 
 
+def test_more_trials_go_on_with_the_same_study(store, lrrt):
+    store.run("refine", *QUICK)
+    store.run("refine", *QUICK, "--trials", 6)
+    assert [int(run.data.params["trial"]) for run in trials(store, store.runs("refine")[0])] == [
+        4,
+        5,
+    ]
+
+
 def test_any_optuna_storage_is_taken(store, lrrt, tmp_path):
     store.run("refine", *QUICK, "--storage", f"sqlite:///{tmp_path}/elsewhere.db")
     studies = optuna.get_all_study_names(f"sqlite:///{tmp_path}/elsewhere.db")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,19 @@ def resumed(make, options: TrainOptions, path: Path, after: int = 2) -> Training
     return train(made, made.initial_weights(), RANGE, options, checkpoint=path)
 
 
+# Gradients so large that fp16 overflows and its loss scale is lowered.
+OVERFLOW = {"precision": "fp16", "clip_norm": 0.1, "model_args": {"gain": 100}}
+
+
+def test_a_step_that_fp16_leaves_out_brings_no_warning(dropout_model):
+    made = bench(model=dropout_model, **OVERFLOW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(made, made.initial_weights(), RANGE, TrainOptions(epochs=1))
+
+
 class TestInterruption:
+    @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")
     @pytest.mark.parametrize(
         ("schedule", "changes"),
         [
@@ -233,8 +246,7 @@ class TestInterruption:
             ("triangular", {"optimizer": "adam", "accumulate": 3}),
             ("warm-restarts", {"optimizer": "adamw", "clip_norm": 0.5}),
             ("constant", {"optimizer": "sgd", "precision": "bf16", "channels_last": True}),
-            # Gradients so large that fp16 overflows and its loss scale is lowered.
-            ("one-cycle", {"precision": "fp16", "clip_norm": 0.1, "model_args": {"gain": 100}}),
+            ("one-cycle", OVERFLOW),
         ],
     )
     def test_a_training_that_goes_on_ends_bit_for_bit_as_one_without_it(
