@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.errors import LRRTError, first_line
 
 __all__ = ["deterministic", "resolve_device", "to_device"]
 
@@ -30,9 +30,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LRRTError(
-            f"device {str(name)!r} is not available here ({reason}): use auto or cpu"
+            f"device {str(name)!r} is not available here ({first_line(error)}): use auto or cpu"
         ) from None
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["LRRTError", "NoSuggestion", "unknown_name"]
+__all__ = ["LRRTError", "NoSuggestion", "first_line", "unknown_name"]
 
 
 class LRRTError(ValueError):
@@ -14,6 +14,11 @@ class LRRTError(ValueError):
 
 class NoSuggestion(LRRTError):
     """A rule has no answer for a curve. The message says why and what to change."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from lrrt_stage.settings import require
 from pipeline.augmentation import AUGMENTATIONS
@@ -39,6 +39,11 @@ class Batches:
             not train or batch_size <= self.size,
             f"batch_size={batch_size} is larger than the {self.size} training examples: lower it",
         )
+        require(
+            augment == "none" or len(data.input_shape) == 3,
+            f"augment={augment!r} takes images (channels, height, width), the data has inputs of "
+            f"shape {data.input_shape}: use none",
+        )
         self.batch_size, self.device, self.train = batch_size, device, train
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
@@ -48,12 +53,14 @@ class Batches:
             # No copy where the data is on the device already.
             self.tensors = split[0].to(device), split[1].to(device)
         else:
+            self.order = _Order(range(self.size))
             self.loader: DataLoader = DataLoader(
                 split,
                 batch_size,
-                shuffle=train,
+                sampler=self.order,
                 drop_last=train,
-                generator=self.generator,
+                # How often a loader draws depends on its processes: not from ours.
+                generator=torch.Generator(),
                 num_workers=workers,
                 pin_memory=device.type == "cuda",
                 persistent_workers=workers > 0,
@@ -65,30 +72,53 @@ class Batches:
         return whole if self.train else whole + (rest > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, labels in self._cut() if self.tensors else self.loader:
-            yield self._prepared(inputs.to(self.device, non_blocking=True)), labels.to(self.device)
+        order = torch.randperm(self.size, generator=self.generator) if self.train else None
+        for inputs, labels in self._cut(order) if self.tensors else self._read(order):
+            moved = labels.to(self.device, non_blocking=True).long()
+            yield self._prepared(inputs.to(self.device, non_blocking=True)), moved
 
-    def _cut(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _cut(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut batches from the tensors in memory."""
         assert self.tensors is not None
         inputs, labels = self.tensors
-        if not self.train:
+        if order is None:
             yield from zip(
                 inputs.split(self.batch_size), labels.split(self.batch_size), strict=True
             )
             return
-        order = torch.randperm(self.size, generator=self.generator).to(self.device)
-        for chosen in order.split(self.batch_size)[: len(self)]:
+        for chosen in order.to(self.device).split(self.batch_size)[: len(self)]:
             yield inputs[chosen], labels[chosen]
+
+    def _read(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Have the loader read batches."""
+        if order is not None:
+            self.order.indices = order.tolist()
+        yield from self.loader
 
     def _prepared(self, inputs: Tensor) -> Tensor:
         if self.augment is not None:
             inputs = self.augment(inputs, self.generator)
         if inputs.dtype == torch.uint8:
             inputs = inputs.float() / 255
+        elif inputs.is_floating_point():
+            inputs = inputs.float()
         if self.statistics is not None:
             mean, std = self.statistics
             inputs = (inputs - mean) / std
         return inputs
+
+
+class _Order(Sampler):
+    """The indices of an epoch, drawn before it."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 def _broadcastable(data: Data, device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -70,8 +70,9 @@ class Data:
                 tensors[f"{name}.inputs"], tensors[f"{name}.labels"] = split
             else:
                 own = getattr(split, "digest", None)
-                content = own() if own else f"{split_size(split)} {getattr(split, 'targets', '')}"
-                described.update(f"{name} {content}".encode())
+                described.update(f"{name} {split_size(split)} {own() if own else ''}".encode())
+                if hasattr(split, "targets"):
+                    tensors[f"{name}.labels"] = torch.as_tensor(split.targets)
         return hashlib.sha256(
             (weights.digest(tensors) + described.hexdigest()).encode()
         ).hexdigest()

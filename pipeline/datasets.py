@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
 from pipeline.data import Data, Split
 from pipeline.factories import call_factory, is_factory
@@ -63,6 +63,7 @@ def imagefolder(path: str, size: int = 64) -> Data:
     the middle square.
     """
     root = Path(path)
+    require(size >= 1, f"imagefolder: size={size} is below 1: raise it")
     require(root.is_dir(), f"imagefolder: there is no folder {path}: give imagefolder:PATH")
     if (root / "train").is_dir() and (root / "val").is_dir():
         train, val = _Folder(root / "train", size), _Folder(root / "val", size)
@@ -102,7 +103,13 @@ class _Folder(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return self.transform(self.read(path)), label
+        try:
+            return self.transform(self.read(path)), label
+        except OSError as error:
+            raise LRRTError(
+                f"imagefolder: {path} cannot be read as an image ({first_line(error)}): "
+                "replace or remove it"
+            ) from error
 
     def part(self, indices: np.ndarray) -> _Folder:
         part = object.__new__(_Folder)
@@ -136,13 +143,13 @@ def _torchvision(class_name: str) -> Callable[[str], Data]:
 
 def _downloaded(dataset_class: Any, data_dir: str, train: bool) -> Any:
     try:
-        # torchvision checks the files' MD5 and downloads only what is missing.
+        # torchvision downloads what is missing (and what fails its MD5, where it checks that).
         return dataset_class(data_dir, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # what a socket, an archive or a parser of damaged files raises
         raise LRRTError(
-            f"{dataset_class.__name__} is not in {data_dir} and could not be downloaded "
-            f"({reason}): put its files there, or name their folder with data_dir"
+            f"{dataset_class.__name__} in {data_dir} is missing or damaged, and could not be "
+            f"downloaded ({' '.join(str(error).split()) or type(error).__name__}): put its files "
+            "there, or name their folder with data_dir"
         ) from error
 
 

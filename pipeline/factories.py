@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.errors import LRRTError, first_line
 
 __all__ = ["call_factory", "is_factory"]
 
@@ -32,19 +32,15 @@ def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
         sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # an import runs the module, which may raise anything
         raise LRRTError(
-            f"{kind} {name!r} cannot be imported ({error}): run from the folder that holds "
-            f"{module_name.split('.')[0]!r}, or put it on PYTHONPATH"
+            f"{kind} {name!r} cannot be imported ({type(error).__name__}: {first_line(error)}): "
+            f"run from the folder that holds {module_name.split('.')[0]!r}, or put it on PYTHONPATH"
         ) from error
     try:
         return factory(**arguments)
     except Exception as error:
         raise LRRTError(
-            f"{kind} {name!r} raised {type(error).__name__}: {_first_line(error)} "
+            f"{kind} {name!r} raised {type(error).__name__}: {first_line(error)} "
             f"(called with {dict(arguments)}): check {kind}_args"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
 from pipeline.factories import call_factory, is_factory
 
@@ -47,8 +47,12 @@ def build_model(
         if name in MODELS:
             return MODELS[name](input_shape, num_classes, **arguments)
         return _torchvision_model(name, input_shape, num_classes, arguments)
-    except TypeError as error:
-        raise LRRTError(f"model {name!r}: {error}: check model_args {dict(arguments)}") from error
+    except LRRTError:
+        raise
+    except Exception as error:  # whatever a constructor raises for its arguments
+        raise LRRTError(
+            f"model {name!r}: {first_line(error)}: check model_args {dict(arguments)}"
+        ) from error
 
 
 def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
@@ -187,30 +191,31 @@ def _image_channels(name: str, input_shape: Shape) -> int:
 
 
 def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) -> None:
-    """Run ``inputs`` through ``model`` in eval mode and check that it returns a logit per class.
+    """Run ``inputs`` through ``model`` and check that it returns a logit per class.
+
+    It does so in eval mode and in train mode, in which some models return more than one output
+    and batch norm changes its buffers: give it a model that is thrown away.
 
     Raises
     ------
     LRRTError
-        If the model fails on the inputs or returns another shape.
+        If the model fails on the inputs or returns something else.
     """
-    was_training = model.training
-    model.eval()
     shape = tuple(inputs.shape[1:])
-    try:
-        with torch.no_grad():
-            output = model(inputs)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LRRTError(
-            f"model {name!r} does not take inputs of shape {shape}: {reason}: choose another "
-            "model, model_args or image size"
-        ) from error
-    finally:
-        model.train(was_training)
-    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
-        raise LRRTError(
-            f"model {name!r} returns {got} for {len(inputs)} inputs, expected "
-            f"({len(inputs)}, {num_classes}), a logit per class: set its number of classes"
-        )
+    for mode in (False, True):
+        model.train(mode)
+        try:
+            with torch.no_grad():
+                output = model(inputs)
+        except Exception as error:
+            raise LRRTError(
+                f"model {name!r} does not take inputs of shape {shape}: {first_line(error)}: "
+                "choose another model, model_args or image size"
+            ) from error
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
+            raise LRRTError(
+                f"model {name!r} returns {got} for {len(inputs)} inputs"
+                f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {num_classes}), a "
+                "logit per class: set its number of classes, switch other outputs off"
+            )

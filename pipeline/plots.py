@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import optuna
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -75,6 +76,8 @@ def study_figures(study: optuna.Study) -> dict[str, Figure]:
         finished = [t for t in study.trials if t.value is not None and t.value < float("inf")]
         if len({trial.value for trial in finished}) > 1:
             figures["importance.png"] = drawn.plot_param_importances(study)
+    for axes in figures.values():
+        pyplot.close(axes.figure)  # drawn by pyplot, which keeps what it is not told to let go
     return {name: axes.figure for name, axes in figures.items()}
 
 

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lrrt_stage import LRRange, LRRTError
+from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require, setting
 from lrrt_stage.weights import State
 from pipeline.training import Training, TrainOptions, train
@@ -38,7 +39,11 @@ class RefineOptions:
     def __post_init__(self) -> None:
         for name in ("trials", "trial_epochs"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1: raise it")
-        require(self.search_seed >= 0, f"search_seed={self.search_seed} is negative: use 0")
+        highest = 2**32 - 1 - self.trials  # NumPy's bound; each trial has a seed of its own
+        require(
+            0 <= self.search_seed <= highest,
+            f"search_seed={self.search_seed} is outside 0 to {highest}: use 0",
+        )
 
 
 AfterEpoch = Callable[[Training, bool], None]
@@ -66,17 +71,16 @@ def refine(
     is called after every epoch with the training so far and whether the trial is pruned now.
     """
     pruner = optuna.pruners.MedianPruner(
-        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=options.trial_epochs // 2
+        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-options.trial_epochs // 2)
     )
     try:
         study = optuna.create_study(
             study_name=study_name, storage=options.storage, load_if_exists=True, pruner=pruner
         )
     except Exception as error:  # SQLAlchemy's, a driver's, Optuna's
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LRRTError(
-            f"storage {options.storage!r} cannot be used ({reason}): give an Optuna storage URL "
-            "such as sqlite:///optuna.db"
+            f"storage {options.storage!r} cannot be used ({first_line(error)}): give an Optuna "
+            "storage URL such as sqlite:///optuna.db"
         ) from error
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)  # its process was ended

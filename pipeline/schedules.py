@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -59,8 +61,14 @@ def triangular(
     optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
 ) -> LRScheduler:
     """Four triangles between minimum and maximum (CLR, Smith 2015)."""
-    half = max(total_steps // 8, 1)
-    return CyclicLR(optimizer, base_lr=low, max_lr=high, step_size_up=half, cycle_momentum=False)
+    half = total_steps / 8  # as a fraction too, so that there are four and not a start of a fifth
+    return CyclicLR(
+        optimizer,
+        base_lr=low,
+        max_lr=high,
+        step_size_up=half,  # type: ignore[arg-type]
+        cycle_momentum=False,
+    )
 
 
 def warm_restarts(
@@ -68,9 +76,19 @@ def warm_restarts(
 ) -> LRScheduler:
     """Three cosines from maximum to minimum, each twice as long (Loshchilov & Hutter 2016)."""
     # 1 + 2 + 4 sevenths of the steps.
-    return CosineAnnealingWarmRestarts(
-        optimizer, T_0=max(-(-total_steps // 7), 1), T_mult=2, eta_min=min(low)
-    )
+    return _WarmRestarts(optimizer, max(-(-total_steps // 7), 1), low[0] / high[0])
+
+
+class _WarmRestarts(CosineAnnealingWarmRestarts):
+    """torch's, whose minimum is one for all groups, with a minimum for each."""
+
+    def __init__(self, optimizer: Optimizer, first: int, min_share: float) -> None:
+        self.min_share = min_share
+        super().__init__(optimizer, T_0=first, T_mult=2)
+
+    def get_lr(self) -> list[float | Tensor]:
+        cosine = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
+        return [peak * (self.min_share + (1 - self.min_share) * cosine) for peak in self.base_lrs]
 
 
 def constant(

@@ -73,6 +73,7 @@ class Task(StepOptions):
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise LRRTError(f"the task is not JSON ({error}): it was altered") from None
+        require(isinstance(values, dict), f"the task is {text.strip()[:20]!r}, not a JSON object")
         unknown = set(values) - {field.name for field in fields(cls)}
         require(not unknown, f"the task has unknown fields {sorted(unknown)}: update lrrt-stage")
         return cls(**values)

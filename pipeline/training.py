@@ -101,17 +101,17 @@ def train(
     take_step = TrainingStep(
         model, optimizer, batch_loss_of(model, bench.loss_fn), bench.task, bench.device
     )
-    with seeded(bench.task.data_seed), deterministic():
+    with seeded(bench.task.data_seed), deterministic(), warnings.catch_warnings():
+        # torch warns when a schedule counts a step that the optimizer did not take: fp16 leaves
+        # out steps that overflow, and a resumed schedule counts up to where it was.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         if checkpoint is not None and checkpoint.exists():
             _resume(torch.load(checkpoint, weights_only=True), training, start, take_step)
-            with warnings.catch_warnings():
-                # The schedule is a function of the step's number: count up to where it was.
-                warnings.simplefilter("ignore", UserWarning)
-                rates = [group["lr"] for group in optimizer.param_groups]
-                for _ in training.lr:
-                    schedule.step()
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate
+            rates = [group["lr"] for group in optimizer.param_groups]
+            for _ in training.lr:
+                schedule.step()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
         while len(training.epochs) < options.epochs and not training.diverged:
             stream = BatchStream(batches)
             model.train()

@@ -62,7 +62,8 @@ class Workbench:
         self._train_batches()
         inputs, _ = next(iter(self.val_batches))
         model = self.model().to(self.device)
-        check_output(model, inputs[:2], self.data.num_classes, task.model)
+        with seeded(task.seed):
+            check_output(model, inputs[:2], self.data.num_classes, task.model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise LRRTError(
                 f"model {task.model!r} has no trainable parameter: set requires_grad on some"

@@ -14,5 +14,5 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items):
     without = pytest.mark.skip(reason="no CUDA device here")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without)

@@ -91,7 +91,10 @@ IN_A_RUN = {
     "image size": (("--model", "alexnet"), "does not take inputs of shape (1, 8, 8)"),
     "file": (("--init", "file:none.safetensors"), "no weights file none.safetensors"),
     "run": (("--init", "run:abc"), "there is no run 'abc'"),
-    "module": (("--dataset", "no_such:data"), "cannot be imported (No module named 'no_such')"),
+    "module": (
+        ("--dataset", "no_such:data"),
+        "cannot be imported (ModuleNotFoundError: No module named 'no_such')",
+    ),
     "factory": (("--dataset", "own_factories:x"), "cannot be imported"),
     "nan": (own("data", "nan"), "1 NaN or infinite values"),
     "labels": (own("data", "labels"), "labels go from -1 to 2, outside 0 to 2"),
