@@ -93,7 +93,7 @@ IN_A_RUN = {
     "run": (("--init", "run:abc"), "there is no run 'abc'"),
     "module": (
         ("--dataset", "no_such:data"),
-        "cannot be imported (ModuleNotFoundError: No module named 'no_such')",
+        "(ModuleNotFoundError: No module named 'no_such')",
     ),
     "factory": (("--dataset", "own_factories:x"), "cannot be imported"),
     "nan": (own("data", "nan"), "1 NaN or infinite values"),
