@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,6 +58,8 @@ def ui_command(tracking_uri: str) -> str:
     """Return the command that opens the MLflow UI on this store, or a server's address."""
     if tracking_uri.startswith(("http://", "https://")):
         return tracking_uri
+    # Where its environment is not active, in a `make` for example, a shell does not find mlflow.
+    active = sys.prefix in (os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"))
     beside = Path(sys.executable).parent / "mlflow"
-    mlflow = "mlflow" if shutil.which("mlflow") else os.path.relpath(beside)
+    mlflow = "mlflow" if active or not beside.exists() else os.path.relpath(beside)
     return f"{mlflow} ui --backend-store-uri {shlex.quote(tracking_uri)}"
