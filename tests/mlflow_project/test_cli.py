@@ -233,7 +233,13 @@ def test_a_signal_ends_the_run_killed_and_keeps_what_was_measured(store, tmp_pat
     command += ["--stop-multiple", "none", "--lr-end", "0.01"]
     outside = environment(tmp_path) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=outside, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=outside,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs in a shell's background ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 90
