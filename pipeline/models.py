@@ -56,8 +56,13 @@ def build_model(
 
 
 def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
-    """Three 3 × 3 convolutions with batch norm, two of them followed by pooling."""
+    """Three 3 × 3 convolutions with batch norm, two of them followed by pooling, to 2 × 2."""
     channels = _image_channels("cnn", input_shape)
+    halved = [side // 2 for side in input_shape[1:]]
+    require(min(halved) >= 2, f"model 'cnn' takes images from 4 × 4 on, not {input_shape[1:]}")
+    # Not AdaptiveMaxPool2d(2): its gradient on CUDA does not repeat bit for bit.
+    window = tuple(side // 2 for side in halved)
+    pooled = prod(side // size for side, size in zip(halved, window, strict=True))
 
     def block(before: int, after: int) -> list[nn.Module]:
         return [
@@ -71,9 +76,9 @@ def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
         *block(width, 2 * width),
         nn.MaxPool2d(2),
         *block(2 * width, 4 * width),
-        nn.AdaptiveMaxPool2d(2),
+        nn.MaxPool2d(window),
         nn.Flatten(),
-        nn.Linear(16 * width, num_classes),
+        nn.Linear(4 * width * pooled, num_classes),
     )
 
 
