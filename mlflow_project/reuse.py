@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ def fingerprint(stage: str, bench: Workbench, **inputs: Any) -> str:
     """Return a SHA-256 over all that the stage's result depends on.
 
     That is the task, the data, the device, torch's version, the source of this project and of
-    the user's factory modules, and ``inputs``: options (dataclasses), and ids of upstream runs.
+    the user's factory modules, a weights file to start from, and ``inputs``: options
+    (dataclasses), and ids of upstream runs.
     """
     content = {
         "stage": stage,
@@ -38,7 +38,7 @@ def fingerprint(stage: str, bench: Workbench, **inputs: Any) -> str:
         "device": str(bench.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "code": _code(bench.task),
+        "files": _files(bench.task),
         **{k: asdict(v) if is_dataclass(v) else v for k, v in inputs.items()},  # type: ignore
     }
     return _sha(json.dumps(content, sort_keys=True).encode())
@@ -55,15 +55,17 @@ def find_same(fingerprint: str) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def _code(task: Task) -> Mapping[str, str]:
-    """Return the digest of every source file that a result depends on."""
+def _files(task: Task) -> list[str]:
+    """Return the digests of all files that a result depends on: sources, and given weights."""
     folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline)]
     files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
     for name in (task.dataset, task.model):
         if is_factory(name):
             source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
             files += [Path(source)] if source else []
-    return {path.name: _sha(path.read_bytes()) for path in files}
+    if task.init.startswith("file:") and Path(given := task.init.removeprefix("file:")).is_file():
+        files.append(Path(given))
+    return [_sha(path.read_bytes()) for path in files]
 
 
 def _sha(content: bytes) -> str:

@@ -62,7 +62,9 @@ def chain(
     """
 
     def step(name: str, mark: str, run_it: Callable[[], str]) -> str:
-        same = find_same(mark) if options.reuse else None
+        # A training that is to be registered has to run: the one before was not.
+        registers = name == "train" and options.register is not None
+        same = find_same(mark) if options.reuse and not registers else None
         if same:
             display.note(f"{name}: reusing run {same}")
         run_id = same or run_it()

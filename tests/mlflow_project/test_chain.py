@@ -1,4 +1,7 @@
 import time
+from pathlib import Path
+
+import mlflow
 
 QUICK = ("--trials", 2, "--trial-epochs", 1, "--epochs", 2)
 
@@ -68,3 +71,23 @@ def test_a_step_that_fails_fails_the_chain_with_its_reason_and_keeps_what_was_do
     assert "nosuchdb" in outcome.error
     assert "nosuchdb" in parent.data.tags["lrrt.error"]
     assert steps["lrrt"].info.status == "FINISHED"
+
+
+def test_other_weights_under_the_same_path_are_not_mistaken_for_the_same(store):
+    store.run("lrrt", *store.SMALL, "--seed", 5)
+    first = Path(store.file(store.one("lrrt"), "initial_weights.safetensors")).read_bytes()
+    store.run("lrrt", *store.SMALL, "--seed", 6)
+    second = Path(store.file(store.runs("lrrt")[0], "initial_weights.safetensors")).read_bytes()
+    chain = ("main", *store.SMALL, *QUICK, "--refine", "false", "--reuse", "true")
+    for content in (first, first, second):
+        Path("start.safetensors").write_bytes(content)
+        store.run(*chain, "--init", "file:start.safetensors")
+    steps = [set(children(store, parent)) for parent in reversed(store.runs("main"))]
+    assert steps == [{"lrrt", "train"}, set(), {"lrrt", "train"}]
+
+
+def test_a_model_is_registered_even_if_the_same_was_trained_before(store):
+    chain = ("main", *store.SMALL, *QUICK, "--refine", "false", "--reuse", "true")
+    store.run(*chain)
+    store.run(*chain, "--register", "mine")
+    assert [model.name for model in mlflow.search_registered_models()] == ["mine"]
