@@ -21,6 +21,7 @@ from lrrt_stage.suggestion import (
     suggest,
     suggest_all,
 )
+from lrrt_stage.validation import Validation
 from lrrt_stage.weights import INITIALIZERS, digest, initialize
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "StepOptions",
     "SuggestionOptions",
     "TrainingStep",
+    "Validation",
     "deterministic",
     "digest",
     "initialize",

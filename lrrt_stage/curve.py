@@ -14,6 +14,8 @@ from lrrt_stage.smoothing import Smoothing
 
 __all__ = ["LRCurve", "Stop"]
 
+SERIES = ("lr", "loss", "val_loss", "full_val_loss")
+
 Stop = Literal["completed", "diverged", "non-finite", "interrupted"]
 """Why a curve ends: the ramp was finished; the smoothed loss passed a multiple of its best; a
 loss was NaN or infinite (it is the curve's last); the user interrupted."""
@@ -30,12 +32,15 @@ class LRCurve:
     lr: np.ndarray
     loss: np.ndarray
     val_loss: np.ndarray | None = field(default=None, kw_only=True)
+    """Validation loss at the same weights as ``loss``, on a sample or on the full set."""
+    full_val_loss: np.ndarray | None = field(default=None, kw_only=True)
+    """Validation loss on the full set, at the iterations where it was taken; NaN elsewhere."""
     stop: Stop = field(default="completed", kw_only=True)
     epochs: float | None = field(default=None, kw_only=True)
     """Passes over the data that the test took, where the data has a length."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "loss", "val_loss"):
+        for name in SERIES:
             value = getattr(self, name)
             if value is None:
                 continue
@@ -56,7 +61,7 @@ class LRCurve:
         """Bit-equal learning rates and losses (NaN equals NaN), and the same end."""
         if not isinstance(other, LRCurve):
             return NotImplemented
-        pairs = [(self.lr, other.lr), (self.loss, other.loss), (self.val_loss, other.val_loss)]
+        pairs = [(getattr(self, name), getattr(other, name)) for name in SERIES]
         return (self.stop, self.epochs) == (other.stop, other.epochs) and all(
             (a is None) == (b is None)
             and (a is None or b is None or np.array_equal(a, b, equal_nan=True))
@@ -73,18 +78,17 @@ class LRCurve:
 
     def __getitem__(self, part: slice) -> LRCurve:
         """Return a slice of the iterations as a curve."""
-        val_loss = None if self.val_loss is None else self.val_loss[part]
-        return LRCurve(
-            self.lr[part], self.loss[part], val_loss=val_loss, stop=self.stop, epochs=self.epochs
-        )
+        parts = {name: values[part] for name, values in self._series().items()}
+        return LRCurve(**parts, stop=self.stop, epochs=self.epochs)
 
     def to_frame(self, smoothing: Smoothing | None = None) -> pd.DataFrame:
-        """Return columns ``iteration, lr, loss, smoothed_loss[, val_loss]``, one row each."""
-        smoothed = (smoothing or Smoothing())(self.loss)
-        columns = {"lr": self.lr, "loss": self.loss, "smoothed_loss": smoothed}
-        if self.val_loss is not None:
-            columns["val_loss"] = self.val_loss
-        return pd.DataFrame(columns).rename_axis("iteration").reset_index()
+        """Return a row for each iteration.
+
+        The columns are ``iteration, lr, loss, smoothed_loss[, val_loss[, full_val_loss]]``.
+        """
+        frame = pd.DataFrame(self._series())
+        frame.insert(2, "smoothed_loss", (smoothing or Smoothing())(self.loss))
+        return frame.rename_axis("iteration").reset_index()
 
     def to_csv(self, path: str | Path, smoothing: Smoothing | None = None) -> Path:
         """Write :meth:`to_frame` to ``path``; floats are written so that they read back exactly."""
@@ -97,15 +101,14 @@ class LRCurve:
     ) -> LRCurve:
         """Read what :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``."""
         # Python's float reads back every digit; pandas' own parser does so only since version 3.
-        numbers = dict.fromkeys(("lr", "loss", "val_loss"), lambda text: float(text or "nan"))
+        numbers = dict.fromkeys(SERIES, lambda text: float(text or "nan"))
         frame = pd.read_csv(path, converters=numbers)
         missing = {"lr", "loss"} - set(frame.columns)
         require(not missing, f"{path} has no column {sorted(missing)}: it is not a curve.csv")
-        val_loss = frame["val_loss"].to_numpy() if "val_loss" in frame else None
-        return cls(
-            frame["lr"].to_numpy(),
-            frame["loss"].to_numpy(),
-            val_loss=val_loss,
-            stop=stop,
-            epochs=epochs,
-        )
+        series = {name: frame[name].to_numpy() for name in SERIES if name in frame}
+        return cls(**series, stop=stop, epochs=epochs)
+
+    def _series(self) -> dict[str, np.ndarray]:
+        """Return the arrays that there are, by name."""
+        named = {name: getattr(self, name) for name in SERIES}
+        return {name: values for name, values in named.items() if values is not None}

@@ -7,27 +7,25 @@ from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrrt_stage.curve import LRCurve, Stop
+from lrrt_stage.curve import LRCurve
 from lrrt_stage.device import deterministic, resolve_device
 from lrrt_stage.errors import LRRTError, unknown_name
 from lrrt_stage.ramp import RAMPS, ramp
+from lrrt_stage.record import Record
 from lrrt_stage.settings import check_choices, require, setting
 from lrrt_stage.smoothing import Smoothing
 from lrrt_stage.snapshot import preserved
 from lrrt_stage.step import BatchLoss, BatchStream, StepOptions, TrainingStep, batch_loss_of
+from lrrt_stage.validation import Validation, Validator
 
 __all__ = ["RangeTestInterrupted", "RangeTestOptions", "range_test"]
 
 MIN_ITERATIONS = 10
 ONE_EPOCH_BUT_AT_LEAST = 100
-CHECK_EVERY = 10
-"""Iterations between two looks at the losses: each look makes the host wait for the device. What
-a curve holds does not depend on it, since iterations after the stop are cut off."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ def range_test(
     step: StepOptions | None = None,
     smoothing: Smoothing | None = None,
     batch_loss: BatchLoss | None = None,
+    validation: Validation | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
     **changes: Any,
@@ -122,6 +121,9 @@ def range_test(
     batch_loss
         For everything else: a function from a batch (on the device) to its scalar loss. It is
         used in place of ``loss_fn``.
+    validation
+        What is evaluated at every iteration, at the same weights as the training loss. It does
+        not change the training losses.
     device
         ``auto``, a name, or None for where the model is. The model is moved back at the end.
     progress
@@ -130,7 +132,8 @@ def range_test(
     Returns
     -------
     LRCurve
-        ``loss[i]``: loss of batch i at the weights before step i, which then uses ``lr[i]``.
+        ``loss[i]``: loss of batch i at the weights before step i, which then uses ``lr[i]``;
+        ``val_loss[i]``: the validation loss at those weights.
         Under ``torch.distributed`` the losses are averaged over the ranks, so that all ranks
         stop at the same iteration.
 
@@ -157,19 +160,20 @@ def range_test(
         options.iterations_for(batches, step.accumulate),
         options.ramp,
     )
-    record = _Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
+    record = Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
     with preserved(model, optimizer, batches, target), deterministic(), torch.enable_grad():
         model.to(target).to(memory_format=step.memory_format)
         model.train()
         take_step = TrainingStep(
             model, optimizer, batch_loss or batch_loss_of(model, loss_fn), step, target
         )
+        validate = _validator(model, validation, take_step, len(lr))
         stream = BatchStream(batches, step.accumulate)
         set_lr = _lr_setter(optimizer)
         try:
             for iteration, value in enumerate(lr.tolist()):
                 set_lr(value)
-                record.add(take_step(stream))
+                record.add(*validate(iteration), loss=take_step(stream))
                 if progress is not None:
                     progress(iteration + 1, len(lr))
                 if record.should_stop():
@@ -177,70 +181,6 @@ def range_test(
         except KeyboardInterrupt:
             raise RangeTestInterrupted(record.curve(stream, "interrupted")) from None
         return record.curve(stream)
-
-
-class _Record:
-    """The losses, kept on the device and looked at every :data:`CHECK_EVERY` iterations."""
-
-    def __init__(self, lr: np.ndarray, stop_multiple: float | None, beta: float) -> None:
-        self.lr, self.stop_multiple = lr, stop_multiple
-        self.average = Smoothing("corrected", beta)
-        self.on_device: list[Tensor] = []
-        self.read = np.empty(0)
-        self.length: int | None = None
-        self.stop: Stop = "completed"
-
-    def add(self, loss: Tensor) -> None:
-        self.on_device.append(loss)
-
-    def should_stop(self) -> bool:
-        taken = len(self.read) + len(self.on_device)
-        if len(self.on_device) == CHECK_EVERY or taken == len(self.lr):
-            self._read()
-            self._look()
-        return self.length is not None
-
-    def curve(self, stream: BatchStream, stop: Stop | None = None) -> LRCurve:
-        if self.on_device:
-            self._read()
-        losses = self.read[: self.length]
-        if len(losses) and not isfinite(losses[0]):
-            raise LRRTError(
-                f"the loss of the first batch is {losses[0]} at lr={self.lr[0]:g}: check the data "
-                "for NaN or infinity, the initial weights, and the loss function"
-            )
-        return LRCurve(
-            self.lr[: len(losses)],
-            losses,
-            stop=stop or self.stop,
-            epochs=stream.epochs(len(losses)),
-        )
-
-    def _read(self) -> None:
-        block = torch.stack(self.on_device)
-        block = block.to(torch.promote_types(block.dtype, torch.float32))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every rank must see the same losses, or one stops while the others wait for it.
-            torch.distributed.all_reduce(block)
-            block /= torch.distributed.get_world_size()
-        # An explicit copy, so that the read is one and shows as one on every device.
-        values = block.to("cpu", copy=True).double().numpy()
-        self.read = np.concatenate([self.read, values])
-        self.on_device = []
-
-    def _look(self) -> None:
-        losses = self.read
-        invalid = np.flatnonzero(~np.isfinite(losses))
-        finite = losses[: invalid[0]] if invalid.size else losses
-        if self.stop_multiple is not None and len(finite):
-            smoothed = self.average(finite)
-            best = np.minimum.accumulate(smoothed)
-            passed = np.flatnonzero(smoothed - best > (self.stop_multiple - 1) * np.abs(best))
-            if passed.size:
-                self.length, self.stop = int(passed[0]) + 1, "diverged"
-                return
-        if invalid.size:
-            self.length, self.stop = int(invalid[0]) + 1, "non-finite"
 
 
 def _with_changes(
@@ -255,6 +195,22 @@ def _with_changes(
     return (
         replace(options, **{k: v for k, v in changes.items() if k in of_options}),
         replace(step, **{k: v for k, v in changes.items() if k in of_step}),
+    )
+
+
+def _validator(
+    model: nn.Module, validation: Validation | None, take_step: TrainingStep, iterations: int
+) -> Callable[[int], tuple[Tensor, ...]]:
+    """Return a function from an iteration to its validation losses, none without validation."""
+    if validation is None:
+        return lambda iteration: ()
+    sample = [take_step.on_device(batch) for batch in validation.sample]
+    return Validator(
+        model,
+        replace(validation, sample=sample),
+        lambda batch: take_step.loss_of(batch, validation.batch_loss),
+        iterations,
+        take_step.device,
     )
 
 

@@ -153,10 +153,21 @@ class TrainingStep:
         self.scaler.update()
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
-    def _backward(self, batch: Any) -> Tensor:
-        batch = to_device(batch, self.device, self.options.memory_format)
+    def on_device(self, batch: Any) -> Any:
+        """Return the batch on the device, laid out as the options say."""
+        return to_device(batch, self.device, self.options.memory_format)
+
+    def loss_of(self, batch: Any, batch_loss: BatchLoss | None = None) -> Tensor:
+        """Return a batch's loss in the precision of the options, not yet differentiated.
+
+        ``batch_loss`` is used in place of the step's own.
+        """
+        batch = self.on_device(batch)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            loss = self.batch_loss(batch)
+            return (batch_loss or self.batch_loss)(batch)
+
+    def _backward(self, batch: Any) -> Tensor:
+        loss = self.loss_of(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise LRRTError(f"the loss has {got}: return one number, e.g. with reduction='mean'")

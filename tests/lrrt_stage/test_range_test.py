@@ -14,10 +14,11 @@ from lrrt_stage import (
     RangeTestInterrupted,
     RangeTestOptions,
     Smoothing,
+    Validation,
     range_test,
     seeded,
 )
-from lrrt_stage.range_test import CHECK_EVERY
+from lrrt_stage.record import CHECK_EVERY
 
 mse = nn.functional.mse_loss
 
@@ -218,8 +219,7 @@ def test_it_stops_when_the_smoothed_loss_passes_a_multiple_of_its_best():
 def test_where_it_stops_does_not_depend_on_how_often_it_looks(monkeypatch):
     often = run()
     assert often.stop == "diverged"
-    # By its name in sys.modules: as an attribute of the package it is the function.
-    monkeypatch.setattr(sys.modules["lrrt_stage.range_test"], "CHECK_EVERY", 1)
+    monkeypatch.setattr("lrrt_stage.record.CHECK_EVERY", 1)
     assert run() == often
 
 
@@ -286,7 +286,12 @@ def test_the_counter_sees_a_scalar_read():
     assert reads.count == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"precision": "bf16"}])
+VALIDATION = Validation([(torch.ones(4, 8), torch.zeros(4, dtype=torch.long))])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": 1.0}, {"precision": "bf16"}, {"validation": VALIDATION}]
+)
 def test_the_loop_does_not_wait_for_the_device_at_every_step(options):
     model, iterations = classifier(), 200
     batches = [(torch.randn(8, 8), torch.randint(0, 3, (8,))) for _ in range(10)]

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lrrt_stage import LRCurve, LRRTError, Validation, range_test, seeded
+
+cross_entropy = nn.functional.cross_entropy
+
+
+def squares(model):
+    """The loss (w x - y)² of the model w x, written out."""
+    return lambda batch: (model(batch[0]) - batch[1]).square().mean()
+
+
+def pairs(*points):
+    return tuple(torch.tensor([[float(p[i])] for p in points]) for i in (0, 1))
+
+
+def classifier(dropout=0.5):
+    with seeded(0):
+        return nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 3)
+        )
+
+
+def batches(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, 8, generator=generator)
+    return list(zip(x, torch.randint(0, 3, (n, 8), generator=generator), strict=True))
+
+
+def watched_test(model, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with seeded(1):
+        return range_test(model, optimizer, cross_entropy, batches(5), iterations=40, **options)
+
+
+def test_the_validation_loss_is_taken_at_the_weights_of_the_training_loss():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    curve = range_test(
+        model, optimizer, None, [pairs((1, 0))], batch_loss=squares(model),
+        # Two batches of unequal size: their mean is over the three examples.
+        validation=Validation([pairs((1, 2), (2, 2)), pairs((3, 0))]),
+        lr_start=0.01, lr_end=0.1, ramp="linear", iterations=10,
+    )  # fmt: skip
+    weight, expected = 1.0, []
+    for i in range(10):
+        expected.append(((weight - 2) ** 2 + (2 * weight - 2) ** 2 + (3 * weight) ** 2) / 3)
+        weight -= 0.01 * (i + 1) * 2 * weight
+    assert np.allclose(curve.val_loss, expected, rtol=1e-5)
+    assert curve.val_loss[0] == pytest.approx(10 / 3)  # (1 + 0 + 9) / 3 at w = 1
+    assert curve.full_val_loss is None
+
+
+def test_the_training_losses_are_the_same_with_and_without_it():
+    without = watched_test(classifier())
+    watched = watched_test(
+        classifier(), validation=Validation(batches(1, seed=9), batches(4, seed=9))
+    )
+    assert np.array_equal(watched.loss, without.loss)
+    assert watched.stop == without.stop
+
+
+def test_validation_is_in_eval_mode_without_gradients_and_leaves_no_trace():
+    model = classifier()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model[2].eval()
+    seen = []
+
+    def loss(batch):
+        seen.append((model.training, torch.is_grad_enabled()))
+        return cross_entropy(model(batch[0]), batch[1])
+
+    watched_test(model, validation=Validation(batches(1), batch_loss=loss))
+    assert seen == [(False, False)] * len(seen)
+    assert seen
+    assert [module.training for module in model] == [True, True, False, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_full_set_is_looked_at_a_few_times_over_the_ramp():
+    sample, full = batches(1, seed=9), batches(4, seed=9)
+    options = {"lr_end": 1e-3, "stop_multiple": None}
+    curve = watched_test(classifier(), validation=Validation(sample, full, full_looks=4), **options)
+    assert np.flatnonzero(np.isfinite(curve.full_val_loss)).tolist() == [0, 13, 26, 39]
+    whole = watched_test(classifier(), validation=Validation(full), **options)
+    for look in (0, 13, 26, 39):
+        assert curve.full_val_loss[look] == pytest.approx(whole.val_loss[look], rel=1e-6)
+    first = watched_test(classifier(), validation=Validation(sample), **options)
+    assert np.array_equal(curve.val_loss, first.val_loss)
+
+
+def test_a_curve_with_both_goes_through_its_csv(tmp_path):
+    curve = watched_test(classifier(), validation=Validation(batches(1), batches(2), full_looks=3))
+    path = curve.to_csv(tmp_path / "curve.csv")
+    assert path.read_text().splitlines()[0] == (
+        "iteration,lr,loss,smoothed_loss,val_loss,full_val_loss"
+    )
+    assert LRCurve.from_csv(path, stop=curve.stop, epochs=curve.epochs) == curve
+    part = curve[3:7]
+    assert np.array_equal(part.val_loss, curve.val_loss[3:7])
+    assert np.array_equal(part.full_val_loss, curve.full_val_loss[3:7], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Validation([]), "no batch"),
+        (lambda: Validation(batches(1), batches(1), full_looks=0), "full_looks=0 is below 1"),
+        (
+            lambda: watched_test(
+                classifier(), validation=Validation([3], batch_loss=lambda _: torch.ones(()))
+            ),
+            "a validation batch is int",
+        ),
+    ],
+)
+def test_what_cannot_be_validated_on_is_named(make, words):
+    with pytest.raises(LRRTError, match=words):
+        make()
