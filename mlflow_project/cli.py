@@ -36,7 +36,15 @@ from mlflow_project.stages import (  # noqa: E402
     refine_stage,
     train_stage,
 )
-from pipeline import Narrowing, RefineOptions, Runtime, Task, TrainOptions  # noqa: E402
+from pipeline import (  # noqa: E402
+    Narrowing,
+    RangeTestPlan,
+    RefineOptions,
+    Runtime,
+    Task,
+    TrainOptions,
+    ValidationOptions,
+)
 
 __all__ = ["main"]
 
@@ -123,15 +131,13 @@ def _examples(*lines: str) -> str:
     ),
 )
 @options_of("Task", Task)
-@options_of("Range test", RangeTestOptions)
+@options_of("Range test", RangeTestOptions, ValidationOptions)
 @options_of("Suggestion", SuggestionOptions, Smoothing)
 @options_of("Where it runs", Runtime)
 @_tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
-    _run(
-        "Range test", lrrt, (Task, Runtime, RangeTestOptions, Smoothing, SuggestionOptions), values
-    )
+    _run("Range test", lrrt, (Task, Runtime, RangeTestPlan), values)
 
 
 @commands.command(
@@ -194,7 +200,7 @@ def train_command(**values: Any) -> None:
 )
 @options_of("Chain", ChainOptions)
 @options_of("Task", Task)
-@options_of("Range test", RangeTestOptions)
+@options_of("Range test", RangeTestOptions, ValidationOptions)
 @options_of("Suggestion", SuggestionOptions, Smoothing)
 @options_of("Narrowing", Narrowing)
 @options_of("Search", RefineOptions)
@@ -209,9 +215,7 @@ def main_command(**values: Any) -> None:
         (
             Task,
             Runtime,
-            RangeTestOptions,
-            Smoothing,
-            SuggestionOptions,
+            RangeTestPlan,
             Narrowing,
             RefineOptions,
             TrainOptions,

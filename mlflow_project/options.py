@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -78,8 +78,16 @@ def options_of(
 
 
 def from_values(options: type[T], values: dict[str, Any]) -> T:
-    """Return the dataclass filled from a command's arguments."""
-    return options(**{each.name: values[each.name] for each in fields(options)})  # type: ignore
+    """Return the dataclass filled from a command's arguments, dataclasses in it too."""
+    hints = get_type_hints(options)
+    return options(
+        **{
+            each.name: from_values(hints[each.name], values)
+            if is_dataclass(hints[each.name])
+            else values[each.name]
+            for each in fields(options)  # type: ignore[arg-type]
+        }
+    )
 
 
 def given(values: dict[str, Any], options: type) -> dict[str, Any]:

@@ -2,21 +2,25 @@
 
 from pipeline.data import Data
 from pipeline.narrowing import Narrowing
+from pipeline.plan import RangeTestPlan
 from pipeline.refinement import RefineOptions, best_range, refine
 from pipeline.schedules import SCHEDULES, build_schedule
 from pipeline.task import Runtime, Task
 from pipeline.training import Training, TrainOptions, train
+from pipeline.validation import ValidationOptions
 from pipeline.workbench import Workbench
 
 __all__ = [
     "SCHEDULES",
     "Data",
     "Narrowing",
+    "RangeTestPlan",
     "RefineOptions",
     "Runtime",
     "Task",
     "TrainOptions",
     "Training",
+    "ValidationOptions",
     "Workbench",
     "best_range",
     "build_schedule",

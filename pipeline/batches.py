@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from lrrt_stage.settings import require
 from pipeline.augmentation import AUGMENTATIONS
@@ -73,9 +74,16 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(self.size, generator=self.generator) if self.train else None
-        for inputs, labels in self._cut(order) if self.tensors else self._read(order):
-            moved = labels.to(self.device, non_blocking=True).long()
-            yield self._prepared(inputs.to(self.device, non_blocking=True)), moved
+        for batch in self._cut(order) if self.tensors else self._read(order):
+            yield self._on_device(*batch)
+
+    def chosen(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the examples at ``indices`` of the split as one batch."""
+        if self.tensors is not None:
+            places = torch.as_tensor(indices, device=self.device)
+            return self._on_device(*(each[places] for each in self.tensors))
+        examples = [self.loader.dataset[int(index)] for index in indices]
+        return self._on_device(*default_collate(examples))
 
     def _cut(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Cut batches from the tensors in memory."""
@@ -94,6 +102,10 @@ class Batches:
         if order is not None:
             self.order.indices = order.tolist()
         yield from self.loader
+
+    def _on_device(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        moved = labels.to(self.device, non_blocking=True).long()
+        return self._prepared(inputs.to(self.device, non_blocking=True)), moved
 
     def _prepared(self, inputs: Tensor) -> Tensor:
         if self.augment is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -55,6 +56,14 @@ class Data:
     def sizes(self) -> tuple[int, int]:
         """Number of examples for training and for validation."""
         return split_size(self.train), split_size(self.val)
+
+    @property
+    def val_labels(self) -> np.ndarray:
+        """Labels of the validation split, shape ``[n]``; zeros where they are not known."""
+        known = self.val[1] if isinstance(self.val, tuple) else getattr(self.val, "targets", None)
+        if known is None:
+            return np.zeros(split_size(self.val), dtype=np.int64)
+        return torch.as_tensor(known).cpu().numpy()
 
     @cached_property
     def digest(self) -> str:

@@ -14,19 +14,21 @@ from torch.optim import Optimizer
 from lrrt_stage import (
     LRCurve,
     LRRTError,
-    RangeTestOptions,
-    Smoothing,
+    Validation,
     initialize,
     range_test,
     resolve_device,
     seeded,
     weights,
 )
+from lrrt_stage.step import batch_loss_of
 from pipeline.batches import Batches
 from pipeline.datasets import load_data
 from pipeline.models import build_model, check_output
 from pipeline.optimizers import build_optimizer
+from pipeline.plan import RangeTestPlan
 from pipeline.task import Runtime, Task
+from pipeline.validation import ValidationOptions, full_looks, stratified
 
 __all__ = ["Start", "Workbench"]
 
@@ -110,21 +112,23 @@ class Workbench:
     def range_test(
         self,
         state: weights.State,
-        options: RangeTestOptions | None = None,
-        smoothing: Smoothing | None = None,
+        plan: RangeTestPlan | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> LRCurve:
         """Run the range test from the weights ``state``."""
         start = self.start(state)
+        plan = plan or RangeTestPlan()
+        iterations = plan.ramp.iterations_for(start.batches, self.task.accumulate)
         with seeded(self.task.data_seed):
             return range_test(
                 start.model,
                 start.optimizer,
                 self.loss_fn,
                 start.batches,
-                options,
+                plan.ramp,
                 step=self.task,
-                smoothing=smoothing,
+                smoothing=plan.smoothing,
+                validation=self._validation(start.model, plan.validation, iterations),
                 progress=progress,
             )
 
@@ -141,6 +145,22 @@ class Workbench:
         # One read for both, at the end.
         loss_sum, correct_sum = torch.stack([loss, correct]).tolist()
         return loss_sum / self.val_batches.size, correct_sum / self.val_batches.size
+
+    def _validation(
+        self, model: nn.Module, options: ValidationOptions, iterations: int
+    ) -> Validation | None:
+        if options.validation == "none":
+            return None
+        batch_loss = batch_loss_of(model, self.loss_fn)
+        if options.validation == "full":
+            return Validation(list(self.val_batches), batch_loss=batch_loss)
+        size = options.sample_size(self.task.batch_size, self.val_batches.size)
+        return Validation(
+            [self.val_batches.chosen(stratified(self.data.val_labels, size))],
+            self.val_batches,
+            full_looks(iterations, self.task.batch_size, self.val_batches.size),
+            batch_loss,
+        )
 
     def _train_batches(self) -> Batches:
         return Batches(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRRange, RangeTestOptions, Smoothing, SuggestionOptions
+from lrrt_stage import LRRange
 from lrrt_stage.settings import setting
 from mlflow_project import display, tracking
 from mlflow_project.handoff import WEIGHTS_TAG, Handoff, load_handoff
@@ -18,7 +18,7 @@ from mlflow_project.stages.opening import HandoffOptions, short_name
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import stage_run, staged_files
-from pipeline import Narrowing, RefineOptions, Runtime, Task, TrainOptions, Workbench
+from pipeline import Narrowing, RangeTestPlan, RefineOptions, Runtime, Task, TrainOptions, Workbench
 from pipeline.plots import summary_figure
 
 __all__ = ["ChainOptions", "chain"]
@@ -45,9 +45,7 @@ class ChainOptions:
 def chain(
     task: Task,
     runtime: Runtime,
-    range_options: RangeTestOptions,
-    smoothing: Smoothing,
-    suggestion: SuggestionOptions,
+    plan: RangeTestPlan,
     narrowing: Narrowing,
     refine_options: RefineOptions,
     train_options: TrainOptions,
@@ -77,8 +75,8 @@ def chain(
         tracking.log_dataset(bench)
         lrrt_id = step(
             "lrrt",
-            lrrt_fingerprint(bench, range_options, smoothing, suggestion),
-            lambda: lrrt(task, runtime, range_options, smoothing, suggestion, bench=bench),
+            lrrt_fingerprint(bench, plan),
+            lambda: lrrt(task, runtime, plan, bench=bench),
         )
         handoff = load_handoff(lrrt_id)
         lr_range = narrowed = narrowing(handoff.range)

@@ -14,9 +14,7 @@ from lrrt_stage import (
     LRRange,
     NoSuggestion,
     RangeTestInterrupted,
-    RangeTestOptions,
     Smoothing,
-    SuggestionOptions,
     suggest_all,
     weights,
 )
@@ -25,7 +23,7 @@ from mlflow_project.handoff import SOURCE_TAG, WEIGHTS, publish, run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import short_name
 from mlflow_project.tracking import stage_run, staged_files
-from pipeline import Runtime, Task, Workbench
+from pipeline import RangeTestPlan, Runtime, Task, Workbench
 
 __all__ = ["lrrt", "lrrt_fingerprint"]
 
@@ -33,9 +31,7 @@ __all__ = ["lrrt", "lrrt_fingerprint"]
 def lrrt(
     task: Task,
     runtime: Runtime,
-    options: RangeTestOptions,
-    smoothing: Smoothing,
-    suggestion: SuggestionOptions,
+    plan: RangeTestPlan,
     *,
     bench: Workbench | None = None,
 ) -> str:
@@ -49,11 +45,7 @@ def lrrt(
     with stage_run("lrrt") as run:
         tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
         bench = bench or Workbench(task, runtime)
-        tracking.log_params(
-            run,
-            {**asdict(task), "device": str(bench.device), **asdict(options), **asdict(smoothing)}
-            | asdict(suggestion),
-        )
+        tracking.log_params(run, {**asdict(task), "device": str(bench.device), **plan.flat()})
         tracking.log_dataset(bench)
         state = _initial_weights(bench)
         with staged_files(run) as folder:
@@ -61,39 +53,34 @@ def lrrt(
             mlflow.set_tags(publish(folder, bench, state))
             try:
                 with display.progress("range test") as progress:
-                    curve = bench.range_test(state, options, smoothing, progress)
+                    curve = bench.range_test(state, plan, progress)
             except RangeTestInterrupted as interrupt:
                 if len(interrupt.curve):
-                    tracking.log_series(run, _series(interrupt.curve, smoothing))
-                    interrupt.curve.to_csv(folder / "curve.csv", smoothing)
+                    _log_curve(run, interrupt.curve, plan.smoothing)
+                    interrupt.curve.to_csv(folder / "curve.csv", plan.smoothing)
                 raise
-            answers = suggest_all(curve, smoothing)
-            rule = _rule_with_answer(suggestion.rule, answers)
+            answers = suggest_all(curve, plan.smoothing)
+            rule = _rule_with_answer(plan.suggestion.rule, answers)
             mlflow.set_tags(
                 publish(
                     folder,
                     bench,
                     state,
                     curve=curve,
-                    smoothing=smoothing,
+                    smoothing=plan.smoothing,
                     answers=answers,
                     rule=rule,
                 )
             )
-        tracking.log_series(run, _series(curve, smoothing))
-        _conclude(run, curve, answers, suggestion.rule, rule)
-        mlflow.set_tag(FINGERPRINT_TAG, lrrt_fingerprint(bench, options, smoothing, suggestion))
+        _log_curve(run, curve, plan.smoothing)
+        _conclude(run, curve, answers, plan.suggestion.rule, rule)
+        mlflow.set_tag(FINGERPRINT_TAG, lrrt_fingerprint(bench, plan))
     return run.info.run_id
 
 
-def lrrt_fingerprint(
-    bench: Workbench,
-    options: RangeTestOptions,
-    smoothing: Smoothing,
-    suggestion: SuggestionOptions,
-) -> str:
+def lrrt_fingerprint(bench: Workbench, plan: RangeTestPlan) -> str:
     """Return what marks range tests that would give the same curve and suggestion."""
-    return fingerprint("lrrt", bench, options=options, smoothing=smoothing, suggestion=suggestion)
+    return fingerprint("lrrt", bench, plan=plan)
 
 
 def _initial_weights(bench: Workbench) -> weights.State:
@@ -148,12 +135,8 @@ def _conclude(
     )
 
 
-def _series(curve: LRCurve, smoothing: Smoothing) -> dict[str, list[float]]:
-    series = {
-        "lr": curve.lr.tolist(),
-        "train_loss": curve.loss.tolist(),
-        "smoothed_loss": smoothing(curve.loss).tolist(),
-    }
-    if curve.val_loss is not None:
-        series["val_loss"] = curve.val_loss.tolist()
-    return series
+def _log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
+    frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
+    for name in frame.columns.drop("iteration"):
+        known = frame[name].notna() if name == "full_val_loss" else slice(None)
+        tracking.log_series(run, {name: frame.loc[known, name]}, frame.loc[known, "iteration"])

@@ -140,12 +140,12 @@ def test_without_any_suggestion_the_run_fails_and_keeps_weights_and_curve(store)
 
 def test_ctrl_c_keeps_the_weights_and_the_curve_so_far(store, monkeypatch):
     class Bench(sys.modules["mlflow_project.stages.lrrt"].Workbench):
-        def range_test(self, state, options, smoothing, progress):
+        def range_test(self, state, plan, progress):
             def interrupting(done, total):
                 if done == 31:
                     raise KeyboardInterrupt
 
-            return super().range_test(state, options, smoothing, interrupting)
+            return super().range_test(state, plan, interrupting)
 
     monkeypatch.setattr(sys.modules["mlflow_project.stages.lrrt"], "Workbench", Bench)
     outcome = store.run("lrrt", *store.SMALL, code=130)
@@ -155,6 +155,17 @@ def test_ctrl_c_keeps_the_weights_and_the_curve_so_far(store, monkeypatch):
     assert len(pd.read_csv(store.file(run, "curve.csv"))) == 31
     assert len(store.history(run, "train_loss")[0]) == 31
     assert "initial_weights.safetensors" in store.artifacts(run)
+
+
+def test_the_validation_loss_is_published_with_the_curve(store):
+    store.run("lrrt", *store.SMALL, "--validation", "sample", "--lr-end", 0.01)
+    run = store.one("lrrt")
+    frame = pd.read_csv(store.file(run, "curve.csv"))
+    assert store.history(run, "val_loss") == (list(range(100)), frame.val_loss.tolist())
+    looks = frame.full_val_loss.dropna()
+    assert store.history(run, "full_val_loss") == (looks.index.tolist(), looks.tolist())
+    assert 1 <= len(looks) <= 5
+    assert run.data.params["validation"] == "sample"
 
 
 def test_weights_come_from_a_file_or_from_a_run(store):

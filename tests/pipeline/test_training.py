@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import pipeline.datasets
 from lrrt_stage import LRRange, RangeTestOptions, digest, weights
+from pipeline.plan import RangeTestPlan
 from pipeline.task import Runtime, Task
 from pipeline.training import Epoch, Training, TrainOptions, train
 from pipeline.workbench import Workbench
@@ -66,7 +67,7 @@ def variant(request, dropout_model) -> dict:
 def test_the_first_loss_is_that_of_the_range_test_bit_for_bit(variant):
     made = bench(**variant)
     state = made.initial_weights()
-    curve = made.range_test(state, RangeTestOptions(iterations=10))
+    curve = made.range_test(state, RangeTestPlan(RangeTestOptions(iterations=10)))
     training = train(made, state, RANGE, TrainOptions(epochs=1))
 
     assert training.train_loss[0] == curve.loss[0]
@@ -85,7 +86,7 @@ def test_the_trained_weights_do_not_depend_on_a_range_test_before(variant):
     plain, tested = bench(**variant), bench(**variant)
     state = plain.initial_weights()
     expected = train(plain, state, RANGE, TrainOptions(epochs=2))
-    tested.range_test(state, RangeTestOptions(iterations=30))
+    tested.range_test(state, RangeTestPlan(RangeTestOptions(iterations=30)))
     training = train(tested, state, RANGE, TrainOptions(epochs=2))
 
     assert end(training) == end(expected)

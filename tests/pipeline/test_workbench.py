@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lrrt_stage import RangeTestOptions, digest, weights
+from pipeline.plan import RangeTestPlan
 from pipeline.task import Runtime, Task
+from pipeline.validation import ValidationOptions
 from pipeline.workbench import Workbench
 
 CPU = Runtime(device="cpu")
@@ -146,12 +149,12 @@ class TestEvaluate:
 class TestRangeTest:
     def test_it_repeats_bit_for_bit(self):
         made = bench()
-        state, options = made.initial_weights(), RangeTestOptions(iterations=12)
+        state, plan = made.initial_weights(), RangeTestPlan(RangeTestOptions(iterations=12))
 
-        first = made.range_test(state, options)
+        first = made.range_test(state, plan)
         assert len(first) == 12
-        assert made.range_test(state, options) == first
-        assert bench().range_test(state, options) == first
+        assert made.range_test(state, plan) == first
+        assert bench().range_test(state, plan) == first
 
     def test_the_first_loss_is_that_of_the_first_batch_at_the_initial_weights(self):
         made = bench()
@@ -160,18 +163,35 @@ class TestRangeTest:
         inputs, labels = next(iter(start.batches))
         expected = cross_entropy(start.model(inputs), labels).item()
 
-        curve = made.range_test(state, RangeTestOptions(iterations=10))
+        curve = made.range_test(state, RangeTestPlan(RangeTestOptions(iterations=10)))
         assert curve.loss[0] == pytest.approx(expected, rel=1e-6)
 
     def test_every_iteration_is_told(self):
         made, seen = bench(), []
         made.range_test(
             made.initial_weights(),
-            RangeTestOptions(iterations=10),
+            RangeTestPlan(RangeTestOptions(iterations=10)),
             progress=lambda done, total: seen.append((done, total)),
         )
 
         assert seen == [(i, 10) for i in range(1, 11)]
+
+    def test_a_sample_is_validated_at_every_iteration_and_the_full_set_at_a_few(self):
+        made = bench()
+        state, ramp = made.initial_weights(), RangeTestOptions(iterations=100, stop_multiple=None)
+        sampled = made.range_test(
+            state, RangeTestPlan(ramp, validation=ValidationOptions("sample"))
+        )
+        full = made.range_test(state, RangeTestPlan(ramp, validation=ValidationOptions("full")))
+
+        looks = np.flatnonzero(np.isfinite(sampled.full_val_loss))
+        # 0.25 · 100 · 64 examples pay for 4 looks at 360.
+        assert looks.tolist() == [0, 33, 66, 99]
+        assert np.allclose(sampled.full_val_loss[looks], full.val_loss[looks], rtol=1e-5)
+        assert np.array_equal(sampled.loss, full.loss)
+        assert np.array_equal(sampled.loss, made.range_test(state, RangeTestPlan(ramp)).loss)
+        model = made.start(state).model
+        assert full.val_loss[0] == pytest.approx(made.evaluate(model)[0], rel=1e-5)
 
 
 FACTORIES = """
@@ -279,5 +299,5 @@ def test_data_of_every_numeric_type_can_be_tested(write_module, dataset):
     write_module("bench_for_tests", FACTORIES)
     made = bench(dataset=f"bench_for_tests:{dataset}", batch_size=8)
 
-    curve = made.range_test(made.initial_weights(), RangeTestOptions(iterations=10))
+    curve = made.range_test(made.initial_weights(), RangeTestPlan(RangeTestOptions(iterations=10)))
     assert len(curve) == 10
