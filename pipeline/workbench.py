@@ -23,6 +23,7 @@ from lrrt_stage import (
 )
 from lrrt_stage.step import batch_loss_of
 from pipeline.batches import Batches
+from pipeline.data import Data
 from pipeline.datasets import load_data
 from pipeline.models import build_model, check_output
 from pipeline.optimizers import build_optimizer
@@ -43,7 +44,7 @@ class Start:
 
 
 class Workbench:
-    """A task on a device.
+    """A task on a device; ``data`` is its dataset, where that is loaded already.
 
     Raises
     ------
@@ -53,11 +54,13 @@ class Workbench:
 
     loss_fn = staticmethod(cross_entropy)
 
-    def __init__(self, task: Task, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, task: Task, runtime: Runtime | None = None, data: Data | None = None
+    ) -> None:
         runtime = runtime or Runtime()
         self.task, self.runtime = task, runtime
         self.device = resolve_device(runtime.device)
-        data = load_data(task.dataset, task.dataset_args, runtime.data_dir)
+        data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
         # Once, so that no start of an experiment moves it again.
         self.data = data.to(self.device)
         self.val_batches = Batches(self.data, task.batch_size, self.device, train=False)

@@ -1,0 +1,146 @@
+"""How the suggestion grows with the batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lrrt_stage import LRCurve, zero_phase
+from lrrt_stage.charts import Chart, Line, Panel, limits
+from lrrt_stage.settings import require
+from pipeline.studies.curves import LAG_FREE_WINDOW, stacked
+from pipeline.studies.jobs import Measured
+from pipeline.studies.pictures import LR_AXIS, tests_table
+from pipeline.studies.statistics import Slope, slope
+from pipeline.studies.study import Findings, Study, kind
+
+__all__ = ["batch_size_study"]
+
+
+@kind("batch-size")
+def batch_size_study(study: Study) -> Findings:
+    """A list of batch sizes from the same weights, in several data orders (article, Fig 9)."""
+    sizes = study.options.list_of("batch_sizes", int)
+    require(len(sizes) >= 2, f"batch_sizes={study.options.batch_sizes!r}: give two or more")
+    require(sizes[0] >= 1, f"batch_sizes={study.options.batch_sizes!r}: {sizes[0]} is below 1")
+    require(
+        sizes[-1] <= study.train_size,
+        f"batch size {sizes[-1]} is larger than the {study.train_size} training examples: "
+        "leave it out of batch_sizes",
+    )
+    orders = study.tests(5, at_least=1)
+    tests = study.measure(
+        [
+            study.job(
+                f"batch {size} order {order}",
+                {"batch_size": size, "data_seed": study.task.data_seed + order},
+                batch_size=size,
+                data_seed=study.task.data_seed + order,
+            )
+            for size in sizes
+            for order in range(orders)
+        ]
+    )
+    groups = {size: [t for t in tests if t.job.labels["batch_size"] == size] for size in sizes}
+    table = pd.DataFrame([_row(size, members) for size, members in groups.items() if members])
+    points = [(t.job.labels["batch_size"], t.range.max) for t in tests if t.range is not None]
+    fitted = slope([size for size, _ in points], [lr for _, lr in points])
+    shallow = _descent_slope(table, "fall_smoothed"), _descent_slope(table, "fall_lag_free")
+    return Findings(
+        "The batch size and the suggestion",
+        "Does a larger batch recommend a larger LR, and does its loss really fall less?",
+        [
+            f"The suggested maximum grows as batch size to the power {fitted.value:.2f} (90 % "
+            f"interval {fitted.low:.2f} to {fitted.high:.2f}); linear scaling is 1, square root "
+            "scaling 0.5.",
+            f"With every doubling of the batch the smoothed loss falls {-shallow[0]:.2g} less; "
+            f"the lag-free loss falls {-shallow[1]:.2g} less. What the first says and the second "
+            "does not is an artefact of smoothing.",
+        ],
+        {
+            "slope": fitted.value,
+            "slope_low": fitted.low,
+            "slope_high": fitted.high,
+            "smoothed_fall_per_doubling": shallow[0],
+            "lag_free_fall_per_doubling": shallow[1],
+        },
+        {
+            "curves": _curves_chart(groups),
+            "scaling": _scaling_chart(points, fitted),
+        },
+        {"Batch sizes (medians)": table, "Tests": tests_table(tests)},
+    )
+
+
+def lag_free(curve: LRCurve) -> np.ndarray:
+    """Return the loss averaged over a third of a decade of LR to both sides, shape ``[n]``."""
+    per_iteration = float(np.median(np.diff(np.log10(curve.lr))))
+    width = max(1.0, LAG_FREE_WINDOW / per_iteration)
+    return zero_phase(curve.loss, (width - 1) / (width + 1))
+
+
+def _row(size: int, tests: Sequence[Measured]) -> dict[str, float]:
+    found = [each.range for each in tests if each.range is not None]
+    smoothed = [_fall(each.job.plan.smoothing(each.curve.finite.loss)) for each in tests]
+    free = [_fall(lag_free(each.curve.finite)) for each in tests]
+    return {
+        "batch_size": size,
+        "iterations": float(np.median([len(each.curve) for each in tests])),
+        "lr_min": float(np.median([each.min for each in found])) if found else math.nan,
+        "lr_max": float(np.median([each.max for each in found])) if found else math.nan,
+        "fall_smoothed": float(np.median(smoothed)),
+        "fall_lag_free": float(np.median(free)),
+    }
+
+
+def _fall(loss: np.ndarray) -> float:
+    """Return how far a loss falls: from its plateau, the first tenth, to its minimum."""
+    return float(np.median(loss[: max(1, len(loss) // 10)]) - loss.min())
+
+
+def _descent_slope(table: pd.DataFrame, column: str) -> float:
+    """Return the change of a fall with every doubling of the batch size, by least squares."""
+    return float(np.polyfit(np.log2(table["batch_size"]), table[column], 1)[0])
+
+
+def _curves_chart(groups: dict[int, list[Measured]]) -> Chart:
+    smoothed, free = [], []
+    for size, tests in groups.items():
+        if not tests:
+            continue
+        curves = stacked([each.curve for each in tests], tests[0].job.plan.smoothing)
+        name = f"batch size {size}"
+        smoothed.append(Line(curves.lr, np.median(curves.loss, axis=0), name, width=2))
+        longest = max((each.curve.finite for each in tests), key=len)
+        rows = np.full((len(tests), len(longest)), np.nan)
+        for row, each in zip(rows, tests, strict=True):
+            row[: len(each.curve.finite)] = lag_free(each.curve.finite)
+        free.append(Line(longest.lr, np.nanmedian(rows, axis=0), name, width=2))
+    titles = ("Smoothed as the rules see it", "Without lag")
+    panels = tuple(
+        Panel(title, LR_AXIS, "training loss", tuple(lines), xlog=True,
+              ylim=limits(*(line.y for line in lines)))
+        for title, lines in zip(titles, (smoothed, free), strict=True)
+    )
+    return Chart("The loss by batch size, medians over data orders", panels)
+
+
+def _scaling_chart(points: Sequence[tuple[int, float]], fitted: Slope) -> Chart:
+    sizes, maxima = (np.array(values, dtype=float) for values in zip(*points, strict=True))
+    grid = np.array([sizes.min(), sizes.max()])
+    center = np.log10(sizes).mean(), np.log10(maxima).mean()
+
+    def line(power: float) -> np.ndarray:
+        return 10 ** (center[1] + power * (np.log10(grid) - center[0]))
+
+    items = (
+        Line(sizes, maxima, "a test", width=0, markers=True),
+        Line(grid, line(fitted.value), f"fitted: power {fitted.value:.2f}", width=2.2),
+        Line(grid, line(1.0), "linear scaling: 1", dash="dash"),
+        Line(grid, line(0.5), "square root: 0.5", dash="dot"),
+    )
+    title = "Suggested maximum over batch size"
+    return Chart(title, (Panel(title, "batch size", LR_AXIS, items, xlog=True, ylog=True),))

@@ -1,0 +1,119 @@
+"""What a study runs: range tests and trainings, each a value that a worker process can take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from lrrt_stage import LRCurve, LRRange, NoSuggestion, suggest_all
+from lrrt_stage.weights import State
+from pipeline.data import Data
+from pipeline.datasets import load_data
+from pipeline.plan import RangeTestPlan
+from pipeline.task import Runtime, Task
+from pipeline.training import Epoch, TrainOptions, train
+from pipeline.workbench import Workbench
+
+__all__ = ["Job", "Measured", "RangeTestJob", "Trained", "TrainingJob"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a range test of a study came to."""
+
+    job: RangeTestJob
+    curve: LRCurve
+    answers: Mapping[str, LRRange | NoSuggestion]
+    """Every rule's answer."""
+    weights: State
+    device: str
+    seconds: float
+    """Time of the test alone, without loading data and building the model."""
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule that the plan chose."""
+        return self.job.plan.suggestion.rule
+
+    @property
+    def range(self) -> LRRange | None:
+        """The answer of the plan's rule, None where it has none."""
+        answer = self.answers[self.rule]
+        return answer if isinstance(answer, LRRange) else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training of a study came to: a value per iteration, a value per epoch."""
+
+    job: TrainingJob
+    lr: list[float]
+    train_loss: list[float]
+    epochs: list[Epoch]
+    diverged: bool
+    val_loss: float
+    """After the last epoch; infinite where training diverged."""
+
+
+@dataclass(frozen=True)
+class RangeTestJob:
+    """A range test of ``task`` from the weights that the task's seed gives."""
+
+    name: str
+    task: Task
+    plan: RangeTestPlan
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What tells the job from others of its study, beside its task; columns of the tables."""
+
+    def run(self, runtime: Runtime) -> Measured:
+        """Run the test on ``runtime``."""
+        bench = _bench(self.task, runtime)
+        state = bench.initial_weights()
+        started = time.perf_counter()
+        curve = bench.range_test(state, self.plan)
+        seconds = time.perf_counter() - started
+        answers = suggest_all(curve, self.plan.smoothing)
+        return Measured(self, curve, answers, state, str(bench.device), seconds)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training of ``task`` inside ``lr_range`` from the weights that the task's seed gives."""
+
+    name: str
+    task: Task
+    lr_range: LRRange
+    options: TrainOptions
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, runtime: Runtime) -> Trained:
+        """Run the training on ``runtime``."""
+        bench = _bench(self.task, runtime)
+        training = train(bench, bench.initial_weights(), self.lr_range, self.options)
+        return Trained(
+            self,
+            training.lr,
+            training.train_loss,
+            training.epochs,
+            training.diverged,
+            training.val_loss,
+        )
+
+
+Job = RangeTestJob | TrainingJob
+
+
+def _bench(task: Task, runtime: Runtime) -> Workbench:
+    return Workbench(
+        task, runtime, _data(task.dataset, json.dumps(task.dataset_args), runtime.data_dir)
+    )
+
+
+@lru_cache(maxsize=1)
+def _data(dataset: str, arguments: str, data_dir: str) -> Data:
+    """Return the dataset, which the jobs of a process share."""
+    return load_data(dataset, json.loads(arguments), data_dir)

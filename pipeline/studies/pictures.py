@@ -1,0 +1,104 @@
+"""What the pictures of several kinds of study share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lrrt_stage import LRRange
+from lrrt_stage.charts import Band, Chart, Interval, Line, Panel, Span, limits
+from pipeline.recipes import published_ranges
+from pipeline.studies.curves import band, stacked
+from pipeline.studies.jobs import Measured
+from pipeline.studies.ranges import summarize
+from pipeline.studies.study import suggested
+from pipeline.task import Task
+
+__all__ = ["band_panel", "curves_chart", "ranges_chart", "tests_table"]
+
+LR_AXIS = "learning rate"
+
+
+def band_panel(tests: Sequence[Measured], title: str, color: str | None = None) -> Panel:
+    """Return the median smoothed loss with its 10 to 90 % band, and the median range."""
+    curves = stacked([each.curve for each in tests], tests[0].job.plan.smoothing)
+    spread = band(curves)
+    found = summarize(suggested(tests))
+    return Panel(
+        title,
+        LR_AXIS,
+        "smoothed training loss",
+        (
+            Span(found.min_median, found.max_median, "range between the medians", "#f2a541"),
+            *_published_spans(tests[0].job.task),
+            *(Line(curves.lr, row, width=0.6, color="#9db4c8", opacity=0.6) for row in curves.loss),
+            Band(curves.lr, spread.q10, spread.q90, "10 to 90 % of the tests", color),
+            Line(curves.lr, spread.median, f"median of {len(tests)} tests", color, width=2.5),
+        ),
+        xlog=True,
+        ylim=limits(*curves.loss),
+    )
+
+
+def curves_chart(tests: Sequence[Measured], title: str) -> Chart:
+    """Return the curves of ``tests``, and how many of them were still running at each LR."""
+    curves = stacked([each.curve for each in tests])
+    alive = Panel(
+        "Tests still running; those that stopped count with their last loss above",
+        LR_AXIS,
+        "tests",
+        (Line(curves.lr, curves.alive, "", "#555555"),),
+        xlog=True,
+        ylim=(0, len(tests) * 1.08),
+    )
+    return Chart(title, (band_panel(tests, title), alive), columns=1)
+
+
+def ranges_chart(tests: Sequence[Measured], title: str) -> Chart:
+    """Return the range that each test suggests, one row each, and the published ones."""
+    rows = [(each.job.name, each.range) for each in tests if each.range is not None]
+    found = summarize([lr_range for _, lr_range in rows])
+    items = [
+        Span(found.max_q10, found.max_q90, "10 to 90 % of the maxima", "#c0392b", 0.15),
+        _rows(rows, "suggested range"),
+    ]
+    published = published_ranges(tests[0].job.task)
+    if published:
+        items.append(_rows(list(published.items()), "published"))
+    return Chart(title, (Panel(title, LR_AXIS, "", tuple(items), xlog=True),))
+
+
+def tests_table(tests: Sequence[Measured]) -> pd.DataFrame:
+    """Return a row per test: what tells it from the others, how it ended, what it suggests."""
+    rows = []
+    for each in tests:
+        lr_range = each.range
+        rows.append(
+            {
+                "test": each.job.name,
+                **each.job.labels,
+                "iterations": len(each.curve),
+                "ended": each.curve.stop,
+                "lr_min": lr_range.min if lr_range else np.nan,
+                "lr_max": lr_range.max if lr_range else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _rows(named: Sequence[tuple[str, LRRange]], name: str) -> Interval:
+    return Interval(
+        [label for label, _ in named],
+        np.array([lr_range.min for _, lr_range in named]),
+        np.array([lr_range.max for _, lr_range in named]),
+        name=name,
+    )
+
+
+def _published_spans(task: Task) -> list[Span]:
+    return [
+        Span(lr_range.min, lr_range.max, f"{name}: {lr_range}", opacity=0.08)
+        for name, lr_range in published_ranges(task).items()
+    ]

@@ -1,0 +1,188 @@
+"""How much a suggestion depends on the initial weights, and how much on the order of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+
+from lrrt_stage import LRRTError
+from lrrt_stage.charts import Bars, Chart, Heatmap, Panel
+from pipeline.studies.jobs import Measured, RangeTestJob
+from pipeline.studies.pictures import band_panel, curves_chart, ranges_chart, tests_table
+from pipeline.studies.ranges import overlaps, share_disjoint, summarize
+from pipeline.studies.statistics import Decomposition, decompose
+from pipeline.studies.study import Findings, Study, kind, suggested
+
+__all__ = ["data_order", "initializations", "varied_jobs"]
+
+
+@kind("initializations")
+def initializations(study: Study) -> Findings:
+    """Many tests, with new initial weights and a new data order each (article, Fig 4 and 5)."""
+    tests = study.measure(varied_jobs(study, study.tests(20)))
+    return spread_findings(
+        tests,
+        "Other initial weights, another suggestion?",
+        "How far does the suggested range move when only the random initial weights and the order "
+        "of the data change?",
+    )
+
+
+@kind("data-order")
+def data_order(study: Study) -> Findings:
+    """Many tests on the same weights in other data orders, beside as many with new weights.
+
+    The published code of the article compares the two; here the difference of their variances is
+    what the initialisation adds.
+    """
+    count = study.tests(20)
+    varied = varied_jobs(study, count)
+    # Orders that the other tests do not use, so that the two samples are independent.
+    ordered = [
+        study.job(
+            f"order {index}",
+            {"group": "same weights", "data_seed": study.task.data_seed + count + index},
+            data_seed=study.task.data_seed + count + index,
+        )
+        for index in range(count)
+    ]
+    tests = study.measure([*varied, *ordered])
+    groups = {
+        name: [each for each in tests if each.job.labels["group"] == name]
+        for name in ("new weights", "same weights")
+    }
+    for name, members in groups.items():
+        if len(members) < 2:
+            raise LRRTError(f"{len(members)} tests with {name} did not fail, 2 are needed")
+    same = groups["same weights"]
+    parts = decompose(*(_log_maxima(groups[name]) for name in groups))
+    found = spread_findings(
+        same,
+        "The same weights, another order of the data",
+        "How far does the suggestion move on the very same weights, and how much of the spread is "
+        "due to initialisation?",
+    )
+    panels = tuple(band_panel(members, f"{name}, new order") for name, members in groups.items())
+    return replace(
+        found,
+        sentences=[*found.sentences, _decomposition_sentence(parts)],
+        metrics={
+            **found.metrics,
+            "order_share": parts.order_share,
+            "order_share_low": parts.low,
+            "order_share_high": parts.high,
+            "init_share": parts.init_share,
+            "total_sd_decades": math.sqrt(parts.total_variance),
+            "order_sd_decades": math.sqrt(parts.order_variance),
+        },
+        charts={
+            **found.charts,
+            "both": Chart("New weights beside the same weights", panels),
+            "shares": _shares_chart(parts),
+        },
+        tables={**found.tables, "Variance of log10(max LR)": _parts_table(parts)},
+    )
+
+
+def varied_jobs(study: Study, count: int) -> list[RangeTestJob]:
+    """Return ``count`` tests with new initial weights and a new data order each."""
+    study.require_drawn_weights()
+    return [
+        study.job(
+            f"seed {study.task.seed + index}",
+            {
+                "group": "new weights",
+                "seed": study.task.seed + index,
+                "data_seed": study.task.data_seed + index,
+            },
+            seed=study.task.seed + index,
+            data_seed=study.task.data_seed + index,
+        )
+        for index in range(count)
+    ]
+
+
+def spread_findings(tests: Sequence[Measured], title: str, question: str) -> Findings:
+    """Return what tests that differ in seeds alone say about the spread of the suggestion."""
+    found = suggested(tests, at_least=2)
+    summary, apart = summarize(found), share_disjoint(found)
+    matrix = overlaps(found)
+    pairs = matrix[np.triu_indices(len(found), 1)]
+    names = [each.job.name for each in tests if each.range is not None]
+    without = len(tests) - len(found)
+    return Findings(
+        title,
+        question,
+        [
+            f"The median of {len(tests)} tests suggests {summary.min_median:.3g} to "
+            f"{summary.max_median:.3g}; 80 % of the maxima lie between {summary.max_q10:.3g} and "
+            f"{summary.max_q90:.3g}, a factor of {summary.max_q90 / summary.max_q10:.3g}.",
+            f"{apart:.0%} of the {len(pairs)} pairs of ranges do not overlap at all; the mean "
+            f"overlap is {pairs.mean():.0%} of the two ranges together.",
+            *([f"{without} tests have no suggestion."] if without else []),
+        ],
+        {
+            "tests": len(tests),
+            "without_suggestion": without,
+            **{name: value for name, value in asdict(summary).items() if name != "count"},
+            "share_disjoint": apart,
+            "mean_overlap": float(pairs.mean()),
+        },
+        {
+            "curves": curves_chart(tests, title),
+            "ranges": ranges_chart(tests, "Suggested range of each test"),
+            "overlaps": Chart(
+                "Overlap of every pair of ranges",
+                (
+                    Panel(
+                        "Overlap of every pair of ranges",
+                        items=(Heatmap(matrix, names, names, "shared part of both", 0, 1),),
+                    ),
+                ),
+            ),
+        },
+        {"Tests": tests_table(tests)},
+    )
+
+
+def _log_maxima(tests: Sequence[Measured]) -> list[float]:
+    return [math.log10(each.max) for each in suggested(tests, at_least=2)]
+
+
+def _decomposition_sentence(parts: Decomposition) -> str:
+    if math.isnan(parts.order_share):
+        return "All maxima are equal: there is no spread to divide."
+    return (
+        f"Of the variance of log10(max LR) over new weights and orders, {parts.init_share:.0%} is "
+        f"due to initialisation and {parts.order_share:.0%} to data order (90 % interval of the "
+        f"latter: {parts.low:.0%} to {parts.high:.0%})."
+    )
+
+
+def _shares_chart(parts: Decomposition) -> Chart:
+    bars = Bars(
+        ["data order", "initialisation"],
+        np.array([parts.order_share, parts.init_share]),
+        np.array([parts.low, 1 - parts.high]),
+        np.array([parts.high, 1 - parts.low]),
+    )
+    title = "Share of the variance of log10(max LR), with 90 % intervals"
+    return Chart(title, (Panel(title, ylabel="share", items=(bars,), ylim=(0, 1.02)),))
+
+
+def _parts_table(parts: Decomposition) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "source": ["data order", "initialisation", "both"],
+            "variance, decades²": [
+                parts.order_variance,
+                parts.init_variance,
+                parts.total_variance,
+            ],
+            "share": [parts.order_share, parts.init_share, 1.0],
+        }
+    )

@@ -1,0 +1,165 @@
+"""What a study is: a question, the jobs that answer it, and what they were found to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from lrrt_stage import LRRange, LRRTError
+from lrrt_stage.charts import Chart
+from lrrt_stage.settings import check_choices, require, setting
+from pipeline.plan import RangeTestPlan
+from pipeline.studies.jobs import Job, Measured, RangeTestJob
+from pipeline.studies.pool import Outcome
+from pipeline.task import Task
+from pipeline.training import TrainOptions
+
+__all__ = ["KINDS", "Findings", "Kind", "Study", "StudyOptions", "kind", "suggested"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found, ready to be shown."""
+
+    title: str
+    question: str
+    sentences: Sequence[str]
+    """The answer, a sentence or two each."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that compare across studies of the kind."""
+    charts: Mapping[str, Chart] = field(default_factory=dict)
+    """By file name, without its ending."""
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """By heading."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in hand: what it is about, and the means to run its jobs.
+
+    ``run`` takes jobs and returns their outcomes in the same order. ``source`` holds the range
+    tests of a finished study, where one was named. ``fixed`` names the options that the user
+    gave, which a recipe must leave alone.
+    """
+
+    task: Task
+    plan: RangeTestPlan
+    options: StudyOptions
+    training: TrainOptions
+    train_size: int
+    run: Callable[[Sequence[Job]], list[Outcome]]
+    source: Sequence[Measured] | None = None
+    fixed: frozenset[str] = frozenset()
+
+    def tests(self, default: int, at_least: int = 2) -> int:
+        """Return the number of tests, the kind's ``default`` where none was given."""
+        count = self.options.tests if self.options.tests is not None else default
+        require(
+            count >= at_least,
+            f"tests={count} is fewer than the {at_least} that kind={self.options.kind} needs: "
+            "raise it",
+        )
+        return count
+
+    def require_drawn_weights(self) -> None:
+        """Raise LRRTError if every seed gives the same weights, read from a file."""
+        require(
+            not self.task.init.startswith("file:"),
+            f"kind={self.options.kind} compares weights of several seeds, but init="
+            f"{self.task.init!r} gives the same to all: use an initialiser, or kind=data-order",
+        )
+
+    def job(self, name: str, labels: Mapping[str, Any], **changes: Any) -> RangeTestJob:
+        """Return a range test of the study's task with ``changes`` to it."""
+        return RangeTestJob(name, replace(self.task, **changes), self.plan, labels)
+
+    def measure(self, jobs: Sequence[RangeTestJob]) -> list[Measured]:
+        """Run range tests and return the results of those that did not fail, in order.
+
+        Raises
+        ------
+        LRRTError
+            If all of them failed.
+        """
+        outcomes = self.run(jobs)
+        results = [each.result for each in outcomes if isinstance(each.result, Measured)]
+        if not results:
+            raise LRRTError(f"all {len(jobs)} range tests failed; the first: {outcomes[0].error}")
+        return results
+
+
+Kind = Callable[[Study], Findings]
+KINDS: dict[str, Kind] = {}
+"""Name of a kind of study -> the function that carries it out."""
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which study, and how large."""
+
+    kind: str = setting("initializations", "What is studied.", choices=KINDS)
+    tests: int | None = setting(
+        None, "Range tests, or tests per setting; none: the kind's own number (20, 5 or 1)."
+    )
+    batch_sizes: str = setting("16,32,64,128,256", "Batch sizes of kind batch-size.")
+    betas: str = setting("0.9,0.95,0.98,0.99", "Smoothing factors of kind smoothing.")
+    workers: int | None = setting(
+        None, "Tests at a time; none: one per core, or per GPU. Results do not depend on it."
+    )
+    study_run_id: str | None = setting(
+        None, "Finished study whose tests are taken (grouped, mismatch), or latest."
+    )
+    resume: str | None = setting(
+        None, "Study that was cut off without notice, to go on with; others are found by themselves."
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require(
+            self.workers is None or self.workers >= 1,
+            f"workers={self.workers} is below 1: use none for one per core",
+        )
+        require(
+            self.tests is None or self.tests >= 1, f"tests={self.tests} is below 1: raise it"
+        )
+
+    def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
+        """Return the comma-separated option ``name`` as values, sorted, each once."""
+        text = getattr(self, name)
+        try:
+            return sorted({convert(part) for part in text.split(",")})
+        except ValueError:
+            raise LRRTError(
+                f"{name}={text!r} is not a list of numbers: write them with commas, as in 16,64"
+            ) from None
+
+
+def kind(name: str) -> Callable[[Kind], Kind]:
+    """Register the decorated function as the kind ``name``."""
+
+    def register(function: Kind) -> Kind:
+        KINDS[name] = function
+        return function
+
+    return register
+
+
+def suggested(results: Sequence[Measured], at_least: int = 1) -> list[LRRange]:
+    """Return the ranges of the tests whose rule had an answer.
+
+    Raises
+    ------
+    LRRTError
+        If there are fewer than ``at_least``.
+    """
+    found = [each.range for each in results if each.range is not None]
+    if len(found) < at_least:
+        reason = next(str(each.answers[each.rule]) for each in results if each.range is None)
+        raise LRRTError(
+            f"{len(found)} of {len(results)} tests have a suggestion, {at_least} are needed; "
+            f"{reason}"
+        )
+    return found

@@ -1,0 +1,133 @@
+"""What the validation loss says during a range test, and what it costs to ask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import pandas as pd
+
+from lrrt_stage import LRCurve
+from lrrt_stage.charts import Chart, Line, Mark, Panel, Span, limits
+from pipeline.studies.jobs import Measured, RangeTestJob
+from pipeline.studies.pictures import LR_AXIS
+from pipeline.studies.study import Findings, Study, kind
+from pipeline.validation import ValidationOptions
+
+__all__ = ["validation_study"]
+
+
+@kind("validation")
+def validation_study(study: Study) -> Findings:
+    """Training and validation loss, unsmoothed, over the learning rate (article, Fig 8).
+
+    The same test is run without validation, with the sample, and with the full set at every
+    iteration, which is what the sample is compared with; the first two in turn several times, for
+    a ratio of costs that a busy machine does not decide.
+    """
+    rounds = study.tests(3, at_least=1)
+    sample = ValidationOptions("sample", study.plan.validation.validation_sample)
+    settings = [("none", ValidationOptions("none")), ("sample", sample)] * rounds
+    jobs = [
+        _job(study, f"{name} {index // 2 + 1}", name, validation)
+        for index, (name, validation) in enumerate(settings)
+    ]
+    jobs.append(_job(study, "full set", "full", ValidationOptions("full")))
+    tests = study.measure(jobs)
+    by_kind = {
+        name: [each for each in tests if each.job.labels["validation"] == name]
+        for name in ("none", "sample", "full")
+    }
+    (watched, *_), (full, *_) = by_kind["sample"], by_kind["full"]
+    seconds = {name: median([each.seconds for each in members]) for name, members in by_kind.items()}
+    ratio, full_ratio = (seconds[name] / seconds["none"] for name in ("sample", "full"))
+    turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
+    apart = abs(math.log10(turn / full_turn))
+    error = _sample_error(watched.curve)
+    found = watched.range
+    above = math.log10(found.max / full_turn) if found else math.nan
+    return Findings(
+        "What the validation loss says",
+        "Does the validation loss turn where the training loss does, and what does it cost to "
+        "look?",
+        [
+            f"Validation turns at {full_turn:.3g} on the full set; the sample puts it at "
+            f"{turn:.3g}, {apart:.2g} decades away.",
+            f"The sample's loss is off by {error:.1%} in the median, over the looks at the full "
+            "set.",
+            f"The suggested maximum ({watched.rule}) is {abs(above):.2g} decades "
+            f"{'above' if above > 0 else 'below'} the turn."
+            if found
+            else f"Rule {watched.rule} has no suggestion.",
+            f"A test with the sample takes {ratio:.2f} times as long as without validation, one "
+            f"with the full set at every iteration {full_ratio:.2f} times.",
+        ],
+        {
+            "validation_cost_ratio": ratio,
+            "full_validation_cost_ratio": full_ratio,
+            "turning_lr": turn,
+            "full_turning_lr": full_turn,
+            "turn_apart_decades": apart,
+            "sample_error": error,
+            "max_above_turn_decades": above,
+        },
+        {"validation": _chart(watched, full)},
+        {
+            "Learning rates": pd.DataFrame(
+                [
+                    ("validation turns, full set", full_turn),
+                    ("validation turns, sample", turn),
+                    *((f"rule {n}", a.max) for n, a in _answered(watched)),
+                ],
+                columns=["where", "lr"],
+            )
+        },
+    )
+
+
+def turning_lr(curve: LRCurve) -> float:
+    """Return the learning rate at which the validation loss is lowest."""
+    assert curve.val_loss is not None
+    return float(curve.lr[int(np.nanargmin(curve.val_loss))])
+
+
+def _job(study: Study, name: str, group: str, validation: ValidationOptions) -> RangeTestJob:
+    plan = replace(study.plan, validation=validation)
+    return replace(study.job(name, {"validation": group}), plan=plan)
+
+
+def _sample_error(curve: LRCurve) -> float:
+    """Return the median relative error of the sample at the looks at the full set."""
+    assert curve.val_loss is not None
+    assert curve.full_val_loss is not None
+    looks = np.isfinite(curve.full_val_loss) & np.isfinite(curve.val_loss)
+    full = curve.full_val_loss[looks]
+    return float(np.median(np.abs(curve.val_loss[looks] - full) / np.abs(full)))
+
+
+def _answered(test: Measured) -> Sequence[tuple[str, object]]:
+    return [(name, answer) for name, answer in test.answers.items() if hasattr(answer, "max")]
+
+
+def _chart(watched: Measured, full: Measured) -> Chart:
+    curve, every = watched.curve.finite, full.curve.finite
+    assert curve.val_loss is not None
+    assert curve.full_val_loss is not None
+    assert every.val_loss is not None
+    items = [
+        Line(curve.lr, curve.loss, "training loss of each batch", "#9db4c8", 1.0),
+        Line(every.lr, every.val_loss, "validation loss, full set at every iteration", "#1f4e79"),
+        Line(curve.lr, curve.val_loss, "validation loss, sample", "#c0392b"),
+        Line(
+            curve.lr, curve.full_val_loss, "looks at the full set", "black", width=0, markers=True
+        ),
+        Mark(turning_lr(full.curve), "validation turns", "#27865f"),
+    ]
+    if watched.range is not None:
+        items.insert(0, Span(watched.range.min, watched.range.max, f"suggested ({watched.rule})"))
+    title = "Training and validation loss, unsmoothed"
+    ylim = limits(curve.loss, every.val_loss)
+    return Chart(title, (Panel(title, LR_AXIS, "loss", tuple(items), xlog=True, ylim=ylim),))
