@@ -11,7 +11,7 @@ from lrrt_stage.errors import LRRTError, NoSuggestion
 from lrrt_stage.ramp import RAMPS, ramp
 from lrrt_stage.randomness import preserved_randomness, seeded
 from lrrt_stage.range_test import RangeTestInterrupted, RangeTestOptions, range_test
-from lrrt_stage.smoothing import AVERAGES, Smoothing
+from lrrt_stage.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
 from lrrt_stage.step import StepOptions, TrainingStep
 from lrrt_stage.suggestion import (
     RULES,
@@ -43,6 +43,7 @@ __all__ = [
     "deterministic",
     "digest",
     "initialize",
+    "mean_age",
     "preserved_randomness",
     "ramp",
     "range_test",
@@ -51,4 +52,5 @@ __all__ = [
     "seeded",
     "suggest",
     "suggest_all",
+    "zero_phase",
 ]

@@ -1,4 +1,4 @@
-"""The three exponential averages of a noisy loss (article, Fig 3)."""
+"""The three exponential averages of a noisy loss (article, Fig 3), their lag, and one without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from lrrt_stage.settings import check_choices, require, setting
 
-__all__ = ["AVERAGES", "Smoothing"]
+__all__ = ["AVERAGES", "Smoothing", "mean_age", "zero_phase"]
 
 AVERAGES = ("biased", "corrected", "from-first")
 
@@ -37,7 +37,7 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        require(0 <= self.beta < 1, f"beta={self.beta} is outside [0, 1): try 0.98")
+        _require_beta(self.beta)
 
     def __call__(self, loss: np.ndarray | list[float]) -> np.ndarray:
         """Return the average of ``loss``, same shape ``[n]``; values from a NaN on are NaN."""
@@ -52,3 +52,93 @@ class Smoothing:
         if invalid.size:
             smoothed[invalid[0] :] = np.nan
         return smoothed
+
+
+def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
+    """Return the average of ``loss`` over what comes before and after each point alike.
+
+    ``Σ_j β^|i-j| L_j / Σ_j β^|i-j|``: the exponential average run forward and backward, added,
+    the point itself counted once. A straight loss passes unchanged away from the ends, so there
+    is no lag; near an end of the curve one side is missing, and at the last point what is left
+    is the ``corrected`` average.
+
+    Parameters
+    ----------
+    loss
+        Raw losses, shape ``[n]``.
+    beta
+        Factor per iteration of distance, 0 (raw loss) to below 1. The weights add up to
+        ``(1 + β) / (1 - β)`` iterations; of a valley that is not much wider than that and
+        steeper on one side, the average moves the minimum to the other.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``[n]``, computed in O(n). From the first value that is not finite on it is NaN,
+        and what comes before is averaged over the finite part alone.
+
+    Raises
+    ------
+    LRRTError
+        If ``beta`` is outside [0, 1).
+
+    References
+    ----------
+    A. V. Oppenheim and R. W. Schafer, *Discrete-Time Signal Processing*, §5.7: a filter with a
+    symmetric impulse response has zero phase.
+
+    Examples
+    --------
+    >>> zero_phase([4.0, 1.0, 4.0], beta=0.5).tolist()
+    [3.142857142857143, 2.5, 3.142857142857143]
+    """
+    _require_beta(beta)
+    raw = np.asarray(loss, dtype=np.float64)
+    invalid = np.flatnonzero(~np.isfinite(raw))
+    end = int(invalid[0]) if invalid.size else len(raw)
+    averaged = np.full(raw.shape, np.nan)
+    averaged[:end] = _both_sides(raw[:end], beta) / _both_sides(np.ones(end), beta)
+    return averaged
+
+
+def mean_age(average: str, beta: float, n: int) -> np.ndarray:
+    """Return how old, in the mean, the losses are that an average holds, shape ``[n]``.
+
+    In iterations, for the average after 1, 2, … n losses. Times the decades per iteration of an
+    exponential ramp it is the average's lag in decades: exactly so where the loss is a straight
+    line over log10(lr), to first order elsewhere.
+
+    With k the age of a loss at the index t = 0, 1, …:
+
+    - ``corrected``: weights β^k, so the age is ``Σ k β^k / Σ β^k`` over k = 0 … t
+    - ``biased``: the same. Its weights add up to less than 1, which lowers its values and does
+      not make them older
+    - ``from-first``: weights (1-β) β^k, and β^t for the first loss, so the age is
+      ``Σ β^k`` over k = 1 … t
+
+    All tend to ``β / (1 - β)``: 49 iterations for β = 0.98.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such average, or ``beta`` is outside [0, 1).
+    """
+    Smoothing(average, beta)  # checks both
+    age = np.arange(n)
+    weight = beta**age
+    if average == "from-first":
+        return np.cumsum(weight * (age > 0))
+    return np.cumsum(age * weight) / np.cumsum(weight)
+
+
+def _both_sides(values: np.ndarray, beta: float) -> np.ndarray:
+    """Return ``Σ_j β^|i-j| values_j`` for every i."""
+
+    def before(part: np.ndarray) -> np.ndarray:
+        return pd.Series(part).ewm(alpha=1 - beta).sum().to_numpy()
+
+    return before(values) + before(values[::-1])[::-1] - values
+
+
+def _require_beta(beta: float) -> None:
+    require(0 <= beta < 1, f"beta={beta} is outside [0, 1): try 0.98")

@@ -18,7 +18,18 @@ from lrrt_stage.errors import NoSuggestion, unknown_name
 from lrrt_stage.settings import check_choices, require, setting
 from lrrt_stage.smoothing import Smoothing
 
-__all__ = ["RULES", "LRRange", "SuggestionOptions", "rule", "suggest", "suggest_all"]
+__all__ = [
+    "RULES",
+    "SKIP_FIRST",
+    "SKIP_LAST",
+    "LRRange",
+    "SuggestionOptions",
+    "descent",
+    "require_turn",
+    "rule",
+    "suggest",
+    "suggest_all",
+]
 
 DECADE = 10.0
 """A rule that names one learning rate suggests the decade below it: a one-cycle starts at a tenth
@@ -114,8 +125,8 @@ def article(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     last uninterrupted descent and the minimum; where there is none, or it lies above a tenth of
     the maximum, the minimum is a tenth of the maximum.
     """
-    lr, smoothed, lowest = _descent(curve, smoothing)
-    _require_turn(curve, lr, lowest)
+    lr, smoothed, lowest = descent(curve, smoothing)
+    require_turn(curve, lr, lowest)
     maximum = _nearest(lr, lr[lowest] / 10)
     slope = np.gradient(smoothed, np.log10(lr))[:lowest]
     rising = np.flatnonzero(slope >= 0)
@@ -133,7 +144,7 @@ def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
 
     Smith 2015; the suggestion of torch-lr-finder, Lightning and Ignite, and fastai's ``steep``.
     """
-    lr, smoothed, lowest = _descent(curve, smoothing)
+    lr, smoothed, lowest = descent(curve, smoothing)
     slope = np.gradient(smoothed, np.log10(lr))[: lowest + 1]
     return LRRange.below(float(lr[int(np.argmin(slope))]))
 
@@ -141,8 +152,8 @@ def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
 @rule("minimum")
 def minimum(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """A tenth of the LR at the minimum of the smoothed loss (fastai's ``minimum``)."""
-    lr, _, lowest = _descent(curve, smoothing)
-    _require_turn(curve, lr, lowest)
+    lr, _, lowest = descent(curve, smoothing)
+    require_turn(curve, lr, lowest)
     return LRRange.below(float(lr[lowest]) / 10)
 
 
@@ -154,7 +165,7 @@ def valley(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     index e; the suggestion is the LR at a third plus a sixth of the way from e - L to e. The
     first tenth of the curve and its last five points are left out.
     """
-    _descent(curve, smoothing)
+    descent(curve, smoothing)
     lr, smoothed = _fastai_window(curve, smoothing)
     length, end = _longest_decrease(smoothed)
     third = length / 3
@@ -170,7 +181,7 @@ def slide(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     end just before. The same points are left out as for ``valley``.
     """
     width, threshold = 15, 0.005
-    _descent(curve, smoothing)
+    descent(curve, smoothing)
     lr, smoothed = _fastai_window(curve, smoothing)
     if len(lr) <= width:
         raise NoSuggestion(
@@ -190,8 +201,11 @@ SKIP_FIRST, SKIP_LAST = 5, 1
 MIN_POINTS = 10
 
 
-def _descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray, int]:
+def descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the LRs and smoothed losses that count, and the index of the minimum among them.
+
+    The arrays have shape ``[m]``: the finite part of the curve without its first
+    :data:`SKIP_FIRST` and its last :data:`SKIP_LAST` points.
 
     Raises NoSuggestion for too few points, or a loss that never fell: from no earlier point by
     more than noise alone would explain. Of N pairs of points, the largest difference to be
@@ -233,7 +247,7 @@ def _standard_error(loss: np.ndarray, until: int, beta: float) -> np.ndarray:
     return noise * np.sqrt((1 - beta) * (1 + decay) / ((1 + beta) * (1 - decay)))
 
 
-def _require_turn(curve: LRCurve, lr: np.ndarray, lowest: int) -> None:
+def require_turn(curve: LRCurve, lr: np.ndarray, lowest: int) -> None:
     """Raise NoSuggestion if the loss was still falling when the ramp ended."""
     if lowest == len(lr) - 1 and curve.stop == "completed":
         raise NoSuggestion(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lrrt_stage import LRRTError, Smoothing
+from lrrt_stage import AVERAGES, LRRTError, Smoothing, mean_age, zero_phase
 
 # L = 4, 2, 8 with β = 0.5, worked by hand from the formulas of the article's Fig 3.
 RAW = [4.0, 2.0, 8.0]
@@ -50,3 +50,94 @@ def test_a_beta_outside_its_range_is_named(beta):
 def test_an_unknown_average_names_the_nearest():
     with pytest.raises(LRRTError, match="did you mean 'corrected'"):
         Smoothing("correct")
+
+
+def symmetric_average(loss, beta):
+    """The definition, term by term."""
+    n = len(loss)
+    weights = [[beta ** abs(i - j) for j in range(n)] for i in range(n)]
+    return [sum(w * x for w, x in zip(row, loss, strict=True)) / sum(row) for row in weights]
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-9, 0.3, 0.9, 0.98, 0.9999])
+@pytest.mark.parametrize("n", [1, 2, 3, 50, 400])
+def test_zero_phase_is_the_symmetric_exponential_kernel(n, beta):
+    raw = np.random.default_rng(n).normal(2, 0.5, n)
+    assert np.allclose(zero_phase(raw, beta), symmetric_average(raw, beta), rtol=1e-11)
+
+
+def test_zero_phase_by_hand():
+    # β = 1/2: (4 + 2/2 + 8/4) / (1 + 1/2 + 1/4), (4/2 + 2 + 8/2) / 2, (4/4 + 2/2 + 8) / (7/4).
+    assert np.allclose(zero_phase(RAW, 0.5), [4.0, 4.0, 40 / 7], rtol=1e-14)
+
+
+def test_zero_phase_does_not_tell_before_from_after():
+    raw = np.random.default_rng(1).normal(2, 0.5, 60)
+    assert np.allclose(zero_phase(raw[::-1], 0.9), zero_phase(raw, 0.9)[::-1], rtol=1e-13)
+
+
+def test_zero_phase_ends_as_the_corrected_average():
+    raw = np.random.default_rng(2).normal(2, 0.5, 60)
+    assert zero_phase(raw, 0.9)[-1] == pytest.approx(Smoothing("corrected", 0.9)(raw)[-1])
+
+
+def test_zero_phase_keeps_a_valley_where_it_is_and_the_averages_do_not():
+    valley = np.abs(np.arange(201.0) - 100)
+    assert np.argmin(zero_phase(valley, 0.9)) == 100
+    assert all(np.argmin(Smoothing(average, 0.9)(valley)[50:]) > 50 for average in AVERAGES)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_zero_phase_leaves_the_tail_out_from_a_value_that_is_not_finite(bad):
+    averaged = zero_phase([*RAW, bad, 1.0], 0.5)
+    assert np.allclose(averaged[:3], symmetric_average(RAW, 0.5))
+    assert np.isnan(averaged[3:]).all()
+    assert np.isnan(zero_phase([bad, 1.0], 0.5)).all()
+    assert zero_phase([], 0.5).shape == (0,)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0])
+def test_zero_phase_and_mean_age_name_a_beta_outside_its_range(beta):
+    for call in (lambda: zero_phase(RAW, beta), lambda: mean_age("corrected", beta, 3)):
+        with pytest.raises(LRRTError, match=f"beta={beta} is outside"):
+            call()
+
+
+def age_term_by_term(average, beta, t):
+    """Σ age weight / Σ weight over the losses that the average holds at the index t."""
+    weights = [beta**age for age in range(t + 1)]
+    if average == "from-first":
+        weights = [(1 - beta) * weight for weight in weights[:-1]] + [beta**t]
+    return sum(age * weight for age, weight in enumerate(weights)) / sum(weights)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.98])
+def test_mean_age_is_the_weighted_mean_of_the_ages(average, beta):
+    expected = [age_term_by_term(average, beta, t) for t in range(200)]
+    assert np.allclose(mean_age(average, beta, 200), expected, rtol=1e-11)
+
+
+def test_mean_age_by_hand():
+    # β = 1/2, weights 1, 1/2, 1/4 for the ages 0, 1, 2; from the first: 1/2, 1/4, 1/4.
+    assert np.allclose(mean_age("corrected", 0.5, 3), [0, 1 / 3, 4 / 7], rtol=1e-14)
+    assert np.allclose(mean_age("from-first", 0.5, 3), [0, 1 / 2, 3 / 4], rtol=1e-14)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_mean_age_tends_to_beta_over_one_minus_beta(average):
+    assert mean_age(average, 0.98, 2000)[-1] == pytest.approx(49, rel=1e-9)
+    assert mean_age(average, 0.0, 4).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("average", ["corrected", "from-first"])
+def test_an_average_lags_behind_a_straight_line_by_its_mean_age(average):
+    per_iteration = 0.25
+    falling = 100 - per_iteration * np.arange(300)
+    lag = Smoothing(average, 0.98)(falling) - falling
+    assert np.allclose(lag, per_iteration * mean_age(average, 0.98, 300), atol=1e-9)
+
+
+def test_mean_age_of_an_unknown_average_names_the_nearest():
+    with pytest.raises(LRRTError, match="did you mean 'biased'"):
+        mean_age("bias", 0.9, 3)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age
+from pipeline.studies.curves import Stacked, band, lag_of_minimum, stacked
+
+LR = np.array([0.01, 0.1, 1.0, 10.0])
+
+
+def curve(*loss: float) -> LRCurve:
+    return LRCurve(LR[: len(loss)], np.array(loss))
+
+
+def test_a_test_that_ended_early_keeps_its_last_loss():
+    together = stacked([curve(3, 2), curve(3, 1, 2, 5), curve(4, 2, 9)])
+
+    assert together.lr.tolist() == LR.tolist()
+    assert together.loss.tolist() == [[3, 2, 2, 2], [3, 1, 2, 5], [4, 2, 9, 9]]
+    assert together.alive.tolist() == [3, 3, 2, 1]
+
+
+@pytest.mark.parametrize("last", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_is_padded_over_and_not_alive(last):
+    together = stacked([curve(3, 2, last), curve(3, 1, 2)])
+
+    assert together.loss.tolist() == [[3, 2, 2], [3, 1, 2]]
+    assert together.alive.tolist() == [2, 2, 1]
+
+
+def test_it_is_the_smoothed_loss_that_is_padded():
+    # β = 1/2, corrected: 4, (4/2 + 2) / (3/2), (4/4 + 2/2 + 8) / (7/4).
+    together = stacked([curve(4, 2, 8), curve(1, 1, 1, 1)], Smoothing("corrected", 0.5))
+
+    assert np.allclose(together.loss[0], [4, 8 / 3, 40 / 7, 40 / 7], rtol=1e-14)
+    assert np.allclose(together.loss[1], 1, rtol=1e-14)
+
+
+def test_the_grid_is_that_of_the_longest_also_where_its_end_is_not_finite():
+    together = stacked([curve(3, 2, 1), curve(3, 2, 1, np.nan)])
+
+    assert together.lr.tolist() == LR.tolist()
+    assert together.loss.tolist() == [[3, 2, 1, 1], [3, 2, 1, 1]]
+    assert together.alive.tolist() == [2, 2, 2, 0]
+
+
+def test_the_first_learning_rate_that_differs_is_named(complains):
+    other = LRCurve([0.01, 0.1, 0.9], [3.0, 2.0, 1.0])
+    with complains("curve 1", "lr=0.9", "iteration 2", "has 1:"):
+        stacked([curve(3, 2, 1, 2), other])
+
+
+def test_the_last_digits_of_a_ramp_do_not_differ():
+    other = LRCurve(LR * (1 + 1e-13), [1.0, 1.0, 1.0, 1.0])
+    assert stacked([curve(3, 2, 1), other]).alive.tolist() == [2, 2, 2, 1]
+
+
+def test_no_curves_and_no_finite_loss_are_refused(complains):
+    with complains("no curves", "run at least one"):
+        stacked([])
+    with complains("curve 1", "no finite loss"):
+        stacked([curve(3, 2), curve(np.nan)])
+
+
+def test_the_values_cannot_be_written_to():
+    together = stacked([curve(3, 2)])
+    with pytest.raises(ValueError, match="read-only"):
+        together.loss[0, 0] = 1
+
+
+def test_the_band_is_interpolated_between_the_sorted_losses():
+    # Sorted 1, 2, 4: the quantiles lie at the places 0.2, 1 and 1.8 of 0 … 2. A lone LR of
+    # equal losses has a band without width.
+    loss = np.array([[4.0, 3.0], [1.0, 3.0], [2.0, 3.0]])
+    result = band(Stacked(LR[:2], loss, np.array([3, 3])))
+
+    assert np.allclose(result.q10, [1.2, 3])
+    assert np.allclose(result.median, [2, 3])
+    assert np.allclose(result.q90, [3.6, 3])
+
+
+PER_ITERATION = 0.05
+
+
+def valley(turn: int = 300, n: int = 500, noise: float = 0.0, seed: int = 0) -> LRCurve:
+    """A loss that falls by 1 an iteration up to ``turn`` and rises as fast after it."""
+    lr = 10.0 ** (-12 + PER_ITERATION * np.arange(n))
+    error = noise * np.random.default_rng(seed).standard_normal(n)
+    return LRCurve(lr, 1 + np.abs(np.arange(n) - turn) + error)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize(("beta", "iterations"), [(0.8, 3), (0.9, 6), (0.95, 13)])
+def test_the_lag_on_a_valley_of_straight_sides(average, beta, iterations):
+    # Long after the start, the average at m iterations past the turn is m - a + 2 a β^m with
+    # a = β / (1 - β); its next difference is 1 - 2 β^(m + 1). So the minimum is the first m
+    # with β^(m + 1) below 1/2: 0.8^4, 0.9^7 and 0.95^14.
+    lag = lag_of_minimum(valley(), Smoothing(average, beta))
+    assert lag == pytest.approx(PER_ITERATION * iterations, abs=1e-9)
+
+
+def test_the_lag_is_about_ln_2_mean_ages_on_such_a_valley():
+    # The same in the limit of small steps: x - a + 2 a exp(-x / a) is least at x = a ln 2.
+    lag = lag_of_minimum(valley(), Smoothing("from-first", 0.98))
+    age = mean_age("from-first", 0.98, 300)[-1]
+    assert lag == pytest.approx(PER_ITERATION * age * np.log(2), abs=PER_ITERATION)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_raw_loss_has_no_lag(seed):
+    assert lag_of_minimum(valley(noise=20.0, seed=seed), Smoothing("corrected", 0.0)) == 0
+
+
+def test_a_hundred_iterations_over_nine_decades_are_enough():
+    # Descent by a logistic curve, then an exponential explosion; the noiseless minimum is known.
+    # Smoothed at β = 0.98 it is reached 0.9 decades late.
+    lr = np.geomspace(1e-7, 100, 100)
+    x = np.log10(lr)
+    clean = 2.3 - 1.2 / (1 + np.exp(-3 * (x + 2))) + 0.3 * np.exp(np.minimum(3.5 * x, 6))
+    smoothing, errors = Smoothing("corrected", 0.98), []
+    for seed in range(20):
+        noise = 1 + 0.05 * np.random.default_rng(seed).standard_normal(100)
+        late = x[30 + np.argmin(smoothing(clean * noise)[30:])] - x[np.argmin(clean)]
+        assert late > 0.7
+        errors.append(lag_of_minimum(LRCurve(lr, clean * noise), smoothing) - late)
+    assert 0 < np.mean(errors) < 0.15
+    assert np.std(errors) < 0.25
+
+
+def test_a_loss_that_falls_to_the_last_rate_has_no_lag_to_measure():
+    with pytest.raises(NoSuggestion, match="still falling at the last LR"):
+        lag_of_minimum(valley(turn=499), Smoothing("corrected", 0.9))
+
+
+def test_a_short_or_flat_curve_has_no_lag_to_measure():
+    with pytest.raises(NoSuggestion, match="too few points"):
+        lag_of_minimum(valley()[:9], Smoothing())
+    flat = np.random.default_rng(0).normal(2, 0.1, 100)
+    with pytest.raises(NoSuggestion, match="never fell"):
+        lag_of_minimum(LRCurve(np.geomspace(1e-7, 100, 100), flat), Smoothing())
