@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lrrt_stage import LRCurve, zero_phase
 from lrrt_stage.charts import Chart, Line, Panel, limits
 from lrrt_stage.settings import require
-from pipeline.studies.curves import LAG_FREE_WINDOW, stacked
+from pipeline.studies.curves import lag_free, stacked
 from pipeline.studies.jobs import Measured
 from pipeline.studies.pictures import LR_AXIS, tests_table
 from pipeline.studies.statistics import Slope, slope
@@ -73,13 +72,6 @@ def batch_size_study(study: Study) -> Findings:
         },
         {"Batch sizes (medians)": table, "Tests": tests_table(tests)},
     )
-
-
-def lag_free(curve: LRCurve) -> np.ndarray:
-    """Return the loss averaged over a third of a decade of LR to both sides, shape ``[n]``."""
-    per_iteration = float(np.median(np.diff(np.log10(curve.lr))))
-    width = max(1.0, LAG_FREE_WINDOW / per_iteration)
-    return zero_phase(curve.loss, (width - 1) / (width + 1))
 
 
 def _row(size: int, tests: Sequence[Measured]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from lrrt_stage import LRCurve, LRRTError, Smoothing, zero_phase
 from lrrt_stage.settings import require
 from lrrt_stage.suggestion import SKIP_FIRST, SKIP_LAST, descent, require_turn
 
-__all__ = ["Band", "Stacked", "band", "lag_of_minimum", "stacked"]
+__all__ = ["Band", "Stacked", "band", "lag_free", "lag_of_minimum", "stacked"]
 
 SAME_LR = 1e-9
 """Relative difference up to which two learning rates are the same: the last digits of a ramp
@@ -120,13 +120,20 @@ def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
         a completed test.
     """
     lr, _, lowest = descent(curve, smoothing)
-    per_iteration = float(np.median(np.diff(np.log10(lr))))
-    width = max(1.0, LAG_FREE_WINDOW / per_iteration)
-    beta = min(smoothing.beta / (2 - smoothing.beta), (width - 1) / (width + 1))
-    lag_free = zero_phase(curve.finite.loss, beta)[SKIP_FIRST:-SKIP_LAST]
-    turn = int(np.argmin(lag_free))
+    free = lag_free(curve.finite, smoothing.beta / (2 - smoothing.beta))[SKIP_FIRST:-SKIP_LAST]
+    turn = int(np.argmin(free))
     require_turn(curve, lr, turn)
     return float(np.log10(lr[lowest]) - np.log10(lr[turn]))
+
+
+def lag_free(curve: LRCurve, beta_at_most: float = 1.0) -> np.ndarray:
+    """Return the loss averaged over a third of a decade of LR to both sides alike, shape ``[n]``.
+
+    ``beta_at_most`` bounds the factor of the average (:func:`lrrt_stage.zero_phase`).
+    """
+    per_iteration = float(np.median(np.diff(np.log10(curve.lr))))
+    width = max(1.0, LAG_FREE_WINDOW / per_iteration)
+    return zero_phase(curve.loss, min(beta_at_most, (width - 1) / (width + 1)))
 
 
 def _require_same_ramp(index: int, lr: np.ndarray, longest: np.ndarray) -> None:

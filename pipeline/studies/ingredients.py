@@ -1,0 +1,155 @@
+"""Which ingredient of a recipe moves the suggestion, and by how far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lrrt_stage import LRRTError
+from lrrt_stage.charts import Chart, Interval, Mark, Panel
+from pipeline.recipes import published_ranges, steps
+from pipeline.studies.jobs import Measured, RangeTestJob
+from pipeline.studies.pictures import LR_AXIS, tests_table
+from pipeline.studies.ranges import summarize
+from pipeline.studies.statistics import paired_effect
+from pipeline.studies.study import Findings, Study, kind, suggested
+
+__all__ = ["recipes_study"]
+
+FROM, TO = "keras", "fastai"
+
+
+@kind("recipes")
+def recipes_study(study: Study) -> Findings:
+    """From one published recipe to the other, an ingredient at a time (article, Fig 4 against 5).
+
+    Every step is measured with the same seeds, so that the effect of an ingredient is a mean of
+    paired differences.
+    """
+    study.require_drawn_weights()
+    count = study.tests(5)
+    way = [(name, _free(options, study)) for name, options in steps(FROM, TO)]
+    # An ingredient that the user has fixed makes no step.
+    way = [way[0], *(b for a, b in zip(way, way[1:], strict=False) if a[1] != b[1])]
+    if len(way) < 2:
+        raise LRRTError("every ingredient of the recipes is fixed by an option: give fewer of them")
+    tests = study.measure(
+        [
+            _job(study, position, name, options, offset)
+            for position, (name, options) in enumerate(way)
+            for offset in range(count)
+        ]
+    )
+    names = [name if position == 0 else f"+ {name}" for position, (name, _) in enumerate(way)]
+    by_step = [[t for t in tests if t.job.labels["step"] == index] for index in range(len(way))]
+    effects = _effects_table(names, by_step)
+    largest = effects.iloc[effects["decades"][:-1].abs().argmax()]
+    total = effects.iloc[-1]
+    return Findings(
+        "From one recipe to the other",
+        "The article's Keras and fast.ai programs suggest different ranges for one network. Which "
+        "of the ingredients in which they differ moves the suggestion?",
+        [
+            f"From {FROM} to {TO} the suggested maximum moves by {total['decades']:+.2f} decades "
+            f"(90 % interval {total['low']:+.2f} to {total['high']:+.2f}), over {count} seeds.",
+            f"The largest single step is {largest['ingredient']}: {largest['decades']:+.2f} "
+            f"decades ({largest['low']:+.2f} to {largest['high']:+.2f}).",
+        ],
+        {
+            "total_effect_decades": total["decades"],
+            **{
+                f"effect_decades.{row.ingredient}": row.decades
+                for row in effects[:-1].itertuples()
+                if math.isfinite(row.decades)
+            },
+        },
+        {"effects": _effects_chart(effects), "ranges": _ranges_chart(study, names, by_step)},
+        {"Effects": effects, "Tests": tests_table(tests)},
+    )
+
+
+def _free(options: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in study.fixed}
+
+
+def _job(
+    study: Study, position: int, name: str, options: Mapping[str, Any], offset: int
+) -> RangeTestJob:
+    seeds = {"seed": study.task.seed + offset, "data_seed": study.task.data_seed + offset}
+    task_options, ramp, smoothing = (
+        {field.name: options[field.name] for field in fields(part) if field.name in options}
+        for part in (study.task, study.plan.ramp, study.plan.smoothing)
+    )
+    plan = replace(
+        study.plan,
+        ramp=replace(study.plan.ramp, **ramp),
+        smoothing=replace(study.plan.smoothing, **smoothing),
+    )
+    labels = {"step": position, "ingredient": name, **seeds}
+    job = study.job(f"{name} seed {seeds['seed']}", labels, **task_options, **seeds)
+    return replace(job, plan=plan)
+
+
+def _effects_table(names: list[str], by_step: list[list[Measured]]) -> pd.DataFrame:
+    """Return the effect of every step, and of all together last, in decades of the maximum."""
+    maxima = [
+        {t.job.task.seed: math.log10(t.range.max) for t in tests if t.range is not None}
+        for tests in by_step
+    ]
+    pairs = [*zip(names[1:], maxima, maxima[1:], strict=False)]
+    rows = []
+    for name, before, after in [*pairs, ("all together", maxima[0], maxima[-1])]:
+        shared = sorted(before.keys() & after.keys())
+        row = {"ingredient": name.removeprefix("+ "), "seeds": len(shared)}
+        if shared:
+            effect = paired_effect([before[s] for s in shared], [after[s] for s in shared])
+            row |= {"decades": effect.mean, "low": effect.low, "high": effect.high}
+        else:
+            row |= {"decades": math.nan, "low": math.nan, "high": math.nan}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _effects_chart(effects: pd.DataFrame) -> Chart:
+    rows = Interval(
+        list(effects["ingredient"]),
+        effects["low"],
+        effects["high"],
+        effects["decades"],
+        name="mean, 90 % interval",
+    )
+    title = f"What each ingredient does to the suggested maximum, {FROM} to {TO}"
+    return Chart(title, (Panel(title, "decades of learning rate", items=(rows, Mark(0.0)),),))
+
+
+def _ranges_chart(study: Study, names: list[str], by_step: list[list[Measured]]) -> Chart:
+    found = [
+        (name, summarize(suggested(tests)))
+        for name, tests in zip(names, by_step, strict=True)
+        if any(each.range is not None for each in tests)
+    ]
+    rows = [
+        Interval(
+            [name for name, _ in found],
+            np.array([each.min_median for _, each in found]),
+            np.array([each.max_median for _, each in found]),
+            name="range between the medians",
+        )
+    ]
+    published = published_ranges(study.task)
+    if published:
+        rows.append(
+            Interval(
+                list(published),
+                np.array([each.min for each in published.values()]),
+                np.array([each.max for each in published.values()]),
+                name="published",
+            )
+        )
+    title = "Suggested range after each step"
+    return Chart(title, (Panel(title, LR_AXIS, items=tuple(rows), xlog=True),))

@@ -1,0 +1,55 @@
+"""A study's tests as tidy tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lrrt_stage import LRRange
+from pipeline.studies.jobs import Measured
+from pipeline.studies.pool import Outcome
+
+__all__ = ["study_frame", "tests_frame"]
+
+
+def study_frame(tests: Sequence[Measured]) -> pd.DataFrame:
+    """Return a row per test and iteration.
+
+    The columns are ``test``, what tells the test from the others, ``iteration``, ``lr``,
+    ``loss``, ``smoothed_loss``, and the validation losses where they were taken.
+    """
+    frames = []
+    for each in tests:
+        frame = each.curve.to_frame(each.job.plan.smoothing)
+        names = {"test": each.job.name, **each.job.labels}
+        frames.append(frame.assign(**names)[[*names, *frame.columns]])
+    return pd.concat(frames, ignore_index=True)
+
+
+def tests_frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Return a row per range test: seeds, how it ended, every rule's maximum, and its error."""
+    rows = []
+    for outcome in outcomes:
+        result = outcome.result
+        if not isinstance(result, Measured) and result is not None:
+            continue  # a training
+        row = {"test": outcome.job.name, **outcome.job.labels, "error": outcome.error}
+        task = outcome.job.task
+        row |= {"seed": task.seed, "data_seed": task.data_seed, "batch_size": task.batch_size}
+        if result is not None:
+            lr_range = result.range
+            row |= {
+                "iterations": len(result.curve),
+                "stop": result.curve.stop,
+                "seconds": result.seconds,
+                "lr_min": lr_range.min if lr_range else None,
+                "lr_max": lr_range.max if lr_range else None,
+            }
+            row |= {
+                f"suggestion.{name}": answer.max
+                for name, answer in result.answers.items()
+                if isinstance(answer, LRRange)
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
