@@ -20,6 +20,16 @@ class RangeTestPlan:
     suggestion: SuggestionOptions = field(default_factory=SuggestionOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
 
+    @classmethod
+    def from_dict(cls, parts: dict[str, Any]) -> RangeTestPlan:
+        """Return the plan that ``dataclasses.asdict`` took apart."""
+        return cls(
+            RangeTestOptions(**parts["ramp"]),
+            Smoothing(**parts["smoothing"]),
+            SuggestionOptions(**parts["suggestion"]),
+            ValidationOptions(**parts["validation"]),
+        )
+
     def flat(self) -> dict[str, Any]:
         """Return all options by name."""
         return {name: value for part in asdict(self).values() for name, value in part.items()}

@@ -29,10 +29,11 @@ class Measured:
     curve: LRCurve
     answers: Mapping[str, LRRange | NoSuggestion]
     """Every rule's answer."""
-    weights: State
-    device: str
     seconds: float
     """Time of the test alone, without loading data and building the model."""
+    device: str = ""
+    weights: State = field(default_factory=dict)
+    """The initial weights; empty where the test was read back from its run."""
 
     @property
     def rule(self) -> str:
@@ -77,7 +78,7 @@ class RangeTestJob:
         curve = bench.range_test(state, self.plan)
         seconds = time.perf_counter() - started
         answers = suggest_all(curve, self.plan.smoothing)
-        return Measured(self, curve, answers, state, str(bench.device), seconds)
+        return Measured(self, curve, answers, seconds, str(bench.device), state)
 
 
 @dataclass(frozen=True)

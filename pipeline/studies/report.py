@@ -9,11 +9,22 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from lrrt_stage.charts import write_page
-from pipeline.studies.study import KINDS, Findings
+from pipeline.studies.study import Findings
 
 __all__ = ["SECTION", "write_findings", "write_report"]
 
 SECTION = "section.html"
+ORDER = (
+    "smoothing",
+    "initializations",
+    "data-order",
+    "mismatch",
+    "grouped",
+    "validation",
+    "batch-size",
+    "recipes",
+)
+"""Kinds in the order of the article's figures; others come after them."""
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -60,7 +71,7 @@ def write_findings(findings: Findings, folder: Path, kind: str, setting: str) ->
 
 def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
     """Write one page of the sections by kind, in the article's order; it needs no network."""
-    kinds = [kind for kind in KINDS if kind in sections]
+    kinds = [*filter(sections.__contains__, ORDER), *(kind for kind in sections if kind not in ORDER)]
     links = " ".join(f'<a href="#{kind}">{kind}</a>' for kind in kinds)
     title = f"Learning-rate range tests: {task}"
     path.write_text(

@@ -1,0 +1,124 @@
+"""A study's jobs as child runs: how one is logged, and read back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage import LRCurve, LRRange, LRRTError, suggest_all
+from mlflow_project import tracking
+from mlflow_project.handoff import CURVE, publish, run_file
+from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.stages.lrrt import log_curve, log_suggestions
+from mlflow_project.tracking import stage_run, staged_files
+from pipeline import RangeTestPlan, Task, TrainOptions, Workbench
+from pipeline.studies import Job, Measured, Outcome, RangeTestJob, Trained, TrainingJob
+from pipeline.training import Epoch
+
+__all__ = ["children", "job_fingerprint", "log_outcome", "read_result"]
+
+JOB = "job.json"
+
+
+def job_fingerprint(bench: Workbench, job: Job) -> str:
+    """Return what marks jobs that would have the same result, under the same name.
+
+    ``bench`` is that of the study, whose data and device all its jobs share.
+    """
+    content = asdict(job)
+    # On a CPU, jobs compute with one thread each.
+    return fingerprint("job", bench, threads=1, kind=type(job).__name__, job=content)
+
+
+def log_outcome(bench: Workbench, outcome: Outcome, mark: str) -> None:
+    """Log a job's outcome as a child run of the active one."""
+    job, result = outcome.job, outcome.result
+    try:
+        with stage_run("test" if isinstance(job, RangeTestJob) else "training") as run:
+            tracking.name_run(run, job.name)
+            seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
+            tracking.log_params(run, {"batch_size": job.task.batch_size, **seeds, **job.labels})
+            if result is None:
+                raise LRRTError(outcome.error)
+            with staged_files(run) as folder:
+                if isinstance(result, Measured):
+                    _log_test(run, bench, result, folder)
+                else:
+                    _log_training(run, result, folder)
+            mlflow.set_tag(FINGERPRINT_TAG, mark)
+    except LRRTError:
+        if result is not None:
+            raise
+
+
+def _log_test(run: Run, bench: Workbench, test: Measured, folder: Path) -> None:
+    plan = test.job.plan
+    tags = publish(
+        folder,
+        bench.subject(test.job.task),
+        test.weights,
+        curve=test.curve,
+        smoothing=plan.smoothing,
+        answers=test.answers,
+        rule=test.rule,
+        page=False,
+    )
+    mlflow.set_tags(tags)
+    log_curve(run, test.curve, plan.smoothing)
+    log_suggestions(run, test.curve, test.answers, test.rule)
+    tracking.log_scalars(run, {"seconds": test.seconds})
+    result = {"stop": test.curve.stop, "epochs": test.curve.epochs, "seconds": test.seconds}
+    _write_job(folder, test.job, result)
+
+
+def _log_training(run: Run, training: Trained, folder: Path) -> None:
+    tracking.log_training(run, training)
+    lr_range = training.job.lr_range
+    tracking.log_scalars(run, {"trained_lr_min": lr_range.min, "trained_lr_max": lr_range.max})
+    result = asdict(training)
+    del result["job"]
+    _write_job(folder, training.job, result)
+
+
+def _write_job(folder: Path, job: Job, result: dict[str, Any]) -> None:
+    content = {"job": asdict(job), "result": result}
+    # Infinity and NaN stay as they are: Python reads them back.
+    (folder / JOB).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_result(run: Run) -> Measured | Trained:
+    """Return the result that :func:`log_outcome` logged; a test's without its weights."""
+    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
+        content = json.loads(run_file(run, JOB, folder).read_text(encoding="utf-8"))
+        job, result = content["job"], content["result"]
+        job["task"] = Task(**job["task"])
+        if "plan" not in job:
+            job["lr_range"] = LRRange(**job["lr_range"])
+            job["options"] = TrainOptions(**job["options"])
+            result["epochs"] = [Epoch(**epoch) for epoch in result["epochs"]]
+            return Trained(TrainingJob(**job), **result)
+        job["plan"] = plan = RangeTestPlan.from_dict(job["plan"])
+        curve = LRCurve.from_csv(
+            run_file(run, CURVE, folder), stop=result["stop"], epochs=result["epochs"]
+        )
+    answers = suggest_all(curve, plan.smoothing)
+    return Measured(RangeTestJob(**job), curve, answers, result["seconds"])
+
+
+def children(study: Run) -> list[Run]:
+    """Return the finished child runs of a study, oldest first."""
+    return list(
+        mlflow.MlflowClient().search_runs(
+            [study.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{study.info.run_id}' "
+            "and attributes.status = 'FINISHED'",
+            max_results=10_000,
+            order_by=["attributes.start_time ASC"],
+        )
+    )

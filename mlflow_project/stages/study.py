@@ -1,0 +1,261 @@
+"""The study stage: many range tests under one parent run, their figures and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage import LRRTError
+from lrrt_stage.settings import require
+from mlflow_project import display, tracking
+from mlflow_project.handoff import find_run, run_file
+from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.stages.jobs import children, job_fingerprint, log_outcome, read_result
+from mlflow_project.stages.opening import short_name
+from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
+from pipeline import RangeTestPlan, Runtime, Task, TrainOptions, Workbench
+from pipeline.studies import (
+    KINDS,
+    Findings,
+    Job,
+    Measured,
+    Outcome,
+    Study,
+    StudyOptions,
+    run_jobs,
+    study_frame,
+    tests_frame,
+    write_findings,
+    write_report,
+)
+from pipeline.studies.report import SECTION
+
+__all__ = ["study_stage"]
+
+KIND_TAG, SUBJECT_TAG = "lrrt.study", "lrrt.study_subject"
+
+
+def study_stage(
+    task: Task,
+    runtime: Runtime,
+    plan: RangeTestPlan,
+    training: TrainOptions,
+    options: StudyOptions,
+    *,
+    fixed: frozenset[str] = frozenset(),
+) -> str:
+    """Carry out a study as a run with a child run per test, and return its id.
+
+    The tests of an interrupted or failed study of the same task and options are taken over.
+    ``fixed`` names the options that the user gave.
+
+    Raises
+    ------
+    LRRTError
+        If the task or the study's options cannot be used, before any test starts; or if too few
+        tests had an answer, with those tests kept.
+    """
+    with stage_run("study") as run:
+        require(
+            not task.init.startswith("run:"),
+            f"init={task.init!r}: a study's tests make their weights themselves: download the "
+            "run's weights and give init=file:PATH",
+        )
+        bench = Workbench(task, runtime)
+        tracking.name_run(run, f"{options.kind} {short_name(task)}")
+        tracking.log_params(
+            run,
+            {**asdict(task), **plan.flat(), **asdict(training), **asdict(options)}
+            | {"device": str(bench.device)},
+        )
+        tracking.log_dataset(bench)
+        source = None if options.study_run_id is None else _source(options.study_run_id, task)
+        mark = _study_fingerprint(bench, plan, training, options, fixed)
+        tests = _TestRuns(run, bench, runtime, options, _taken_over(run, mark, options.resume))
+        subject = _subject(bench)
+        mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
+        study = Study(
+            task, plan, options, training, bench.data.sizes[0], tests, source, fixed
+        )
+        with staged_files(run) as folder:
+            try:
+                findings = KINDS[options.kind](study)
+            finally:
+                tests.write_tables(folder)
+            _write_report(folder, findings, options.kind, task, subject)
+        _conclude(run, findings, tests.outcomes)
+    return run.info.run_id
+
+
+class _TestRuns:
+    """Runs a study's jobs, each as a child run; those that an earlier study finished are taken."""
+
+    def __init__(
+        self,
+        run: Run,
+        bench: Workbench,
+        runtime: Runtime,
+        options: StudyOptions,
+        finished: dict[str, Run],
+    ) -> None:
+        self.run, self.bench, self.runtime, self.options = run, bench, runtime, options
+        self.finished = finished
+        self.outcomes: list[Outcome] = []
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Return the outcomes of ``jobs`` in their order."""
+        marks = [job_fingerprint(self.bench, job) for job in jobs]
+        taken = [self.finished.get(mark) for mark in marks]
+        for found in taken:
+            if found is not None:
+                mlflow.MlflowClient().set_tag(
+                    found.info.run_id, "mlflow.parentRunId", self.run.info.run_id
+                )
+        missing = [index for index, found in enumerate(taken) if found is None]
+        if len(missing) < len(jobs):
+            display.note(f"{len(jobs) - len(missing)} of {len(jobs)} are finished already")
+        with display.progress(self.options.kind) as progress:
+            done = len(jobs) - len(missing)
+            progress(done, len(jobs))
+
+            def on_done(index: int, outcome: Outcome) -> None:
+                nonlocal done
+                done += 1
+                log_outcome(self.bench, outcome, marks[missing[index]])
+                progress(done, len(jobs))
+                if outcome.error:
+                    display.note(f"{outcome.job.name} failed: {outcome.error}")
+
+            fresh = run_jobs(
+                [jobs[index] for index in missing], self.runtime, self.options.workers, on_done
+            )
+        by_index = dict(zip(missing, fresh, strict=True))
+        outcomes = [
+            by_index[index] if found is None else Outcome(job, read_result(found))
+            for index, (job, found) in enumerate(zip(jobs, taken, strict=True))
+        ]
+        self.outcomes += outcomes
+        return outcomes
+
+    def write_tables(self, folder: Path) -> None:
+        """Write what there is of ``study.csv`` and ``tests.csv``."""
+        measured = [each.result for each in self.outcomes if isinstance(each.result, Measured)]
+        if measured:
+            study_frame(measured).to_csv(folder / "study.csv", index=False)
+            tests_frame(self.outcomes).to_csv(folder / "tests.csv", index=False)
+
+
+def _study_fingerprint(
+    bench: Workbench,
+    plan: RangeTestPlan,
+    training: TrainOptions,
+    options: StudyOptions,
+    fixed: frozenset[str],
+) -> str:
+    # Neither changes what is found.
+    same = replace(options, workers=None, resume=None)
+    return fingerprint(
+        "study", bench, plan=plan, training=training, options=same, fixed=sorted(fixed)
+    )
+
+
+def _subject(bench: Workbench) -> str:
+    """Return what the studies that belong into one report have in common."""
+    anywhere = replace(bench.task, seed=0, data_seed=0, batch_size=1)
+    return f"{short_name(bench.task)} {fingerprint('report', bench, task=anywhere)[:16]}"
+
+
+def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
+    """Return the finished tests of the interrupted study to go on with, by fingerprint."""
+    if resume is not None:
+        interrupted = tracking.get_run(resume)
+        require(
+            interrupted.data.tags.get(FINGERPRINT_TAG) == mark,
+            f"run {resume} cannot be resumed: it is no study of this task with these options and "
+            "this code; give the options that it was started with",
+        )
+        found = [interrupted]
+    else:
+        found = mlflow.MlflowClient().search_runs(
+            [run.info.experiment_id],
+            f"tags.`{FINGERPRINT_TAG}` = '{mark}' and tags.`{STAGE_TAG}` = 'study' "
+            "and attributes.status IN ('FAILED', 'KILLED')",
+        )
+    return {
+        child.data.tags[FINGERPRINT_TAG]: child
+        for study in found
+        for child in children(study)
+        if FINGERPRINT_TAG in child.data.tags
+    }
+
+
+def _source(run_id: str, task: Task) -> list[Measured]:
+    """Return the range tests of a finished study of this task."""
+    run = find_run(run_id, "study")
+    tests = [
+        result
+        for child in children(run)
+        if child.data.tags[STAGE_TAG] == "test"
+        and isinstance(result := read_result(child), Measured)
+    ]
+    require(bool(tests), f"study {run.info.run_id} has no finished range test: name another")
+    tests.sort(key=lambda each: each.job.name)
+    theirs = replace(
+        tests[0].job.task, seed=task.seed, data_seed=task.data_seed, batch_size=task.batch_size
+    )
+    differences = task.differences(theirs)
+    require(
+        not differences,
+        f"study {run.info.run_id} is of another task: {'; '.join(differences)}: give the options "
+        "of its task, or name another study",
+    )
+    return tests
+
+
+def _write_report(
+    folder: Path, findings: Findings, kind: str, task: Task, subject: str
+) -> None:
+    """Write the findings, and the report of this study with the latest of every other kind."""
+    setting = (
+        f"{task.dataset}, model {task.model}, {task.optimizer}, batch size {task.batch_size}, "
+        f"initialisation {task.init}"
+    )
+    sections = _latest_sections(subject)
+    sections[kind] = write_findings(findings, folder, kind, setting)
+    write_report(sections, short_name(task), folder / "report.html")
+
+
+def _latest_sections(subject: str) -> dict[str, str]:
+    found = mlflow.MlflowClient().search_runs(
+        [tracking.experiment_id()],
+        f"tags.`{SUBJECT_TAG}` = '{subject}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time ASC"],
+    )
+    newest = {run.data.tags[KIND_TAG]: run for run in found}
+    sections = {}
+    for kind, run in newest.items():
+        with tracking.scratch() as scratch:
+            try:
+                sections[kind] = run_file(run, SECTION, scratch).read_text(encoding="utf-8")
+            except LRRTError:
+                continue  # its artifacts were deleted: the report has no section of it
+    return sections
+
+
+def _conclude(run: Run, findings: Findings, outcomes: Sequence[Outcome]) -> None:
+    failed = [each for each in outcomes if each.error]
+    tracking.log_scalars(
+        run, {**tracking.finite(findings.metrics), "failed_tests": len(failed)}
+    )
+    sentences = [*findings.sentences]
+    if failed:
+        sentences.append(f"{len(failed)} of {len(outcomes)} tests failed and are left out.")
+    mlflow.set_tag(
+        "mlflow.note.content", " ".join([f"{findings.question}", *sentences, "See `report.html`."])
+    )
+    for sentence in sentences:
+        display.note(sentence)
