@@ -31,7 +31,7 @@ class Batches:
         train: bool,
         seed: int = 0,
         augment: str = "none",
-        workers: int = 0,
+        loader_workers: int = 0,
     ) -> None:
         split = data.train if train else data.val
         self.size = split_size(split)
@@ -61,9 +61,9 @@ class Batches:
                 drop_last=train,
                 # How often a loader draws depends on its processes: not from ours.
                 generator=torch.Generator(),
-                num_workers=workers,
+                num_workers=loader_workers,
                 pin_memory=device.type == "cuda",
-                persistent_workers=workers > 0,
+                persistent_workers=loader_workers > 0,
             )
 
     def __len__(self) -> int:

@@ -98,7 +98,10 @@ class Runtime:
 
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or a torch device.")
     data_dir: str = setting("data", "Folder of the datasets that are downloaded.")
-    workers: int = setting(0, "Processes that read data which does not fit in memory.")
+    loader_workers: int = setting(0, "Processes that read data which does not fit in memory.")
 
     def __post_init__(self) -> None:
-        require(self.workers >= 0, f"workers={self.workers} is negative: use 0 for none")
+        require(
+            self.loader_workers >= 0,
+            f"loader_workers={self.loader_workers} is negative: use 0 for none",
+        )

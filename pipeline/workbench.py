@@ -150,5 +150,5 @@ class Workbench:
             train=True,
             seed=self.task.data_seed,
             augment=self.task.augment,
-            workers=self.runtime.workers,
+            loader_workers=self.runtime.loader_workers,
         )

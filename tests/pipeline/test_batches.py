@@ -177,7 +177,7 @@ def test_training_images_are_augmented_before_they_are_normalised():
 def test_processes_that_read_change_no_batch_of_any_epoch(augment):
     def made(workers: int) -> list[list[torch.Tensor]]:
         data = numbered(23, lazy=True)
-        batches = Batches(data, 4, CPU, train=True, seed=3, augment=augment, workers=workers)
+        batches = Batches(data, 4, CPU, train=True, seed=3, augment=augment, loader_workers=workers)
         return epochs(batches, 3)
 
     none, two = made(0), made(2)

@@ -283,7 +283,7 @@ class TestInterruption:
                 augment="crop-flip",
                 **MLP,
             )
-            return Workbench(task, Runtime(device="cpu", workers=workers))
+            return Workbench(task, Runtime(device="cpu", loader_workers=workers))
 
         options = TrainOptions(epochs=4)
         expected = train(make(), make().initial_weights(), RANGE, options)
