@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import rich_click as click
+from click.core import ParameterSource
 
 from lrrt_stage.settings import option_text
 
@@ -77,15 +78,34 @@ def options_of(
     return decorate
 
 
-def from_values(options: type[T], values: dict[str, Any]) -> T:
-    """Return the dataclass filled from a command's arguments."""
-    return options(**{each.name: values[each.name] for each in fields(options)})  # type: ignore
+def from_values(
+    options: type[T], values: dict[str, Any], preset: Mapping[str, Any] | None = None
+) -> T:
+    """Return the dataclass filled from the arguments of the command that is running.
+
+    An option that was not typed has its value in ``preset``, where it is there.
+    """
+    preset = preset or {}
+    chosen = {
+        each.name: preset[each.name]
+        if each.name in preset and not _typed(each.name)
+        else values[each.name]
+        for each in fields(options)  # type: ignore[arg-type]
+    }
+    return options(**chosen)
 
 
 def given(values: dict[str, Any], options: type) -> dict[str, Any]:
     """Return the fields of ``options`` that were given on the command line."""
     names = {each.name for each in fields(options)}
     return {k: v for k, v in values.items() if k in names and v is not None}
+
+
+def _typed(name: str) -> bool:
+    # A value cannot tell: what was typed may be the default.
+    context = click.get_current_context()
+    assert context is not None
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _option(each: Field[Any], hint: Any, defaults: bool) -> Callable[[Command], Command]:

@@ -2,6 +2,7 @@
 
 from pipeline.data import Data
 from pipeline.narrowing import Narrowing
+from pipeline.recipes import RECIPES, RecipeOptions, published_ranges
 from pipeline.refinement import RefineOptions, best_range, refine
 from pipeline.schedules import SCHEDULES, build_schedule
 from pipeline.task import Runtime, Task
@@ -9,9 +10,11 @@ from pipeline.training import Training, TrainOptions, train
 from pipeline.workbench import Workbench
 
 __all__ = [
+    "RECIPES",
     "SCHEDULES",
     "Data",
     "Narrowing",
+    "RecipeOptions",
     "RefineOptions",
     "Runtime",
     "Task",
@@ -20,6 +23,7 @@ __all__ = [
     "Workbench",
     "best_range",
     "build_schedule",
+    "published_ranges",
     "refine",
     "train",
 ]

@@ -52,8 +52,12 @@ def chain(
     refine_options: RefineOptions,
     train_options: TrainOptions,
     options: ChainOptions,
+    *,
+    recipe: str | None = None,
 ) -> str:
     """Run the whole chain and return the parent run's id.
+
+    ``recipe`` is the name of the recipe that options were taken from; it is logged, no more.
 
     Raises
     ------
@@ -78,7 +82,9 @@ def chain(
         lrrt_id = step(
             "lrrt",
             lrrt_fingerprint(bench, range_options, smoothing, suggestion),
-            lambda: lrrt(task, runtime, range_options, smoothing, suggestion, bench=bench),
+            lambda: lrrt(
+                task, runtime, range_options, smoothing, suggestion, bench=bench, recipe=recipe
+            ),
         )
         handoff = load_handoff(lrrt_id)
         lr_range = narrowed = narrowing(handoff.range)
@@ -101,7 +107,8 @@ def chain(
         )
         tracking.log_params(
             parent,
-            {**asdict(task), **asdict(narrowing), **asdict(train_options), **asdict(options)},
+            {**asdict(task), **asdict(narrowing), **asdict(train_options), **asdict(options)}
+            | {"recipe": recipe},
         )
         _conclude(parent, handoff, lr_range, lrrt_id, refine_id, train_id)
     return parent.info.run_id

@@ -38,8 +38,11 @@ def lrrt(
     suggestion: SuggestionOptions,
     *,
     bench: Workbench | None = None,
+    recipe: str | None = None,
 ) -> str:
     """Run a range test as a run of its own and return its id.
+
+    ``recipe`` is the name of the recipe that options were taken from; it is logged, no more.
 
     Raises
     ------
@@ -52,7 +55,8 @@ def lrrt(
         tracking.log_params(
             run,
             {**asdict(task), "device": str(bench.device), **asdict(options), **asdict(smoothing)}
-            | asdict(suggestion),
+            | asdict(suggestion)
+            | {"recipe": recipe},
         )
         tracking.log_dataset(bench)
         state = _initial_weights(bench)
