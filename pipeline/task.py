@@ -23,7 +23,8 @@ class Task(StepOptions):
 
     dataset: str = setting(
         "digits",
-        "digits, cifar10, cifar100, mnist, fashion_mnist, imagefolder:PATH, or module:factory.",
+        "digits, photographs, cifar10, cifar100, mnist, fashion_mnist, imagefolder:PATH, or "
+        "module:factory.",
     )
     dataset_args: dict[str, Any] = setting({}, "Keyword arguments of the dataset, as JSON.")
     model: str = setting(
