@@ -34,9 +34,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_choices(options: Any) -> None:
-    """Raise :class:`LRRTError` for the first field of ``options`` that is not among its choices."""
+    """Raise :class:`LRRTError` for the first field of ``options`` that is not among its choices.
+
+    None is a choice where it is the default.
+    """
     for each in fields(options):
         choices, value = each.metadata.get("choices"), getattr(options, each.name)
+        if value is None and each.default is None:
+            continue
         if choices is not None and value not in choices:
             raise unknown_name(each.name, str(value), choices)
 

@@ -13,7 +13,20 @@ from torch import Tensor, nn
 
 from lrrt_stage.errors import LRRTError, unknown_name
 
-__all__ = ["INITIALIZERS", "State", "digest", "initialize", "load", "load_into", "save", "state_of"]
+__all__ = [
+    "INITIALIZERS",
+    "KERNEL_LAYERS",
+    "State",
+    "digest",
+    "initialize",
+    "load",
+    "load_into",
+    "save",
+    "state_of",
+]
+
+KERNEL_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers whose ``weight`` is a kernel: linear and convolutional, transposed ones too."""
 
 State = Mapping[str, Tensor]
 """Names of parameters and persistent buffers -> tensors on the CPU."""
@@ -42,7 +55,7 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, module in sorted(model.named_modules(), key=lambda named: named[0]):
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            if isinstance(module, KERNEL_LAYERS):
                 drawn = torch.empty(module.weight.shape, dtype=module.weight.dtype)
                 module.weight.copy_(INITIALIZERS[scheme](drawn, generator))
                 if module.bias is not None:

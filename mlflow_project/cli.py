@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -39,6 +39,7 @@ from mlflow_project.stages import (  # noqa: E402
 from pipeline import (  # noqa: E402
     Narrowing,
     RangeTestPlan,
+    RecipeOptions,
     RefineOptions,
     Runtime,
     Task,
@@ -127,9 +128,11 @@ def _examples(*lines: str) -> str:
     epilog=_examples(
         "lrrt-stage lrrt",
         "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --augment crop-flip",
+        "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --recipe keras",
         "mlflow run . -e lrrt -P seed=3 -P rule=steepest",
     ),
 )
+@options_of("Recipe", RecipeOptions)
 @options_of("Task", Task)
 @options_of("Range test", RangeTestOptions, ValidationOptions)
 @options_of("Suggestion", SuggestionOptions, Smoothing)
@@ -137,7 +140,8 @@ def _examples(*lines: str) -> str:
 @_tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
-    _run("Range test", lrrt, (Task, Runtime, RangeTestPlan), values)
+    preset = from_values(RecipeOptions, values).values
+    _run("Range test", lrrt, (Task, Runtime, RangeTestPlan), values, preset)
 
 
 @commands.command(
@@ -199,6 +203,7 @@ def train_command(**values: Any) -> None:
     ),
 )
 @options_of("Chain", ChainOptions)
+@options_of("Recipe", RecipeOptions)
 @options_of("Task", Task)
 @options_of("Range test", RangeTestOptions, ValidationOptions)
 @options_of("Suggestion", SuggestionOptions, Smoothing)
@@ -209,6 +214,7 @@ def train_command(**values: Any) -> None:
 @_tracked
 def main_command(**values: Any) -> None:
     """Run the chain: range test, refinement, training, as children of one run."""
+    preset = from_values(RecipeOptions, values).values
     _run(
         "Chain",
         chain,
@@ -222,6 +228,7 @@ def main_command(**values: Any) -> None:
             ChainOptions,
         ),
         values,
+        preset,
     )
 
 
@@ -230,10 +237,11 @@ def _run(
     stage: Callable[..., str],
     options: tuple[type, ...],
     values: dict[str, Any],
+    preset: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> None:
     """Check all options, then the store, then run the stage and show what it found."""
-    filled: list[Any] = [from_values(each, values) for each in options]
+    filled: list[Any] = [from_values(each, values, preset) for each in options]
     tracking.connect(values["tracking_uri"], values["experiment"])
     _show(title, stage(*filled, **more))
 

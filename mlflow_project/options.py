@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import rich_click as click
+from click.core import ParameterSource
 
 from lrrt_stage.settings import option_text
 
-__all__ = ["OptionType", "from_values", "given", "options_of"]
+__all__ = ["OptionType", "from_values", "given", "options_of", "typed"]
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -77,23 +78,36 @@ def options_of(
     return decorate
 
 
-def from_values(options: type[T], values: dict[str, Any]) -> T:
-    """Return the dataclass filled from a command's arguments, dataclasses in it too."""
-    hints = get_type_hints(options)
-    return options(
-        **{
-            each.name: from_values(hints[each.name], values)
-            if is_dataclass(hints[each.name])
-            else values[each.name]
-            for each in fields(options)  # type: ignore[arg-type]
-        }
-    )
+def from_values(
+    options: type[T], values: dict[str, Any], preset: Mapping[str, Any] | None = None
+) -> T:
+    """Return the dataclass filled from the arguments of the command that is running.
+
+    An option that was not typed has its value in ``preset``, where it is there. Dataclasses in
+    the dataclass are filled alike.
+    """
+    preset, hints = preset or {}, get_type_hints(options)
+
+    def value(name: str) -> Any:
+        if is_dataclass(hints[name]):
+            return from_values(hints[name], values, preset)
+        return preset[name] if name in preset and not typed(name) else values[name]
+
+    return options(**{each.name: value(each.name) for each in fields(options)})  # type: ignore[arg-type]
 
 
 def given(values: dict[str, Any], options: type) -> dict[str, Any]:
     """Return the fields of ``options`` that were given on the command line."""
     names = {each.name for each in fields(options)}
     return {k: v for k, v in values.items() if k in names and v is not None}
+
+
+def typed(name: str) -> bool:
+    """Tell whether an option of the command that is running was given, by whatever way."""
+    # A value cannot tell: what was typed may be the default.
+    context = click.get_current_context()
+    assert context is not None
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _option(each: Field[Any], hint: Any, defaults: bool) -> Callable[[Command], Command]:

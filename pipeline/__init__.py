@@ -3,6 +3,7 @@
 from pipeline.data import Data
 from pipeline.narrowing import Narrowing
 from pipeline.plan import RangeTestPlan
+from pipeline.recipes import RECIPES, RecipeOptions, published_ranges
 from pipeline.refinement import RefineOptions, best_range, refine
 from pipeline.schedules import SCHEDULES, build_schedule
 from pipeline.task import Runtime, Task
@@ -11,10 +12,12 @@ from pipeline.validation import ValidationOptions
 from pipeline.workbench import Workbench
 
 __all__ = [
+    "RECIPES",
     "SCHEDULES",
     "Data",
     "Narrowing",
     "RangeTestPlan",
+    "RecipeOptions",
     "RefineOptions",
     "Runtime",
     "Task",
@@ -24,6 +27,7 @@ __all__ = [
     "Workbench",
     "best_range",
     "build_schedule",
+    "published_ranges",
     "refine",
     "train",
 ]

@@ -13,32 +13,63 @@ from torch import Tensor
 __all__ = ["AUGMENTATIONS"]
 
 PADDING = 4
+SHIFT_PARTS = 10
+"""Images are shifted by up to one part in this many of their height and width."""
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Reflect-pad by 4, crop at random, flip left-right half of the time; ``[n, c, h, w]``."""
     n, _, height, width = images.shape
-    rows = _reflected(_shifts(n, generator) + torch.arange(height), height)
-    columns = _reflected(_shifts(n, generator) + torch.arange(width), width)
-    flipped = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(flipped, columns.flip(1), columns)
-    image, row, column = (
-        index.to(images.device, non_blocking=True)
-        for index in (torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :])
+    rows = _reflected(_shifts(n, PADDING, generator) + torch.arange(height), height)
+    columns = _reflected(_shifts(n, PADDING, generator) + torch.arange(width), width)
+    return _picked(images, rows, _flipped(columns, generator))
+
+
+def shift_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to 10 %, repeat the edge, flip left-right half of the time; ``[n, c, h, w]``.
+
+    Shifts are whole pixels, at most a tenth of height and width rounded down, so an image of
+    fewer than 10 pixels is flipped only. Keras' ``fill_mode="nearest"``, without its
+    interpolation between pixels.
+    """
+    n, _, height, width = images.shape
+    rows, columns = (
+        (_shifts(n, size // SHIFT_PARTS, generator) + torch.arange(size)).clamp(0, size - 1)
+        for size in (height, width)
     )
-    # Index dimensions around a slice come first: [n, h, w, c].
-    return images[image, :, row, column].permute(0, 3, 1, 2).contiguous()
+    return _picked(images, rows, _flipped(columns, generator))
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
     "none": None,
     "crop-flip": crop_flip,
+    "shift-flip": shift_flip,
 }
 """Name -> function of images ``[n, c, h, w]`` and a CPU generator, or None."""
 
 
-def _shifts(n: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(-PADDING, PADDING + 1, (n, 1), generator=generator)
+def _shifts(n: int, most: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(-most, most + 1, (n, 1), generator=generator)
+
+
+def _flipped(columns: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the columns ``[n, w]`` of every image, reversed for half of the images."""
+    flipped = torch.rand(len(columns), 1, generator=generator) < 0.5
+    return torch.where(flipped, columns.flip(1), columns)
+
+
+def _picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the pixels at ``rows`` ``[n, h]`` and ``columns`` ``[n, w]`` of every image."""
+    image, row, column = (
+        index.to(images.device, non_blocking=True)
+        for index in (
+            torch.arange(len(images))[:, None, None],
+            rows[:, :, None],
+            columns[:, None, :],
+        )
+    )
+    # Index dimensions around a slice come first: [n, h, w, c].
+    return images[image, :, row, column].permute(0, 3, 1, 2).contiguous()
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:

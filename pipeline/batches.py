@@ -17,10 +17,12 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """Normalised ``(inputs, labels)`` on a device; every iteration is one epoch.
+    """``(inputs, labels)`` on a device, as a model takes them; every iteration is one epoch.
 
     Training batches are shuffled and augmented with random numbers from ``generator``, and a
     last batch that is not full is dropped. Validation batches come in order, all of them.
+    uint8 inputs are scaled to 0 … 1; unless ``normalize`` is off, the data's mean per channel is
+    then taken away and what is left divided by its deviation.
     """
 
     def __init__(
@@ -32,7 +34,8 @@ class Batches:
         train: bool,
         seed: int = 0,
         augment: str = "none",
-        workers: int = 0,
+        normalize: bool = True,
+        loader_workers: int = 0,
     ) -> None:
         split = data.train if train else data.val
         self.size = split_size(split)
@@ -48,7 +51,7 @@ class Batches:
         self.batch_size, self.device, self.train = batch_size, device, train
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
-        self.statistics = _broadcastable(data, device)
+        self.statistics = _broadcastable(data, device) if normalize else None
         self.tensors = None
         if isinstance(split, tuple):
             # No copy where the data is on the device already.
@@ -62,9 +65,9 @@ class Batches:
                 drop_last=train,
                 # How often a loader draws depends on its processes: not from ours.
                 generator=torch.Generator(),
-                num_workers=workers,
+                num_workers=loader_workers,
                 pin_memory=device.type == "cuda",
-                persistent_workers=workers > 0,
+                persistent_workers=loader_workers > 0,
             )
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from lrrt_stage import weights
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import require
 
-__all__ = ["Data", "Split"]
+__all__ = ["Data", "Split", "channel_statistics"]
 
 Split = tuple[Tensor, Tensor] | Dataset
 """Inputs ``[n, …]`` and integer labels ``[n]`` in memory, or a map-style dataset of
@@ -125,6 +125,14 @@ class Data:
 def split_size(split: Split) -> int:
     """Return the number of examples."""
     return len(split[0]) if isinstance(split, tuple) else len(cast(Sized, split))
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, of uint8 images on the scale 0 … 1."""
+    values = images.double() / 255 if images.dtype == torch.uint8 else images.double()
+    mean = values.mean(dim=(0, 2, 3))
+    std = values.std(dim=(0, 2, 3)).clamp_min(1e-6)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _check_split(name: str, split: Split, num_classes: int) -> None:

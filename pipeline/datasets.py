@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
-from pipeline.data import Data, Split
+from pipeline.data import Data, Split, channel_statistics
 from pipeline.factories import call_factory, is_factory
+from pipeline.photographs import photographs
 
 __all__ = ["DATASETS", "load_data"]
 
@@ -53,7 +54,7 @@ def digits(_: str) -> Data:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16.0).float()[:, None]
     train, val = _held_back((images, torch.from_numpy(bunch.target).long()))
-    return Data(train, val, 10, *_statistics(train[0]))
+    return Data(train, val, 10, *channel_statistics(train[0]))
 
 
 def imagefolder(path: str, size: int = 64) -> Data:
@@ -77,7 +78,7 @@ def imagefolder(path: str, size: int = 64) -> Data:
         train, val = whole.part(kept), whole.part(held)
     # Enough images, evenly spaced, for a mean and a deviation.
     some = np.linspace(0, len(train) - 1, min(len(train), 256)).astype(int)
-    statistics = _statistics(torch.stack([train[int(i)][0] for i in some]))
+    statistics = channel_statistics(torch.stack([train[int(i)][0] for i in some]))
     if (len(train) + len(val)) * 3 * size * size <= IN_MEMORY_BYTES:
         return Data(train.decoded(), val.decoded(), len(train.classes), *statistics)
     return Data(train, val, len(train.classes), *statistics)
@@ -136,7 +137,7 @@ def _torchvision(class_name: str) -> Callable[[str], Data]:
         dataset_class = getattr(torchvision.datasets, class_name)
         splits = [_downloaded(dataset_class, data_dir, train) for train in (True, False)]
         train, val = (_image_tensors(split) for split in splits)
-        return Data(train, val, len(splits[0].classes), *_statistics(train[0]))
+        return Data(train, val, len(splits[0].classes), *channel_statistics(train[0]))
 
     return load
 
@@ -166,6 +167,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "mnist": _torchvision("MNIST"),
     "fashion_mnist": _torchvision("FashionMNIST"),
     "imagefolder": imagefolder,
+    "photographs": photographs,
 }
 """Name -> function of a folder (what stands behind ``name:``, else ``data_dir``) and arguments."""
 
@@ -187,11 +189,3 @@ def _split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     except ValueError as error:
         raise LRRTError(f"{len(labels)} examples cannot be split: {error}") from None
     return np.sort(kept), np.sort(held)
-
-
-def _statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel, of uint8 images on the scale 0 … 1."""
-    values = images.double() / 255 if images.dtype == torch.uint8 else images.double()
-    mean = values.mean(dim=(0, 2, 3))
-    std = values.std(dim=(0, 2, 3)).clamp_min(1e-6)
-    return tuple(mean.tolist()), tuple(std.tolist())

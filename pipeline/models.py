@@ -19,6 +19,7 @@ from pipeline.factories import call_factory, is_factory
 __all__ = ["MODELS", "build_model"]
 
 Shape = tuple[int, ...]
+SHORTCUTS = ("identity", "projection", "convolution")
 
 
 def build_model(
@@ -102,10 +103,10 @@ class _ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(after)
         self.stride, self.added_channels = stride, after - before
         self.projection: nn.Module | None = None
-        if shortcut == "projection" and stride == 2:
-            self.projection = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
+        if shortcut != "identity" and stride == 2:
+            convolution = nn.Conv2d(before, after, 1, stride, bias=False)
+            norm = [nn.BatchNorm2d(after)] if shortcut == "projection" else []
+            self.projection = nn.Sequential(convolution, *norm)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -126,10 +127,11 @@ def cifar_resnet(
 
     ``shortcut``: where the size changes, ``identity`` subsamples and pads with zero channels
     (option A, the paper's for CIFAR), ``projection`` is a 1 × 1 convolution with batch norm
-    (option B).
+    (option B), ``convolution`` the same without batch norm (keras.io's ResNet v1, and the two
+    variants that *The Learning Rate Black Magic* measured).
     """
-    if shortcut not in ("identity", "projection"):
-        raise unknown_name("shortcut", shortcut, ("identity", "projection"))
+    if shortcut not in SHORTCUTS:
+        raise unknown_name("shortcut", shortcut, SHORTCUTS)
     channels = _image_channels(f"resnet{depth}", input_shape)
     n = (depth - 2) // 6
     widths = [16, *[16] * n, *[32] * n, *[64] * n]

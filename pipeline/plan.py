@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
+from pipeline.recipes import RecipeOptions
 from pipeline.validation import ValidationOptions
 
 __all__ = ["RangeTestPlan"]
@@ -19,6 +20,8 @@ class RangeTestPlan:
     smoothing: Smoothing = field(default_factory=Smoothing)
     suggestion: SuggestionOptions = field(default_factory=SuggestionOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    """Where the options that were not given come from; said for the record."""
 
     @classmethod
     def from_dict(cls, parts: dict[str, Any]) -> RangeTestPlan:
@@ -28,6 +31,7 @@ class RangeTestPlan:
             Smoothing(**parts["smoothing"]),
             SuggestionOptions(**parts["suggestion"]),
             ValidationOptions(**parts["validation"]),
+            RecipeOptions(**parts["recipe"]),
         )
 
     def flat(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any
 
 from lrrt_stage.errors import LRRTError
@@ -22,7 +23,8 @@ class Task(StepOptions):
 
     dataset: str = setting(
         "digits",
-        "digits, cifar10, cifar100, mnist, fashion_mnist, imagefolder:PATH, or module:factory.",
+        "digits, photographs, cifar10, cifar100, mnist, fashion_mnist, imagefolder:PATH, or "
+        "module:factory.",
     )
     dataset_args: dict[str, Any] = setting({}, "Keyword arguments of the dataset, as JSON.")
     model: str = setting(
@@ -39,8 +41,14 @@ class Task(StepOptions):
     optimizer: str = setting("sgd", "Optimizer.", choices=OPTIMIZERS)
     momentum: float = setting(0.9, "SGD's momentum, Adam's beta1.")
     weight_decay: float = setting(1e-4, "L2 penalty of sgd and adam, decoupled decay of adamw.")
+    l2: float = setting(
+        0.0, "L2 penalty on the weights of linear and convolutional layers, added to the loss."
+    )
     batch_size: int = setting(64, "Examples in a batch.")
     augment: str = setting("none", "Augmentation of training images.", choices=AUGMENTATIONS)
+    normalize: bool = setting(
+        True, "Bring every channel to mean 0 and deviation 1; false: images are scaled to 0 … 1."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +57,10 @@ class Task(StepOptions):
         require(0 <= self.momentum < 1, f"momentum={self.momentum} is outside [0, 1): try 0.9")
         require(
             self.weight_decay >= 0, f"weight_decay={self.weight_decay} is negative: use 0 for none"
+        )
+        require(
+            self.l2 >= 0 and isfinite(self.l2),
+            f"l2={self.l2} is not 0 or a positive number: try 1e-4",
         )
         for name in ("seed", "data_seed"):
             value = getattr(self, name)
@@ -98,7 +110,10 @@ class Runtime:
 
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or a torch device.")
     data_dir: str = setting("data", "Folder of the datasets that are downloaded.")
-    workers: int = setting(0, "Processes that read data which does not fit in memory.")
+    loader_workers: int = setting(0, "Processes that read data which does not fit in memory.")
 
     def __post_init__(self) -> None:
-        require(self.workers >= 0, f"workers={self.workers} is negative: use 0 for none")
+        require(
+            self.loader_workers >= 0,
+            f"loader_workers={self.loader_workers} is negative: use 0 for none",
+        )

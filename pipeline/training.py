@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
 from lrrt_stage.settings import check_choices, require, setting
-from lrrt_stage.step import BatchStream, batch_loss_of
+from lrrt_stage.step import BatchStream
 from lrrt_stage.weights import State
 from pipeline.schedules import SCHEDULES, build_schedule
 from pipeline.workbench import Workbench
@@ -98,9 +98,7 @@ def train(
     steps_per_epoch = max(len(batches) // bench.task.accumulate, 1)
     training = Training(model, options.epochs * steps_per_epoch)
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
-    take_step = TrainingStep(
-        model, optimizer, batch_loss_of(model, bench.loss_fn), bench.task, bench.device
-    )
+    take_step = TrainingStep(model, optimizer, bench.batch_loss(model), bench.task, bench.device)
     with seeded(bench.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 leaves
         # out steps that overflow, and a resumed schedule counts up to where it was.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from lrrt_stage import (
     seeded,
     weights,
 )
-from lrrt_stage.step import batch_loss_of
+from lrrt_stage.settings import require
+from lrrt_stage.step import BatchLoss, batch_loss_of
 from pipeline.batches import Batches
 from pipeline.data import Data
 from pipeline.datasets import load_data
@@ -63,7 +65,9 @@ class Workbench:
         data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
         # Once, so that no start of an experiment moves it again.
         self.data = data.to(self.device)
-        self.val_batches = Batches(self.data, task.batch_size, self.device, train=False)
+        self.val_batches = Batches(
+            self.data, task.batch_size, self.device, train=False, normalize=task.normalize
+        )
         self._train_batches()
         inputs, _ = next(iter(self.val_batches))
         model = self.model().to(self.device)
@@ -73,6 +77,11 @@ class Workbench:
             raise LRRTError(
                 f"model {task.model!r} has no trainable parameter: set requires_grad on some"
             )
+        require(
+            task.l2 == 0 or bool(_kernels(model)),
+            f"l2={task.l2} has nothing to act on, model {task.model!r} has no trainable torch "
+            "layer that is linear or convolutional: use l2=0 and weight_decay",
+        )
 
     def model(self) -> nn.Module:
         """Return a new model on the CPU as its constructor makes it under the task's seed."""
@@ -112,6 +121,23 @@ class Workbench:
         )
         return Start(model, optimizer, self._train_batches())
 
+    def batch_loss(self, model: nn.Module) -> BatchLoss:
+        """Return the loss that range test and training minimise: of a batch on the device, scalar.
+
+        It is the mean cross entropy; with the task's ``l2`` above 0, plus ``l2`` times the sum of
+        squares of all trainable weights of linear and convolutional layers, as Keras' kernel
+        regularisers add it (no biases, no norm layers; a weight that layers share counts once).
+        So the penalty is in the recorded training loss, and in the gradient that is clipped.
+        """
+        plain, l2 = batch_loss_of(model, self.loss_fn), self.task.l2
+
+        def penalised(batch: Any) -> Tensor:
+            # One vector, so that the cost does not grow with the number of layers.
+            kernels = torch.cat([kernel.flatten() for kernel in _kernels(model)])
+            return plain(batch) + l2 * kernels.square().sum()
+
+        return penalised if l2 > 0 else plain
+
     def range_test(
         self,
         state: weights.State,
@@ -131,6 +157,7 @@ class Workbench:
                 plan.ramp,
                 step=self.task,
                 smoothing=plan.smoothing,
+                batch_loss=self.batch_loss(start.model),
                 validation=self._validation(start.model, plan.validation, iterations),
                 progress=progress,
             )
@@ -173,5 +200,14 @@ class Workbench:
             train=True,
             seed=self.task.data_seed,
             augment=self.task.augment,
-            workers=self.runtime.workers,
+            normalize=self.task.normalize,
+            loader_workers=self.runtime.loader_workers,
         )
+
+
+def _kernels(model: nn.Module) -> list[Tensor]:
+    """Return the trainable weights of linear and convolutional layers, each once."""
+    kernels = (
+        layer.weight for layer in model.modules() if isinstance(layer, weights.KERNEL_LAYERS)
+    )
+    return list({id(kernel): kernel for kernel in kernels if kernel.requires_grad}.values())

@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from mlflow_project.cli import commands
+from pipeline.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,6 +119,13 @@ def test_an_entry_points_command_passes_every_parameter_to_its_option(entry_poin
     assert words[:4] == ["python", "-m", "mlflow_project", entry_point]
     passed = dict(zip(words[4::2], words[5::2], strict=True))
     assert passed == {f"--{n.replace('_', '-')}": f"{{{n}}}" for n in entry["parameters"]}
+
+
+@pytest.mark.parametrize("entry_point", MLPROJECT["entry_points"])
+def test_an_entry_point_declares_nothing_that_a_recipe_sets(entry_point):
+    # MLflow passes declared parameters always, as if they were typed: they would win.
+    declared = set(MLPROJECT["entry_points"][entry_point]["parameters"])
+    assert not declared & {name for recipe in RECIPES.values() for name in recipe}
 
 
 def test_every_command_is_an_entry_point():

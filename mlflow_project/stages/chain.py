@@ -99,7 +99,8 @@ def chain(
         )
         tracking.log_params(
             parent,
-            {**asdict(task), **asdict(narrowing), **asdict(train_options), **asdict(options)},
+            {**asdict(task), **plan.flat(), **asdict(narrowing), **asdict(train_options)}
+            | asdict(options),
         )
         _conclude(parent, handoff, lr_range, lrrt_id, refine_id, train_id)
     return parent.info.run_id

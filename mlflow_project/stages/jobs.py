@@ -116,8 +116,7 @@ def children(study: Run) -> list[Run]:
     return list(
         mlflow.MlflowClient().search_runs(
             [study.info.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{study.info.run_id}' "
-            "and attributes.status = 'FINISHED'",
+            f"tags.`mlflow.parentRunId` = '{study.info.run_id}' and attributes.status = 'FINISHED'",
             max_results=10_000,
             order_by=["attributes.start_time ASC"],
         )

@@ -78,9 +78,7 @@ def study_stage(
         tests = _TestRuns(run, bench, runtime, options, _taken_over(run, mark, options.resume))
         subject = _subject(bench)
         mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
-        study = Study(
-            task, plan, options, training, bench.data.sizes[0], tests, source, fixed
-        )
+        study = Study(task, plan, options, training, bench.data.sizes[0], tests, source, fixed)
         with staged_files(run) as folder:
             try:
                 findings = KINDS[options.kind](study)
@@ -216,9 +214,7 @@ def _source(run_id: str, task: Task) -> list[Measured]:
     return tests
 
 
-def _write_report(
-    folder: Path, findings: Findings, kind: str, task: Task, subject: str
-) -> None:
+def _write_report(folder: Path, findings: Findings, kind: str, task: Task, subject: str) -> None:
     """Write the findings, and the report of this study with the latest of every other kind."""
     setting = (
         f"{task.dataset}, model {task.model}, {task.optimizer}, batch size {task.batch_size}, "
@@ -248,9 +244,7 @@ def _latest_sections(subject: str) -> dict[str, str]:
 
 def _conclude(run: Run, findings: Findings, outcomes: Sequence[Outcome]) -> None:
     failed = [each for each in outcomes if each.error]
-    tracking.log_scalars(
-        run, {**tracking.finite(findings.metrics), "failed_tests": len(failed)}
-    )
+    tracking.log_scalars(run, {**tracking.finite(findings.metrics), "failed_tests": len(failed)})
     sentences = [*findings.sentences]
     if failed:
         sentences.append(f"{len(failed)} of {len(outcomes)} tests failed and are left out.")

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pandas as pd
+from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
-from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
 from pipeline.studies.curves import lag_of_minimum
 from pipeline.studies.pictures import LR_AXIS
 from pipeline.studies.study import Findings, Study, kind
@@ -77,9 +77,7 @@ def _averages_chart(curve: LRCurve, table: pd.DataFrame, beta: float) -> Chart:
     nearest = min(table["beta"], key=lambda each: abs(each - beta))
     lines, marks = [], []
     for average in AVERAGES:
-        lines.append(
-            Line(curve.lr, Smoothing(average, nearest)(curve.loss), average, width=2.2)
-        )
+        lines.append(Line(curve.lr, Smoothing(average, nearest)(curve.loss), average, width=2.2))
         row = table[(table["average"] == average) & (table["beta"] == nearest)].iloc[0]
         if not math.isnan(row["lr_max"]):
             marks.append(Mark(row["lr_max"], average))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-
 from lrrt_stage.charts import Chart, Line, Panel, limits
+
 from lrrt_stage.settings import require
 from pipeline.studies.curves import lag_free, stacked
 from pipeline.studies.jobs import Measured
@@ -113,8 +113,14 @@ def _curves_chart(groups: dict[int, list[Measured]]) -> Chart:
         free.append(Line(longest.lr, np.nanmedian(rows, axis=0), name, width=2))
     titles = ("Smoothed as the rules see it", "Without lag")
     panels = tuple(
-        Panel(title, LR_AXIS, "training loss", tuple(lines), xlog=True,
-              ylim=limits(*(line.y for line in lines)))
+        Panel(
+            title,
+            LR_AXIS,
+            "training loss",
+            tuple(lines),
+            xlog=True,
+            ylim=limits(*(line.y for line in lines)),
+        )
         for title, lines in zip(titles, (smoothed, free), strict=True)
     )
     return Chart("The loss by batch size, medians over data orders", panels)

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pandas as pd
+from lrrt_stage.charts import Chart, Line, Panel, limits
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import Chart, Line, Panel, limits
 from pipeline.studies.curves import stacked
 from pipeline.studies.jobs import Measured
 from pipeline.studies.pictures import LR_AXIS

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from lrrt_stage.charts import Chart, Interval, Mark, Panel
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import Chart, Interval, Mark, Panel
 from pipeline.recipes import published_ranges, steps
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import LR_AXIS, tests_table
@@ -35,7 +36,7 @@ def recipes_study(study: Study) -> Findings:
     count = study.tests(5)
     way = [(name, _free(options, study)) for name, options in steps(FROM, TO)]
     # An ingredient that the user has fixed makes no step.
-    way = [way[0], *(b for a, b in zip(way, way[1:], strict=False) if a[1] != b[1])]
+    way = [way[0], *(after for before, after in pairwise(way) if before[1] != after[1])]
     if len(way) < 2:
         raise LRRTError("every ingredient of the recipes is fixed by an option: give fewer of them")
     tests = study.measure(
@@ -124,7 +125,16 @@ def _effects_chart(effects: pd.DataFrame) -> Chart:
         name="mean, 90 % interval",
     )
     title = f"What each ingredient does to the suggested maximum, {FROM} to {TO}"
-    return Chart(title, (Panel(title, "decades of learning rate", items=(rows, Mark(0.0)),),))
+    return Chart(
+        title,
+        (
+            Panel(
+                title,
+                "decades of learning rate",
+                items=(rows, Mark(0.0)),
+            ),
+        ),
+    )
 
 
 def _ranges_chart(study: Study, names: list[str], by_step: list[list[Measured]]) -> Chart:

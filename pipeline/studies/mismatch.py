@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from lrrt_stage.charts import Chart, Heatmap, Interval, Line, Panel
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import Chart, Heatmap, Interval, Line, Panel
 from pipeline.studies.jobs import Measured, Trained, TrainingJob
 from pipeline.studies.pictures import LR_AXIS, tests_table
 from pipeline.studies.ranges import farthest_pair, gap
@@ -46,7 +46,9 @@ def mismatch_study(study: Study) -> Findings:
     if len(done) < len(jobs):
         raise LRRTError(f"{len(jobs) - len(done)} of the four trainings failed: see their runs")
     table = pd.DataFrame([_row(each) for each in done])
-    losses = {(row.weights, row.range): row.val_loss for row in table.itertuples()}
+    losses = {
+        (each.job.labels["weights"], each.job.labels["range"]): each.val_loss for each in done
+    }
     a, b = (pair[name].range for name in "AB")
     assert a is not None
     assert b is not None
@@ -95,7 +97,10 @@ def _sentence(own: str, other: str, losses: dict[tuple[str, str], float]) -> str
     if math.isinf(mine):
         return f"{own} diverged with its own range already."
     if math.isinf(theirs):
-        return f"{own} reaches a validation loss of {mine:.3g} with its own range, and diverges with {other}'s."
+        return (
+            f"{own} reaches a validation loss of {mine:.3g} with its own range, and diverges with "
+            f"{other}'s."
+        )
     return (
         f"{own} reaches a validation loss of {mine:.3g} with its own range and {theirs:.3g} with "
         f"{other}'s, {theirs / mine:.3g} times as much."
@@ -134,6 +139,8 @@ def _trainings_chart(trained: Sequence[Trained], losses: dict[tuple[str, str], f
         "Two initialisations, each trained with both ranges",
         (
             Panel("Validation loss at the end", items=(cells,)),
-            Panel("Validation loss after each epoch", "iteration", "validation loss", lines, ylog=True),
+            Panel(
+                "Validation loss after each epoch", "iteration", "validation loss", lines, ylog=True
+            ),
         ),
     )

@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping
 from pathlib import Path
 
+from lrrt_stage.charts import write_page
 from plotly.offline import get_plotlyjs
 
-from lrrt_stage.charts import write_page
 from pipeline.studies.study import Findings
 
 __all__ = ["SECTION", "write_findings", "write_report"]
@@ -51,7 +51,9 @@ def write_findings(findings: Findings, folder: Path, kind: str, setting: str) ->
         pages.append(page.to_html(full_html=False, include_plotlyjs=False))
     tables = [
         f"<details{' open' if len(table) <= 12 else ''}><summary>{html.escape(heading)}</summary>"
-        + table.to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="–")
+        + table.to_html(
+            index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="–"
+        )
         + "</details>"
         for heading, table in findings.tables.items()
     ]
@@ -71,7 +73,10 @@ def write_findings(findings: Findings, folder: Path, kind: str, setting: str) ->
 
 def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
     """Write one page of the sections by kind, in the article's order; it needs no network."""
-    kinds = [*filter(sections.__contains__, ORDER), *(kind for kind in sections if kind not in ORDER)]
+    kinds = [
+        *filter(sections.__contains__, ORDER),
+        *(kind for kind in sections if kind not in ORDER),
+    ]
     links = " ".join(f'<a href="#{kind}">{kind}</a>' for kind in kinds)
     title = f"Learning-rate range tests: {task}"
     path.write_text(

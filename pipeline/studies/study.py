@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
+from lrrt_stage.charts import Chart
 
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.charts import Chart
 from lrrt_stage.settings import check_choices, require, setting
 from pipeline.plan import RangeTestPlan
 from pipeline.studies.jobs import Job, Measured, RangeTestJob
@@ -113,7 +113,8 @@ class StudyOptions:
         None, "Finished study whose tests are taken (grouped, mismatch), or latest."
     )
     resume: str | None = setting(
-        None, "Study that was cut off without notice, to go on with; others are found by themselves."
+        None,
+        "Study that was cut off without notice, to go on with; others are found by themselves.",
     )
 
     def __post_init__(self) -> None:
@@ -122,9 +123,7 @@ class StudyOptions:
             self.workers is None or self.workers >= 1,
             f"workers={self.workers} is below 1: use none for one per core",
         )
-        require(
-            self.tests is None or self.tests >= 1, f"tests={self.tests} is below 1: raise it"
-        )
+        require(self.tests is None or self.tests >= 1, f"tests={self.tests} is below 1: raise it")
 
     def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
         """Return the comma-separated option ``name`` as values, sorted, each once."""

@@ -9,9 +9,9 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
+from lrrt_stage.charts import Chart, Line, Mark, Panel, Span, limits
 
 from lrrt_stage import LRCurve
-from lrrt_stage.charts import Chart, Line, Mark, Panel, Span, limits
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import LR_AXIS
 from pipeline.studies.study import Findings, Study, kind
@@ -42,7 +42,9 @@ def validation_study(study: Study) -> Findings:
         for name in ("none", "sample", "full")
     }
     (watched, *_), (full, *_) = by_kind["sample"], by_kind["full"]
-    seconds = {name: median([each.seconds for each in members]) for name, members in by_kind.items()}
+    seconds = {
+        name: median([each.seconds for each in members]) for name, members in by_kind.items()
+    }
     ratio, full_ratio = (seconds[name] / seconds["none"] for name in ("sample", "full"))
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
     apart = abs(math.log10(turn / full_turn))

@@ -5,6 +5,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lrrt_stage import digest, weights
 
@@ -75,6 +76,27 @@ def test_the_logged_model_loads_and_takes_the_datasets_own_images(store, lrrt):
     assert info.saved_input_example_info is not None
     assert mlflow.pyfunc.load_model(uri).predict(images[:3].numpy()).shape == (3, 10)
     assert mlflow.pytorch.load_model("models:/digits-mlp/1")(images[:5]).shape == (5, 10)
+
+
+def test_the_logged_model_normalises_only_where_the_training_did(store):
+    options = (*store.SMALL, "--normalize", "false")
+    store.run("lrrt", *options)
+    store.run("train", "--epochs", 2)
+    run = store.one("train")
+    (logged,) = run.outputs.model_outputs
+    model = mlflow.pytorch.load_model(f"models:/{logged.model_id}")
+    bare = load_file(store.file(run, "final_weights.safetensors"))
+
+    from pipeline import Task, Workbench
+
+    images, labels = Workbench(Task(model="mlp", batch_size=128)).data.val
+    hidden = images.flatten(1)
+    for layer in (1, 3, 5):
+        hidden = hidden @ bare[f"{layer}.weight"].T + bare[f"{layer}.bias"]
+        hidden = hidden.relu() if layer < 5 else hidden
+    assert (model(images) - hidden).abs().max() < 1e-4
+    accuracy = (hidden.argmax(dim=1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["triangular", "warm-restarts", "constant"])

@@ -8,6 +8,8 @@ from torch.nn.functional import pad
 from pipeline.augmentation import AUGMENTATIONS
 
 crop_flip = AUGMENTATIONS["crop-flip"]
+shift_flip = AUGMENTATIONS["shift-flip"]
+BOTH = pytest.mark.parametrize("augment", [crop_flip, shift_flip], ids=["crop-flip", "shift-flip"])
 SHIFTS = range(9)  # top left corner of the crop inside an image padded by 4
 
 
@@ -64,40 +66,83 @@ def test_images_smaller_than_the_padding_are_reflected_again_and_again(height, w
         assert found(torch.from_numpy(padded), output)
 
 
-def test_bytes_stay_bytes():
-    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=seeded(2))
-
-    assert crop_flip(images, seeded(3)).dtype == torch.uint8
-
-
-def test_the_same_seed_draws_the_same_crops_and_another_seed_others():
-    images = numbered(50, 8, 8)
-    first = crop_flip(images, seeded(5))
-
-    assert torch.equal(crop_flip(images, seeded(5)), first)
-    assert not torch.equal(crop_flip(images, seeded(6)), first)
+def moved(image: torch.Tensor, down: int, right: int, flip: bool) -> torch.Tensor:
+    """The image padded by its edge and cut again where a shift would have taken it."""
+    _, height, width = image.shape
+    padded = pad(image[None], (4, 4, 4, 4), mode="replicate")[0]
+    cut = padded[:, 4 - down : 4 - down + height, 4 - right : 4 - right + width]
+    return cut.flip(2) if flip else cut
 
 
-def test_the_next_call_draws_other_crops():
-    images, generator = numbered(50, 8, 8), seeded(5)
+def test_every_output_is_the_image_shifted_by_a_tenth_at_most_with_its_edge_repeated():
+    # A tenth is 1.2 rows and 3.1 columns; a shift goes up to 1 and to 3.
+    images = numbered(300, 12, 31)
+    outputs = shift_flip(images, seeded(0))
+    assert outputs.shape == images.shape
 
-    assert not torch.equal(crop_flip(images, generator), crop_flip(images, generator))
+    shifts = [(d, r, f) for d in range(-2, 3) for r in range(-4, 5) for f in (False, True)]
+    seen = []
+    for image, output in zip(images, outputs, strict=True):
+        candidates = [each for each in shifts if torch.equal(moved(image, *each), output)]
+        assert len(candidates) == 1
+        seen += candidates
+    rows, columns, flips = zip(*seen, strict=True)
+    # Of 300 draws out of seven, none is missing but with a probability below 10^-18.
+    assert set(rows) == {-1, 0, 1}
+    assert set(columns) == {-3, -2, -1, 0, 1, 2, 3}
+    # Half of 300, within five standard deviations of 8.7.
+    assert 107 <= sum(flips) <= 193
 
 
-def test_the_input_and_the_global_random_state_are_left_alone():
-    images = numbered(10, 8, 8)
+def test_an_image_below_ten_pixels_is_flipped_and_not_shifted():
+    images = numbered(40, 8, 8)
+    outputs = shift_flip(images, seeded(0))
+
+    same = [torch.equal(*pair) for pair in zip(images, outputs, strict=True)]
+    mirrored = [torch.equal(*pair) for pair in zip(images.flip(3), outputs, strict=True)]
+    assert all(a != b for a, b in zip(same, mirrored, strict=True))
+    assert 0 < sum(mirrored) < 40
+
+
+@BOTH
+def test_bytes_stay_bytes(augment):
+    images = torch.randint(0, 256, (20, 3, 12, 12), dtype=torch.uint8, generator=seeded(2))
+
+    assert augment(images, seeded(3)).dtype == torch.uint8
+
+
+@BOTH
+def test_the_same_seed_draws_the_same_images_and_another_seed_others(augment):
+    images = numbered(50, 12, 12)
+    first = augment(images, seeded(5))
+
+    assert torch.equal(augment(images, seeded(5)), first)
+    assert not torch.equal(augment(images, seeded(6)), first)
+
+
+@BOTH
+def test_the_next_call_draws_others(augment):
+    images, generator = numbered(50, 12, 12), seeded(5)
+
+    assert not torch.equal(augment(images, generator), augment(images, generator))
+
+
+@BOTH
+def test_the_input_and_the_global_random_state_are_left_alone(augment):
+    images = numbered(10, 12, 12)
     state = torch.get_rng_state()
-    crop_flip(images, seeded(0))
+    augment(images, seeded(0))
 
-    assert torch.equal(images, numbered(10, 8, 8))
+    assert torch.equal(images, numbered(10, 12, 12))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_channels_last_images_give_the_same_crops():
-    images = numbered(30, 8, 8)
+@BOTH
+def test_channels_last_images_give_the_same_images(augment):
+    images = numbered(30, 12, 12)
     last = images.to(memory_format=torch.channels_last)
 
-    assert torch.equal(crop_flip(last, seeded(0)), crop_flip(images, seeded(0)))
+    assert torch.equal(augment(last, seeded(0)), augment(images, seeded(0)))
 
 
 def test_none_is_no_function():

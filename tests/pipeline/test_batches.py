@@ -136,6 +136,21 @@ def test_bytes_are_scaled_and_then_normalised_per_channel(lazy):
         assert torch.allclose(inputs, expected.expand(2, 2, 1, 2), atol=1e-6)
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_bytes_are_only_scaled_where_they_are_not_to_be_normalised(lazy):
+    image = torch.tensor([[[0, 255]], [[51, 204]]], dtype=torch.uint8)
+    split = torch.stack([image, image]), torch.zeros(2, dtype=torch.long)
+    data = Data(
+        *(Lazy(*split) if lazy else split for _ in range(2)), 1, mean=(0.5, 0.2), std=(0.25, 0.3)
+    )
+
+    expected = torch.tensor([[[0.0, 1.0]], [[0.2, 0.8]]])
+    for train in (True, False):
+        inputs, _ = next(iter(Batches(data, 2, CPU, train=train, normalize=False)))
+        assert inputs.dtype == torch.float32
+        assert torch.allclose(inputs, expected.expand(2, 2, 1, 2), atol=1e-7)
+
+
 def test_floats_are_normalised_but_not_scaled():
     data = numbered(4, mean=(1.0, 2.0), std=(2.0, 4.0))
     inputs, _ = next(iter(Batches(data, 4, CPU, train=False)))
@@ -177,7 +192,7 @@ def test_training_images_are_augmented_before_they_are_normalised():
 def test_processes_that_read_change_no_batch_of_any_epoch(augment):
     def made(workers: int) -> list[list[torch.Tensor]]:
         data = numbered(23, lazy=True)
-        batches = Batches(data, 4, CPU, train=True, seed=3, augment=augment, workers=workers)
+        batches = Batches(data, 4, CPU, train=True, seed=3, augment=augment, loader_workers=workers)
         return epochs(batches, 3)
 
     none, two = made(0), made(2)

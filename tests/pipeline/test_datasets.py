@@ -373,7 +373,7 @@ class TestImagefolder:
 
         def made(workers: int) -> list[torch.Tensor]:
             data = load_data(f"imagefolder:{tmp_path}", {"size": 12}, "unused")
-            batches = Batches(data, 4, CPU, train=True, augment=augment, workers=workers)
+            batches = Batches(data, 4, CPU, train=True, augment=augment, loader_workers=workers)
             return [tensor for _ in range(2) for batch in batches for tensor in batch]
 
         one, other = made(0), made(2)

@@ -77,6 +77,21 @@ class TestCifarResnet:
             expected = (mixed / (1 + 1e-5) ** 0.5).relu()
         assert torch.allclose(block(x), expected, atol=1e-5)
 
+    def test_a_convolution_as_shortcut_has_no_norm(self):
+        torch.manual_seed(0)
+        model = build_model("resnet56", {"shortcut": "convolution"}, IMAGE, 10)
+        # 16 · 32 + 32 · 64
+        assert parameters(model) - residual_parameters(56) == 2560
+
+        block = model[12].eval()
+        for conv in (block.conv1, block.conv2):
+            nn.init.zeros_(conv.weight)
+        x = torch.rand(2, 16, 32, 32)
+        (kernel,) = [p for p in block.parameters() if p.shape == (32, 16, 1, 1)]
+        with torch.no_grad():
+            mixed = torch.einsum("oi,nihw->nohw", kernel[:, :, 0, 0], x[:, :, ::2, ::2])
+        assert torch.allclose(block(x), mixed.relu(), atol=1e-5)
+
     def test_an_unknown_shortcut_brings_the_nearest_name(self, complains):
         with complains("shortcut", "'projected'", "did you mean 'projection'?"):
             build_model("resnet20", {"shortcut": "projected"}, IMAGE, 10)

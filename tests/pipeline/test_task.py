@@ -24,6 +24,8 @@ OTHER = Task(
     clip_norm=1.5,
     precision="bf16",
     channels_last=True,
+    l2=1e-4,
+    normalize=False,
 )
 
 
@@ -104,6 +106,9 @@ def test_two_tasks_do_not_share_their_arguments():
         ("momentum", float("nan")),
         ("weight_decay", -1e-4),
         ("weight_decay", float("nan")),
+        ("l2", -1e-4),
+        ("l2", float("nan")),
+        ("l2", float("inf")),
         ("seed", -1),
         ("seed", 2**63),
         ("data_seed", -1),
@@ -125,6 +130,7 @@ def test_a_value_out_of_bounds_is_named_with_a_remedy(complains, field, value):
         ("optimizer", "sdg", "sgd"),
         ("optimizer", "adamww", "adamw"),
         ("augment", "cropflip", "crop-flip"),
+        ("augment", "shift_flip", "shift-flip"),
         ("precision", "fp23", "fp32"),
         ("init", "kaiming_unifrom", "kaiming_uniform"),
     ],
@@ -145,5 +151,5 @@ def test_every_way_to_initial_weights_is_taken(init):
 
 
 def test_a_negative_number_of_workers_is_refused(complains):
-    with complains("workers=-1", "use 0"):
-        Runtime(workers=-1)
+    with complains("loader_workers=-1", "use 0"):
+        Runtime(loader_workers=-1)

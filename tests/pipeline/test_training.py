@@ -51,6 +51,16 @@ VARIANTS = {
     "augmentation": {"model": "dropout", "augment": "crop-flip"},
     "accumulation": {"model": "dropout", "accumulate": 2, "clip_norm": 1.0},
     "bf16": {"model": "dropout", "precision": "bf16"},
+    "l2": {"model": "dropout", "l2": 0.01, "clip_norm": 1.0},
+    "l2 in bf16": {"model": "cnn", "model_args": {"width": 8}, "l2": 0.01, "precision": "bf16"},
+    "l2 channels last": {
+        "model": "cnn",
+        "model_args": {"width": 8},
+        "l2": 0.01,
+        "channels_last": True,
+    },
+    "not normalised": {**MLP, "normalize": False},
+    "shifts": {"model": "dropout", "augment": "shift-flip"},
     "channels last": {"model": "cnn", "model_args": {"width": 8}, "channels_last": True},
     "adamw": {**MLP, "optimizer": "adamw"},
 }
@@ -184,6 +194,35 @@ class TestHistory:
 
         assert training.train_loss == pytest.approx(losses, rel=1e-4)
 
+    def test_the_l2_penalty_is_a_decay_of_the_kernels_by_twice_its_coefficient(self):
+        # The gradient of l2 · |w|² is 2 · l2 · w.
+        made = bench(model="cnn", model_args={"width": 4}, l2=0.05, weight_decay=0.0)
+        state = made.initial_weights()
+        start = made.start(state)
+        kernels = [p for p in start.model.parameters() if p.dim() > 1]
+        others = [p for p in start.model.parameters() if p.dim() == 1]
+        optimizer = SGD([{"params": kernels, "weight_decay": 0.1}, {"params": others}],
+                        lr=0.02, momentum=0.9)  # fmt: skip
+        start.model.train()
+        losses = []
+        for inputs, labels in start.batches:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(start.model(inputs), labels)
+            penalty = 0.05 * sum(
+                float(kernel.detach().double().square().sum()) for kernel in kernels
+            )
+            losses.append(loss.item() + penalty)
+            loss.backward()
+            optimizer.step()
+        options = TrainOptions(epochs=1, schedule="constant")
+        training = train(made, state, LRRange(0.002, 0.02), options)
+
+        assert training.train_loss == pytest.approx(losses, rel=1e-4)
+        for ours, theirs in zip(training.model.parameters(), start.model.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+        # Validation is the cross entropy alone.
+        assert training.val_loss == pytest.approx(made.evaluate(start.model)[0], rel=1e-3)
+
     def test_epochs_are_told_one_after_the_other(self):
         made, seen = bench(**MLP), []
         train(
@@ -284,7 +323,7 @@ class TestInterruption:
                 augment="crop-flip",
                 **MLP,
             )
-            return Workbench(task, Runtime(device="cpu", workers=workers))
+            return Workbench(task, Runtime(device="cpu", loader_workers=workers))
 
         options = TrainOptions(epochs=4)
         expected = train(make(), make().initial_weights(), RANGE, options)

@@ -166,6 +166,38 @@ class TestRangeTest:
         curve = made.range_test(state, RangeTestPlan(RangeTestOptions(iterations=10)))
         assert curve.loss[0] == pytest.approx(expected, rel=1e-6)
 
+    @pytest.mark.parametrize(
+        ("model", "kernels"),
+        [("cnn", {"0.weight", "3.weight", "7.weight", "12.weight"}),
+         ("mlp", {"1.weight", "3.weight", "5.weight"})],
+    )  # fmt: skip
+    def test_the_l2_penalty_of_the_kernels_is_in_the_first_loss(self, model, kernels):
+        arguments = {"model": model, "model_args": {"width": 8}}
+        state = bench(**arguments).initial_weights()
+        # Neither biases nor the weights of batch norms, which are vectors.
+        assert kernels == {name for name, tensor in state.items() if tensor.dim() > 1}
+        squares = sum(float(state[name].double().square().sum()) for name in kernels)
+        options = RangeTestPlan(RangeTestOptions(iterations=10, stop_multiple=None))
+        plain = bench(**arguments).range_test(state, options).loss[0]
+        penalised = bench(**arguments, l2=0.01).range_test(state, options).loss[0]
+
+        assert penalised - plain == pytest.approx(0.01 * squares, rel=1e-5)
+
+    def test_the_penalty_counts_a_shared_kernel_once_and_a_frozen_one_not(self, write_module):
+        write_module("penalised_models", PENALISED)
+        made = bench(model="penalised_models:make", model_args={}, l2=1.0, init="own")
+        model = made.model()
+        images, labels = next(iter(made.val_batches))
+        excess = made.batch_loss(model)((images, labels)) - cross_entropy(model(images), labels)
+
+        # 64 × 64 entries of 1/16, in the layer that is called twice and in its twin.
+        assert excess.item() == pytest.approx(64 * 64 / 256)
+
+    def test_a_penalty_with_no_kernel_to_act_on_is_refused(self, complains, write_module):
+        write_module("penalised_models", PENALISED)
+        with complains("l2=0.5", "penalised_models:no_kernel", "weight_decay"):
+            bench(model="penalised_models:no_kernel", model_args={}, l2=0.5)
+
     def test_every_iteration_is_told(self):
         made, seen = bench(), []
         made.range_test(
@@ -194,6 +226,29 @@ class TestRangeTest:
         assert full.val_loss[0] == pytest.approx(made.evaluate(model)[0], rel=1e-5)
 
 
+PENALISED = """
+import torch
+from torch import nn
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64))
+
+    def forward(self, x):
+        return (x.flatten(1) * self.weight)[:, :10]
+
+def no_kernel():
+    return Scale()
+
+def make():
+    layer, twin = nn.Linear(64, 64), nn.Linear(64, 64)
+    nn.init.constant_(layer.weight, 1 / 16)
+    twin.weight = layer.weight
+    return nn.Sequential(
+        nn.Flatten(), layer, layer, twin, nn.Linear(64, 10).requires_grad_(False)
+    )
+"""
 FACTORIES = """
 import torch
 from torch import nn

@@ -1,0 +1,84 @@
+"""`--recipe` on the commands: what it sets, and what wins over it."""
+
+import pytest
+
+# Written out, not imported: what the article says of its Keras variant.
+KERAS = {
+    "clip_norm": "1.0",
+    "l2": "0.0001",
+    "weight_decay": "0.0",
+    "augment": "shift-flip",
+    "normalize": "false",
+    "beta": "0.98",
+    "average": "corrected",
+    "init": "kaiming_uniform",
+}
+
+
+def losses(store, run):
+    return store.history(run, "train_loss")[1]
+
+
+def test_a_recipe_is_what_its_options_typed_out_are(store):
+    store.run("lrrt", *store.SMALL, "--recipe", "keras")
+    by_name = store.one("lrrt")
+    assert by_name.data.params.items() >= {**KERAS, "recipe": "keras"}.items()
+    # 10 - 20 · 0.98 / 3
+    assert float(by_name.data.params["stop_multiple"]) == pytest.approx(3.46667, abs=1e-5)
+    task = store.json(by_name, "task.json")["task"]
+    assert (task["clip_norm"], task["l2"], task["normalize"]) == (1.0, 1e-4, False)
+
+    typed = [word for name, value in KERAS.items() for word in (f"--{name}", value)]
+    typed += ["--stop-multiple", 3.46667]
+    store.run("lrrt", *store.SMALL, *typed)
+    by_hand = store.runs("lrrt")[0]
+    assert by_hand.data.params["recipe"] == "none"
+    assert losses(store, by_hand) == losses(store, by_name)
+
+    store.run("lrrt", *store.SMALL)
+    assert losses(store, store.runs("lrrt")[0]) != losses(store, by_name)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "logged"),
+    [
+        ("clip-norm", "none", "none"),
+        ("clip-norm", 2.5, "2.5"),
+        # The defaults without a recipe, but typed.
+        ("augment", "none", "none"),
+        ("normalize", "true", "true"),
+        ("stop_multiple", 4, "4.0"),
+    ],
+)
+def test_what_is_typed_wins_over_the_recipe(store, name, typed, logged):
+    store.run("lrrt", *store.SMALL, f"--{name}", typed, "--recipe", "keras")
+    params = store.one("lrrt").data.params
+    changed = name.replace("-", "_")
+    assert params[changed] == logged
+    rest = {key: value for key, value in KERAS.items() if key != changed}
+    assert params.items() >= rest.items()
+
+
+def test_the_chain_takes_a_recipe_and_trains_with_it(store):
+    store.run("main", *store.SMALL, "--recipe", "keras", "--refine", "false", "--epochs", 1)
+    for stage in ("main", "lrrt", "train"):
+        params = store.one(stage).data.params
+        assert (params["l2"], params["augment"], params["clip_norm"]) == (
+            "0.0001", "shift-flip", "1.0",
+        )  # fmt: skip
+    assert store.one("main").data.params["recipe"] == "keras"
+    assert store.one("lrrt").data.params["recipe"] == "keras"
+    assert store.one("train").data.tags["lrrt.first_loss_equal"] == "true"
+
+
+@pytest.mark.parametrize("command", ["lrrt", "main"])
+def test_an_unknown_recipe_brings_the_nearest_name_before_a_run_is_opened(store, command):
+    outcome = store.run(command, "--recipe", "kerras", code=2)
+    assert "unknown recipe 'kerras': did you mean 'keras'?" in outcome.error
+    assert not store.runs()
+
+
+def test_a_recipe_of_none_is_no_recipe(store):
+    store.run("lrrt", *store.SMALL, "--recipe", "none")
+    params = store.one("lrrt").data.params
+    assert (params["recipe"], params["clip_norm"], params["l2"]) == ("none", "none", "0.0")
