@@ -55,9 +55,9 @@ def batch_size_study(study: Study) -> Findings:
             f"The suggested maximum grows as batch size to the power {fitted.value:.2f} (90 % "
             f"interval {fitted.low:.2f} to {fitted.high:.2f}); linear scaling is 1, square root "
             "scaling 0.5.",
-            f"With every doubling of the batch the smoothed loss falls {-shallow[0]:.2g} less; "
-            f"the lag-free loss falls {-shallow[1]:.2g} less. What the first says and the second "
-            "does not is an artefact of smoothing.",
+            f"With every doubling of the batch the smoothed loss falls {_less(shallow[0])}; the "
+            f"lag-free loss falls {_less(shallow[1])}. A difference between the two is an artefact "
+            "of smoothing.",
         ],
         {
             "slope": fitted.value,
@@ -96,6 +96,10 @@ def _fall(loss: np.ndarray) -> float:
 def _descent_slope(table: pd.DataFrame, column: str) -> float:
     """Return the change of a fall with every doubling of the batch size, by least squares."""
     return float(np.polyfit(np.log2(table["batch_size"]), table[column], 1)[0])
+
+
+def _less(change: float) -> str:
+    return f"{abs(change):.2g} {'less' if change < 0 else 'more'}"
 
 
 def _curves_chart(groups: dict[int, list[Measured]]) -> Chart:
