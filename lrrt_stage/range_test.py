@@ -151,7 +151,10 @@ def range_test(
     """
     options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise LRRTError("the model has no trainable parameter: set requires_grad on some")
+        raise LRRTError(
+            "the model has no trainable parameter: set requires_grad on some, or first run a batch "
+            "through a model that makes its parameters then"
+        )
     here = next(model.parameters()).device
     target = here if device is None else resolve_device(device)
     lr = ramp(

@@ -120,9 +120,13 @@ def load_into(model: nn.Module, state: State) -> None:
     Raises
     ------
     LRRTError
-        If names, shapes or dtypes differ; the message lists the first differences.
+        If names, shapes or dtypes differ; the message lists the first differences. Where the
+        names alone differ it says so, since a constructor may number what it makes.
     """
     own = model.state_dict()
+    remedy = "use the model and arguments that the weights were made with"
+    if set(own) != set(state) and _kinds(own) == _kinds(state):
+        remedy = "have the model name its weights alike at every construction, only names differ"
     differences = [f"{name} is missing from the weights" for name in own if name not in state]
     differences += [f"{name} is not in the model" for name in state if name not in own]
     differences += [
@@ -133,10 +137,13 @@ def load_into(model: nn.Module, state: State) -> None:
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise LRRTError(
-            f"the weights do not fit the model: {'; '.join(differences[:3])}{more}: "
-            "use the model and arguments that the weights were made with"
+            f"the weights do not fit the model: {'; '.join(differences[:3])}{more}: {remedy}"
         )
     model.load_state_dict(dict(state))
+
+
+def _kinds(state: State) -> list[str]:
+    return sorted(map(_kind, state.values()))
 
 
 def _kind(tensor: Tensor) -> str:

@@ -71,17 +71,20 @@ class Workbench:
         self._train_batches()
         inputs, _ = next(iter(self.val_batches))
         model = self.model().to(self.device)
-        with seeded(task.seed):
-            check_output(model, inputs[:2], self.data.num_classes, task.model)
+        # Before the model is run, which may be when its layers make their parameters: then its
+        # initial weights would be none.
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise LRRTError(
-                f"model {task.model!r} has no trainable parameter: set requires_grad on some"
+                f"model {task.model!r} has no trainable parameter: set requires_grad on some, and "
+                "have the constructor make all of them (give the shape of the inputs there)"
             )
         require(
             task.l2 == 0 or bool(_kernels(model)),
             f"l2={task.l2} has nothing to act on, model {task.model!r} has no trainable torch "
             "layer that is linear or convolutional: use l2=0 and weight_decay",
         )
+        with seeded(task.seed):
+            check_output(model, inputs[:2], self.data.num_classes, task.model)
 
     def model(self) -> nn.Module:
         """Return a new model on the CPU as its constructor makes it under the task's seed."""

@@ -1,6 +1,9 @@
 """One thread per process: tests run side by side, and repeat on machines of any size."""
 
+import importlib
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -16,3 +19,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without)
+
+
+@pytest.fixture(scope="session")
+def keras_model(tmp_path_factory):
+    """The module ``examples.keras_model``; Keras writes its settings into a temporary folder."""
+    if find_spec("keras") is None:
+        pytest.skip(
+            "keras is not installed: pip install 'lrrt-stage[keras]' (Python 3.11 or later)"
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "torch")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        patch.syspath_prepend(Path(__file__).parents[1])
+        yield importlib.import_module("examples.keras_model")

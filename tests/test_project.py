@@ -30,9 +30,9 @@ MAY_IMPORT = {
     "mlflow_project": {"lrrt_stage", "pipeline"},
 }
 FOREIGN = {
-    "lrrt_stage": {"click", "rich_click", "mlflow", "optuna", "torchvision", "sklearn"},
-    "pipeline": {"click", "rich_click", "mlflow"},
-    "mlflow_project": set(),
+    "lrrt_stage": {"click", "rich_click", "mlflow", "optuna", "torchvision", "sklearn", "keras"},
+    "pipeline": {"click", "rich_click", "mlflow", "keras"},
+    "mlflow_project": {"keras"},
 }
 
 

@@ -397,6 +397,24 @@ def test_a_model_without_trainable_parameters_is_refused():
         range_test(nn.ReLU(), optimizer, mse, [batch(1, 0)])
 
 
+class Unbuilt(nn.Module):
+    """Makes its parameter when it first sees a batch."""
+
+    def forward(self, x):
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(x.shape[1:]))
+        return (x * self.scale).sum(dim=1, keepdim=True)
+
+
+def test_a_model_that_makes_its_parameters_later_is_told_to_run_first():
+    model, optimizer = Unbuilt(), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(LRRTError, match="first run a batch through a model that makes"):
+        range_test(model, optimizer, mse, [batch(1, 0)])
+    model(batch(1, 0)[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert len(range_test(model, optimizer, mse, [batch(1, 0)], lr_end=1e-3)) == 100
+
+
 def test_a_first_loss_that_is_not_finite_is_refused():
     with pytest.raises(LRRTError, match=r"loss of the first batch is nan.*check the data"):
         range_test(scalar(), sgd(scalar()), mse, [batch(float("nan"), 0)])

@@ -130,6 +130,18 @@ def test_tied_weights_are_saved(tmp_path):
     assert net[1].weight is net[0].weight
 
 
+def test_weights_that_differ_in_names_alone_are_told_from_those_of_another_model():
+    state = {"linear_1/kernel": torch.zeros(4, 3), "linear_1/bias": torch.zeros(4)}
+    only_names = "have the model name its weights alike at every construction, only names differ"
+    with pytest.raises(LRRTError, match=only_names) as error:
+        weights.load_into(nn.Linear(3, 4), state)
+    assert "weight is missing from the weights" in str(error.value)
+    # Of another shape: a model of another kind, whatever it calls its weights.
+    with pytest.raises(LRRTError, match="use the model and arguments") as error:
+        weights.load_into(nn.Linear(3, 5), state)
+    assert "only names" not in str(error.value)
+
+
 def test_a_pickle_is_refused(tmp_path):
     torch.save(model().state_dict(), tmp_path / "w.pt")
     with pytest.raises(LRRTError, match="not a readable safetensors file.*never unpickled"):

@@ -265,6 +265,12 @@ def empty():
             return x.flatten(1)[:, :10]
     return Empty()
 
+class Unbuilt(nn.Module):
+    def forward(self, x):
+        if not hasattr(self, "head"):
+            self.head = nn.Linear(64, 10)
+        return self.head(x.flatten(1))
+
 def text():
     return "model"
 
@@ -323,6 +329,7 @@ class TestMistakes:
             ("seven", ["returns (2, 7)", "expected (2, 10)", "number of classes"]),
             ("frozen", ["no trainable parameter", "requires_grad"]),
             ("empty", ["no trainable parameter", "requires_grad"]),
+            ("Unbuilt", ["no trainable parameter", "have the constructor make all of them"]),
             ("text", ["returned str", "torch.nn.Module"]),
             ("raises", ["raised OSError: no weights here", "check model_args"]),
             ("nothing", ["cannot be imported"]),
