@@ -97,11 +97,13 @@ def publish(
     smoothing: Smoothing | None = None,
     answers: Mapping[str, LRRange | NoSuggestion] | None = None,
     rule: str = "",
+    page: bool = True,
 ) -> dict[str, str]:
     """Write a range-test run's files into ``folder`` and return its tags.
 
     Called before the test with the weights and the task alone, and after it with all of it, so
-    that the weights are kept however the test ends.
+    that the weights are kept however the test ends. Without ``page`` the interactive plot, 5 MB,
+    is left out.
     """
     weights.save(state, folder / WEIGHTS)
     _write_json(
@@ -118,7 +120,8 @@ def publish(
         curve.to_csv(folder / CURVE, smoothing)
         _write_json(folder / SUGGESTIONS, _suggestions(curve, smoothing, answers, rule))
         plots.curve_figure(curve, answers, rule, smoothing).savefig(folder / PICTURE)
-        plots.write_page(plots.curve_page(curve, answers, rule, smoothing), folder / PAGE)
+        if page:
+            plots.write_page(plots.curve_page(curve, answers, rule, smoothing), folder / PAGE)
     files = {tag: folder / name for name, tag in FILE_TAGS.items()}
     return {
         WEIGHTS_TAG: weights.digest(state),

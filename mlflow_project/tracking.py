@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lrrt_stage import LRRTError
 from lrrt_stage.settings import option_text
 from pipeline import Training, Workbench
+from pipeline.studies import Trained
 
 __all__ = [
     "ERROR_TAG",
@@ -169,7 +170,7 @@ def log_series(
 
 
 def log_training(
-    run: Run, training: Training, first_iteration: int = 0, first_epoch: int = 0
+    run: Run, training: Training | Trained, first_iteration: int = 0, first_epoch: int = 0
 ) -> None:
     """Log a training from an iteration and an epoch on; validation at the steps taken by then."""
     steps = range(first_iteration, len(training.train_loss))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,12 @@ class Workbench:
         )
         with seeded(task.seed):
             check_output(model, inputs[:2], self.data.num_classes, task.model)
+
+    def sibling(self, task: Task) -> Workbench:
+        """Return the bench of a task on the same data and device, which is not checked again."""
+        other = copy.copy(self)
+        other.task = task
+        return other
 
     def model(self) -> nn.Module:
         """Return a new model on the CPU as its constructor makes it under the task's seed."""

@@ -61,7 +61,7 @@ def _log_test(run: Run, bench: Workbench, test: Measured, folder: Path) -> None:
     plan = test.job.plan
     tags = publish(
         folder,
-        bench.subject(test.job.task),
+        bench.sibling(test.job.task),
         test.weights,
         curve=test.curve,
         smoothing=plan.smoothing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from mlflow_project.stages.opening import short_name
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 
-__all__ = ["lrrt", "lrrt_fingerprint"]
+__all__ = ["log_curve", "log_suggestions", "lrrt", "lrrt_fingerprint"]
 
 
 def lrrt(
@@ -56,7 +57,7 @@ def lrrt(
                     curve = bench.range_test(state, plan, progress)
             except RangeTestInterrupted as interrupt:
                 if len(interrupt.curve):
-                    _log_curve(run, interrupt.curve, plan.smoothing)
+                    log_curve(run, interrupt.curve, plan.smoothing)
                     interrupt.curve.to_csv(folder / "curve.csv", plan.smoothing)
                 raise
             answers = suggest_all(curve, plan.smoothing)
@@ -72,7 +73,7 @@ def lrrt(
                     rule=rule,
                 )
             )
-        _log_curve(run, curve, plan.smoothing)
+        log_curve(run, curve, plan.smoothing)
         _conclude(run, curve, answers, plan.suggestion.rule, rule)
         mlflow.set_tag(FINGERPRINT_TAG, lrrt_fingerprint(bench, plan))
     return run.info.run_id
@@ -110,15 +111,8 @@ def _conclude(
     rule: str,
 ) -> None:
     """Log and say what the rules answered; raise NoSuggestion if none did."""
+    log_suggestions(run, curve, answers, rule)
     chosen = answers[rule]
-    found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
-    scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
-    if curve.epochs is not None:
-        scalars["range_test_epochs"] = curve.epochs
-    if isinstance(chosen, LRRange):
-        scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
-    tracking.log_scalars(run, scalars)
-    mlflow.set_tags({"lrrt.stop": curve.stop, "lrrt.rule": rule})
     if isinstance(chosen, NoSuggestion):
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {chosen}")
     for name, answer in answers.items():
@@ -135,7 +129,23 @@ def _conclude(
     )
 
 
-def _log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
+def log_suggestions(
+    run: Run, curve: LRCurve, answers: Mapping[str, LRRange | NoSuggestion], rule: str
+) -> None:
+    """Log what every rule answered, the range of ``rule``, and how the curve ended."""
+    chosen = answers[rule]
+    found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
+    scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
+    if curve.epochs is not None:
+        scalars["range_test_epochs"] = curve.epochs
+    if isinstance(chosen, LRRange):
+        scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
+    tracking.log_scalars(run, scalars)
+    mlflow.set_tags({"lrrt.stop": curve.stop, "lrrt.rule": rule})
+
+
+def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
+    """Log learning rates and losses, one value per iteration."""
     frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
     for name in frame.columns.drop("iteration"):
         known = frame[name].notna() if name == "full_val_loss" else slice(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -234,7 +235,7 @@ def _latest_sections(subject: str) -> dict[str, str]:
     newest = {run.data.tags[KIND_TAG]: run for run in found}
     sections = {}
     for kind, run in newest.items():
-        with tracking.scratch() as scratch:
+        with tempfile.TemporaryDirectory(prefix="lrrt-") as scratch:
             try:
                 sections[kind] = run_file(run, SECTION, scratch).read_text(encoding="utf-8")
             except LRRTError:

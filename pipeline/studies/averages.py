@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
+from lrrt_stage.suggestion import SKIP_FIRST, descent
 from pipeline.studies.curves import lag_of_minimum
 from pipeline.studies.pictures import LR_AXIS
 from pipeline.studies.study import Findings, Study, kind
@@ -59,12 +59,13 @@ def smoothing_study(study: Study) -> Findings:
 def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, object]:
     """Return what an average reads from the curve; NaN where it has no answer, and why."""
     row: dict[str, object] = {"average": smoothing.average, "beta": smoothing.beta}
+    row |= dict.fromkeys(("lr_min", "lr_max", "lag_decades", "age_decades"), math.nan)
+    row["reason"] = ""
     per_iteration = math.log10(curve.lr[-1] / curve.lr[0]) / (len(curve) - 1)
-    lowest = int(np.argmin(smoothing(curve.loss)))
-    age = mean_age(smoothing.average, smoothing.beta, len(curve))[lowest]
-    row |= {"lr_min": math.nan, "lr_max": math.nan, "lag_decades": math.nan}
-    row |= {"age_decades": float(age * per_iteration), "reason": ""}
+    ages = mean_age(smoothing.average, smoothing.beta, len(curve))
     try:
+        _, _, lowest = descent(curve, smoothing)
+        row["age_decades"] = float(ages[SKIP_FIRST + lowest] * per_iteration)
         row["lag_decades"] = lag_of_minimum(curve, smoothing)
         found = suggest(curve, rule, smoothing)
         row |= {"lr_min": found.min, "lr_max": found.max}
@@ -87,7 +88,7 @@ def _averages_chart(curve: LRCurve, table: pd.DataFrame, beta: float) -> Chart:
         title,
         (
             Panel(
-                title,
+                "",
                 LR_AXIS,
                 "training loss",
                 (raw, *lines, *marks),

@@ -145,4 +145,4 @@ def _scaling_chart(points: Sequence[tuple[int, float]], fitted: Slope) -> Chart:
         Line(grid, line(0.5), "square root: 0.5", dash="dot"),
     )
     title = "Suggested maximum over batch size"
-    return Chart(title, (Panel(title, "batch size", LR_AXIS, items, xlog=True, ylog=True),))
+    return Chart(title, (Panel("", "batch size", LR_AXIS, items, xlog=True, ylog=True),))

@@ -162,4 +162,4 @@ def _ranges_chart(study: Study, names: list[str], by_step: list[list[Measured]])
             )
         )
     title = "Suggested range after each step"
-    return Chart(title, (Panel(title, LR_AXIS, items=tuple(rows), xlog=True),))
+    return Chart(title, (Panel("", LR_AXIS, items=tuple(rows), xlog=True),))

@@ -116,7 +116,7 @@ def _ranges_chart(pair: dict[str, Measured]) -> Chart:
         name="suggested range",
     )
     title = "The two initialisations whose ranges differ most"
-    return Chart(title, (Panel(title, LR_AXIS, items=(rows,), xlog=True),))
+    return Chart(title, (Panel("", LR_AXIS, items=(rows,), xlog=True),))
 
 
 def _trainings_chart(trained: Sequence[Trained], losses: dict[tuple[str, str], float]) -> Chart:

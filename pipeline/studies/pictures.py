@@ -53,7 +53,7 @@ def curves_chart(tests: Sequence[Measured], title: str) -> Chart:
         xlog=True,
         ylim=(0, len(tests) * 1.08),
     )
-    return Chart(title, (band_panel(tests, title), alive), columns=1)
+    return Chart(title, (band_panel(tests, "Smoothed loss"), alive), columns=1)
 
 
 def ranges_chart(tests: Sequence[Measured], title: str) -> Chart:
@@ -67,7 +67,7 @@ def ranges_chart(tests: Sequence[Measured], title: str) -> Chart:
     published = published_ranges(tests[0].job.task)
     if published:
         items.append(_rows(list(published.items()), "published"))
-    return Chart(title, (Panel(title, LR_AXIS, "", tuple(items), xlog=True),))
+    return Chart(title, (Panel("", LR_AXIS, "", tuple(items), xlog=True),))
 
 
 def tests_table(tests: Sequence[Measured]) -> pd.DataFrame:

@@ -139,7 +139,6 @@ def spread_findings(tests: Sequence[Measured], title: str, question: str) -> Fin
                 "Overlap of every pair of ranges",
                 (
                     Panel(
-                        "Overlap of every pair of ranges",
                         items=(Heatmap(matrix, names, names, "shared part of both", 0, 1),),
                     ),
                 ),
@@ -171,7 +170,7 @@ def _shares_chart(parts: Decomposition) -> Chart:
         np.array([parts.high, 1 - parts.low]),
     )
     title = "Share of the variance of log10(max LR), with 90 % intervals"
-    return Chart(title, (Panel(title, ylabel="share", items=(bars,), ylim=(0, 1.02)),))
+    return Chart(title, (Panel("", ylabel="share", items=(bars,), ylim=(0, 1.02)),))
 
 
 def _parts_table(parts: Decomposition) -> pd.DataFrame:

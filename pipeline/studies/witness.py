@@ -132,4 +132,4 @@ def _chart(watched: Measured, full: Measured) -> Chart:
         items.insert(0, Span(watched.range.min, watched.range.max, f"suggested ({watched.rule})"))
     title = "Training and validation loss, unsmoothed"
     ylim = limits(curve.loss, every.val_loss)
-    return Chart(title, (Panel(title, LR_AXIS, "loss", tuple(items), xlog=True, ylim=ylim),))
+    return Chart(title, (Panel("", LR_AXIS, "loss", tuple(items), xlog=True, ylim=ylim),))
