@@ -26,7 +26,7 @@ from lrrt_stage import (  # noqa: E402
     SuggestionOptions,
 )
 from mlflow_project import display, tracking  # noqa: E402
-from mlflow_project.options import from_values, given, options_of  # noqa: E402
+from mlflow_project.options import from_values, given, options_of, typed  # noqa: E402
 from mlflow_project.stages import (  # noqa: E402
     ChainOptions,
     HandoffOptions,
@@ -34,9 +34,11 @@ from mlflow_project.stages import (  # noqa: E402
     chain,
     lrrt,
     refine_stage,
+    study_stage,
     train_stage,
 )
 from pipeline import (  # noqa: E402
+    RECIPES,
     Narrowing,
     RangeTestPlan,
     RecipeOptions,
@@ -46,6 +48,7 @@ from pipeline import (  # noqa: E402
     TrainOptions,
     ValidationOptions,
 )
+from pipeline.studies import StudyOptions  # noqa: E402
 
 __all__ = ["main"]
 
@@ -229,6 +232,36 @@ def main_command(**values: Any) -> None:
         ),
         values,
         preset,
+    )
+
+
+@commands.command(
+    "study",
+    epilog=_examples(
+        "lrrt-stage study",
+        "lrrt-stage study --kind data-order --dataset photographs --model resnet20",
+        "lrrt-stage study --kind grouped --study-run-id latest",
+        "mlflow run . -e study -P kind=batch-size -P batch_sizes=16,64,256",
+    ),
+)
+@options_of("Study", StudyOptions)
+@options_of("Recipe", RecipeOptions)
+@options_of("Task", Task)
+@options_of("Range test", RangeTestOptions, ValidationOptions)
+@options_of("Suggestion", SuggestionOptions, Smoothing)
+@options_of("Training (mismatch)", TrainOptions)
+@options_of("Where it runs", Runtime)
+@_tracked
+def study_command(**values: Any) -> None:
+    """Ask how far a suggestion can be trusted: many range tests, with figures and a report."""
+    fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))
+    _run(
+        "Study",
+        study_stage,
+        (Task, Runtime, RangeTestPlan, TrainOptions, StudyOptions),
+        values,
+        from_values(RecipeOptions, values).values,
+        fixed=fixed,
     )
 
 

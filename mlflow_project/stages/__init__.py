@@ -4,6 +4,7 @@ from mlflow_project.stages.chain import ChainOptions, chain
 from mlflow_project.stages.lrrt import lrrt
 from mlflow_project.stages.opening import HandoffOptions
 from mlflow_project.stages.refine import refine_stage
+from mlflow_project.stages.study import study_stage
 from mlflow_project.stages.train import TrainRunOptions, train_stage
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "chain",
     "lrrt",
     "refine_stage",
+    "study_stage",
     "train_stage",
 ]

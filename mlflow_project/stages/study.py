@@ -245,7 +245,8 @@ def _latest_sections(subject: str) -> dict[str, str]:
 
 def _conclude(run: Run, findings: Findings, outcomes: Sequence[Outcome]) -> None:
     failed = [each for each in outcomes if each.error]
-    tracking.log_scalars(run, {**tracking.finite(findings.metrics), "failed_tests": len(failed)})
+    known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
+    tracking.log_scalars(run, {**known, "failed_tests": len(failed)})
     sentences = [*findings.sentences]
     if failed:
         sentences.append(f"{len(failed)} of {len(outcomes)} tests failed and are left out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
@@ -44,8 +45,8 @@ def smoothing_study(study: Study) -> Findings:
             "age_decades": now["age_decades"],
             "lr_max_moved_decades": moved,
             **{
-                f"lag_decades.{row.average}.{row.beta:g}": row.lag_decades
-                for row in table.itertuples()
+                f"lag_decades.{each.average}.{each.beta:g}": lag
+                for each, lag in zip(readings, table["lag_decades"], strict=True)
             },
         },
         {
@@ -56,9 +57,9 @@ def smoothing_study(study: Study) -> Findings:
     )
 
 
-def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, object]:
+def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, Any]:
     """Return what an average reads from the curve; NaN where it has no answer, and why."""
-    row: dict[str, object] = {"average": smoothing.average, "beta": smoothing.beta}
+    row: dict[str, Any] = {"average": smoothing.average, "beta": smoothing.beta}
     row |= dict.fromkeys(("lr_min", "lr_max", "lag_decades", "age_decades"), math.nan)
     row["reason"] = ""
     per_iteration = math.log10(curve.lr[-1] / curve.lr[0]) / (len(curve) - 1)

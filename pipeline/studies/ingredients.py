@@ -62,12 +62,9 @@ def recipes_study(study: Study) -> Findings:
             f"decades ({largest['low']:+.2f} to {largest['high']:+.2f}).",
         ],
         {
-            "total_effect_decades": total["decades"],
-            **{
-                f"effect_decades.{row.ingredient}": row.decades
-                for row in effects[:-1].itertuples()
-                if math.isfinite(row.decades)
-            },
+            **dict(
+                zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)
+            ),
         },
         {"effects": _effects_chart(effects), "ranges": _ranges_chart(study, names, by_step)},
         {"Effects": effects, "Tests": tests_table(tests)},

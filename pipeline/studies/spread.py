@@ -59,7 +59,7 @@ def data_order(study: Study) -> Findings:
         if len(members) < 2:
             raise LRRTError(f"{len(members)} tests with {name} did not fail, 2 are needed")
     same = groups["same weights"]
-    parts = decompose(*(_log_maxima(groups[name]) for name in groups))
+    parts = decompose(_log_maxima(groups["new weights"]), _log_maxima(same))
     found = spread_findings(
         same,
         "The same weights, another order of the data",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 from lrrt_stage.charts import Chart, Line, Mark, Panel, Span, limits
 
-from lrrt_stage import LRCurve
+from lrrt_stage import LRCurve, LRRange
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import LR_AXIS
 from pipeline.studies.study import Findings, Study, kind
@@ -110,8 +109,8 @@ def _sample_error(curve: LRCurve) -> float:
     return float(np.median(np.abs(curve.val_loss[looks] - full) / np.abs(full)))
 
 
-def _answered(test: Measured) -> Sequence[tuple[str, object]]:
-    return [(name, answer) for name, answer in test.answers.items() if hasattr(answer, "max")]
+def _answered(test: Measured) -> list[tuple[str, LRRange]]:
+    return [(name, each) for name, each in test.answers.items() if isinstance(each, LRRange)]
 
 
 def _chart(watched: Measured, full: Measured) -> Chart:
