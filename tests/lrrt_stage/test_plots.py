@@ -13,6 +13,13 @@ CURVES = {
 }
 
 
+FULL = LRCurve(LR, np.linspace(2, 1, 80), val_loss=np.linspace(2.1, 1.2, 80))
+# Of the iterations, a few with the loss of the full set.
+TAKEN = np.where(np.arange(80) % 20 == 0, 1.5, np.nan)
+object.__setattr__(FULL, "full_val_loss", TAKEN)
+CURVES["with validation on the full set"] = FULL
+
+
 @pytest.mark.parametrize("name", CURVES)
 def test_a_picture_and_a_page_of_every_curve(name, tmp_path):
     curve = CURVES[name]
@@ -39,3 +46,43 @@ def test_the_picture_shows_log_axis_both_losses_the_range_and_every_rule():
         assert rule in labels
         assert f"{answer.max:.3g}" in labels
     assert "80 iterations, 3.5 epochs" in axes.get_title()
+
+
+def names(page):
+    return [each.name for each in (*page.data, *page.layout.shapes) if each.showlegend]
+
+
+def test_the_page_shows_what_the_picture_shows():
+    curve = CURVES["with validation"]
+    answers = suggest_all(curve)
+    (axes,) = curve_figure(curve, answers, "article").axes
+    page = curve_page(curve, answers, "article")
+    assert names(page) == [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "validation loss" in names(page)
+    assert page.layout.annotations[0].text == axes.get_title()
+    assert page.layout.yaxis.range == pytest.approx(axes.get_ylim())
+    assert page.layout.xaxis.type == "log"
+    assert page.data[0].text[:2] == ("iteration 0", "iteration 1")
+
+
+def test_validation_on_the_full_set_is_marked_where_it_was_taken():
+    (axes,) = curve_figure(FULL, suggest_all(FULL), "article").axes
+    (drawn,) = [
+        line for line in axes.get_lines() if line.get_label() == "validation loss, full set"
+    ]
+    assert drawn.get_linestyle() == "None"
+    assert drawn.get_xdata().tolist() == LR[::20].tolist()
+    assert drawn.get_ydata().tolist() == [1.5] * 4
+    page = curve_page(FULL, suggest_all(FULL), "article")
+    assert names(page)[2:4] == ["validation loss (sample)", "validation loss, full set"]
+    trace = page.data[3]
+    assert trace.mode == "markers"
+    assert trace.text == ("iteration 0", "iteration 20", "iteration 40", "iteration 60")
+
+
+def test_an_explosion_leaves_the_axis_at_the_top():
+    # A plateau at 2, a descent to 0, then a thousand million.
+    loss = np.concatenate([np.full(40, 2.0), np.linspace(2, 0, 35), np.geomspace(1, 1e9, 5)])
+    curve = LRCurve(LR, loss, stop="diverged")
+    (axes,) = curve_figure(curve, suggest_all(curve), "article").axes
+    assert axes.get_ylim() == pytest.approx((-0.3, 3.5))
