@@ -44,9 +44,12 @@ class RangeTestOptions:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("lr_start", "lr_end"):
+        for name, remedy in (("lr_start", "1e-7"), ("lr_end", "100")):
             value = getattr(self, name)
-            require(value > 0 and isfinite(value), f"{name}={value:g} must be positive: try 1e-7")
+            require(
+                value > 0 and isfinite(value),
+                f"{name}={value:g} must be positive and finite: try {remedy}",
+            )
         require(
             self.lr_start < self.lr_end,
             f"lr_start={self.lr_start:g} is not below lr_end={self.lr_end:g}: "
