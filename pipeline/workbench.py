@@ -63,9 +63,11 @@ class Workbench:
         self.val_batches = Batches(self.data, task.batch_size, self.device, train=False)
         self._train_batches()
         inputs, _ = next(iter(self.val_batches))
+        # Two examples where training has as many, however few there are to validate on.
+        inputs = torch.cat([inputs[:2]] * 2)[: min(2, task.batch_size)]
         model = self.model().to(self.device)
         with seeded(task.seed):
-            check_output(model, inputs[:2], self.data.num_classes, task.model)
+            check_output(model, inputs, self.data.num_classes, task.model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise LRRTError(
                 f"model {task.model!r} has no trainable parameter: set requires_grad on some"
