@@ -48,7 +48,9 @@ class Workbench:
     Raises
     ------
     LRRTError
-        If the data, the model, the batch size or the device cannot be used, before any work.
+        If the data, the model, the batch size or the device cannot be used, before any work. Of
+        splits that are not in memory the first validation batch alone is read here; ``train``
+        reads the validation split whole before its first epoch.
     """
 
     loss_fn = staticmethod(cross_entropy)
@@ -60,7 +62,9 @@ class Workbench:
         data = load_data(task.dataset, task.dataset_args, runtime.data_dir)
         # Once, so that no start of an experiment moves it again.
         self.data = data.to(self.device)
-        self.val_batches = Batches(self.data, task.batch_size, self.device, train=False)
+        self.val_batches = Batches(
+            self.data, task.batch_size, self.device, train=False, workers=runtime.workers
+        )
         self._train_batches()
         inputs, _ = next(iter(self.val_batches))
         # Two examples where training has as many, however few there are to validate on.
