@@ -21,6 +21,7 @@ from lrrt_stage.smoothing import Smoothing
 from lrrt_stage.snapshot import preserved
 from lrrt_stage.step import BatchLoss, BatchStream, StepOptions, TrainingStep, batch_loss_of
 from lrrt_stage.validation import Validation, Validator
+from lrrt_stage.weights import check_sizes
 
 __all__ = ["RangeTestInterrupted", "RangeTestOptions", "range_test"]
 
@@ -143,8 +144,8 @@ def range_test(
     Raises
     ------
     LRRTError
-        For options, batches or a loss that cannot be used, a model without trainable
-        parameters, or a first loss that is not finite.
+        For options, batches, an optimizer or a loss that cannot be used, a model without
+        trainable parameters or with lazy ones, or a first loss that is not finite.
     RangeTestInterrupted
         On Ctrl-C; it is a KeyboardInterrupt and carries the curve so far.
 
@@ -155,6 +156,7 @@ def range_test(
     options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise LRRTError("the model has no trainable parameter: set requires_grad on some")
+    check_sizes(model, "the model")
     here = next(model.parameters()).device
     target = here if device is None else resolve_device(device)
     lr = ramp(

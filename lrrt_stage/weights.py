@@ -10,10 +10,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lrrt_stage.errors import LRRTError, unknown_name
 
-__all__ = ["INITIALIZERS", "State", "digest", "initialize", "load", "load_into", "save", "state_of"]
+__all__ = [
+    "INITIALIZERS",
+    "State",
+    "check_sizes",
+    "digest",
+    "initialize",
+    "load",
+    "load_into",
+    "save",
+    "state_of",
+]
 
 State = Mapping[str, Tensor]
 """Names of parameters and persistent buffers -> tensors on the CPU."""
@@ -47,6 +58,16 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
                 module.weight.copy_(INITIALIZERS[scheme](drawn, generator))
                 if module.bias is not None:
                     module.bias.zero_()
+
+
+def check_sizes(model: nn.Module, what: str) -> None:
+    """Raise LRRTError if a parameter or buffer of ``model`` has no shape yet (lazy modules)."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise LRRTError(
+                f"{what} has {name!r} without a shape, of a lazy module: run one batch through it "
+                "before, or use the module that is given its sizes"
+            )
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
