@@ -102,8 +102,9 @@ def range_test(
 ) -> LRCurve:
     """Train for a few iterations while the learning rate grows, and return the losses.
 
-    The model, the optimizer, the batches and all random states are left exactly as they were
-    found, also after an exception or Ctrl-C.
+    The model, the optimizer, a loss that is a module, the batches and all random states are left
+    exactly as they were found, also after an exception or Ctrl-C; see
+    :func:`lrrt_stage.snapshot.preserved` for how far that reaches.
 
     Parameters
     ----------
@@ -129,7 +130,8 @@ def range_test(
         What is evaluated at every iteration, at the same weights as the training loss. It does
         not change the training losses.
     device
-        ``auto``, a name, or None for where the model is. The model is moved back at the end.
+        ``auto``, a name, or None for where the model is. The model, and a loss that is a module,
+        are moved there for the test.
     progress
         Called after every iteration with the iterations done and their number.
 
@@ -166,7 +168,15 @@ def range_test(
         options.ramp,
     )
     record = Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
-    with preserved(model, optimizer, batches, target), deterministic(), torch.enable_grad():
+    losses = [
+        loss
+        for loss in (loss_fn, batch_loss, validation and validation.batch_loss)
+        if isinstance(loss, nn.Module)
+    ]
+    sources = batches, validation
+    with preserved(model, optimizer, sources, target, losses), deterministic(), torch.enable_grad():
+        for loss in losses:
+            loss.to(target)
         model.to(target).to(memory_format=step.memory_format)
         model.train()
         take_step = TrainingStep(
