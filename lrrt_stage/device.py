@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import torch
 
 from lrrt_stage.errors import LRRTError, first_line
+from lrrt_stage.settings import require
 
 __all__ = ["deterministic", "resolve_device", "to_device"]
 
@@ -20,7 +22,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     Raises
     ------
     LRRTError
-        If torch does not know the name or has no such device here.
+        If torch does not know the name, has no such device here, or the device holds no values
+        (``meta``).
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -29,10 +32,17 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # of a backend that is not installed, its import's error too
+        # torch goes on for pages about what it could have been.
+        reason = shorten(first_line(error).partition(". ")[0], 100, placeholder="…")
         raise LRRTError(
-            f"device {str(name)!r} is not available here ({first_line(error)}): use auto or cpu"
+            f"device {str(name)!r} is not available here ({reason}): use auto or cpu"
         ) from None
+    require(
+        device.type != "meta",
+        f"device {str(name)!r} holds shapes without values, which cannot be trained: "
+        "use auto or cpu",
+    )
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["LRRTError", "NoSuggestion", "first_line", "unknown_name"]
+__all__ = ["LRRTError", "NoSuggestion", "first_line", "loader_error", "unknown_name"]
 
 
 class LRRTError(ValueError):
@@ -19,6 +20,18 @@ class NoSuggestion(LRRTError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def loader_error(error: Exception) -> tuple[str, str]:
+    """Return the type's name and the first line of what a ``DataLoader`` raised.
+
+    A process that reads hands over its whole traceback as the text; the error is its last.
+    """
+    caught = re.match(r"Caught (\w+) in DataLoader worker", text := str(error))
+    if caught is None:
+        return type(error).__name__, first_line(error)
+    lines = re.findall(rf"^[\w.<>]*\b{caught[1]}(?:: (.*))?$", text, re.MULTILINE)
+    return caught[1], (lines[-1].strip() if lines else "") or caught[1]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:

@@ -21,6 +21,7 @@ from lrrt_stage.smoothing import Smoothing
 from lrrt_stage.snapshot import preserved
 from lrrt_stage.step import BatchLoss, BatchStream, StepOptions, TrainingStep, batch_loss_of
 from lrrt_stage.validation import Validation, Validator
+from lrrt_stage.weights import check_sizes
 
 __all__ = ["RangeTestInterrupted", "RangeTestOptions", "range_test"]
 
@@ -44,9 +45,12 @@ class RangeTestOptions:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("lr_start", "lr_end"):
+        for name, remedy in (("lr_start", "1e-7"), ("lr_end", "100")):
             value = getattr(self, name)
-            require(value > 0 and isfinite(value), f"{name}={value:g} must be positive: try 1e-7")
+            require(
+                value > 0 and isfinite(value),
+                f"{name}={value:g} must be positive and finite: try {remedy}",
+            )
         require(
             self.lr_start < self.lr_end,
             f"lr_start={self.lr_start:g} is not below lr_end={self.lr_end:g}: "
@@ -98,8 +102,9 @@ def range_test(
 ) -> LRCurve:
     """Train for a few iterations while the learning rate grows, and return the losses.
 
-    The model, the optimizer, the batches and all random states are left exactly as they were
-    found, also after an exception or Ctrl-C.
+    The model, the optimizer, a loss that is a module, the batches and all random states are left
+    exactly as they were found, also after an exception or Ctrl-C; see
+    :func:`lrrt_stage.snapshot.preserved` for how far that reaches.
 
     Parameters
     ----------
@@ -125,7 +130,8 @@ def range_test(
         What is evaluated at every iteration, at the same weights as the training loss. It does
         not change the training losses.
     device
-        ``auto``, a name, or None for where the model is. The model is moved back at the end.
+        ``auto``, a name, or None for where the model is. The model, and a loss that is a module,
+        are moved there for the test.
     progress
         Called after every iteration with the iterations done and their number.
 
@@ -140,8 +146,8 @@ def range_test(
     Raises
     ------
     LRRTError
-        For options, batches or a loss that cannot be used, a model without trainable
-        parameters, or a first loss that is not finite.
+        For options, batches, an optimizer or a loss that cannot be used, a model without
+        trainable parameters or with lazy ones, or a first loss that is not finite.
     RangeTestInterrupted
         On Ctrl-C; it is a KeyboardInterrupt and carries the curve so far.
 
@@ -155,6 +161,7 @@ def range_test(
             "the model has no trainable parameter: set requires_grad on some, or first run a batch "
             "through a model that makes its parameters then"
         )
+    check_sizes(model, "the model")
     here = next(model.parameters()).device
     target = here if device is None else resolve_device(device)
     lr = ramp(
@@ -164,7 +171,15 @@ def range_test(
         options.ramp,
     )
     record = Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
-    with preserved(model, optimizer, batches, target), deterministic(), torch.enable_grad():
+    losses = [
+        loss
+        for loss in (loss_fn, batch_loss, validation and validation.batch_loss)
+        if isinstance(loss, nn.Module)
+    ]
+    sources = batches, validation
+    with preserved(model, optimizer, sources, target, losses), deterministic(), torch.enable_grad():
+        for loss in losses:
+            loss.to(target)
         model.to(target).to(memory_format=step.memory_format)
         model.train()
         take_step = TrainingStep(

@@ -5,40 +5,63 @@ from __future__ import annotations
 import copy
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lrrt_stage.randomness import preserved_randomness
 
 __all__ = ["preserved"]
 
 
+MAX_DEPTH = 10
+"""Attributes and entries down to a generator: from the pair of batches and validation to
+``wrapper.loader.dataset.dataset.dataset.transform.transforms[0].generator`` there are ten."""
+MAX_ENTRIES = 64
+"""Longer lists hold examples, not parts of a loader."""
+
+
 @contextmanager
 def preserved(
-    model: nn.Module, optimizer: Optimizer, batches: Any, device: torch.device
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Any,
+    device: torch.device,
+    losses: Iterable[nn.Module] = (),
 ) -> Iterator[None]:
     """Put everything back when the block ends, by whichever way it ends.
 
-    That is: parameters (values, device, layout, gradients, ``requires_grad``), buffers, the
-    train/eval mode of every submodule, the optimizer's state and options, the Python, NumPy and
-    torch random states, and the generators of ``batches``, its samplers and its dataset. Inside
-    the block the optimizer works on a copy of its state, on ``device``.
+    That is: parameters (values, device, layout, gradients, ``requires_grad``), buffers and the
+    train/eval mode of every submodule, of ``model`` and of ``losses``; the optimizer's state and
+    options; the Python, NumPy and torch random states; and the random generators that are found
+    as attributes, up to ten steps away, of ``batches``: of a wrapper, its loader, samplers,
+    datasets and transforms. What a function holds in its closure is not seen.
+
+    Inside the block the optimizer works on a copy of its state, on ``device``, and a
+    ``DataLoader`` starts processes of its own: persistent ones that run already are set aside,
+    with their random states and what they have read ahead, and go on afterwards.
     """
+    modules = [model, *losses]
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     # The optimizer may hold parameters outside the model, of the loss for example.
-    parameters = list({id(p): p for p in [*model.parameters(), *owned]}.values())
+    parameters = _once([*(p for module in modules for p in module.parameters()), *owned])
+    buffers = _once([buffer for module in modules for buffer in module.buffers()])
+    parts = list(_parts(batches))
     restores = [
-        _modules(model),
-        _tensors([*parameters, *model.buffers()]),
+        _modules(_once([part for module in modules for part in module.modules()])),
+        _tensors([*parameters, *buffers]),
         _optimizer(optimizer),
-        *(_generator(each) for each in _generators(batches)),
+        *(_generator(part) for part in parts if isinstance(part, GENERATORS)),
+        *(_processes(part) for part in parts if isinstance(part, DataLoader)),
     ]
     with preserved_randomness(), ExitStack() as stack:
         for restore in reversed(restores):
@@ -49,9 +72,14 @@ def preserved(
         yield
 
 
-def _modules(model: nn.Module) -> Callable[[], None]:
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+def _once(values: list[Any]) -> list[Any]:
+    """Return every object once, in their order."""
+    return list({id(value): value for value in values}.values())
+
+
+def _modules(modules: list[nn.Module]) -> Callable[[], None]:
+    modes = [(module, module.training) for module in modules]
+    buffers = [(module, dict(module._buffers)) for module in modules]
 
     def restore() -> None:
         for module, entries in buffers:
@@ -125,22 +153,30 @@ def _copied_state(optimizer: Optimizer, device: torch.device) -> defaultdict[Ten
     )
 
 
-def _generators(batches: Any) -> list[Any]:
-    """Return the generators that a loader, its samplers and its dataset draw from, each once."""
-    sampler = getattr(batches, "batch_sampler", None)
-    owners = [
-        batches,
-        getattr(batches, "sampler", None),
-        sampler,
-        getattr(sampler, "sampler", None),
-        getattr(batches, "dataset", None),
-    ]
-    found: dict[int, Any] = {}
-    for owner in owners:
-        for value in list(getattr(owner, "__dict__", {}).values()):
-            if isinstance(value, (torch.Generator, np.random.Generator, random.Random)):
-                found[id(value)] = value
-    return list(found.values())
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+NO_PARTS = (type, ModuleType, FunctionType, Tensor, np.ndarray, _BaseDataLoaderIter)
+
+
+def _parts(whole: Any) -> Iterator[Any]:
+    """Yield ``whole``, its attributes and entries, theirs, and so on; each object once."""
+    seen: dict[int, Any] = {}
+    level = [whole]
+    for _ in range(MAX_DEPTH + 1):
+        level = [part for part in _once(level) if id(part) not in seen]
+        # Held here, so that no other object gets the same id meanwhile.
+        seen.update((id(part), part) for part in level)
+        yield from level
+        level = [below for part in level for below in _below(part)]
+
+
+def _below(part: Any) -> list[Any]:
+    if isinstance(part, (*NO_PARTS, *GENERATORS)):
+        return []
+    if isinstance(part, (list, tuple, dict)):
+        entries = part.values() if isinstance(part, dict) else part
+        return list(entries) if len(part) <= MAX_ENTRIES else []
+    attributes = getattr(part, "__dict__", None)
+    return list(attributes.values()) if isinstance(attributes, dict) else []
 
 
 def _generator(generator: Any) -> Callable[[], object]:
@@ -148,5 +184,17 @@ def _generator(generator: Any) -> Callable[[], object]:
         return partial(generator.set_state, generator.get_state())
     if isinstance(generator, random.Random):
         return partial(generator.setstate, generator.getstate())
+    if isinstance(generator, np.random.RandomState):
+        return partial(generator.set_state, generator.get_state())
     bits = generator.bit_generator
     return partial(setattr, bits, "state", copy.deepcopy(bits.state))
+
+
+def _processes(loader: DataLoader) -> Callable[[], None]:
+    """Set the persistent processes of ``loader`` aside."""
+    running, loader._iterator = loader._iterator, None
+
+    def restore() -> None:
+        loader._iterator = running
+
+    return restore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,12 @@ TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is taken; a range test and the training after it must agree on all of it."""
+    """How a step is taken; a range test and the training after it must agree on all of it.
+
+    With ``precision="fp16"`` the loss is scaled, and a step whose gradients overflow is left out.
+    An optimizer made with ``fused=True`` looks at that on the device; with any other,
+    ``torch.amp.GradScaler`` makes the host wait for the device at every step.
+    """
 
     accumulate: int = setting(1, "Batches whose gradients are accumulated for one step.")
     clip_norm: float | None = setting(None, "Clip the gradient's global norm to this; none: off.")
@@ -123,9 +129,16 @@ class BatchStream(Iterator[Any]):
 class TrainingStep:
     """Takes one optimizer step and returns its loss without waiting for the device.
 
+    In fp16 that holds for a fused optimizer alone, see :class:`StepOptions`.
+
     Shared by the range test and by training, so that the loss of the first batch is the same in
     both. The loss is that of the weights before the step; with accumulation, the mean over the
     step's batches.
+
+    Raises
+    ------
+    LRRTError
+        For an optimizer whose ``step()`` needs a closure, as that of LBFGS does.
     """
 
     def __init__(
@@ -136,6 +149,12 @@ class TrainingStep:
         options: StepOptions,
         device: torch.device,
     ) -> None:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        require(
+            closure is None or closure.default is not inspect.Parameter.empty,
+            f"{type(optimizer).__name__}.step() needs a closure, which evaluates the loss more "
+            "than once a step: use an optimizer that takes one gradient, as SGD or AdamW do",
+        )
         self.model, self.optimizer, self.batch_loss = model, optimizer, batch_loss
         self.options, self.device = options, device
         self.dtype = PRECISIONS[options.precision]

@@ -212,10 +212,15 @@ def descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarra
     expected is sqrt(2 ln N) standard errors (Donoho & Johnstone's universal threshold, 1994).
     """
     finite = curve.finite
+    ended, remedy = "", "raise lr_end"
+    if len(finite) < len(curve):
+        at = len(finite)
+        ended = f", until one was {curve.loss[at]:g} at the LR {curve.lr[at]:g}"
+        remedy = "lower lr_start"
     if len(finite) < MIN_POINTS:
         raise NoSuggestion(
-            f"too few points: {len(finite)} finite losses, {MIN_POINTS} are needed: "
-            "lower lr_start or raise iterations"
+            f"too few points: {len(finite)} finite losses{ended}, {MIN_POINTS} are needed: "
+            f"{'check data and loss, ' if ended else ''}lower lr_start or raise iterations"
         )
     window = slice(SKIP_FIRST, -SKIP_LAST)
     lr, smoothed = finite.lr[window], smoothing(finite.loss)[window]
@@ -230,7 +235,7 @@ def descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarra
     if not (falls > expected * np.hypot(error[: lowest + 1], error[lowest])).any():
         raise NoSuggestion(
             f"the loss never fell: {smoothed[highest]:.4g} to {smoothed[lowest]:.4g} at best, "
-            "within the noise of the batches: check data and loss, or raise lr_end"
+            f"within the noise of the batches{ended}: check data and loss, or {remedy}"
         )
     return lr, smoothed, lowest
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lrrt_stage.errors import LRRTError, unknown_name
 
@@ -17,6 +18,7 @@ __all__ = [
     "INITIALIZERS",
     "KERNEL_LAYERS",
     "State",
+    "check_sizes",
     "digest",
     "initialize",
     "load",
@@ -60,6 +62,16 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
                 module.weight.copy_(INITIALIZERS[scheme](drawn, generator))
                 if module.bias is not None:
                     module.bias.zero_()
+
+
+def check_sizes(model: nn.Module, what: str) -> None:
+    """Raise LRRTError if a parameter or buffer of ``model`` has no shape yet (lazy modules)."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise LRRTError(
+                f"{what} has {name!r} without a shape, of a lazy module: run one batch through it "
+                "before, or use the module that is given its sizes"
+            )
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 
 from lrrt_stage.settings import require
 from pipeline.augmentation import AUGMENTATIONS
-from pipeline.data import Data, split_size
+from pipeline.data import Data, check_batch, check_example, reading, split_size
 
 __all__ = ["Batches"]
 
@@ -23,6 +24,13 @@ class Batches:
     last batch that is not full is dropped. Validation batches come in order, all of them.
     uint8 inputs are scaled to 0 … 1; unless ``normalize`` is off, the data's mean per channel is
     then taken away and what is left divided by its deviation.
+
+    Raises
+    ------
+    LRRTError
+        For a batch size or an augmentation that the data cannot have. While a split that is not
+        in memory is read: for an example that cannot be read, holds NaN, or has a label outside
+        the classes; a batch is checked before it goes to the device.
     """
 
     def __init__(
@@ -49,22 +57,26 @@ class Batches:
             f"shape {data.input_shape}: use none",
         )
         self.batch_size, self.device, self.train = batch_size, device, train
+        self.num_classes = data.num_classes
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
         self.statistics = _broadcastable(data, device) if normalize else None
         self.tensors = None
+        self.checked = True
         if isinstance(split, tuple):
             # No copy where the data is on the device already.
             self.tensors = split[0].to(device), split[1].to(device)
         else:
+            self.checked = False
             self.order = _Order(range(self.size))
             self.loader: DataLoader = DataLoader(
                 split,
                 batch_size,
                 sampler=self.order,
                 drop_last=train,
-                # How often a loader draws depends on its processes: not from ours.
-                generator=torch.Generator(),
+                # How often a loader draws depends on its processes: not from ours. Their own
+                # seeds come from it.
+                generator=torch.Generator().manual_seed(seed),
                 num_workers=loader_workers,
                 pin_memory=device.type == "cuda",
                 persistent_workers=loader_workers > 0,
@@ -85,8 +97,30 @@ class Batches:
         if self.tensors is not None:
             places = torch.as_tensor(indices, device=self.device)
             return self._on_device(*(each[places] for each in self.tensors))
-        examples = [self.loader.dataset[int(index)] for index in indices]
-        return self._on_device(*default_collate(examples))
+        examples = []
+        for index in map(int, indices):
+            with reading(f"example {index} of the {self.split} split"):
+                examples.append(self.loader.dataset[index])
+                check_example(examples[-1])
+        with reading(f"the examples {list(indices)[:3]} … of the {self.split} split"):
+            inputs, labels = default_collate(examples)
+        check_batch(self.split, inputs, labels, list(indices), self.num_classes)
+        return self._on_device(inputs, labels)
+
+    def check(self) -> None:
+        """Read a split that is not in memory once, whole, so that what is wrong with it is raised.
+
+        Nothing is read where that was done before, or the split is in memory.
+        """
+        if not self.checked:
+            for _ in self._read(None):
+                pass
+            self.checked = True
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        return "train" if self.train else "val"
 
     def _cut(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Cut batches from the tensors in memory."""
@@ -104,7 +138,17 @@ class Batches:
         """Have the loader read batches."""
         if order is not None:
             self.order.indices = order.tolist()
-        yield from self.loader
+        places = list(self.order.indices)
+        read: Iterator[Any] | None = None
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            of_batch = places[start : start + self.batch_size]
+            with reading(f"a batch of the {self.split} split ({_named(of_batch)})"):
+                read = read or iter(self.loader)
+                batch = next(read)
+                check_example(batch)
+            inputs, labels = batch
+            check_batch(self.split, inputs, labels, of_batch, self.num_classes)
+            yield inputs, labels
 
     def _on_device(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         moved = labels.to(self.device, non_blocking=True).long()
@@ -121,6 +165,11 @@ class Batches:
             mean, std = self.statistics
             inputs = (inputs - mean) / std
         return inputs
+
+
+def _named(places: Sequence[int]) -> str:
+    few = ", ".join(map(str, places[:3]))
+    return f"examples {few}, … {places[-1]}" if len(places) > 3 else f"examples {few}"
 
 
 class _Order(Sampler):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sized
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lrrt_stage import weights
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.errors import LRRTError, loader_error
 from lrrt_stage.settings import require
 
 __all__ = ["Data", "Split", "channel_statistics"]
@@ -34,7 +35,9 @@ class Data:
     Raises
     ------
     LRRTError
-        For a split that is empty, holds NaN, or has labels outside 0 … num_classes - 1.
+        For a split that is empty, holds NaN, or has labels outside 0 … num_classes - 1. Of a
+        split that is not in memory, what it does not tell as ``targets`` is checked when a batch
+        is read.
     """
 
     train: Split
@@ -99,7 +102,12 @@ class Data:
         return copy
 
     def _first_input(self) -> Tensor:
-        return self.train[0][0]
+        if isinstance(self.train, tuple):
+            return self.train[0][0]
+        with reading("example 0 of the train split"):
+            example = self.train[0]
+            check_example(example)
+            return example[0]
 
     @classmethod
     def of(cls, made: Any, source: str) -> Data:
@@ -133,6 +141,64 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     mean = values.mean(dim=(0, 2, 3))
     std = values.std(dim=(0, 2, 3)).clamp_min(1e-6)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a user's dataset raises inside the block into one LRRTError of one line."""
+    try:
+        yield
+    except Exception as error:
+        name, line = loader_error(error)
+        if isinstance(error, LRRTError):
+            raise LRRTError(line) from error
+        raise LRRTError(
+            f"{what} cannot be read ({name}: {line}): mend or remove it, and give all "
+            "inputs of a split one shape"
+        ) from error
+
+
+def check_example(example: Any) -> None:
+    """Raise TypeError unless ``example`` is a pair that starts with a tensor."""
+    if not (
+        isinstance(example, (tuple, list)) and len(example) == 2 and isinstance(example[0], Tensor)
+    ):
+        raise TypeError(f"{_describe(example)} in place of (input tensor, int label)")
+
+
+def check_batch(
+    split: str, inputs: Tensor, labels: Any, places: Sequence[int], num_classes: int
+) -> None:
+    """Check a batch of a split that is not in memory, while it is on the CPU.
+
+    ``places`` are the positions in the split of its ``b`` examples.
+
+    Raises
+    ------
+    LRRTError
+        If labels are no class indices ``[b]`` or lie outside the classes, or an input is NaN or
+        infinite; the message names the example.
+    """
+    require(
+        isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1,
+        f"the {split} labels of a batch are {_describe(labels)}: integer class indices [b] are "
+        "needed",
+    )
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        entry = int(outside.nonzero()[0])
+        raise LRRTError(
+            f"example {places[entry]} of the {split} split has label {int(labels[entry])}, "
+            f"outside 0 to {num_classes - 1}: correct the labels or num_classes"
+        )
+    # A sum is read in a fraction of the time; where it overflows, every value is looked at.
+    if inputs.is_floating_point() and not torch.isfinite(inputs.sum()):
+        bad = ~torch.isfinite(inputs).flatten(1).all(dim=1)
+        if bad.any():
+            raise LRRTError(
+                f"example {places[int(bad.nonzero()[0])]} of the {split} split holds NaN or "
+                "infinite values: clean the data"
+            )
 
 
 def _check_split(name: str, split: Split, num_classes: int) -> None:

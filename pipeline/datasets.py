@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.data import Data, Split, channel_statistics
 from pipeline.factories import call_factory, is_factory
 from pipeline.photographs import photographs
 
-__all__ = ["DATASETS", "load_data"]
+__all__ = ["DATASETS", "is_dataset_factory", "load_data"]
 
 VAL_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -36,15 +37,28 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
     LRRTError
         If there is no such dataset, it cannot be read or downloaded, or its content is unusable.
     """
-    if is_factory(name) and name.partition(":")[0] not in DATASETS:
-        return Data.of(call_factory("dataset", name, arguments), f"dataset {name!r}")
     kind, _, path = name.partition(":")
+    if is_dataset_factory(name):
+        try:
+            made = call_factory("dataset", name, arguments)
+        except LRRTError as error:
+            cause = error.__cause__
+            missing = isinstance(cause, ModuleNotFoundError) and cause.name == kind
+            if missing and get_close_matches(kind, DATASETS):
+                raise unknown_name("dataset", kind, DATASETS) from error
+            raise
+        return Data.of(made, f"dataset {name!r}")
     if kind not in DATASETS:
-        raise unknown_name("dataset", name, [*DATASETS, "package.module:factory"])
+        raise unknown_name("dataset", kind, [*DATASETS, "package.module:factory"])
     try:
         return DATASETS[kind](path or data_dir, **arguments)
     except TypeError as error:
         raise LRRTError(f"dataset {name!r}: {error}: check dataset_args {arguments}") from error
+
+
+def is_dataset_factory(name: str) -> bool:
+    """Tell whether ``name`` is a factory of the user's own, not ``imagefolder:photos``."""
+    return is_factory(name) and name.partition(":")[0] not in DATASETS
 
 
 def digits(_: str) -> Data:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
+from lrrt_stage.weights import check_sizes
 from pipeline.factories import call_factory, is_factory
 
 __all__ = ["MODELS", "build_model"]
@@ -43,6 +44,7 @@ def build_model(
             raise LRRTError(
                 f"model {name!r} returned {type(made).__name__}: expected a torch.nn.Module"
             )
+        check_sizes(made, f"model {name!r}")
         return made
     try:
         if name in MODELS:

@@ -52,7 +52,8 @@ def one_cycle(
         optimizer,
         max_lr=high,
         total_steps=total_steps,
-        div_factor=high[0] / low[0],
+        # One ratio for all groups; a group whose learning rate is 0 has none.
+        div_factor=max(high) / max(low),
         cycle_momentum=False,
     )
 
@@ -76,7 +77,7 @@ def warm_restarts(
 ) -> LRScheduler:
     """Three cosines from maximum to minimum, each twice as long (Loshchilov & Hutter 2016)."""
     # 1 + 2 + 4 sevenths of the steps.
-    return _WarmRestarts(optimizer, max(-(-total_steps // 7), 1), low[0] / high[0])
+    return _WarmRestarts(optimizer, max(-(-total_steps // 7), 1), max(low) / max(high))
 
 
 class _WarmRestarts(CosineAnnealingWarmRestarts):

@@ -92,12 +92,21 @@ def train(
     checkpoint
         A file that is written after every epoch. If it is there, training goes on from it, to
         the same result as without the interruption.
+
+    Raises
+    ------
+    LRRTError
+        If an example of a split that is not in memory cannot be used. All of the validation split
+        is read before the first epoch, the training split as the epoch goes.
     """
     start = bench.start(state)
     model, optimizer, batches = start.model, start.optimizer, start.batches
     steps_per_epoch = max(len(batches) // bench.task.accumulate, 1)
     training = Training(model, options.epochs * steps_per_epoch)
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
+    # Once for a bench: a fraction of an epoch, against an epoch of training that would be lost.
+    with seeded(bench.task.data_seed):
+        bench.val_batches.check()
     take_step = TrainingStep(model, optimizer, bench.batch_loss(model), bench.task, bench.device)
     with seeded(bench.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 leaves

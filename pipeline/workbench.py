@@ -52,7 +52,9 @@ class Workbench:
     Raises
     ------
     LRRTError
-        If the data, the model, the batch size or the device cannot be used, before any work.
+        If the data, the model, the batch size or the device cannot be used, before any work. Of
+        splits that are not in memory the first validation batch alone is read here; ``train``
+        reads the validation split whole before its first epoch.
     """
 
     loss_fn = staticmethod(cross_entropy)
@@ -67,10 +69,17 @@ class Workbench:
         # Once, so that no start of an experiment moves it again.
         self.data = data.to(self.device)
         self.val_batches = Batches(
-            self.data, task.batch_size, self.device, train=False, normalize=task.normalize
+            self.data,
+            task.batch_size,
+            self.device,
+            train=False,
+            normalize=task.normalize,
+            loader_workers=runtime.loader_workers,
         )
         self._train_batches()
         inputs, _ = next(iter(self.val_batches))
+        # Two examples where training has as many, however few there are to validate on.
+        inputs = torch.cat([inputs[:2]] * 2)[: min(2, task.batch_size)]
         model = self.model().to(self.device)
         # Before the model is run, which may be when its layers make their parameters: then its
         # initial weights would be none.
@@ -85,7 +94,7 @@ class Workbench:
             "layer that is linear or convolutional: use l2=0 and weight_decay",
         )
         with seeded(task.seed):
-            check_output(model, inputs[:2], self.data.num_classes, task.model)
+            check_output(model, inputs, self.data.num_classes, task.model)
 
     def sibling(self, task: Task) -> Workbench:
         """Return the bench of a task on the same data and device, which is not checked again."""

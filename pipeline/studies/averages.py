@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pandas as pd
-from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
+from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
 from lrrt_stage.suggestion import SKIP_FIRST, descent
 from pipeline.studies.curves import lag_of_minimum
 from pipeline.studies.pictures import LR_AXIS

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Chart, Interval, Mark, Panel
 
 from lrrt_stage import LRRTError
+from lrrt_stage.charts import Chart, Interval, Mark, Panel
 from pipeline.recipes import published_ranges, steps
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import LR_AXIS, tests_table
@@ -62,9 +62,7 @@ def recipes_study(study: Study) -> Findings:
             f"decades ({largest['low']:+.2f} to {largest['high']:+.2f}).",
         ],
         {
-            **dict(
-                zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)
-            ),
+            **dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
         },
         {"effects": _effects_chart(effects), "ranges": _ranges_chart(study, names, by_step)},
         {"Effects": effects, "Tests": tests_table(tests)},

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Bars, Chart, Heatmap, Panel
 
 from lrrt_stage import LRRTError
+from lrrt_stage.charts import Bars, Chart, Heatmap, Panel
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import band_panel, curves_chart, ranges_chart, tests_table
 from pipeline.studies.ranges import overlaps, share_disjoint, summarize

@@ -8,9 +8,9 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Chart, Line, Mark, Panel, Span, limits
 
 from lrrt_stage import LRCurve, LRRange
+from lrrt_stage.charts import Chart, Line, Mark, Panel, Span, limits
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import LR_AXIS
 from pipeline.studies.study import Findings, Study, kind

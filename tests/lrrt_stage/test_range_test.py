@@ -275,6 +275,8 @@ class _HostReads(TorchDispatchMode):
         # A copy that also changes the type is autocast's, which stays on the device.
         to_cpu = name == "_to_copy" and str(options.get("device")) == "cpu"
         to_cpu = to_cpu and options.get("dtype") in (None, args[0].dtype)
+        # One that does not block is the scaler's, from the device to itself.
+        to_cpu = to_cpu and not options.get("non_blocking")
         self.count += name in ("_local_scalar_dense", "nonzero", "is_nonzero") or to_cpu
         return func(*args, **(kwargs or {}))
 
@@ -289,11 +291,8 @@ def test_the_counter_sees_a_scalar_read():
 VALIDATION = Validation([(torch.ones(4, 8), torch.zeros(4, dtype=torch.long))])
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"clip_norm": 1.0}, {"precision": "bf16"}, {"validation": VALIDATION}]
-)
-def test_the_loop_does_not_wait_for_the_device_at_every_step(options):
-    model, iterations = classifier(), 200
+def reads_between_first_and_last(iterations, fused=None, **options):
+    model = classifier()
     batches = [(torch.randn(8, 8), torch.randint(0, 3, (8,))) for _ in range(10)]
     counts = []
 
@@ -302,12 +301,32 @@ def test_the_loop_does_not_wait_for_the_device_at_every_step(options):
 
     with _HostReads() as reads:
         range_test(
-            model, sgd(model), nn.functional.cross_entropy, batches,
+            model, sgd(model, fused=fused), nn.functional.cross_entropy, batches,
             iterations=iterations, lr_end=1e-2, progress=progress, **options,
         )  # fmt: skip
     assert reads.count > 0
-    # Between the first iteration and the last: one read for every look, and nothing else.
-    assert counts[-1] - counts[0] <= iterations // CHECK_EVERY
+    return counts[-1] - counts[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clip_norm": 1.0},
+        {"precision": "bf16"},
+        {"precision": "fp16", "fused": True},
+        {"precision": "fp16", "fused": True, "clip_norm": 1.0},
+        {"validation": VALIDATION},
+    ],
+)
+def test_the_loop_does_not_wait_for_the_device_at_every_step(options):
+    # One read for every look, and nothing else.
+    assert reads_between_first_and_last(200, **options) <= 200 // CHECK_EVERY
+
+
+def test_fp16_waits_for_the_device_where_the_optimizer_is_not_fused():
+    # The limit that StepOptions names: the scaler of an unfused optimizer reads at every step.
+    assert reads_between_first_and_last(50, precision="fp16") >= 49
 
 
 def test_the_same_seed_gives_the_same_curve_in_another_process():
@@ -367,9 +386,11 @@ def test_all_ranks_of_a_distributed_run_stop_together(tmp_path):
     [
         ({"lr_start": 1.0, "lr_end": 0.1}, "lr_start=1 is not below lr_end=0.1"),
         ({"lr_start": 1.0, "lr_end": 1.0}, "is not below"),
-        ({"lr_start": 0.0}, "lr_start=0 must be positive"),
-        ({"lr_end": -1.0}, "lr_end=-1 must be positive"),
-        ({"lr_end": float("nan")}, "lr_end=nan must be positive"),
+        ({"lr_start": 0.0}, "lr_start=0 must be positive and finite: try 1e-7"),
+        ({"lr_start": float("inf")}, "lr_start=inf must be positive and finite: try 1e-7"),
+        ({"lr_end": -1.0}, "lr_end=-1 must be positive and finite: try 100"),
+        ({"lr_end": float("nan")}, "lr_end=nan must be positive and finite: try 100"),
+        ({"lr_end": float("inf")}, "lr_end=inf must be positive and finite: try 100"),
         ({"iterations": 9}, "iterations=9 is fewer than 10"),
         ({"stop_multiple": 1.0}, "stop_multiple=1.0 is not above 1"),
         ({"ramp": "cubic"}, "unknown ramp 'cubic'"),
@@ -440,3 +461,27 @@ def test_a_loss_that_depends_on_no_parameter_is_named():
         range_test(
             model, sgd(model), None, loader(), batch_loss=lambda b: model(b[0]).mean().detach()
         )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(8, 4), nn.LazyLinear(3)),
+        lambda: nn.Sequential(nn.Linear(8, 3), nn.LazyBatchNorm1d(affine=False)),
+    ],
+)
+def test_a_lazy_model_is_refused_until_it_has_shapes(make):
+    model = make()
+    with pytest.raises(LRRTError, match=r"'1\.\w+' without a shape.*run one batch") as error:
+        run(model)
+    assert "\n" not in str(error.value)
+    model(torch.zeros(8, 8))
+    assert len(run(model, lr_end=1e-3)) == 100
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    model = classifier()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(LRRTError, match=r"LBFGS\.step\(\) needs a closure.*SGD or AdamW") as error:
+        range_test(model, optimizer, nn.functional.cross_entropy, loader())
+    assert "\n" not in str(error.value)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from lrrt_stage import digest, range_test, seeded
+from lrrt_stage import Validation, digest, range_test, seeded
 from lrrt_stage.weights import state_of
 
 OPTIMIZERS = {
@@ -186,6 +186,190 @@ def test_generators_of_sampler_and_dataset_are_put_back():
     range_test(model, optimizer, cross_entropy, DataLoader(data, 4, sampler=sampler), iterations=10)
     assert torch.equal(generator.get_state(), before[0])
     assert data.rng.bit_generator.state == before[1]
+
+
+class Noisy(Dataset):
+    """Twelve points; the noise comes from ``draw``, or from torch's global state."""
+
+    def __init__(self, draw=None):
+        self.draw = draw
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        noise = torch.rand(4) if self.draw is None else float(self.draw(index))
+        return torch.full((4,), index / 12) + noise, index % 2
+
+
+def linear_range_test(batches, **options):
+    with seeded(0):
+        model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return range_test(model, optimizer, cross_entropy, batches, iterations=10, **options)
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_persistent_processes_draw_what_they_would_have_drawn(epochs_before, own_generator):
+    def read(with_test):
+        with seeded(3):
+            generator = torch.Generator().manual_seed(5) if own_generator else None
+            loader = DataLoader(
+                Noisy(), 4, shuffle=True, generator=generator, num_workers=1,
+                persistent_workers=True,
+            )  # fmt: skip
+            seen = [x for _ in range(epochs_before) for x, _ in loader]
+            if with_test:
+                linear_range_test(loader)
+            return torch.cat([*seen, *(x for _ in range(2) for x, _ in loader)])
+
+    assert torch.equal(read(with_test=False), read(with_test=True))
+
+
+def test_an_epoch_that_is_being_read_by_persistent_processes_goes_on():
+    def read(with_test):
+        with seeded(3):
+            loader = DataLoader(Noisy(), 4, num_workers=1, persistent_workers=True)
+            epoch = iter(loader)
+            seen = [next(epoch)[0]]
+            if with_test:
+                linear_range_test(loader)
+            return torch.cat([*seen, *(x for x, _ in epoch)])
+
+    assert torch.equal(read(with_test=False), read(with_test=True))
+
+
+class Jitter:
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __call__(self, index):
+        if isinstance(self.generator, torch.Generator):
+            return torch.rand((), generator=self.generator)
+        return self.generator.random()
+
+
+class Chain:
+    def __init__(self, *transforms):
+        self.transforms = list(transforms)
+
+    def __call__(self, index):
+        return sum(float(transform(index)) for transform in self.transforms)
+
+
+class Wrapper:
+    """Batches that know more than their loader, without being one."""
+
+    def __init__(self, loader):
+        self.loader, self.itself = loader, self
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+MAKERS = {
+    "torch": lambda: torch.Generator().manual_seed(0),
+    "numpy": lambda: np.random.default_rng(0),
+    "legacy numpy": lambda: np.random.RandomState(0),
+    "python": lambda: random.Random(0),
+}
+PLACES = {
+    "dataset": lambda draw: DataLoader(Noisy(draw), 4),
+    "chain of transforms": lambda draw: DataLoader(Noisy(Chain(len_of, draw)), 4),
+    "subset": lambda draw: DataLoader(Subset(Noisy(draw), range(12)), 4),
+    "part of a concatenation": lambda draw: DataLoader(
+        ConcatDataset([Noisy(draw), Noisy(draw)]), 4
+    ),
+    "wrapper, loader, subset, subset, chain": lambda draw: Wrapper(
+        DataLoader(Subset(Subset(Noisy(Chain(draw)), range(12)), range(12)), 4)
+    ),
+}
+
+
+def len_of(index):
+    return index
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_generator_is_put_back_wherever_it_is(kind, place):
+    generator, untouched = MAKERS[kind](), MAKERS[kind]()
+    linear_range_test(PLACES[place](Jitter(generator)))
+    assert Jitter(generator)(0) == Jitter(untouched)(0)
+
+
+def test_the_generator_of_a_loader_in_a_wrapper_is_put_back():
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    linear_range_test(Wrapper(DataLoader(Noisy(), 4, shuffle=True, generator=generator)))
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_the_generator_of_the_validation_is_put_back():
+    generator = np.random.default_rng(0)
+    full = DataLoader(Noisy(Jitter(generator)), 4)
+    sample = [(torch.ones(2, 4), torch.tensor([0, 1]))]
+    linear_range_test(DataLoader(Noisy(), 4), validation=Validation(sample, full, 3))
+    assert generator.random() == np.random.default_rng(0).random()
+
+
+class LearnedLoss(nn.Module):
+    """Cross entropy with a scale that could be learned, which counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.zeros(()))
+        self.moved_to = []
+
+    def forward(self, output, target):
+        self.calls += 1
+        return cross_entropy(output * self.scale, target)
+
+    def to(self, device):
+        self.moved_to.append(str(device))
+        return super().to(device)
+
+
+class BatchLoss(LearnedLoss):
+    def forward(self, batch):
+        return super().forward(torch.stack([batch[0].sum(1), batch[0][:, 0]], 1), batch[1])
+
+
+@pytest.mark.parametrize("given", ["loss_fn", "batch_loss", "validation"])
+def test_a_loss_that_is_a_module_is_moved_and_put_back(given):
+    loss = LearnedLoss() if given == "loss_fn" else BatchLoss()
+    loss.scale.grad = torch.tensor(7.0)
+    model = nn.Linear(4, 2)
+    calls, gradient = loss.calls, loss.scale.grad
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    options = {"validation": Validation(batches, batch_loss=loss)} if given == "validation" else {}
+    range_test(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        loss if given == "loss_fn" else cross_entropy,
+        batches,
+        batch_loss=loss if given == "batch_loss" else None,
+        iterations=10,
+        device="cpu",
+        **options,
+    )
+    assert loss.moved_to == ["cpu"]
+    assert loss.calls is calls
+    assert calls.item() == 0
+    assert loss.scale.grad is gradient
+    assert gradient.item() == 7.0
+
+
+@pytest.mark.gpu
+def test_a_loss_that_is_a_module_is_on_the_device_during_the_test():
+    loss = LearnedLoss()
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    assert len(range_test(model, optimizer, loss, batches, iterations=10, device="cuda")) == 10
+    assert loss.scale.device.type == "cpu"
 
 
 @pytest.mark.gpu

@@ -187,3 +187,18 @@ def test_a_rule_is_added_without_touching_anything_else(monkeypatch):
 def test_a_range_is_positive_and_ordered(low, high):
     with pytest.raises(LRRTError, match="0 < min < max"):
         LRRange(low, high)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_curve_that_ended_at_a_loss_that_is_not_finite_says_so(value):
+    noise = 2.0 + 0.01 * np.sin(np.arange(30) * 2.0)
+    with pytest.raises(
+        NoSuggestion, match=rf"never fell.*until one was {value} at the LR 3\.16"
+    ) as (error):
+        suggest(curve([*noise, float(value)], stop="non-finite"))
+    assert "raise lr_end" not in str(error.value)
+    assert "check data and loss, or lower lr_start" in str(error.value)
+    with pytest.raises(
+        NoSuggestion, match=rf"4 finite losses, until one was {value} at the LR 1e-06"
+    ):
+        suggest(curve([2.0, 1.9, 1.8, 1.7, float(value)], stop="non-finite"))

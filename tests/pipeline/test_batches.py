@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from lrrt_stage import LRRTError
 from pipeline.batches import Batches
 from pipeline.data import Data
 
@@ -198,3 +199,125 @@ def test_processes_that_read_change_no_batch_of_any_epoch(augment):
     none, two = made(0), made(2)
     for epoch, (expected, got) in enumerate(zip(none, two, strict=True)):
         assert same([expected], [got]), f"epoch {epoch} differs"
+
+
+class Faulty(Lazy):
+    """The numbered data without ``targets``, wrong at one index."""
+
+    def __init__(self, fault: str = "", at: int = 13, n: int = 23) -> None:
+        self.inputs = torch.arange(n, dtype=torch.float32).reshape(n, 1, 1, 1).repeat(1, 2, 6, 6)
+        self.fault, self.at = fault, at
+
+    def __getitem__(self, index: int):
+        image, label = self.inputs[index].clone(), index % 5
+        if index != self.at:
+            return image, label
+        match self.fault:
+            case "label":
+                return image, 7
+            case "negative label":
+                return image, -1
+            case "nan":
+                image[1, 2, 3] = float("nan")
+            case "infinity":
+                image[1, 2, 3] = float("-inf")
+            case "shape":
+                return image[:, :, :5], label
+            case "file":
+                raise OSError("photo_13.png is truncated\nsecond line")
+            case "own":
+                raise LRRTError("photo_13.png has no colour: convert it")
+            case "key":
+                raise KeyError
+            case "kind":
+                return image
+        return image, label
+
+
+FAULTS = {
+    "label": ["example 13", "label 7", "outside 0 to 4", "num_classes"],
+    "negative label": ["example 13", "label -1", "outside 0 to 4"],
+    "nan": ["example 13", "NaN", "clean the data"],
+    "infinity": ["example 13", "infinite", "clean the data"],
+    "shape": ["cannot be read", "one shape"],
+    "file": ["cannot be read", "OSError: photo_13.png is truncated", "remove it"],
+    "own": ["photo_13.png has no colour: convert it"],
+    "key": ["cannot be read", "KeyError"],
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "train", "workers"),
+    [
+        *((fault, train, 0) for fault in FAULTS for train in (True, False)),
+        ("file", True, 1),
+        ("own", False, 1),
+        ("key", False, 1),
+        ("shape", True, 1),
+    ],
+)
+def test_an_example_that_cannot_be_used_is_named_in_one_line(complains, fault, workers, train):
+    splits = {"train": Faulty(), "val": Faulty(), ("train" if train else "val"): Faulty(fault)}
+    data = Data(**splits, num_classes=5)
+    batches = Batches(data, 23, CPU, train=train, workers=workers)
+    where = [] if fault == "own" else ["train" if train else "val"]
+    with complains(*FAULTS[fault], *where):
+        list(batches)
+
+
+@pytest.mark.parametrize("fault", ["label", "nan", "file", "own", "kind"])
+def test_a_chosen_example_that_cannot_be_used_is_named_too(complains, fault):
+    batches = Batches(Data(Faulty(), Faulty(fault), 5), 4, CPU, train=False)
+
+    assert batches.chosen([2, 12])[1].tolist() == [2, 2]
+    with complains("13"):
+        batches.chosen([2, 13])
+
+
+def test_the_first_example_of_a_split_that_cannot_be_read_is_named(complains):
+    with complains("example 0 of the train split", "OSError: photo_13.png is truncated"):
+        _ = Data(Faulty("file", at=0), Faulty(), 5).input_shape
+    with complains("example 0 of the train split", "float32 tensor", "(input tensor, int label)"):
+        _ = Data(Faulty("kind", at=0), Faulty(), 5).input_shape
+
+
+def test_values_whose_sum_overflows_are_no_fault():
+    large = Faulty()
+    large.inputs[:] = 3e38
+
+    assert len(list(Batches(Data(large, large, 5), 4, CPU, train=True))) == 5
+
+
+def test_a_split_is_checked_whole_and_once():
+    read: list[int] = []
+
+    class Counted(Lazy):
+        def __getitem__(self, index: int):
+            read.append(index)
+            return super().__getitem__(index)
+
+    split = Counted(torch.zeros(9, 1), torch.zeros(9, dtype=torch.long))
+    batches = Batches(Data(split, split, 1), 4, CPU, train=False)
+    read.clear()
+    batches.check()
+    batches.check()
+
+    assert read == list(range(9))
+
+
+class Noise(Lazy):
+    def __getitem__(self, index: int):
+        return torch.rand(3), int(self.targets[index])
+
+
+def test_the_seed_reaches_the_processes_that_read():
+    split = Noise(torch.zeros(8, 3), torch.zeros(8, dtype=torch.long))
+
+    def drawn(seed: int) -> set[float]:
+        batches = Batches(Data(split, split, 1), 4, CPU, train=True, seed=seed, workers=1)
+        return {float(value) for inputs, _ in batches for value in inputs[:, 0]}
+
+    first = drawn(1)
+    assert len(first) == 8
+    assert drawn(1) == first
+    assert not drawn(2) & first

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 import pipeline.datasets
 from pipeline.batches import Batches
-from pipeline.datasets import load_data
+from pipeline.datasets import is_dataset_factory, load_data
 
 CPU = torch.device("cpu")
 
@@ -499,3 +499,23 @@ def test_an_unknown_dataset_brings_the_nearest_name(complains, name, nearest):
 def test_an_argument_that_a_dataset_does_not_take_is_named(complains):
     with complains("'digits'", "size", "check dataset_args"):
         load_data("digits", {"size": 3}, "unused")
+
+
+class TestFactoryNames:
+    @pytest.mark.parametrize("name", ["imagefolder:photos", "digits:x", "digits", "imagefolder:/a"])
+    def test_a_known_prefix_is_no_factory(self, name):
+        assert not is_dataset_factory(name)
+
+    @pytest.mark.parametrize("name", ["mine:photos", "package.digits:make"])
+    def test_a_module_of_ones_own_is_one(self, name):
+        assert is_dataset_factory(name)
+
+    @pytest.mark.parametrize("path", ["photos", "/a/long/path/to/many/photos"])
+    def test_a_misspelt_prefix_brings_the_nearest_name(self, complains, path):
+        with complains("dataset 'imagefoldr'", "did you mean 'imagefolder'?"):
+            load_data(f"imagefoldr:{path}", {}, "data")
+
+    def test_a_module_with_a_name_like_a_prefix_is_used(self, write_module, complains):
+        write_module("digitz", "def make():\n    import not_installed_at_all\n")
+        with complains("'digitz:make' raised ModuleNotFoundError", "not_installed_at_all"):
+            load_data("digitz:make", {}, "data")

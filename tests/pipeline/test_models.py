@@ -184,6 +184,11 @@ class TestMistakes:
         with complains("'not_a_model_for_tests:make'", "returned str", "torch.nn.Module"):
             build_model("not_a_model_for_tests:make", {}, IMAGE, 10)
 
+    def test_a_factory_that_makes_a_lazy_module_is_refused(self, complains, write_module):
+        write_module("lazy_for_tests", "from torch import nn\nmake = lambda: nn.LazyLinear(2)\n")
+        with complains("'lazy_for_tests:make'", "'weight' without a shape", "sizes"):
+            build_model("lazy_for_tests:make", {}, IMAGE, 10)
+
     def test_a_factory_gets_its_arguments_and_nothing_else(self, write_module):
         write_module(
             "linear_for_tests", "from torch import nn\ndef make(n):\n    return nn.Linear(n, 2)\n"

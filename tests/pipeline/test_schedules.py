@@ -195,3 +195,11 @@ def test_the_shortest_trainings_can_be_scheduled(name, steps):
 def test_an_unknown_schedule_brings_the_nearest_name(complains):
     with complains("schedule", "'onecycle'", "did you mean 'one-cycle'?"):
         build_schedule("onecycle", groups(1.0), RANGE, 10)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_first_group_at_rate_zero_stays_there_and_the_other_goes_its_way(name):
+    still, moving = scheduled(name, 40, 0.0, 1e-2)
+
+    assert still == [0.0] * 40
+    assert moving == pytest.approx(scheduled(name, 40, 1e-2)[0], rel=1e-12)

@@ -13,7 +13,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 import pipeline.datasets
-from lrrt_stage import LRRange, RangeTestOptions, digest, weights
+from lrrt_stage import LRRange, RangeTestOptions, TrainingStep, digest, weights
 from pipeline.plan import RangeTestPlan
 from pipeline.task import Runtime, Task
 from pipeline.training import Epoch, Training, TrainOptions, train
@@ -394,3 +394,48 @@ def test_fewer_than_one_epoch_is_refused(complains, epochs):
 def test_an_unknown_schedule_brings_the_nearest_name(complains):
     with complains("schedule 'one_cycle'", "did you mean 'one-cycle'?"):
         TrainOptions(schedule="one_cycle")
+
+
+LATE_FAULT = """
+import torch
+from pipeline.data import Data
+from torch.utils.data import Dataset, get_worker_info
+
+class Late(Dataset):
+    def __init__(self, n, bad=None):
+        self.n, self.bad = n, bad
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise OSError("truncated")
+        return torch.full((1, 8, 8), index / 24), int(get_worker_info() is None)
+
+def data(bad):
+    return Data(Late(24), Late(12, bad), 3)
+"""
+
+
+def test_what_is_wrong_late_in_the_validation_split_is_found_before_an_epoch(
+    complains, write_module, monkeypatch
+):
+    write_module("late_for_tests", LATE_FAULT)
+    task = Task(dataset="late_for_tests:data", dataset_args={"bad": 11}, model="mlp", batch_size=4)
+    bench = Workbench(task, Runtime(device="cpu"))
+    steps = []
+    monkeypatch.setattr(TrainingStep, "__call__", lambda *_: steps.append(1))
+
+    with complains("val split", "11", "OSError: truncated"):
+        train(bench, bench.initial_weights(), LRRange(1e-3, 1e-2), TrainOptions(epochs=1))
+    assert steps == []
+
+
+def test_a_validation_split_is_read_by_as_many_processes_as_training(write_module):
+    write_module("late_for_tests", LATE_FAULT)
+    task = Task(dataset="late_for_tests:data", dataset_args={"bad": 99}, model="mlp", batch_size=4)
+    bench = Workbench(task, Runtime("cpu", "data", 1))
+
+    in_this_process = [label for _, labels in bench.val_batches for label in labels.tolist()]
+    assert in_this_process == [0] * 12

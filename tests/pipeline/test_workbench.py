@@ -363,3 +363,25 @@ def test_data_of_every_numeric_type_can_be_tested(write_module, dataset):
 
     curve = made.range_test(made.initial_weights(), RangeTestPlan(RangeTestOptions(iterations=10)))
     assert len(curve) == 10
+
+
+BATCH_NORM = """
+import torch
+from torch import nn
+
+def data():
+    split = torch.rand(9, 13), torch.arange(9) % 3
+    return split, (split[0][:1], split[1][:1])
+
+def model():
+    return nn.Sequential(nn.Linear(13, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+"""
+
+
+def test_a_batch_norm_is_fine_with_one_example_to_validate_on(write_module, complains):
+    write_module("norm_for_tests", BATCH_NORM)
+    changes = {"dataset": "norm_for_tests:data", "model": "norm_for_tests:model", "model_args": {}}
+
+    assert bench(**changes, batch_size=4).val_batches.size == 1
+    with complains("'norm_for_tests:model'", "more than 1 value"):
+        bench(**changes, batch_size=1)
