@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits, write_page
+from lrrt_stage.charts.pictures import draw_panel
 from lrrt_stage.curve import LRCurve
 from lrrt_stage.errors import NoSuggestion
-from lrrt_stage.pictures import draw_panel
 from lrrt_stage.smoothing import Smoothing
 from lrrt_stage.suggestion import LRRange
 

@@ -103,7 +103,7 @@ def _averages_chart(curve: LRCurve, table: pd.DataFrame, beta: float) -> Chart:
 def _lags_chart(table: pd.DataFrame) -> Chart:
     def panel(column: str, title: str, ylabel: str, ylog: bool = False) -> Panel:
         lines = [
-            Line(part["beta"], part[column], str(average), markers=True)
+            Line(part["beta"].to_numpy(), part[column].to_numpy(), str(average), markers=True)
             for average, part in table.groupby("average", sort=False)
         ]
         return Panel(title, "β", ylabel, tuple(lines), ylog=ylog)

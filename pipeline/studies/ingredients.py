@@ -114,9 +114,9 @@ def _effects_table(names: list[str], by_step: list[list[Measured]]) -> pd.DataFr
 def _effects_chart(effects: pd.DataFrame) -> Chart:
     rows = Interval(
         list(effects["ingredient"]),
-        effects["low"],
-        effects["high"],
-        effects["decades"],
+        effects["low"].to_numpy(),
+        effects["high"].to_numpy(),
+        effects["decades"].to_numpy(),
         name="mean, 90 % interval",
     )
     title = f"What each ingredient does to the suggested maximum, {FROM} to {TO}"

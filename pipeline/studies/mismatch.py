@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Chart, Heatmap, Interval, Line, Panel
 
 from lrrt_stage import LRRTError
+from lrrt_stage.charts import Chart, Heatmap, Interval, Line, Panel
 from pipeline.studies.jobs import Measured, Trained, TrainingJob
 from pipeline.studies.pictures import LR_AXIS, tests_table
 from pipeline.studies.ranges import farthest_pair, gap
@@ -125,8 +125,8 @@ def _trainings_chart(trained: Sequence[Trained], losses: dict[tuple[str, str], f
     texts = [[f"{v:.3g}" if math.isfinite(v) else "diverged" for v in row] for row in values]
     lines = tuple(
         Line(
-            [epoch.iteration for epoch in each.epochs],
-            [epoch.val_loss if math.isfinite(epoch.val_loss) else np.nan for epoch in each.epochs],
+            np.array([epoch.iteration for epoch in each.epochs]),
+            np.array([e.val_loss if math.isfinite(e.val_loss) else np.nan for e in each.epochs]),
             each.job.name,
             markers=True,
         )

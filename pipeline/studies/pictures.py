@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Band, Chart, Interval, Line, Panel, Span, limits
+from lrrt_stage.charts import Band, Chart, Interval, Item, Line, Panel, Span, limits
 
 from lrrt_stage import LRRange
 from pipeline.recipes import published_ranges
@@ -60,7 +60,7 @@ def ranges_chart(tests: Sequence[Measured], title: str) -> Chart:
     """Return the range that each test suggests, one row each, and the published ones."""
     rows = [(each.job.name, each.range) for each in tests if each.range is not None]
     found = summarize([lr_range for _, lr_range in rows])
-    items = [
+    items: list[Item] = [
         Span(found.max_q10, found.max_q90, "10 to 90 % of the maxima", "#c0392b", 0.15),
         _rows(rows, "suggested range"),
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lrrt_stage import LRCurve, LRRange
-from lrrt_stage.charts import Chart, Line, Mark, Panel, Span, limits
+from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import LR_AXIS
 from pipeline.studies.study import Findings, Study, kind
@@ -118,7 +118,7 @@ def _chart(watched: Measured, full: Measured) -> Chart:
     assert curve.val_loss is not None
     assert curve.full_val_loss is not None
     assert every.val_loss is not None
-    items = [
+    items: list[Item] = [
         Line(curve.lr, curve.loss, "training loss of each batch", "#9db4c8", 1.0),
         Line(every.lr, every.val_loss, "validation loss, full set at every iteration", "#1f4e79"),
         Line(curve.lr, curve.val_loss, "validation loss, sample", "#c0392b"),

@@ -259,7 +259,7 @@ FAULTS = {
 def test_an_example_that_cannot_be_used_is_named_in_one_line(complains, fault, workers, train):
     splits = {"train": Faulty(), "val": Faulty(), ("train" if train else "val"): Faulty(fault)}
     data = Data(**splits, num_classes=5)
-    batches = Batches(data, 23, CPU, train=train, workers=workers)
+    batches = Batches(data, 23, CPU, train=train, loader_workers=workers)
     where = [] if fault == "own" else ["train" if train else "val"]
     with complains(*FAULTS[fault], *where):
         list(batches)
@@ -314,7 +314,7 @@ def test_the_seed_reaches_the_processes_that_read():
     split = Noise(torch.zeros(8, 3), torch.zeros(8, dtype=torch.long))
 
     def drawn(seed: int) -> set[float]:
-        batches = Batches(Data(split, split, 1), 4, CPU, train=True, seed=seed, workers=1)
+        batches = Batches(Data(split, split, 1), 4, CPU, train=True, seed=seed, loader_workers=1)
         return {float(value) for inputs, _ in batches for value in inputs[:, 0]}
 
     first = drawn(1)

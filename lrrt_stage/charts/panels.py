@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 from matplotlib.colors import to_hex
 
-from lrrt_stage.series import Bars, Heatmap, Interval, Item, Mark, Span
+from lrrt_stage.charts.series import Bars, Heatmap, Interval, Item, Mark, Span
 from lrrt_stage.settings import require
 
 __all__ = ["PALETTE", "Panel", "Placed", "axis_names", "placed", "slanted"]

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from lrrt_stage.panels import Panel, Placed, axis_names, placed, slanted
-from lrrt_stage.series import Band, Bars, Heatmap, Interval, Line, Mark, Span
+from lrrt_stage.charts.panels import Panel, Placed, axis_names, placed, slanted
+from lrrt_stage.charts.series import Band, Bars, Heatmap, Interval, Line, Mark, Span
 
 __all__ = ["draw_panel", "picture"]
 
@@ -50,8 +50,8 @@ def picture(
 def draw_panel(axes: Axes, panel: Panel, items: Sequence[Placed] | None = None) -> None:
     """Draw ``panel`` into ``axes``, its legend below them.
 
-    ``items`` are those that :func:`lrrt_stage.panels.placed` returns for it, by default as if it
-    were the only panel.
+    ``items`` are those that :func:`lrrt_stage.charts.panels.placed` returns for it, by default as
+    if it were the only panel.
     """
     items = placed([panel])[0] if items is None else items
     for each in items:

@@ -9,9 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lrrt_stage.panels import Panel, Placed, axis_names, placed, slanted
-from lrrt_stage.series import Heatmap
-from lrrt_stage.traces import TRACES, Frame
+from lrrt_stage.charts.panels import Panel, Placed, axis_names, placed, slanted
+from lrrt_stage.charts.series import Heatmap
+from lrrt_stage.charts.traces import TRACES, Frame
 
 __all__ = ["page", "write_page"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from lrrt_stage.panels import Panel, Placed
-from lrrt_stage.series import Band, Bars, Heatmap, Interval, Line, Mark, Span
+from lrrt_stage.charts.panels import Panel, Placed
+from lrrt_stage.charts.series import Band, Bars, Heatmap, Interval, Line, Mark, Span
 
 __all__ = ["TRACES", "Frame"]
 

@@ -17,27 +17,11 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from lrrt_stage import pages, pictures
-from lrrt_stage.pages import write_page
-from lrrt_stage.panels import PALETTE, Panel
-from lrrt_stage.series import Band, Bars, Heatmap, Interval, Item, Line, Mark, Span
+from lrrt_stage.charts import pages, pictures
+from lrrt_stage.charts.panels import Panel
 from lrrt_stage.settings import require
 
-__all__ = [
-    "PALETTE",
-    "Band",
-    "Bars",
-    "Chart",
-    "Heatmap",
-    "Interval",
-    "Item",
-    "Line",
-    "Mark",
-    "Panel",
-    "Span",
-    "limits",
-    "write_page",
-]
+__all__ = ["Chart", "limits"]
 
 DOTS = 110
 """Pixels of the page per inch of the picture."""
