@@ -77,7 +77,8 @@ def study_stage(
         tracking.log_dataset(bench)
         source = None if options.study_run_id is None else _source(options.study_run_id, task)
         mark = _study_fingerprint(bench, plan, training, options, fixed)
-        tests = _TestRuns(run, bench, runtime, options, _taken_over(run, mark, options.resume))
+        finished = _taken_over(run, mark, options.resume)
+        tests = _TestRuns(run, bench, runtime, options, finished, source or [])
         subject = _subject(bench)
         mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
         study = Study(task, plan, options, training, bench.data.sizes[0], tests, source, fixed)
@@ -101,10 +102,11 @@ class _TestRuns:
         runtime: Runtime,
         options: StudyOptions,
         finished: dict[str, Run],
+        source: Sequence[Measured],
     ) -> None:
         self.run, self.bench, self.runtime, self.options = run, bench, runtime, options
         self.finished = finished
-        self.outcomes: list[Outcome] = []
+        self.outcomes = [Outcome(each.job, each) for each in source]
 
     def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return the outcomes of ``jobs`` in their order."""
@@ -180,11 +182,11 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
         )
         found = [interrupted]
     else:
-        found = mlflow.MlflowClient().search_runs(
+        same = mlflow.MlflowClient().search_runs(
             [run.info.experiment_id],
-            f"tags.`{FINGERPRINT_TAG}` = '{mark}' and tags.`{STAGE_TAG}` = 'study' "
-            "and attributes.status IN ('FAILED', 'KILLED')",
+            f"tags.`{FINGERPRINT_TAG}` = '{mark}' and tags.`{STAGE_TAG}` = 'study'",
         )
+        found = [each for each in same if each.info.status in ("FAILED", "KILLED")]
     return {
         child.data.tags[FINGERPRINT_TAG]: child
         for study in found

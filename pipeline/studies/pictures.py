@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Band, Chart, Interval, Item, Line, Panel, Span, limits
 
 from lrrt_stage import LRRange
+from lrrt_stage.charts import Band, Chart, Interval, Item, Line, Panel, Span, limits
 from pipeline.recipes import published_ranges
 from pipeline.studies.curves import band, stacked
 from pipeline.studies.jobs import Measured
