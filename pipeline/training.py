@@ -105,8 +105,7 @@ def train(
     training = Training(model, options.epochs * steps_per_epoch)
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
     # Once for a bench: a fraction of an epoch, against an epoch of training that would be lost.
-    with seeded(bench.task.data_seed):
-        bench.val_batches.check()
+    bench.val_batches.check()
     take_step = TrainingStep(
         model, optimizer, batch_loss_of(model, bench.loss_fn), bench.task, bench.device
     )
