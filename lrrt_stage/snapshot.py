@@ -20,7 +20,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lrrt_stage.randomness import preserved_randomness
 
-__all__ = ["preserved"]
+__all__ = ["preserved", "preserved_sources"]
 
 
 MAX_DEPTH = 10
@@ -69,6 +69,19 @@ def preserved(
         for parameter in parameters:
             parameter.grad = None
         optimizer.state = _copied_state(optimizer, device)
+        yield
+
+
+@contextmanager
+def preserved_sources(batches: Any) -> Iterator[None]:
+    """Put the global random states and the generators that ``batches`` holds back at the end.
+
+    Those are found as :func:`preserved` finds them.
+    """
+    restores = [_generator(part) for part in _parts(batches) if isinstance(part, GENERATORS)]
+    with preserved_randomness(), ExitStack() as stack:
+        for restore in restores:
+            stack.callback(restore)
         yield
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from lrrt_stage.settings import require
+from lrrt_stage.snapshot import preserved_sources
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.data import Data, check_batch, check_example, reading, split_size
 
@@ -110,11 +111,13 @@ class Batches:
     def check(self) -> None:
         """Read a split that is not in memory once, whole, so that what is wrong with it is raised.
 
-        Nothing is read where that was done before, or the split is in memory.
+        Nothing is read where that was done before, or the split is in memory. Random states and
+        generators stay as they are.
         """
         if not self.checked:
-            for _ in self._read(None):
-                pass
+            with preserved_sources(self.loader):
+                for _ in self._read(None):
+                    pass
             self.checked = True
 
     @property

@@ -105,8 +105,7 @@ def train(
     training = Training(model, options.epochs * steps_per_epoch)
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
     # Once for a bench: a fraction of an epoch, against an epoch of training that would be lost.
-    with seeded(bench.task.data_seed):
-        bench.val_batches.check()
+    bench.val_batches.check()
     take_step = TrainingStep(model, optimizer, bench.batch_loss(model), bench.task, bench.device)
     with seeded(bench.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 leaves

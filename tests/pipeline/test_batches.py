@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -288,21 +290,30 @@ def test_values_whose_sum_overflows_are_no_fault():
     assert len(list(Batches(Data(large, large, 5), 4, CPU, train=True))) == 5
 
 
-def test_a_split_is_checked_whole_and_once():
+def test_a_split_is_checked_whole_and_once_and_no_random_state_changes():
     read: list[int] = []
+    rng = random.Random()
 
     class Counted(Lazy):
+        rng: random.Random
+
         def __getitem__(self, index: int):
             read.append(index)
+            self.rng.random(), torch.rand(1)
             return super().__getitem__(index)
 
     split = Counted(torch.zeros(9, 1), torch.zeros(9, dtype=torch.long))
+    split.rng = rng
     batches = Batches(Data(split, split, 1), 4, CPU, train=False)
     read.clear()
+    rng.seed(4)
+    state = torch.get_rng_state()
     batches.check()
     batches.check()
 
     assert read == list(range(9))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert rng.random() == random.Random(4).random()
 
 
 class Noise(Lazy):
