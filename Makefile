@@ -19,6 +19,7 @@ lint: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/studies.py
 
 clean:
 	rm -rf .venv
