@@ -17,6 +17,7 @@ import lrrt_stage
 import pipeline
 from mlflow_project.tracking import experiment_id
 from pipeline import Task, Workbench
+from pipeline.datasets import DATASETS
 from pipeline.factories import is_factory
 
 __all__ = ["FINGERPRINT_TAG", "find_same", "fingerprint"]
@@ -59,8 +60,9 @@ def _files(task: Task) -> list[str]:
     """Return the digests of all files that a result depends on: sources, and given weights."""
     folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline)]
     files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    for name in (task.dataset, task.model):
-        if is_factory(name):
+    for name, known in ((task.dataset, DATASETS), (task.model, {})):
+        # `imagefolder:photos` has a factory's form too.
+        if is_factory(name) and name.partition(":")[0] not in known:
             source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
             files += [Path(source)] if source else []
     if task.init.startswith("file:") and Path(given := task.init.removeprefix("file:")).is_file():

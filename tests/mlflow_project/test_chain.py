@@ -2,6 +2,9 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
+import pytest
+from PIL import Image
 
 QUICK = ("--trials", 2, "--trial-epochs", 1, "--epochs", 2)
 
@@ -91,3 +94,20 @@ def test_a_model_is_registered_even_if_the_same_was_trained_before(store):
     store.run(*chain)
     store.run(*chain, "--register", "mine")
     assert [model.name for model in mlflow.search_registered_models()] == ["mine"]
+
+
+@pytest.mark.parametrize("command", ["lrrt", "main"])
+def test_a_folder_of_images_beside_the_command_is_a_dataset(store, command):
+    pixels = np.random.default_rng(0)
+    for name, low, high in (("dark", 0, 120), ("light", 135, 255)):
+        folder = Path("photos") / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            image = pixels.integers(low, high, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(image).save(folder / f"{number}.png")
+    task = ("--dataset", "imagefolder:photos", "--dataset-args", '{"size": 8}', "--model", "mlp")
+    options = ("--batch-size", 8, "--rule", "steepest", "--device", "cpu")
+    chain = (*QUICK, "--reuse", "true") if command == "main" else ()
+    store.run(command, *task, *options, *chain)
+    assert store.one(command).info.status == "FINISHED"
+    assert store.one("lrrt").data.params["dataset"] == "imagefolder:photos"
