@@ -14,6 +14,7 @@ import mlflow
 import torch
 
 import lrrt_stage
+import mlflow_project
 import pipeline
 from mlflow_project.tracking import experiment_id
 from pipeline import Task, Workbench
@@ -58,8 +59,10 @@ def find_same(fingerprint: str) -> str | None:
 
 def _files(task: Task) -> list[str]:
     """Return the digests of all files that a result depends on: sources, and given weights."""
-    folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline)]
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    # The stages count as well: they choose the rule that stands in for one without an answer, and
+    # what each step is handed.
+    folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline, mlflow_project)]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     for name, known in ((task.dataset, DATASETS), (task.model, {})):
         # `imagefolder:photos` has a factory's form too.
         if is_factory(name) and name.partition(":")[0] not in known:
