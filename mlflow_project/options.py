@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import rich_click as click
+from click.core import ParameterSource
 
 from lrrt_stage.settings import option_text
 
@@ -91,9 +92,15 @@ def from_values(options: type[T], values: dict[str, Any]) -> T:
 
 
 def given(values: dict[str, Any], options: type) -> dict[str, Any]:
-    """Return the fields of ``options`` that were given on the command line."""
-    names = {each.name for each in fields(options)}
-    return {k: v for k, v in values.items() if k in names and v is not None}
+    """Return the fields of ``options`` that were given to the command that is running."""
+    return {each.name: values[each.name] for each in fields(options) if _typed(each.name)}
+
+
+def _typed(name: str) -> bool:
+    # A value cannot tell: what was typed may be none, or the default.
+    context = click.get_current_context()
+    assert context is not None
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _option(each: Field[Any], hint: Any, defaults: bool) -> Callable[[Command], Command]:

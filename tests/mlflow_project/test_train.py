@@ -109,6 +109,14 @@ def test_a_task_that_differs_is_refused_with_the_field_and_the_way_on(
     assert not run.data.metrics
 
 
+def test_none_that_was_typed_counts_as_given(store):
+    store.run("lrrt", *store.SMALL, "--clip-norm", 1)
+    outcome = store.run("train", "--epochs", 1, "--clip-norm", "none", code=2)
+    assert "clip_norm: None, not 1.0" in outcome.error
+    store.run("train", "--epochs", 1, "--clip-norm", "none", "--allow-mismatch", "true")
+    assert store.runs("train")[0].data.params["clip_norm"] == "none"
+
+
 def test_a_mismatch_can_be_allowed_on_purpose(store, lrrt):
     store.run("train", "--epochs", 1, "--batch-size", 64, "--allow-mismatch", "true")
     run = store.one("train")
