@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import mlflow
 import torch
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 
 from lrrt_stage import LRRTError
 from lrrt_stage.settings import option_text
+from mlflow_project.connection import connect, experiment_id
 from pipeline import Training, Workbench
 
 __all__ = [
@@ -47,37 +46,9 @@ __all__ = [
 
 STAGE_TAG = "lrrt.stage"
 ERROR_TAG = "lrrt.error"
-CONNECT_SECONDS = 5
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 # The form of the names that MLflow makes up, "adjective-noun-number"; others are the user's.
 MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-
-
-def connect(tracking_uri: str | None, experiment: str | None) -> None:
-    """Choose store and experiment; inside ``mlflow run``, those of its run.
-
-    Raises
-    ------
-    LRRTError
-        If a tracking server does not answer within a few seconds.
-    """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if tracking_uri:
-        mlflow.set_tracking_uri(tracking_uri)
-    uri = mlflow.get_tracking_uri()
-    server = urlparse(uri)
-    if server.scheme in ("http", "https"):
-        # MLflow itself retries for minutes before it says so.
-        port = server.port or (443 if server.scheme == "https" else 80)
-        try:
-            socket.create_connection((server.hostname or "", port), CONNECT_SECONDS).close()
-        except (OSError, UnicodeError) as error:
-            raise LRRTError(
-                f"tracking server {uri} cannot be reached ({error}): start it, or correct "
-                "tracking_uri or MLFLOW_TRACKING_URI"
-            ) from None
-    if experiment and "MLFLOW_RUN_ID" not in os.environ:
-        mlflow.set_experiment(experiment)
 
 
 def get_run(run_id: str) -> Run:
@@ -89,14 +60,6 @@ def get_run(run_id: str) -> Run:
             f"there is no run {run_id!r} in {mlflow.get_tracking_uri()} ({error.error_code}): "
             "check the id and the tracking URI"
         ) from None
-
-
-def experiment_id() -> str:
-    """Return the experiment of the active run, else the one that a new run would go to."""
-    run = mlflow.active_run()
-    if run is not None:
-        return str(run.info.experiment_id)
-    return str(mlflow.tracking.fluent._get_experiment_id())
 
 
 @contextmanager
