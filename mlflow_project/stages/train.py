@@ -13,6 +13,7 @@ from lrrt_stage import LRRange, LRRTError, weights
 from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
 from mlflow_project.handoff import Handoff, run_file
+from mlflow_project.logged_model import log_model
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import HandoffOptions, open_handoff
 from mlflow_project.stages.refine import load_refined
@@ -85,7 +86,7 @@ def train_stage(
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or choose another rule"
             )
         last = training.epochs[-1]
-        tracking.log_model(training.model, bench, run_options.register)
+        log_model(training.model, bench, run_options.register)
         mlflow.set_tag(
             "mlflow.note.content",
             f"{options.schedule} training over learning rates from {lr_range}, on the initial "

@@ -77,6 +77,35 @@ def test_the_logged_model_loads_and_takes_the_datasets_own_images(store, lrrt):
     assert mlflow.pytorch.load_model("models:/digits-mlp/1")(images[:5]).shape == (5, 10)
 
 
+UNTRACEABLE = """
+from torch import nn
+
+class Model(nn.Sequential):
+    def forward(self, x):
+        # How it goes on depends on a value: a graph cannot hold that.
+        y = super().forward(x)
+        return y if y.sum().item() > 1e9 else y * 1
+
+def make():
+    return Model(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_a_model_that_cannot_be_exported_is_pickled_and_logged_once(store, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "untraceable.py").write_text(UNTRACEABLE)
+    store.run("lrrt", "--model", "untraceable:make", "--batch-size", 128, "--device", "cpu")
+    outcome = store.run("train", "--epochs", 1)
+    run = store.one("train")
+    models = mlflow.search_logged_models(output_format="list")
+    assert [(each.status, each.source_run_id) for each in models] == [("READY", run.info.run_id)]
+    model = mlflow.pytorch.load_model(f"models:/{models[0].model_id}")
+    assert model(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
+    assert "graph" not in outcome.out
+    assert "def forward" not in outcome.out + outcome.err
+    sys.modules.pop("untraceable")
+
+
 @pytest.mark.parametrize("schedule", ["triangular", "warm-restarts", "constant"])
 def test_other_schedules_stay_inside_the_narrowed_range(store, lrrt, schedule):
     store.run("train", "--epochs", 2, "--schedule", schedule)
@@ -204,6 +233,12 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, mon
         assert store.history(resumed, metric) == store.history(whole, metric)
     files = [store.file(run, "final_weights.safetensors") for run in (whole, resumed)]
     assert digest(weights.load(files[0])) == digest(weights.load(files[1]))
+
+
+def test_a_range_test_that_was_deleted_is_refused(store, lrrt):
+    mlflow.MlflowClient().delete_run(lrrt.info.run_id)
+    outcome = store.run("train", "--lrrt-run-id", lrrt.info.run_id, code=2)
+    assert f"run {lrrt.info.run_id} was deleted: give another, or restore it" in outcome.error
 
 
 def test_a_run_that_cannot_be_resumed_is_refused(store, lrrt):
