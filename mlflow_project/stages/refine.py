@@ -16,13 +16,8 @@ import optuna
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
-from mlflow_project.handoff import (
-    CONTRACT_VERSION,
-    SOURCE_TAG,
-    Handoff,
-    find_run,
-    run_file,
-)
+from mlflow_project.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
+from mlflow_project.handoff import SOURCE_TAG, Handoff
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import HandoffOptions, open_handoff
 from mlflow_project.tracking import stage_run, staged_files
@@ -39,7 +34,7 @@ from pipeline.plots import study_figures
 
 __all__ = ["load_refined", "refine_fingerprint", "refine_stage"]
 
-REFINED = "refined_range.json"
+REFINED, REFINED_TAG = "refined_range.json", "lrrt.refined_sha256"
 
 
 def refine_stage(
@@ -78,6 +73,8 @@ def refine_stage(
         refined = best_range(study, narrowed)
         with staged_files(run) as folder:
             _write(folder, study, handoff, refined)
+            if refined is not None:
+                mlflow.set_tag(REFINED_TAG, sha256(folder / REFINED))
         if refined is None:
             raise LRRTError(
                 f"no trial of study {name!r} ended with a finite loss: lower the maximum with "
@@ -122,7 +119,7 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
     Raises
     ------
     LRRTError
-        If there is no such run, or it refined another range test.
+        If there is no such run, its range was altered, or it refined another range test.
     """
     run = find_run(run_id, "refine")
     source = run.data.tags.get(SOURCE_TAG)
@@ -132,8 +129,12 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
         "refine this one, or train that one",
     )
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        content = json.loads(run_file(run, REFINED, folder).read_text(encoding="utf-8"))
-    return run.info.run_id, LRRange(**content["range"])
+        content = read_json(run, REFINED, REFINED_TAG, folder, tag_needed=False)
+    with readable(run, Path(REFINED)):
+        lr_range = LRRange(**content["range"])
+        named = content["lrrt_run_id"]
+        require(named == source, f"it is of range test {named}, not {source}")
+    return run.info.run_id, lr_range
 
 
 class _TrialRuns:

@@ -1,5 +1,8 @@
+import hashlib
+import json
 import sys
 import time
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -193,10 +196,6 @@ def test_training_that_diverges_fails_clearly_and_keeps_its_curves(store):
 
 
 def _overwrite_range(run, low, high):
-    import hashlib
-    import json
-    from pathlib import Path
-
     path = Path(run.info.artifact_uri.removeprefix("file://")) / "suggestions.json"
     content = json.loads(path.read_text()) | {"range": {"min": low, "max": high}}
     path.write_text(json.dumps(content))
@@ -244,6 +243,38 @@ def test_a_range_test_that_was_deleted_is_refused(store, lrrt):
 def test_a_run_that_cannot_be_resumed_is_refused(store, lrrt):
     outcome = store.run("train", "--resume", lrrt.info.run_id, code=2)
     assert "cannot be resumed" in outcome.error
+
+
+def test_a_training_that_finished_has_nothing_to_resume(store, lrrt):
+    store.run("train", "--epochs", 1)
+    done = store.one("train").info.run_id
+    outcome = store.run("train", "--epochs", 1, "--resume", done, code=2)
+    assert f"run {done} finished, there is nothing to go on with" in outcome.error
+
+
+@pytest.mark.parametrize("what", ["cut short", "missing"])
+def test_a_checkpoint_that_cannot_be_used_is_named(store, lrrt, monkeypatch, what):
+    stage = sys.modules["mlflow_project.stages.train"]
+
+    def interrupting(run, training, *args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.tracking, "log_training", interrupting)
+        store.run("train", "--epochs", 2, code=130)
+    run = store.one("train")
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    if what == "missing":
+        path.unlink()
+    outcome = store.run("train", "--epochs", 2, "--resume", run.info.run_id, code=2)
+    named = (
+        f"run {run.info.run_id} has no artifact checkpoint.pt"
+        if what == "missing"
+        else f"checkpoint.pt of run {run.info.run_id} cannot be read"
+    )
+    assert named in outcome.error
+    assert outcome.error.endswith("run train again")
 
 
 @pytest.mark.gpu
