@@ -151,6 +151,7 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Range test", HandoffOptions)
 @options_of("Narrowing", Narrowing)
 @options_of("Search", RefineOptions)
+@options_of("Training that follows", TrainOptions, only=["schedule"])
 @options_of("Task (taken from the range test)", Task, defaults=False)
 @options_of("Where it runs", Runtime)
 @_tracked
@@ -161,6 +162,7 @@ def refine_command(**values: Any) -> None:
         refine_stage,
         (HandoffOptions, Runtime, Narrowing, RefineOptions),
         values,
+        schedule=TrainOptions(schedule=values["schedule"]).schedule,
         changes=given(values, Task),
     )
 

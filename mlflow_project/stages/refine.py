@@ -42,32 +42,40 @@ def refine_stage(
     runtime: Runtime,
     narrowing: Narrowing,
     options: RefineOptions,
+    schedule: str,
     *,
     changes: dict[str, Any] | None = None,
     bench: Workbench | None = None,
 ) -> str:
     """Search the peak LR as a run of its own with a child run per trial; return its id.
 
+    ``schedule`` is that of the training which follows, and so that of the trials.
+
     Raises
     ------
     LRRTError
-        If the hand-off or the storage cannot be used, or every trial diverged.
+        If the hand-off, the storage or the study cannot be used, or every trial diverged.
     """
     with stage_run("refine") as run:
         handoff, bench, narrowed = open_handoff(
             run, handoff_options, runtime, narrowing, changes, bench
         )
-        mark = refine_fingerprint(bench, handoff, narrowed, options)
-        name = options.study_name or _study_name(bench, handoff, narrowed, options)
+        mark = refine_fingerprint(bench, handoff, narrowed, options, schedule)
+        # What more trials, or another storage or name, do not change: the study goes on.
+        same = replace(options, trials=1, storage="", study_name=None)
+        study_mark = refine_fingerprint(bench, handoff, narrowed, same, schedule)
+        name = options.study_name or f"lrrt-{study_mark[:16]}"
         mlflow.set_tag(FINGERPRINT_TAG, mark)
-        tracking.log_params(run, {**asdict(options), "study_name": name})
+        tracking.log_params(run, {**asdict(options), "study_name": name, "schedule": schedule})
         with display.progress("refinement") as progress:
             study = refine(
                 bench,
                 handoff.weights,
                 narrowed,
                 options,
+                schedule,
                 study_name=name,
+                mark=study_mark,
                 on_trial=_TrialRuns(options, progress),
             )
         refined = best_range(study, narrowed)
@@ -99,18 +107,21 @@ def refine_stage(
 
 
 def refine_fingerprint(
-    bench: Workbench, handoff: Handoff, narrowed: LRRange, options: RefineOptions
+    bench: Workbench,
+    handoff: Handoff,
+    narrowed: LRRange,
+    options: RefineOptions,
+    schedule: str,
 ) -> str:
     """Return what marks searches that would give the same range."""
-    return fingerprint("refine", bench, source=handoff.run_id, narrowed=narrowed, options=options)
-
-
-def _study_name(
-    bench: Workbench, handoff: Handoff, narrowed: LRRange, options: RefineOptions
-) -> str:
-    """Return a name that more trials, or another storage, do not change: the study goes on."""
-    same = replace(options, trials=1, storage="")
-    return f"lrrt-{refine_fingerprint(bench, handoff, narrowed, same)[:16]}"
+    return fingerprint(
+        "refine",
+        bench,
+        source=handoff.run_id,
+        narrowed=narrowed,
+        options=options,
+        schedule=schedule,
+    )
 
 
 def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
@@ -169,7 +180,9 @@ class _TrialRuns:
 
 
 def _write(folder: Path, study: optuna.Study, handoff: Handoff, refined: LRRange | None) -> None:
-    study.trials_dataframe().to_csv(folder / "trials.csv", index=False)
+    # Without the user attributes: which process ran a trial is nobody else's business.
+    columns = ("number", "value", "datetime_start", "datetime_complete", "duration", "params")
+    study.trials_dataframe((*columns, "state")).to_csv(folder / "trials.csv", index=False)
     for name, figure in study_figures(study).items():
         figure.savefig(folder / name, dpi=110, bbox_inches="tight")
     if refined is not None:

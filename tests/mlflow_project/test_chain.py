@@ -76,6 +76,32 @@ def test_a_step_that_fails_fails_the_chain_with_its_reason_and_keeps_what_was_do
     assert steps["lrrt"].info.status == "FINISHED"
 
 
+def test_the_parent_has_all_options_even_if_the_chain_fails(store):
+    options = ("--lr-end", 1e-6, "--beta", 0.97, "--rule", "valley", "--search-seed", 4)
+    store.run("main", *store.SMALL, *QUICK, *options, code=2)
+    parent = store.one("main")
+    assert parent.info.status == "FAILED"
+    expected = {
+        "model": "mlp", "batch_size": "128", "device": "cpu", "lr_end": "1e-06", "beta": "0.97",
+        "rule": "valley", "validation": "none", "narrowing": "top", "search_seed": "4",
+        "trials": "2", "epochs": "2", "schedule": "one-cycle", "refine": "true", "reuse": "false",
+    }  # fmt: skip
+    assert expected.items() <= parent.data.params.items()
+
+
+def test_refinement_takes_the_schedule_of_the_training(store):
+    store.run("main", *store.SMALL, *QUICK, "--schedule", "triangular")
+    refine, train = store.one("refine"), store.one("train")
+    assert refine.data.params["schedule"] == train.data.params["schedule"] == "triangular"
+    for trial in store.runs("trial"):
+        rates = store.history(trial, "lr")[1]
+        # Four triangles in the 11 steps of an epoch start where they end; one cycle ends far below.
+        assert min(rates) == rates[0] == pytest.approx(trial.data.metrics["trained_lr_min"])
+    # The other schedule is another search.
+    store.run("main", *store.SMALL, *QUICK, "--reuse", "true")
+    assert set(children(store, store.runs("main")[0])) == {"refine", "train"}
+
+
 def test_other_weights_under_the_same_path_are_not_mistaken_for_the_same(store):
     store.run("lrrt", *store.SMALL, "--seed", 5)
     first = Path(store.file(store.one("lrrt"), "initial_weights.safetensors")).read_bytes()

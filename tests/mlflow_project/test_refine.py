@@ -107,6 +107,40 @@ def test_more_trials_go_on_with_the_same_study(store, lrrt):
     ]
 
 
+def test_a_study_of_another_range_test_is_refused_under_the_same_name(store, lrrt):
+    quick = ("refine", "--trials", 1, "--trial-epochs", 1, "--study-name", "mine")
+    store.run(*quick)
+    store.run(*quick, "--trials", 2)
+    store.run("lrrt", *store.SMALL, "--seed", 1)
+    outcome = store.run(*quick, code=2)
+    assert "study 'mine' is of another range test" in outcome.error
+    assert "give another study_name" in outcome.error
+    outcome = store.run(*quick, "--lrrt-run-id", lrrt.info.run_id, "--trial-epochs", 2, code=2)
+    assert "with other options" in outcome.error
+
+
+def test_the_table_of_trials_does_not_name_the_machine(store, lrrt):
+    store.run("refine", "--trials", 1, "--trial-epochs", 1)
+    table = pd.read_csv(store.file(store.one("refine"), "trials.csv"))
+    assert {"number", "value", "params_peak_lr", "state"} <= {*table}
+    assert not [name for name in table if "attrs" in name]
+
+
+def test_trials_take_the_schedule_that_is_named(store, lrrt):
+    quick = ("refine", "--trials", 1, "--trial-epochs", 1)
+    store.run(*quick, "--schedule", "constant")
+    run = store.one("refine")
+    (trial,) = trials(store, run)
+    assert set(store.history(trial, "lr")[1]) == {trial.data.metrics["trained_lr_max"]}
+    assert run.data.params["schedule"] == "constant"
+    store.run(*quick)
+    one_cycle, constant = store.runs("refine")
+    assert one_cycle.data.params["schedule"] == "one-cycle"
+    # Another study, not the constant one gone on with.
+    assert one_cycle.data.params["study_name"] != constant.data.params["study_name"]
+    assert "did you mean 'one-cycle'" in store.run(*quick, "--schedule", "onecycle", code=2).error
+
+
 def test_any_optuna_storage_is_taken(store, lrrt, tmp_path):
     store.run("refine", *QUICK, "--storage", f"sqlite:///{tmp_path}/elsewhere.db")
     studies = optuna.get_all_study_names(f"sqlite:///{tmp_path}/elsewhere.db")
