@@ -25,6 +25,7 @@ from lrrt_stage import (  # noqa: E402
     Smoothing,
     SuggestionOptions,
 )
+from lrrt_stage.errors import first_line  # noqa: E402
 from mlflow_project import display, tracking  # noqa: E402
 from mlflow_project.options import from_values, given, options_of  # noqa: E402
 from mlflow_project.stages import (  # noqa: E402
@@ -74,7 +75,7 @@ def _fail(reason: str) -> int:
     try:
         tracking.fail_project_run(line)
     except Exception as error:  # the store itself may be what is wrong
-        print(f"(the run could not be marked as failed: {error})", file=sys.stderr)
+        print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
     return USAGE_ERROR
 
 
