@@ -25,6 +25,7 @@ from lrrt_stage import (  # noqa: E402
     Smoothing,
     SuggestionOptions,
 )
+from lrrt_stage.errors import first_line  # noqa: E402
 from mlflow_project import display, tracking  # noqa: E402
 from mlflow_project.options import from_values, given, options_of, typed  # noqa: E402
 from mlflow_project.stages import (  # noqa: E402
@@ -78,7 +79,7 @@ def _fail(reason: str) -> int:
     try:
         tracking.fail_project_run(line)
     except Exception as error:  # the store itself may be what is wrong
-        print(f"(the run could not be marked as failed: {error})", file=sys.stderr)
+        print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
     return USAGE_ERROR
 
 
@@ -158,6 +159,7 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Range test", HandoffOptions)
 @options_of("Narrowing", Narrowing)
 @options_of("Search", RefineOptions)
+@options_of("Training that follows", TrainOptions, only=["schedule"])
 @options_of("Task (taken from the range test)", Task, defaults=False)
 @options_of("Where it runs", Runtime)
 @_tracked
@@ -168,6 +170,7 @@ def refine_command(**values: Any) -> None:
         refine_stage,
         (HandoffOptions, Runtime, Narrowing, RefineOptions),
         values,
+        schedule=TrainOptions(schedule=values["schedule"]).schedule,
         changes=given(values, Task),
     )
 

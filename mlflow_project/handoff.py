@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import tempfile
@@ -12,26 +11,36 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import torch
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import LRCurve, LRRange, LRRTError, NoSuggestion, Smoothing, plots, weights
 from lrrt_stage.settings import require
-from mlflow_project.tracking import ERROR_TAG, STAGE_TAG, experiment_id, get_run
+from mlflow_project.artifacts import (
+    CONTRACT_VERSION,
+    find_run,
+    read_json,
+    read_weights,
+    readable,
+    require_digest,
+    run_file,
+    sha256,
+)
 from pipeline import Narrowing, Task, Workbench, build_schedule
 
 __all__ = ["CONTRACT_VERSION", "Handoff", "find_run", "load_handoff", "publish", "run_file"]
 
-CONTRACT_VERSION = 1
 WEIGHTS, TASK, CURVE = "initial_weights.safetensors", "task.json", "curve.csv"
 SUGGESTIONS, PICTURE, PAGE = "suggestions.json", "lrrt_curve.png", "lrrt_curve.html"
 WEIGHTS_TAG, SOURCE_TAG = "lrrt.weights_sha256", "lrrt.source_run_id"
-FILE_TAGS = {TASK: "lrrt.task_sha256", SUGGESTIONS: "lrrt.suggestions_sha256"}
+FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
+FILE_TAGS = {
+    TASK: "lrrt.task_sha256",
+    SUGGESTIONS: "lrrt.suggestions_sha256",
+    CURVE: "lrrt.curve_sha256",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def publish(
     files = {tag: folder / name for name, tag in FILE_TAGS.items()}
     return {
         WEIGHTS_TAG: weights.digest(state),
-        **{tag: _sha256(path) for tag, path in files.items() if path.exists()},
+        **{tag: sha256(path) for tag, path in files.items() if path.exists()},
     }
 
 
@@ -136,77 +145,39 @@ def load_handoff(run_id: str = "latest") -> Handoff:
     ------
     LRRTError
         If there is no such run, it is of another stage or did not finish, an artifact is
-        missing, or one does not match the digest that the run recorded.
+        missing or unreadable, or does not match the digest that the run recorded.
     """
     run = find_run(run_id, "lrrt")
+    state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        state = weights.load(run_file(run, WEIGHTS, folder))
-        _require_digest(run, WEIGHTS, WEIGHTS_TAG, weights.digest(state))
-        published = _read_json(run, TASK, folder)
-        suggestions = _read_json(run, SUGGESTIONS, folder)
-        curve = LRCurve.from_csv(
-            run_file(run, CURVE, folder),
-            stop=suggestions["curve"]["stop"],
-            epochs=suggestions["curve"]["epochs"],
-        )
+        published = read_json(run, TASK, FILE_TAGS[TASK], folder)
+        suggestions = read_json(run, SUGGESTIONS, FILE_TAGS[SUGGESTIONS], folder)
+        with readable(run, Path(TASK)):
+            task = json.dumps(published["task"])
+            data_sha256, device = published["data_sha256"], published["device"]
+        with readable(run, Path(SUGGESTIONS)):
+            smoothing = Smoothing(**suggestions["smoothing"])
+            rule, lr_range = suggestions["rule"], LRRange(**suggestions["range"])
+            length, stop, epochs = (
+                suggestions["curve"][name] for name in ("iterations", "stop", "epochs")
+            )
+        path = run_file(run, CURVE, folder)
+        require_digest(run, CURVE, FILE_TAGS[CURVE], sha256(path), tag_needed=False)
+        with readable(run, path):
+            curve = LRCurve.from_csv(path, stop=stop, epochs=epochs)
+            # All that tells, in a run without the digest, that a part was cut off.
+            require(len(curve) == length, f"it has {len(curve)} of {length} iterations")
     return Handoff(
         run_id=run.info.run_id,
-        task=Task.from_json(json.dumps(published["task"])),
-        data_sha256=published["data_sha256"],
-        device=published["device"],
+        task=Task.from_json(task),
+        data_sha256=data_sha256,
+        device=device,
         weights=state,
         curve=curve,
-        smoothing=Smoothing(**suggestions["smoothing"]),
-        rule=suggestions["rule"],
-        range=LRRange(**suggestions["range"]),
+        smoothing=smoothing,
+        rule=rule,
+        range=lr_range,
     )
-
-
-def find_run(run_id: str, stage: str) -> Run:
-    """Return the finished run ``run_id`` of ``stage``; ``latest``: the newest in the experiment.
-
-    Raises
-    ------
-    LRRTError
-        If there is none; the message says what was found instead.
-    """
-    if run_id == "latest":
-        client, experiment = mlflow.MlflowClient(), experiment_id()
-        found = client.search_runs(
-            [experiment],
-            f"tags.`{STAGE_TAG}` = '{stage}' and attributes.status = 'FINISHED'",
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-        name = client.get_experiment(experiment).name
-        require(bool(found), f"experiment {name!r} has no finished {stage} run: run {stage} first")
-        return found[0]
-    run = get_run(run_id)
-    of_stage = run.data.tags.get(STAGE_TAG)
-    require(
-        of_stage == stage,
-        f"run {run_id} is of stage {of_stage!r}, not {stage!r}: give a {stage} run's id, or latest",
-    )
-    reason = run.data.tags.get(ERROR_TAG, "it did not finish")
-    require(
-        run.info.status == "FINISHED",
-        f"{stage} run {run_id} ended {run.info.status} ({reason}): give one that finished",
-    )
-    return run
-
-
-def run_file(run: Run, name: str, folder: str | Path) -> Path:
-    """Download the artifact ``name`` into ``folder``; raise LRRTError if the run has none."""
-    try:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=run.info.run_id, artifact_path=name, dst_path=str(folder)
-        )
-    except (MlflowException, OSError) as error:
-        raise LRRTError(
-            f"run {run.info.run_id} has no artifact {name}: it was deleted, or the artifact store "
-            f"cannot be read; run lrrt again"
-        ) from error
-    return Path(path)
 
 
 def _suggestions(
@@ -242,29 +213,3 @@ def _environment(device: torch.device) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_json(run: Run, name: str, folder: str) -> dict[str, Any]:
-    path = run_file(run, name, folder)
-    _require_digest(run, name, FILE_TAGS[name], _sha256(path))
-    content = json.loads(path.read_text(encoding="utf-8"))
-    theirs = content["contract_version"]
-    require(
-        theirs <= CONTRACT_VERSION,
-        f"run {run.info.run_id} was published with contract version {theirs}, this lrrt-stage "
-        f"knows {CONTRACT_VERSION}: update lrrt-stage",
-    )
-    return content
-
-
-def _require_digest(run: Run, name: str, tag: str, digest: str) -> None:
-    recorded = run.data.tags.get(tag)
-    require(
-        recorded == digest,
-        f"{name} of run {run.info.run_id} was altered: its digest is {digest[:12]}…, the run "
-        f"recorded {str(recorded)[:12]}…; run lrrt again",
-    )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -97,9 +97,8 @@ def from_values(
 
 
 def given(values: dict[str, Any], options: type) -> dict[str, Any]:
-    """Return the fields of ``options`` that were given on the command line."""
-    names = {each.name for each in fields(options)}
-    return {k: v for k, v in values.items() if k in names and v is not None}
+    """Return the fields of ``options`` that were given to the command that is running."""
+    return {each.name: values[each.name] for each in fields(options) if typed(each.name)}
 
 
 def typed(name: str) -> bool:

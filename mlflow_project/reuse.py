@@ -14,9 +14,11 @@ import mlflow
 import torch
 
 import lrrt_stage
+import mlflow_project
 import pipeline
 from mlflow_project.tracking import experiment_id
 from pipeline import Task, Workbench
+from pipeline.datasets import is_dataset_factory
 from pipeline.factories import is_factory
 
 __all__ = ["FINGERPRINT_TAG", "find_same", "fingerprint"]
@@ -57,12 +59,15 @@ def find_same(fingerprint: str) -> str | None:
 
 def _files(task: Task) -> list[str]:
     """Return the digests of all files that a result depends on: sources, and given weights."""
-    folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline)]
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    for name in (task.dataset, task.model):
-        if is_factory(name):
-            source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
-            files += [Path(source)] if source else []
+    # The stages count as well: they choose the rule that stands in for one without an answer, and
+    # what each step is handed.
+    folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline, mlflow_project)]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    factories = [task.dataset] if is_dataset_factory(task.dataset) else []
+    factories += [task.model] if is_factory(task.model) else []
+    for name in factories:
+        source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
+        files += [Path(source)] if source else []
     if task.init.startswith("file:") and Path(given := task.init.removeprefix("file:")).is_file():
         files.append(Path(given))
     return [_sha(path.read_bytes()) for path in files]

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import mlflow
-import torch
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.time import get_current_time_millis
-from torch import Tensor, nn
 
 from lrrt_stage import LRRTError
-from lrrt_stage.settings import option_text
+from lrrt_stage.settings import option_text, require
+from mlflow_project.connection import connect, experiment_id
 from pipeline import Training, Workbench
 from pipeline.studies import Trained
 
@@ -36,7 +32,6 @@ __all__ = [
     "fail_project_run",
     "get_run",
     "log_dataset",
-    "log_model",
     "log_params",
     "log_scalars",
     "log_series",
@@ -48,56 +43,31 @@ __all__ = [
 
 STAGE_TAG = "lrrt.stage"
 ERROR_TAG = "lrrt.error"
-CONNECT_SECONDS = 5
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
-# The form of the names that MLflow makes up, "adjective-noun-number"; others are the user's.
-MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-
-
-def connect(tracking_uri: str | None, experiment: str | None) -> None:
-    """Choose store and experiment; inside ``mlflow run``, those of its run.
-
-    Raises
-    ------
-    LRRTError
-        If a tracking server does not answer within a few seconds.
-    """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if tracking_uri:
-        mlflow.set_tracking_uri(tracking_uri)
-    uri = mlflow.get_tracking_uri()
-    server = urlparse(uri)
-    if server.scheme in ("http", "https"):
-        # MLflow itself retries for minutes before it says so.
-        port = server.port or (443 if server.scheme == "https" else 80)
-        try:
-            socket.create_connection((server.hostname or "", port), CONNECT_SECONDS).close()
-        except (OSError, UnicodeError) as error:
-            raise LRRTError(
-                f"tracking server {uri} cannot be reached ({error}): start it, or correct "
-                "tracking_uri or MLFLOW_TRACKING_URI"
-            ) from None
-    if experiment and "MLFLOW_RUN_ID" not in os.environ:
-        mlflow.set_experiment(experiment)
+# The names that MLflow makes up, "predicate-noun-number"; others are the user's.
+MADE_UP_NAME = re.compile(
+    "({})-({})-[0-9]+".format(
+        *("|".join(map(re.escape, words)) for words in (_GENERATOR_PREDICATES, _GENERATOR_NOUNS))
+    ),
+    re.IGNORECASE,
+)
 
 
 def get_run(run_id: str) -> Run:
-    """Return a run; raise LRRTError if the store has none of this id."""
+    """Return a run; raise LRRTError if the store has none of this id, or it was deleted."""
     try:
-        return mlflow.MlflowClient().get_run(run_id)
+        run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise LRRTError(
             f"there is no run {run_id!r} in {mlflow.get_tracking_uri()} ({error.error_code}): "
             "check the id and the tracking URI"
         ) from None
-
-
-def experiment_id() -> str:
-    """Return the experiment of the active run, else the one that a new run would go to."""
-    run = mlflow.active_run()
-    if run is not None:
-        return str(run.info.experiment_id)
-    return str(mlflow.tracking.fluent._get_experiment_id())
+    require(
+        run.info.lifecycle_stage == LifecycleStage.ACTIVE,
+        f"run {run_id} was deleted: give another, or restore it with mlflow runs restore "
+        f"--run-id {run_id}",
+    )
+    return run
 
 
 @contextmanager
@@ -119,7 +89,7 @@ def stage_run(stage: str) -> Iterator[Run]:
         raise
     except Exception as error:
         text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
-        mlflow.set_tag(ERROR_TAG, text[:5000])
+        mlflow.set_tag(ERROR_TAG, " ".join(text.split())[:5000])
         raise
     finally:
         mlflow.end_run(status)
@@ -213,61 +183,3 @@ def log_dataset(bench: Workbench) -> None:
     name = bench.task.dataset.partition(":")[0]
     dataset = MetaDataset(source, name=name, digest=bench.data.digest[:32])  # type: ignore[abstract]
     mlflow.log_input(dataset, context="training")
-
-
-class _Deployed(nn.Module):
-    """A model that takes its dataset's inputs as they are: scaling and normalisation included."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, bench: Workbench) -> None:
-        super().__init__()
-        self.model = model
-        statistics = bench.val_batches.statistics
-        self.normalised = statistics is not None
-        if statistics is not None:
-            self.register_buffer("mean", statistics[0].cpu())
-            self.register_buffer("std", statistics[1].cpu())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.float() / 255
-        if self.normalised:
-            inputs = (inputs - self.mean) / self.std
-        return self.model(inputs)
-
-
-def log_model(model: nn.Module, bench: Workbench, register: str | None = None) -> str:
-    """Log the trained model with signature and input example; return its URI.
-
-    It takes inputs as the dataset holds them (before normalisation), a batch of any size, and
-    returns logits. It is a ``torch.export`` archive, which loads without this project and
-    without pickle; a model that cannot be exported is pickled.
-    """
-    split = bench.data.val
-    example = (
-        split[0][:2] if isinstance(split, tuple) else torch.stack([split[0][0], split[1][0]])
-    ).cpu()
-    deployed = _Deployed(model.cpu().to(memory_format=torch.contiguous_format), bench).eval()
-    with torch.no_grad():
-        output = deployed(example)
-    inputs = example.numpy()
-    options: dict[str, Any] = {
-        "name": "model",
-        "input_example": inputs,
-        "signature": ModelSignature(
-            Schema([TensorSpec(inputs.dtype, (-1, *inputs.shape[1:]))]),
-            Schema([TensorSpec(output.numpy().dtype, (-1, *output.shape[1:]))]),
-        ),
-        # Given, so that MLflow does not start a process to find them out.
-        "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
-        "registered_model_name": register,
-    }
-    try:
-        info = mlflow.pytorch.log_model(deployed, serialization_format="pt2", **options)
-    except MlflowException:
-        raise
-    except Exception:  # whatever torch.export raises for a model that it cannot trace
-        info = mlflow.pytorch.log_model(deployed, serialization_format="pickle", **options)
-    return info.model_uri

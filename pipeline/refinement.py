@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ __all__ = ["RefineOptions", "best_range", "peak_range", "refine"]
 
 RANDOM_TRIALS = 3
 """Trials before TPE models the loss and before the pruner may stop one."""
+
+MARK, HOST, PID = "lrrt.fingerprint", "lrrt.host", "lrrt.pid"
+"""User attributes: of a study what it searches, of a trial which process runs it."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +63,27 @@ def refine(
     schedule: str = "one-cycle",
     *,
     study_name: str,
+    mark: str | None = None,
     on_trial: OnTrial | None = None,
 ) -> optuna.Study:
     """Search the peak LR (log scale) for the lowest validation loss; return the study.
 
-    Every trial is a short training from the very weights ``state``. The first takes the narrowed
+    Every trial is a short training from the very weights ``state``, with the ``schedule`` of the
+    training that follows. The first takes the narrowed
     maximum. TPE proposes the others; the median pruner ends those that fall behind in the second
     half of their schedule. A trial that diverges has an infinite loss. Interrupted and run
     again, the study goes on and proposes what it would have proposed.
 
+    ``mark`` stands for all that a trial's loss depends on. A study keeps it, and is gone on with
+    under the same mark only; None: unchecked.
+
     ``on_trial(number, range)`` is a context manager around each trial; it yields a function that
     is called after every epoch with the training so far and whether the trial is pruned now.
+
+    Raises
+    ------
+    LRRTError
+        If the storage cannot be used, or holds a study of this name with another mark.
     """
     pruner = optuna.pruners.MedianPruner(
         n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-options.trial_epochs // 2)
@@ -82,10 +97,15 @@ def refine(
             f"storage {options.storage!r} cannot be used ({first_line(error)}): give an Optuna "
             "storage URL such as sqlite:///optuna.db"
         ) from error
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        study.tell(trial.number, state=TrialState.FAIL)  # its process was ended
+    if mark is not None:
+        _check_mark(study, mark)
+    for left in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if _process_is_gone(left):
+            study.tell(left.number, state=TrialState.FAIL)
 
     def objective(trial: optuna.Trial) -> float:
+        trial.set_user_attr(HOST, platform.node())
+        trial.set_user_attr(PID, os.getpid())
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(epochs=options.trial_epochs, schedule=schedule)
@@ -139,6 +159,29 @@ class _Pruned(Exception):
 
 def _ignore(training: Training, pruned: bool) -> None:
     """Follow no trial."""
+
+
+def _check_mark(study: optuna.Study, mark: str) -> None:
+    if not study.get_trials(deepcopy=False) and MARK not in study.user_attrs:
+        study.set_user_attr(MARK, mark)
+    require(
+        study.user_attrs.get(MARK) == mark,
+        f"study {study.study_name!r} is of another range test, with other options or other code: "
+        "give another study_name, or none for a name of its own",
+    )
+
+
+def _process_is_gone(trial: optuna.trial.FrozenTrial) -> bool:
+    """Tell whether the trial's process was of this host and has ended."""
+    if trial.user_attrs.get(HOST) != platform.node() or os.name != "posix":
+        return False
+    try:
+        os.kill(trial.user_attrs[PID], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is another user's
+        return False
+    return False
 
 
 def _finished(study: optuna.Study) -> int:

@@ -71,7 +71,12 @@ def chain(
 
     with stage_run("main") as parent:
         tracking.name_run(parent, f"{short_name(task)} seed {task.seed}")
+        # At once, so that a chain that fails has them too.
+        given = (task, narrowing, refine_options, train_options, options)
+        values = {name: value for part in given for name, value in asdict(part).items()}
+        tracking.log_params(parent, values | plan.flat())
         bench = Workbench(task, runtime)
+        tracking.log_params(parent, {"device": str(bench.device)})
         tracking.log_dataset(bench)
         lrrt_id = step(
             "lrrt",
@@ -81,12 +86,15 @@ def chain(
         handoff = load_handoff(lrrt_id)
         lr_range = narrowed = narrowing(handoff.range)
         source = HandoffOptions(lrrt_run_id=lrrt_id)
+        schedule = train_options.schedule
         refine_id = None
         if options.refine:
             refine_id = step(
                 "refine",
-                refine_fingerprint(bench, handoff, narrowed, refine_options),
-                lambda: refine_stage(source, runtime, narrowing, refine_options, bench=bench),
+                refine_fingerprint(bench, handoff, narrowed, refine_options, schedule),
+                lambda: refine_stage(
+                    source, runtime, narrowing, refine_options, schedule, bench=bench
+                ),
             )
             _, lr_range = load_refined(refine_id, handoff)
         run_options = TrainRunOptions(refine_run_id=refine_id, register=options.register)
@@ -96,11 +104,6 @@ def chain(
             lambda: train_stage(
                 source, runtime, narrowing, train_options, run_options, bench=bench
             ),
-        )
-        tracking.log_params(
-            parent,
-            {**asdict(task), **plan.flat(), **asdict(narrowing), **asdict(train_options)}
-            | asdict(options),
         )
         _conclude(parent, handoff, lr_range, lrrt_id, refine_id, train_id)
     return parent.info.run_id

@@ -19,11 +19,20 @@ from lrrt_stage import (
     suggest_all,
     weights,
 )
+from lrrt_stage.settings import require
 from mlflow_project import display, tracking
-from mlflow_project.handoff import SOURCE_TAG, WEIGHTS, publish, run_file
+from mlflow_project.artifacts import find_run, read_weights
+from mlflow_project.handoff import (
+    FINAL_WEIGHTS,
+    FINAL_WEIGHTS_TAG,
+    SOURCE_TAG,
+    WEIGHTS,
+    WEIGHTS_TAG,
+    publish,
+)
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import short_name
-from mlflow_project.tracking import stage_run, staged_files
+from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 
 __all__ = ["log_curve", "log_suggestions", "lrrt", "lrrt_fingerprint"]
@@ -89,12 +98,19 @@ def _initial_weights(bench: Workbench) -> weights.State:
     if not init.startswith("run:"):
         return bench.initial_weights()
     run_id = init.removeprefix("run:")
-    run = tracking.get_run(run_id)
-    # A training run's weights are the trained ones, a range test's the initial ones.
-    name = "final_weights.safetensors" if run.data.tags.get("lrrt.stage") == "train" else WEIGHTS
+    require(
+        run_id != "latest",
+        "init run:latest is another run tomorrow, and the task would be another: give the run's id",
+    )
+    run = find_run(run_id, "train", "lrrt")
     mlflow.set_tag(SOURCE_TAG, run_id)
+    # A training run's weights are the trained ones, a range test's the initial ones.
+    if run.data.tags[STAGE_TAG] == "train":
+        state = read_weights(run, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, tag_needed=False)
+    else:
+        state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        return bench.initial_weights(Path(run_file(run, name, folder)))
+        return bench.initial_weights(weights.save(state, Path(folder) / WEIGHTS))
 
 
 def _rule_with_answer(asked: str, answers: dict[str, LRRange | NoSuggestion]) -> str:

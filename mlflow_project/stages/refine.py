@@ -16,13 +16,8 @@ import optuna
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
-from mlflow_project.handoff import (
-    CONTRACT_VERSION,
-    SOURCE_TAG,
-    Handoff,
-    find_run,
-    run_file,
-)
+from mlflow_project.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
+from mlflow_project.handoff import SOURCE_TAG, Handoff
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import HandoffOptions, open_handoff
 from mlflow_project.tracking import stage_run, staged_files
@@ -39,7 +34,7 @@ from pipeline.plots import study_figures
 
 __all__ = ["load_refined", "refine_fingerprint", "refine_stage"]
 
-REFINED = "refined_range.json"
+REFINED, REFINED_TAG = "refined_range.json", "lrrt.refined_sha256"
 
 
 def refine_stage(
@@ -47,37 +42,47 @@ def refine_stage(
     runtime: Runtime,
     narrowing: Narrowing,
     options: RefineOptions,
+    schedule: str,
     *,
     changes: dict[str, Any] | None = None,
     bench: Workbench | None = None,
 ) -> str:
     """Search the peak LR as a run of its own with a child run per trial; return its id.
 
+    ``schedule`` is that of the training which follows, and so that of the trials.
+
     Raises
     ------
     LRRTError
-        If the hand-off or the storage cannot be used, or every trial diverged.
+        If the hand-off, the storage or the study cannot be used, or every trial diverged.
     """
     with stage_run("refine") as run:
         handoff, bench, narrowed = open_handoff(
             run, handoff_options, runtime, narrowing, changes, bench
         )
-        mark = refine_fingerprint(bench, handoff, narrowed, options)
-        name = options.study_name or _study_name(bench, handoff, narrowed, options)
+        mark = refine_fingerprint(bench, handoff, narrowed, options, schedule)
+        # What more trials, or another storage or name, do not change: the study goes on.
+        same = replace(options, trials=1, storage="", study_name=None)
+        study_mark = refine_fingerprint(bench, handoff, narrowed, same, schedule)
+        name = options.study_name or f"lrrt-{study_mark[:16]}"
         mlflow.set_tag(FINGERPRINT_TAG, mark)
-        tracking.log_params(run, {**asdict(options), "study_name": name})
+        tracking.log_params(run, {**asdict(options), "study_name": name, "schedule": schedule})
         with display.progress("refinement") as progress:
             study = refine(
                 bench,
                 handoff.weights,
                 narrowed,
                 options,
+                schedule,
                 study_name=name,
+                mark=study_mark,
                 on_trial=_TrialRuns(options, progress),
             )
         refined = best_range(study, narrowed)
         with staged_files(run) as folder:
             _write(folder, study, handoff, refined)
+            if refined is not None:
+                mlflow.set_tag(REFINED_TAG, sha256(folder / REFINED))
         if refined is None:
             raise LRRTError(
                 f"no trial of study {name!r} ended with a finite loss: lower the maximum with "
@@ -102,18 +107,21 @@ def refine_stage(
 
 
 def refine_fingerprint(
-    bench: Workbench, handoff: Handoff, narrowed: LRRange, options: RefineOptions
+    bench: Workbench,
+    handoff: Handoff,
+    narrowed: LRRange,
+    options: RefineOptions,
+    schedule: str,
 ) -> str:
     """Return what marks searches that would give the same range."""
-    return fingerprint("refine", bench, source=handoff.run_id, narrowed=narrowed, options=options)
-
-
-def _study_name(
-    bench: Workbench, handoff: Handoff, narrowed: LRRange, options: RefineOptions
-) -> str:
-    """Return a name that more trials, or another storage, do not change: the study goes on."""
-    same = replace(options, trials=1, storage="")
-    return f"lrrt-{refine_fingerprint(bench, handoff, narrowed, same)[:16]}"
+    return fingerprint(
+        "refine",
+        bench,
+        source=handoff.run_id,
+        narrowed=narrowed,
+        options=options,
+        schedule=schedule,
+    )
 
 
 def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
@@ -122,7 +130,7 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
     Raises
     ------
     LRRTError
-        If there is no such run, or it refined another range test.
+        If there is no such run, its range was altered, or it refined another range test.
     """
     run = find_run(run_id, "refine")
     source = run.data.tags.get(SOURCE_TAG)
@@ -132,8 +140,12 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
         "refine this one, or train that one",
     )
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        content = json.loads(run_file(run, REFINED, folder).read_text(encoding="utf-8"))
-    return run.info.run_id, LRRange(**content["range"])
+        content = read_json(run, REFINED, REFINED_TAG, folder, tag_needed=False)
+    with readable(run, Path(REFINED)):
+        lr_range = LRRange(**content["range"])
+        named = content["lrrt_run_id"]
+        require(named == source, f"it is of range test {named}, not {source}")
+    return run.info.run_id, lr_range
 
 
 class _TrialRuns:
@@ -168,7 +180,9 @@ class _TrialRuns:
 
 
 def _write(folder: Path, study: optuna.Study, handoff: Handoff, refined: LRRange | None) -> None:
-    study.trials_dataframe().to_csv(folder / "trials.csv", index=False)
+    # Without the user attributes: which process ran a trial is nobody else's business.
+    columns = ("number", "value", "datetime_start", "datetime_complete", "duration", "params")
+    study.trials_dataframe((*columns, "state")).to_csv(folder / "trials.csv", index=False)
     for name, figure in study_figures(study).items():
         figure.savefig(folder / name, dpi=110, bbox_inches="tight")
     if refined is not None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import torch
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange, LRRTError, weights
 from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
-from mlflow_project.handoff import Handoff, run_file
+from mlflow_project.artifacts import readable, run_file
+from mlflow_project.handoff import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, Handoff
+from mlflow_project.logged_model import log_model
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import HandoffOptions, open_handoff
 from mlflow_project.stages.refine import load_refined
@@ -71,7 +74,9 @@ def train_stage(
                 _fetch_checkpoint(run_options.resume, mark, folder)
             training = _train(run, bench, handoff, lr_range, options, checkpoint)
             checkpoint.unlink()
-            weights.save(weights.state_of(training.model), folder / "final_weights.safetensors")
+            final = weights.state_of(training.model)
+            weights.save(final, folder / FINAL_WEIGHTS)
+            mlflow.set_tag(FINAL_WEIGHTS_TAG, weights.digest(final))
             training_figure(
                 training.lr,
                 training.train_loss,
@@ -85,7 +90,7 @@ def train_stage(
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or choose another rule"
             )
         last = training.epochs[-1]
-        tracking.log_model(training.model, bench, run_options.register)
+        log_model(training.model, bench, run_options.register)
         mlflow.set_tag(
             "mlflow.note.content",
             f"{options.schedule} training over learning rates from {lr_range}, on the initial "
@@ -139,8 +144,14 @@ def _fetch_checkpoint(run_id: str, mark: str, folder: Path) -> None:
         f"run {run_id} cannot be resumed: it is no training run of this range test with these "
         "options and this code; give the options that it was started with",
     )
+    require(
+        interrupted.info.status != "FINISHED",
+        f"run {run_id} finished, there is nothing to go on with: train without resume",
+    )
     mlflow.set_tag("lrrt.resumed_run_id", run_id)
-    run_file(interrupted, CHECKPOINT, folder)
+    path = run_file(interrupted, CHECKPOINT, folder)
+    with readable(interrupted, path):
+        torch.load(path, weights_only=True, map_location="cpu")
 
 
 def _check_first_loss(run: Run, handoff: Handoff, bench: Workbench, training: Training) -> None:

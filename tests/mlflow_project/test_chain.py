@@ -2,6 +2,9 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
+import pytest
+from PIL import Image
 
 QUICK = ("--trials", 2, "--trial-epochs", 1, "--epochs", 2)
 
@@ -73,6 +76,32 @@ def test_a_step_that_fails_fails_the_chain_with_its_reason_and_keeps_what_was_do
     assert steps["lrrt"].info.status == "FINISHED"
 
 
+def test_the_parent_has_all_options_even_if_the_chain_fails(store):
+    options = ("--lr-end", 1e-6, "--beta", 0.97, "--rule", "valley", "--search-seed", 4)
+    store.run("main", *store.SMALL, *QUICK, *options, code=2)
+    parent = store.one("main")
+    assert parent.info.status == "FAILED"
+    expected = {
+        "model": "mlp", "batch_size": "128", "device": "cpu", "lr_end": "1e-06", "beta": "0.97",
+        "rule": "valley", "validation": "none", "narrowing": "top", "search_seed": "4",
+        "trials": "2", "epochs": "2", "schedule": "one-cycle", "refine": "true", "reuse": "false",
+    }  # fmt: skip
+    assert expected.items() <= parent.data.params.items()
+
+
+def test_refinement_takes_the_schedule_of_the_training(store):
+    store.run("main", *store.SMALL, *QUICK, "--schedule", "triangular")
+    refine, train = store.one("refine"), store.one("train")
+    assert refine.data.params["schedule"] == train.data.params["schedule"] == "triangular"
+    for trial in store.runs("trial"):
+        rates = store.history(trial, "lr")[1]
+        # Four triangles in the 11 steps of an epoch start where they end; one cycle ends far below.
+        assert min(rates) == rates[0] == pytest.approx(trial.data.metrics["trained_lr_min"])
+    # The other schedule is another search.
+    store.run("main", *store.SMALL, *QUICK, "--reuse", "true")
+    assert set(children(store, store.runs("main")[0])) == {"refine", "train"}
+
+
 def test_other_weights_under_the_same_path_are_not_mistaken_for_the_same(store):
     store.run("lrrt", *store.SMALL, "--seed", 5)
     first = Path(store.file(store.one("lrrt"), "initial_weights.safetensors")).read_bytes()
@@ -91,3 +120,20 @@ def test_a_model_is_registered_even_if_the_same_was_trained_before(store):
     store.run(*chain)
     store.run(*chain, "--register", "mine")
     assert [model.name for model in mlflow.search_registered_models()] == ["mine"]
+
+
+@pytest.mark.parametrize("command", ["lrrt", "main"])
+def test_a_folder_of_images_beside_the_command_is_a_dataset(store, command):
+    pixels = np.random.default_rng(0)
+    for name, low, high in (("dark", 0, 120), ("light", 135, 255)):
+        folder = Path("photos") / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            image = pixels.integers(low, high, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(image).save(folder / f"{number}.png")
+    task = ("--dataset", "imagefolder:photos", "--dataset-args", '{"size": 8}', "--model", "mlp")
+    options = ("--batch-size", 8, "--rule", "steepest", "--device", "cpu")
+    chain = (*QUICK, "--reuse", "true") if command == "main" else ()
+    store.run(command, *task, *options, *chain)
+    assert store.one(command).info.status == "FINISHED"
+    assert store.one("lrrt").data.params["dataset"] == "imagefolder:photos"

@@ -151,7 +151,7 @@ def test_a_server_that_cannot_be_reached_is_named_within_seconds(store):
         started = time.monotonic()
         outcome = store.run("lrrt", "--tracking-uri", f"http://127.0.0.1:{port}", code=2)
     assert time.monotonic() - started < 15
-    assert f"tracking server http://127.0.0.1:{port} cannot be reached" in outcome.error
+    assert f"tracking store http://127.0.0.1:{port} cannot be used (it cannot be" in outcome.error
 
 
 def test_underscores_and_hyphens_are_the_same(store):

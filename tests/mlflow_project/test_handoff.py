@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_latest_is_the_newest_finished_range_test_of_the_experiment(store, run):
 
 
 def test_latest_without_any_says_what_to_run(store):
-    with pytest.raises(LRRTError, match="experiment 'test' has no finished lrrt run: run lrrt"):
+    message = "experiment 'test' has no finished lrrt run: run lrrt .*MLFLOW_EXPERIMENT_NAME"
+    with pytest.raises(LRRTError, match=message):
         load_handoff("latest")
 
 
@@ -104,11 +106,73 @@ def test_altered_weights_are_refused(run):
         load_handoff()
 
 
-@pytest.mark.parametrize("name", ["task.json", "suggestions.json"])
+@pytest.mark.parametrize("name", ["task.json", "suggestions.json", "curve.csv"])
 def test_an_altered_file_is_refused(run, name):
     path = stored(run, name)
     path.write_text(path.read_text().replace("1", "2", 1))
     with pytest.raises(LRRTError, match=rf"{name} of run \w+ was altered"):
+        load_handoff()
+
+
+TAGS = {
+    "task.json": "lrrt.task_sha256",
+    "suggestions.json": "lrrt.suggestions_sha256",
+    "curve.csv": "lrrt.curve_sha256",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("task.json", ""),
+        ("task.json", "{"),
+        ("task.json", "{}"),
+        ("task.json", "[]"),
+        ("task.json", '{"contract_version": 1}'),
+        ("suggestions.json", ""),
+        ("suggestions.json", "{}"),
+        ("suggestions.json", '{"contract_version": 1, "range": null}'),
+        ("curve.csv", ""),
+        ("curve.csv", "iteration,lr,loss,smoothed_loss\n"),
+        ("curve.csv", "iteration,lr,loss,smoothed_loss\n0,0.1,high,1\n"),
+        ("curve.csv", "a,b\n1,2\n"),
+    ],
+)
+def test_content_that_cannot_be_read_is_one_line(store, run, name, content):
+    # With its digest, so that nothing but the content is wrong.
+    stored(run, name).write_text(content)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    mlflow.MlflowClient().set_tag(run.info.run_id, TAGS[name], digest)
+    outcome = store.run("train", "--epochs", 1, code=2)
+    assert f"{name} of run {run.info.run_id} cannot be read (" in outcome.error
+    assert outcome.error.endswith("it was altered or cut short; run lrrt again")
+    assert "/tmp" not in outcome.error
+
+
+def test_weights_that_were_cut_short_name_the_run(store, run):
+    path = stored(run, "initial_weights.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    outcome = store.run("train", "--epochs", 1, code=2)
+    name = f"initial_weights.safetensors of run {run.info.run_id}"
+    assert f"Error: {name} cannot be read (it is not a readable" in outcome.error
+    assert outcome.error.endswith("run lrrt again")
+
+
+def test_a_run_that_recorded_no_digest_of_its_curve_is_taken_if_the_curve_is_whole(run):
+    whole = load_handoff().curve
+    mlflow.MlflowClient().delete_tag(run.info.run_id, "lrrt.curve_sha256")
+    assert load_handoff().curve == whole
+    path = stored(run, "curve.csv")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    message = rf"curve.csv of run \w+ cannot be read \(it has {len(whole) - 1} of {len(whole)} "
+    with pytest.raises(LRRTError, match=message):
+        load_handoff()
+
+
+@pytest.mark.parametrize("tag", ["lrrt.weights_sha256", *list(TAGS.values())[:2]])
+def test_a_run_without_another_digest_is_refused(run, tag):
+    mlflow.MlflowClient().delete_tag(run.info.run_id, tag)
+    with pytest.raises(LRRTError, match="was altered: its digest is"):
         load_handoff()
 
 
@@ -122,8 +186,6 @@ def test_a_missing_artifact_is_named(run, name):
 
 
 def test_a_newer_contract_is_refused(run):
-    import hashlib
-
     path = stored(run, "task.json")
     content = json.loads(path.read_text()) | {"contract_version": 2}
     path.write_text(json.dumps(content))

@@ -1,12 +1,13 @@
 import hashlib
 import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lrrt_stage import RULES
 
@@ -189,6 +190,44 @@ def test_a_pretrained_start_takes_the_trained_weights_of_a_training_run(store):
     pretrained = store.runs("lrrt")[0]
     _, losses = store.history(pretrained, "train_loss")
     assert losses[0] < 0.5 < 2 < store.history(store.runs("lrrt")[1], "train_loss")[1][0]
+
+
+def test_trained_weights_that_were_altered_are_refused_as_a_start(store):
+    store.run("lrrt", *store.SMALL)
+    store.run("train", "--epochs", 1)
+    trained = store.one("train")
+    start = ("lrrt", *store.SMALL, "--init", f"run:{trained.info.run_id}", "--rule", "steepest")
+    path = Path(trained.info.artifact_uri.removeprefix("file://")) / "final_weights.safetensors"
+    whole = path.read_bytes()
+    arrays = load_file(path)
+    first = sorted(arrays)[0]
+    arrays[first] = arrays[first] + 1
+    save_file(arrays, path)
+    outcome = store.run(*start, code=2)
+    name = f"final_weights.safetensors of run {trained.info.run_id}"
+    assert f"{name} was altered" in outcome.error
+    assert outcome.error.endswith("run train again")
+
+    mlflow.MlflowClient().delete_tag(trained.info.run_id, "lrrt.final_weights_sha256")
+    path.write_bytes(whole[:200])
+    assert f"{name} cannot be read" in store.run(*start, code=2).error
+    path.write_bytes(whole)
+    store.run(*start)
+
+
+def test_a_start_from_a_run_that_has_no_weights_to_give_is_refused(store):
+    store.run("lrrt", *store.SMALL)
+    store.run("refine", "--trials", 1, "--trial-epochs", 1)
+    refine = store.one("refine").info.run_id
+    outcome = store.run("lrrt", *store.SMALL, "--init", f"run:{refine}", code=2)
+    assert f"run {refine} is of stage 'refine', not 'train' or 'lrrt'" in outcome.error
+    store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
+    failed = store.runs("lrrt")[0].info.run_id
+    outcome = store.run("lrrt", *store.SMALL, "--init", f"run:{failed}", code=2)
+    assert f"lrrt run {failed} ended FAILED" in outcome.error
+    outcome = store.run("lrrt", *store.SMALL, "--init", "run:latest", code=2)
+    assert "init run:latest is another run tomorrow" in outcome.error
+    assert "give the run's id" in outcome.error
 
 
 def test_runs_go_to_the_experiment_that_is_named(store, tmp_path):

@@ -1,5 +1,7 @@
 import sys
+from pathlib import Path
 
+import mlflow
 import optuna
 import pandas as pd
 import pytest
@@ -105,6 +107,40 @@ def test_more_trials_go_on_with_the_same_study(store, lrrt):
     ]
 
 
+def test_a_study_of_another_range_test_is_refused_under_the_same_name(store, lrrt):
+    quick = ("refine", "--trials", 1, "--trial-epochs", 1, "--study-name", "mine")
+    store.run(*quick)
+    store.run(*quick, "--trials", 2)
+    store.run("lrrt", *store.SMALL, "--seed", 1)
+    outcome = store.run(*quick, code=2)
+    assert "study 'mine' is of another range test" in outcome.error
+    assert "give another study_name" in outcome.error
+    outcome = store.run(*quick, "--lrrt-run-id", lrrt.info.run_id, "--trial-epochs", 2, code=2)
+    assert "with other options" in outcome.error
+
+
+def test_the_table_of_trials_does_not_name_the_machine(store, lrrt):
+    store.run("refine", "--trials", 1, "--trial-epochs", 1)
+    table = pd.read_csv(store.file(store.one("refine"), "trials.csv"))
+    assert {"number", "value", "params_peak_lr", "state"} <= {*table}
+    assert not [name for name in table if "attrs" in name]
+
+
+def test_trials_take_the_schedule_that_is_named(store, lrrt):
+    quick = ("refine", "--trials", 1, "--trial-epochs", 1)
+    store.run(*quick, "--schedule", "constant")
+    run = store.one("refine")
+    (trial,) = trials(store, run)
+    assert set(store.history(trial, "lr")[1]) == {trial.data.metrics["trained_lr_max"]}
+    assert run.data.params["schedule"] == "constant"
+    store.run(*quick)
+    one_cycle, constant = store.runs("refine")
+    assert one_cycle.data.params["schedule"] == "one-cycle"
+    # Another study, not the constant one gone on with.
+    assert one_cycle.data.params["study_name"] != constant.data.params["study_name"]
+    assert "did you mean 'one-cycle'" in store.run(*quick, "--schedule", "onecycle", code=2).error
+
+
 def test_any_optuna_storage_is_taken(store, lrrt, tmp_path):
     store.run("refine", *QUICK, "--storage", f"sqlite:///{tmp_path}/elsewhere.db")
     studies = optuna.get_all_study_names(f"sqlite:///{tmp_path}/elsewhere.db")
@@ -121,3 +157,50 @@ def test_a_refinement_of_another_range_test_is_refused(store, lrrt):
     store.run("lrrt", *store.SMALL, "--seed", 1)
     outcome = store.run("train", "--refine-run-id", "latest", code=2)
     assert "belongs to range test" in outcome.error
+
+
+@pytest.fixture
+def refined(store, lrrt):
+    store.run("refine", "--trials", 1, "--trial-epochs", 1)
+    run = store.one("refine")
+    return run, Path(run.info.artifact_uri.removeprefix("file://")) / "refined_range.json"
+
+
+def test_an_altered_range_is_refused(store, refined):
+    run, path = refined
+    path.write_text(path.read_text().replace("1", "2"))
+    outcome = store.run("train", "--refine-run-id", "latest", code=2)
+    assert f"refined_range.json of run {run.info.run_id} was altered" in outcome.error
+    assert outcome.error.endswith("run refine again")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "{}", '{"contract_version": 1}',
+        '{"contract_version": 1, "lrrt_run_id": "other", "range": {"min": 0.1, "max": 0.2}}',
+        '{"contract_version": 1, "range": {"min": 0.2, "max": 0.1}}',
+    ],
+)  # fmt: skip
+def test_a_range_that_cannot_be_read_is_one_line(store, refined, content):
+    run, path = refined
+    path.write_text(content)
+    # A run without the digest: the content alone has to tell.
+    mlflow.MlflowClient().delete_tag(run.info.run_id, "lrrt.refined_sha256")
+    outcome = store.run("train", "--refine-run-id", "latest", code=2)
+    assert f"refined_range.json of run {run.info.run_id} cannot be read (" in outcome.error
+    assert outcome.error.endswith("run refine again")
+
+
+def test_a_range_without_a_recorded_digest_is_taken(store, refined):
+    run, _ = refined
+    mlflow.MlflowClient().delete_tag(run.info.run_id, "lrrt.refined_sha256")
+    store.run("train", "--epochs", 1, "--refine-run-id", "latest")
+    assert store.one("train").data.tags["lrrt.refine_run_id"] == run.info.run_id
+
+
+def test_a_range_that_is_missing_names_the_stage_to_run_again(store, refined):
+    refined[1].unlink()
+    outcome = store.run("train", "--refine-run-id", "latest", code=2)
+    assert "has no artifact refined_range.json" in outcome.error
+    assert outcome.error.endswith("run refine again")

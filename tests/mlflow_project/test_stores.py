@@ -4,13 +4,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import mlflow
 import pytest
 
 from mlflow_project import load_handoff
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -57,9 +62,74 @@ def test_the_chain_runs_on_a_server_over_http(store, server):
 
 def test_the_default_is_a_store_in_the_current_folder(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    script = "import mlflow; print(mlflow.get_tracking_uri())"
-    out = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "mlflow_project", "lrrt", "--model", "mlp"]
+    done = subprocess.run(
+        [*command, "--batch-size", "128", "--device", "cpu"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert out.stdout.strip() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert done.returncode == 0, done.stderr
+    assert f"sqlite:///{tmp_path}/mlflow.db" in done.stdout
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["lrrt.stage"] == "lrrt"
+
+
+class OtherServer(BaseHTTPRequestHandler):
+    """A server that is not MLflow's."""
+
+    status = 404
+
+    def do_GET(self):
+        self.send_error(self.status)
+
+    do_POST = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("status", [404, 501, 503])
+def test_a_server_that_is_not_mlflows_is_named_within_seconds(store, status):
+    handler = type("Handler", (OtherServer,), {"status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{other.server_port}"
+        started = time.monotonic()
+        outcome = store.run("lrrt", "--tracking-uri", uri, code=2)
+        other.shutdown()
+    assert time.monotonic() - started < 15
+    assert f"tracking store {uri} cannot be used" in outcome.error
+
+
+@pytest.mark.parametrize(
+    "uri", ["foo://bar", "sqlite:////proc/x.db", "http://127.0.0.1:99999", "sqlite:///text.db"]
+)
+def test_a_store_that_cannot_be_used_is_named_within_seconds(store, uri):
+    Path("text.db").write_text("this is no database, and longer than a header " * 30)
+    started = time.monotonic()
+    outcome = store.run("lrrt", "--tracking-uri", uri, code=2)
+    assert time.monotonic() - started < 15
+    assert f"tracking store {uri} cannot be used" in outcome.error
+    assert "MLFLOW_TRACKING_URI" in outcome.error
+
+
+def test_a_store_in_a_folder_that_is_not_there_is_made(store, tmp_path):
+    uri = f"sqlite:///{tmp_path}/some/where/mlflow.db"
+    options = ("--iterations", 20, "--rule", "valley", "--experiment", "first")
+    store.run("lrrt", *store.SMALL, *options, "--tracking-uri", uri)
+    assert (tmp_path / "some" / "where" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("named_by", ["option", "environment"])
+def test_an_experiment_that_was_deleted_is_named(store, monkeypatch, named_by):
+    deleted = mlflow.create_experiment("gone")
+    mlflow.MlflowClient().delete_experiment(deleted)
+    options = ("--experiment", "gone") if named_by == "option" else ()
+    if named_by == "environment":
+        monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "gone")
+    outcome = store.run("lrrt", *options, code=2)
+    assert "experiment 'gone'" in outcome.error
+    assert "name another" in outcome.error

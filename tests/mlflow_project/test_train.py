@@ -1,5 +1,8 @@
+import hashlib
+import json
 import sys
 import time
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -99,6 +102,35 @@ def test_the_logged_model_normalises_only_where_the_training_did(store):
     assert accuracy == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
 
 
+UNTRACEABLE = """
+from torch import nn
+
+class Model(nn.Sequential):
+    def forward(self, x):
+        # How it goes on depends on a value: a graph cannot hold that.
+        y = super().forward(x)
+        return y if y.sum().item() > 1e9 else y * 1
+
+def make():
+    return Model(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_a_model_that_cannot_be_exported_is_pickled_and_logged_once(store, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "untraceable.py").write_text(UNTRACEABLE)
+    store.run("lrrt", "--model", "untraceable:make", "--batch-size", 128, "--device", "cpu")
+    outcome = store.run("train", "--epochs", 1)
+    run = store.one("train")
+    models = mlflow.search_logged_models(output_format="list")
+    assert [(each.status, each.source_run_id) for each in models] == [("READY", run.info.run_id)]
+    model = mlflow.pytorch.load_model(f"models:/{models[0].model_id}")
+    assert model(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
+    assert "graph" not in outcome.out
+    assert "def forward" not in outcome.out + outcome.err
+    sys.modules.pop("untraceable")
+
+
 @pytest.mark.parametrize("schedule", ["triangular", "warm-restarts", "constant"])
 def test_other_schedules_stay_inside_the_narrowed_range(store, lrrt, schedule):
     store.run("train", "--epochs", 2, "--schedule", schedule)
@@ -129,6 +161,14 @@ def test_a_task_that_differs_is_refused_with_the_field_and_the_way_on(
     assert message in run.data.tags["lrrt.error"]
     assert not store.artifacts(run)
     assert not run.data.metrics
+
+
+def test_none_that_was_typed_counts_as_given(store):
+    store.run("lrrt", *store.SMALL, "--clip-norm", 1)
+    outcome = store.run("train", "--epochs", 1, "--clip-norm", "none", code=2)
+    assert "clip_norm: None, not 1.0" in outcome.error
+    store.run("train", "--epochs", 1, "--clip-norm", "none", "--allow-mismatch", "true")
+    assert store.runs("train")[0].data.params["clip_norm"] == "none"
 
 
 def test_a_mismatch_can_be_allowed_on_purpose(store, lrrt):
@@ -178,10 +218,6 @@ def test_training_that_diverges_fails_clearly_and_keeps_its_curves(store):
 
 
 def _overwrite_range(run, low, high):
-    import hashlib
-    import json
-    from pathlib import Path
-
     path = Path(run.info.artifact_uri.removeprefix("file://")) / "suggestions.json"
     content = json.loads(path.read_text()) | {"range": {"min": low, "max": high}}
     path.write_text(json.dumps(content))
@@ -220,9 +256,47 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, mon
     assert digest(weights.load(files[0])) == digest(weights.load(files[1]))
 
 
+def test_a_range_test_that_was_deleted_is_refused(store, lrrt):
+    mlflow.MlflowClient().delete_run(lrrt.info.run_id)
+    outcome = store.run("train", "--lrrt-run-id", lrrt.info.run_id, code=2)
+    assert f"run {lrrt.info.run_id} was deleted: give another, or restore it" in outcome.error
+
+
 def test_a_run_that_cannot_be_resumed_is_refused(store, lrrt):
     outcome = store.run("train", "--resume", lrrt.info.run_id, code=2)
     assert "cannot be resumed" in outcome.error
+
+
+def test_a_training_that_finished_has_nothing_to_resume(store, lrrt):
+    store.run("train", "--epochs", 1)
+    done = store.one("train").info.run_id
+    outcome = store.run("train", "--epochs", 1, "--resume", done, code=2)
+    assert f"run {done} finished, there is nothing to go on with" in outcome.error
+
+
+@pytest.mark.parametrize("what", ["cut short", "missing"])
+def test_a_checkpoint_that_cannot_be_used_is_named(store, lrrt, monkeypatch, what):
+    stage = sys.modules["mlflow_project.stages.train"]
+
+    def interrupting(run, training, *args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.tracking, "log_training", interrupting)
+        store.run("train", "--epochs", 2, code=130)
+    run = store.one("train")
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    if what == "missing":
+        path.unlink()
+    outcome = store.run("train", "--epochs", 2, "--resume", run.info.run_id, code=2)
+    named = (
+        f"run {run.info.run_id} has no artifact checkpoint.pt"
+        if what == "missing"
+        else f"checkpoint.pt of run {run.info.run_id} cannot be read"
+    )
+    assert named in outcome.error
+    assert outcome.error.endswith("run train again")
 
 
 @pytest.mark.gpu

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,14 +191,63 @@ def test_an_interrupted_study_goes_on_as_it_would_have(bench, tmp_path, trial, e
     assert [t.value for t in finished(study)] == [t.value for t in finished(expected)]
 
 
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def leave_running(study: optuna.Study, host: str, pid: int) -> int:
+    """Leave a trial as a process does that is killed in it, or that still runs it."""
+    trial = study.ask()
+    trial.set_user_attr("lrrt.host", host)
+    trial.set_user_attr("lrrt.pid", pid)
+    return trial.number
+
+
 def test_a_trial_whose_process_was_ended_is_taken_again(bench, tmp_path):
     expected = run(bench, tmp_path / "whole", trials=4)
     broken = run(bench, tmp_path / "broken", trials=2)
-    broken.ask()  # as a process leaves it that is killed in a trial
+    left = leave_running(broken, platform.node(), ended_process())
     study = run(bench, tmp_path / "broken", trials=4)
 
+    assert study.trials[left].state == TrialState.FAIL
     assert [t.state for t in study.trials].count(TrialState.FAIL) == 1
     assert peaks(study) == peaks(expected)
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_a_trial_that_another_process_runs_is_left_to_it(bench, tmp_path, host):
+    expected = run(bench, tmp_path / "whole", trials=4)
+    shared = run(bench, tmp_path / "shared", trials=2)
+    if host == "here":
+        other = leave_running(shared, platform.node(), os.getppid())
+    else:
+        other = leave_running(shared, "another.host", ended_process())
+    study = run(bench, tmp_path / "shared", trials=4)
+
+    assert study.trials[other].state == TrialState.RUNNING
+    assert peaks(study) == peaks(expected)
+
+
+def test_a_trial_says_which_process_runs_it(done):
+    for trial in done[0].trials:
+        assert trial.user_attrs == {"lrrt.host": platform.node(), "lrrt.pid": os.getpid()}
+
+
+def test_a_study_goes_on_under_its_own_mark_only(bench, tmp_path, complains):
+    def search(mark: str | None, name: str = "s") -> optuna.Study:
+        options = RefineOptions(trials=1, trial_epochs=1, storage=f"sqlite:///{tmp_path}/s.db")
+        state = bench.initial_weights()
+        return refine(bench, state, NARROWED, options, study_name=name, mark=mark)
+
+    search("one")
+    assert len(search("one").trials) == 1
+    with complains("study 's'", "give another study_name"):
+        search("two")
+    search(None, "unmarked")
+    with complains("study 'unmarked'", "give another study_name"):
+        search("one", "unmarked")
 
 
 def test_a_study_that_is_complete_takes_no_more_trials(bench, tmp_path):

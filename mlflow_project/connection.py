@@ -1,0 +1,103 @@
+"""Which store and experiment the runs go to, and whether they can be used."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+
+import mlflow
+from mlflow.entities import LifecycleStage
+from mlflow.store.db.utils import create_sqlalchemy_engine
+
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
+
+__all__ = ["connect", "experiment_id"]
+
+CONNECT_SECONDS = 5
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def connect(tracking_uri: str | None, experiment: str | None) -> None:
+    """Choose store and experiment; inside ``mlflow run``, those of its run.
+
+    Raises
+    ------
+    LRRTError
+        If the store cannot be used or does not answer within a few seconds, or the experiment
+        was deleted.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if tracking_uri:
+        mlflow.set_tracking_uri(tracking_uri)
+    uri = mlflow.get_tracking_uri()
+    try:
+        _probe(uri)
+    except Exception as error:  # a socket's, a driver's, SQLAlchemy's, MLflow's
+        raise LRRTError(
+            f"tracking store {uri} cannot be used ({first_line(error)}): correct tracking_uri or "
+            "MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
+        ) from error
+    if "MLFLOW_RUN_ID" in os.environ:
+        return
+    try:
+        if experiment:
+            mlflow.set_experiment(experiment)
+        found = mlflow.MlflowClient().get_experiment(experiment_id())
+    except Exception as error:
+        named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
+        raise LRRTError(
+            f"experiment {named!r} in {uri} cannot be used ({first_line(error)}): name another "
+            "with --experiment"
+        ) from error
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise LRRTError(
+            f"experiment {found.name!r} in {uri} was deleted: name another with --experiment, or "
+            f"restore it with mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+
+
+def experiment_id() -> str:
+    """Return the experiment of the active run, else the one that a new run would go to."""
+    run = mlflow.active_run()
+    if run is not None:
+        return str(run.info.experiment_id)
+    return str(mlflow.tracking.fluent._get_experiment_id())
+
+
+def _probe(uri: str) -> None:
+    """Try once, and soon, what MLflow itself retries for minutes before it says so."""
+    parts = urlparse(uri)
+    if parts.scheme in ("http", "https"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise OSError(f"it cannot be reached: {first_line(error)}") from None
+    elif parts.scheme.partition("+")[0] in DATABASES:
+        engine = create_sqlalchemy_engine(uri)
+        file = engine.url.database
+        if engine.url.get_backend_name() == "sqlite" and file not in (None, "", ":memory:"):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with engine.connect() as connection:
+            engine.dialect.get_table_names(connection)
+        engine.dispose()
+    with _one_try():
+        mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+@contextmanager
+def _one_try() -> Iterator[None]:
+    kept = dict(os.environ)
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(4 * CONNECT_SECONDS)
+    try:
+        yield
+    finally:
+        for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+            os.environ.pop(name)
+            os.environ.update({name: kept[name]} if name in kept else {})
