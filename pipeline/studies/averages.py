@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
-from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
+from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, limits
 from lrrt_stage.suggestion import SKIP_FIRST, descent
 from pipeline.studies.curves import lag_of_minimum
 from pipeline.studies.pictures import LR_AXIS, drawable
@@ -125,7 +125,7 @@ def _averages_chart(curve: LRCurve, table: pd.DataFrame, betas: Sequence[float])
             Mark(lr, str(average))
             for average, lr in zip(maxima["average"], maxima["lr_max"], strict=True)
         ]
-        items = (raw, *lines, *marks)
+        items: tuple[Item, ...] = (raw, *lines, *marks)
         ylim = limits(curve.loss)
         panels.append(Panel(f"β = {beta:g}", LR_AXIS, "training loss", items, xlog=True, ylim=ylim))
     title = "Raw loss and the three averages; dashed: the maximum that each suggests"

@@ -57,9 +57,8 @@ def validation_study(study: Study) -> Findings:
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
     apart = abs(math.log10(turn / full_turn))
     errors = _sample_errors(watched.curve)
-    error, largest = (
-        (float(np.median(errors)), float(errors.max())) if len(errors) else (math.nan, math.nan)
-    )
+    error = float(np.median(errors)) if len(errors) else math.nan
+    largest = float(errors.max()) if len(errors) else math.nan
     found = watched.range
     above = math.log10(found.max / full_turn) if found else math.nan
     return Findings(
@@ -70,7 +69,9 @@ def validation_study(study: Study) -> Findings:
             f"Validation turns at {full_turn:.3g} on the full set; the sample puts it at "
             f"{turn:.3g}, {apart:.2g} decades away.",
             f"At {counted(len(errors), 'look')} at the full set the sample's loss was off by "
-            f"{error:.1%} in the median and {largest:.1%} at most.",
+            f"{error:.1%} in the median and {largest:.1%} at most."
+            if len(errors)
+            else "No look at the full set has a finite loss to compare the sample's with.",
             f"The suggested maximum ({watched.rule}) is {_where(above)} the turn."
             if found
             else f"No maximum is suggested: {watched.answers[watched.rule]}.",
