@@ -61,7 +61,10 @@ def data_order(study: Study) -> Findings:
     }
     for name, members in groups.items():
         if len(members) < 2:
-            raise LRRTError(f"{len(members)} tests with {name} did not fail, 2 are needed")
+            left = counted(len(members), "test")
+            raise LRRTError(
+                f"{left} with {name} did not fail, 2 are needed: see the runs of the others"
+            )
     new, same = groups["new weights"], groups["same weights"]
     parts = decompose(_log_maxima(new), _log_maxima(same))
     found = spread_findings(

@@ -75,8 +75,14 @@ def validation_study(study: Study) -> Findings:
             f"The suggested maximum ({watched.rule}) is {_where(above)} the turn."
             if found
             else f"No maximum is suggested: {watched.answers[watched.rule]}.",
-            f"A test with the sample takes {ratio:.2f} times as long as without validation, one "
-            f"with the full set at every iteration {full_ratio:.2f} times.",
+            *(
+                [
+                    f"A test with the sample takes {ratio:.2f} times as long as without "
+                    f"validation, one with the full set at every iteration {full_ratio:.2f} times."
+                ]
+                if seconds["none"] > 0
+                else []
+            ),
         ],
         {
             "validation_cost_ratio": ratio,
