@@ -100,10 +100,10 @@ def _lag_sentence(smoothing: Smoothing, row: dict[str, Any]) -> str:
 def _moved_sentence(table: pd.DataFrame, rule: str, moved: dict[str, float]) -> str:
     answered = int(table["lr_max"].notna().sum())
     if answered < 2:
-        reason = table.loc[table["lr_max"].isna(), "reason"]
-        why = f": {reason.iloc[0]}" if len(reason) else ", so there is nothing to compare"
-        return f"{answered} of {len(table)} averages {'has' if answered == 1 else 'have'} a " + (
-            f"suggestion ({rule}){why}."
+        reason = table.loc[table["lr_max"].isna(), "reason"].iloc[0]
+        return (
+            f"Of {len(table)} averages {answered or 'none'} has a suggestion ({rule}), too few to "
+            f"compare. Another says: {reason}."
         )
     which = f"all {answered}" if answered == len(table) else f"the {answered} of {len(table)}"
     return (

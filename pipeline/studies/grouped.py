@@ -66,7 +66,7 @@ def grouped_study(study: Study) -> Findings:
         [
             f"The suggested maxima of {counted(len(found), 'test')} fall into "
             f"{counted(len(groups), 'order')} of magnitude: "
-            + ", ".join(f"{len(tests)} into {_decade(power)}" for power, tests in groups.items())
+            + ", ".join(f"{len(tests)} from {_decade(power)}" for power, tests in groups.items())
             + ".",
             "The lowest smoothed loss, in the median over the tests of each: "
             + ", ".join(f"{each:.3g}" for each in table["lowest smoothed loss"])

@@ -64,7 +64,7 @@ def mismatch_study(study: Study) -> Findings:
         (each.job.labels["weights"], each.job.labels["range"]): each.val_loss for each in done
     }
     diverged = [each.job.name for each in done if _diverged(each)]
-    apart = f"{gap(a, b):.2g} decades apart" if gap(a, b) > 0 else "which still overlap"
+    apart = f"{gap(a, b):.2g} decades apart" if gap(a, b) > 0 else "which overlap or touch"
     return Findings(
         "Another initialisation's range",
         "What happens if a network is trained with the range that was measured on other initial "
@@ -135,8 +135,8 @@ def _row(training: Trained) -> dict[str, object]:
 def _sentence(own: str, other: str, losses: dict[tuple[str, str], float]) -> str:
     mine, theirs = losses[own, own], losses[own, other]
     if math.isinf(mine):
-        end = "also" if math.isinf(theirs) else f"not, to {theirs:.3g},"
-        return f"{own}'s loss is not finite with its own range, and {end} with {other}'s."
+        end = "nor is it" if math.isinf(theirs) else f"and ends at {theirs:.3g}"
+        return f"{own}'s loss is not finite with its own range, {end} with {other}'s."
     if math.isinf(theirs):
         return (
             f"{own} ends at a validation loss of {mine:.3g} with its own range, and at one that is "

@@ -106,7 +106,8 @@ def test_no_answer_at_all_is_told_and_drawn(found, measured, flat):
     findings = found("smoothing", lambda job: measured(job, flat), betas=BETAS)
     assert math.isnan(findings.metrics["lr_max_moved_decades"])
     assert findings.sentences[1].startswith(
-        "0 of 6 averages have a suggestion (article): the loss never fell"
+        "Of 6 averages none has a suggestion (article), too few to compare. "
+        "Another says: the loss never fell"
     )
     for chart in findings.charts.values():
         chart.figure()

@@ -21,8 +21,8 @@ def test_the_groups_by_hand(found, source, items):
 
     assert findings.metrics == {"groups": 2, "largest_group_share": pytest.approx(3 / 5)}
     assert findings.sentences[0] == (
-        "The suggested maxima of 5 tests fall into 2 orders of magnitude: 2 into 1e-3 to 1e-2, "
-        "3 into 1e-2 to 1e-1."
+        "The suggested maxima of 5 tests fall into 2 orders of magnitude: 2 from 1e-3 to 1e-2, "
+        "3 from 1e-2 to 1e-1."
     )
     table = findings.tables["Groups"].set_index("maximum")
     assert table["tests"].tolist() == [2, 3]
@@ -45,12 +45,12 @@ def test_the_groups_by_hand(found, source, items):
 def test_a_power_of_ten_begins_its_own_order(found, suggesting, measured, job, off):
     test = suggesting(job(), 1e-3, 1e-2)
     moved = measured(test.job, LRCurve(test.curve.lr * (1 + off), test.curve.loss))
-    assert "1 into 1e-2 to 1e-1" in found("grouped", source=[moved]).sentences[0]
+    assert "1 from 1e-2 to 1e-1" in found("grouped", source=[moved]).sentences[0]
 
 
 def test_one_test_is_one_order_of_magnitude(found, source):
     findings = found("grouped", source=source(1e-3))
-    assert "maxima of 1 test fall into 1 order of magnitude: 1 into 1e-3" in findings.sentences[0]
+    assert "maxima of 1 test fall into 1 order of magnitude: 1 from 1e-3" in findings.sentences[0]
     assert findings.metrics == {"groups": 1, "largest_group_share": 1}
 
 

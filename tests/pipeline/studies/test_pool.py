@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import joblib
 import numpy as np
 import pytest
 import torch
-from joblib.externals.loky import get_reusable_executor
 
 from lrrt_stage import LRRange, RangeTestOptions
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
@@ -55,13 +53,10 @@ def test_a_job_that_fails_is_told_in_one_line_and_the_others_go_on(workers):
     assert [seen[index] for index in range(3)] == outcomes
 
 
-def test_a_worker_that_is_ended_from_outside_is_named(write_module, complains):
-    write_module("ends_its_process", f"import os\ndef make():\n    os.kill({os.getpid()}, 0)\n"
-                 "    os._exit(1)\n")  # fmt: skip
-    # Processes that joblib keeps from earlier tests do not find the module.
-    get_reusable_executor().shutdown(wait=True)
+def test_a_worker_that_is_ended_from_outside_is_named(complains):
+    ends_its_process = {"dataset": "os:_exit", "dataset_args": {"status": 1}}
     with complains("worker processes was ended from outside", "fewer workers"):
-        run_jobs(range_tests(2, dataset="ends_its_process:make"), CPU, workers=2)
+        run_jobs(range_tests(2, **ends_its_process), CPU, workers=2)
 
 
 def test_another_backend_of_joblib_can_be_plugged_in():
