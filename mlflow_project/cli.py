@@ -124,7 +124,8 @@ def _tracked(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+    # A blank line between them: others are run together.
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 @commands.command(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
-from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
+from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, limits
 from lrrt_stage.suggestion import SKIP_FIRST, descent
 from pipeline.studies.curves import lag_of_minimum
-from pipeline.studies.pictures import LR_AXIS
+from pipeline.studies.pictures import LR_AXIS, drawable
 from pipeline.studies.study import Findings, Study, kind
 
 __all__ = ["smoothing_study"]
@@ -22,35 +24,27 @@ def smoothing_study(study: Study) -> Findings:
     """One test, read with each of the three averages at several β (article, Fig 3)."""
     betas = study.options.list_of("betas", float)
     readings = [Smoothing(average, beta) for average in AVERAGES for beta in betas]
-    (test,) = study.measure([study.job("test", {})])
-    curve = test.curve.finite
-    table = pd.DataFrame([_read(curve, each, test.rule) for each in readings])
-    asked = study.plan.smoothing
-    now = _read(curve, asked, test.rule)
-    maxima = table["lr_max"].dropna()
-    moved = math.log10(maxima.max() / maxima.min()) if len(maxima) else math.nan
+    (test,) = drawable(study.measure([study.job("test", {})]))
+    table = pd.DataFrame([_read(test.curve, each, test.rule) for each in readings])
+    now = _read(test.curve, study.plan.smoothing, test.rule)
+    moved = {end: _decades(table[end]) for end in ("lr_min", "lr_max")}
     return Findings(
         "What smoothing does to the suggestion",
         "How far does each average lag behind the loss, and how far does that move the suggested "
         "range?",
-        [
-            f"The {asked.average} average with β = {asked.beta:g} finds the minimum of the loss "
-            f"{now['lag_decades']:.2g} decades of LR after a lag-free average does; by the age of "
-            f"the losses in it, it lags by {now['age_decades']:.2g}.",
-            f"Over all {len(table)} averages the suggested maximum ({test.rule}) moves by "
-            f"{moved:.2g} decades.",
-        ],
+        [_lag_sentence(study.plan.smoothing, now), _moved_sentence(table, test.rule, moved)],
         {
             "lag_decades": now["lag_decades"],
             "age_decades": now["age_decades"],
-            "lr_max_moved_decades": moved,
+            "lr_max_moved_decades": moved["lr_max"],
+            "lr_min_moved_decades": moved["lr_min"],
             **{
                 f"lag_decades.{each.average}.{each.beta:g}": lag
                 for each, lag in zip(readings, table["lag_decades"], strict=True)
             },
         },
         {
-            "averages": _averages_chart(curve, table, asked.beta),
+            "averages": _averages_chart(test.curve.finite, table, betas),
             "lags": _lags_chart(table),
         },
         {"Averages": table},
@@ -62,42 +56,80 @@ def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, Any]:
     row: dict[str, Any] = {"average": smoothing.average, "beta": smoothing.beta}
     row |= dict.fromkeys(("lr_min", "lr_max", "lag_decades", "age_decades"), math.nan)
     row["reason"] = ""
-    per_iteration = math.log10(curve.lr[-1] / curve.lr[0]) / (len(curve) - 1)
-    ages = mean_age(smoothing.average, smoothing.beta, len(curve))
     try:
-        _, _, lowest = descent(curve, smoothing)
-        row["age_decades"] = float(ages[SKIP_FIRST + lowest] * per_iteration)
-        row["lag_decades"] = lag_of_minimum(curve, smoothing)
         found = suggest(curve, rule, smoothing)
         row |= {"lr_min": found.min, "lr_max": found.max}
     except NoSuggestion as reason:
         row["reason"] = str(reason)
+    # There may be a suggestion and no lag, where the lag-free average is still falling; and the
+    # other way round.
+    try:
+        _, _, lowest = descent(curve, smoothing)
+        row["age_decades"] = _age(curve.finite, smoothing, SKIP_FIRST + lowest)
+        row["lag_decades"] = lag_of_minimum(curve, smoothing)
+    except NoSuggestion as reason:
+        row["reason"] = row["reason"] or str(reason)
     return row
 
 
-def _averages_chart(curve: LRCurve, table: pd.DataFrame, beta: float) -> Chart:
-    nearest = min(table["beta"], key=lambda each: abs(each - beta))
-    lines, marks = [], []
-    for average in AVERAGES:
-        lines.append(Line(curve.lr, Smoothing(average, nearest)(curve.loss), average, width=2.2))
-        row = table[(table["average"] == average) & (table["beta"] == nearest)].iloc[0]
-        if not math.isnan(row["lr_max"]):
-            marks.append(Mark(row["lr_max"], average))
-    title = f"Raw loss and the three averages, β = {nearest:g}; dashed: suggested maximum"
-    raw = Line(curve.lr, curve.loss, "loss of each batch", "#9db4c8", 1.0)
-    return Chart(
-        title,
-        (
-            Panel(
-                "",
-                LR_AXIS,
-                "training loss",
-                (raw, *lines, *marks),
-                xlog=True,
-                ylim=limits(curve.loss),
-            ),
-        ),
+def _age(curve: LRCurve, smoothing: Smoothing, index: int) -> float:
+    """Return how many decades below the LR at ``index`` the losses in the average were taken."""
+    age = mean_age(smoothing.average, smoothing.beta, len(curve))[index]
+    decades = np.log10(curve.lr)
+    return float(decades[index] - np.interp(index - age, np.arange(len(curve)), decades))
+
+
+def _decades(lrs: pd.Series) -> float:
+    """Return how far learning rates lie apart; NaN where fewer than two are known."""
+    known = lrs.dropna()
+    return math.log10(known.max() / known.min()) if len(known) > 1 else math.nan
+
+
+def _lag_sentence(smoothing: Smoothing, row: dict[str, Any]) -> str:
+    name = f"The {smoothing.average} average with β = {smoothing.beta:g}"
+    lag = row["lag_decades"]
+    if math.isnan(lag):
+        return f"{name} has no lag that could be measured: {row['reason']}."
+    return (
+        f"{name} finds the minimum of the loss {abs(lag):.2g} decades of LR "
+        f"{'before' if lag < 0 else 'after'} a lag-free average does; by the age of the losses in "
+        f"it, it lags by {row['age_decades']:.2g}."
     )
+
+
+def _moved_sentence(table: pd.DataFrame, rule: str, moved: dict[str, float]) -> str:
+    answered = int(table["lr_max"].notna().sum())
+    if answered < 2:
+        reason = table.loc[table["lr_max"].isna(), "reason"].iloc[0]
+        return (
+            f"Of {len(table)} averages {answered or 'none'} has a suggestion ({rule}), too few to "
+            f"compare. Another says: {reason}."
+        )
+    which = f"all {answered}" if answered == len(table) else f"the {answered} of {len(table)}"
+    return (
+        f"Over {which} averages that have a suggestion ({rule}), the maximum moves by "
+        f"{moved['lr_max']:.2g} decades and the minimum by {moved['lr_min']:.2g}."
+    )
+
+
+def _averages_chart(curve: LRCurve, table: pd.DataFrame, betas: Sequence[float]) -> Chart:
+    raw = Line(curve.lr, curve.loss, "loss of each batch", "#9db4c8", 1.0)
+    panels = []
+    for beta in betas:
+        lines = [
+            Line(curve.lr, Smoothing(average, beta)(curve.loss), average, width=2.2)
+            for average in AVERAGES
+        ]
+        maxima = table[table["beta"] == beta].dropna(subset=["lr_max"])
+        marks = [
+            Mark(lr, str(average))
+            for average, lr in zip(maxima["average"], maxima["lr_max"], strict=True)
+        ]
+        items: tuple[Item, ...] = (raw, *lines, *marks)
+        ylim = limits(curve.loss)
+        panels.append(Panel(f"β = {beta:g}", LR_AXIS, "training loss", items, xlog=True, ylim=ylim))
+    title = "Raw loss and the three averages; dashed: the maximum that each suggests"
+    return Chart(title, tuple(panels))
 
 
 def _lags_chart(table: pd.DataFrame) -> Chart:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Chart, Line, Panel, limits
 
+from lrrt_stage import LRCurve, Smoothing
+from lrrt_stage.charts import Chart, Line, Panel, limits
 from lrrt_stage.settings import require
 from pipeline.studies.curves import lag_free, stacked
 from pipeline.studies.jobs import Measured
-from pipeline.studies.pictures import LR_AXIS, tests_table
+from pipeline.studies.pictures import LR_AXIS, drawable, tests_table
 from pipeline.studies.statistics import Slope, slope
-from pipeline.studies.study import Findings, Study, kind
+from pipeline.studies.study import Findings, Study, kind, suggested
 
 __all__ = ["batch_size_study"]
 
@@ -43,21 +45,33 @@ def batch_size_study(study: Study) -> Findings:
             for order in range(orders)
         ]
     )
-    groups = {size: [t for t in tests if t.job.labels["batch_size"] == size] for size in sizes}
-    table = pd.DataFrame([_row(size, members) for size, members in groups.items() if members])
+    drawn = drawable(tests)
+    groups = {
+        size: members
+        for size in sizes
+        if (members := [t for t in drawn if t.job.labels["batch_size"] == size])
+    }
+    table = pd.DataFrame([_row(size, members) for size, members in groups.items()])
     points = [(t.job.labels["batch_size"], t.range.max) for t in tests if t.range is not None]
+    without = len(tests) - len(suggested(tests))
+    answered = sorted({size for size, _ in points})
+    require(
+        len(answered) >= 2,
+        f"only the tests of batch size {answered[0]} have a suggestion, those of two sizes are "
+        "needed: see the runs of the others, or give other batch_sizes",
+    )
     fitted = slope([size for size, _ in points], [lr for _, lr in points])
     shallow = _descent_slope(table, "fall_smoothed"), _descent_slope(table, "fall_lag_free")
     return Findings(
         "The batch size and the suggestion",
         "Does a larger batch recommend a larger LR, and does its loss really fall less?",
         [
-            f"The suggested maximum grows as batch size to the power {fitted.value:.2f} (90 % "
-            f"interval {fitted.low:.2f} to {fitted.high:.2f}); linear scaling is 1, square root "
-            "scaling 0.5.",
+            f"The suggested maximum goes as batch size to the power {fitted.value:.2f} "
+            f"({_interval(fitted)}); linear scaling is 1, square root scaling 0.5.",
             f"With every doubling of the batch the smoothed loss falls {_less(shallow[0])}; the "
             f"lag-free loss falls {_less(shallow[1])}. A difference between the two is an artefact "
             "of smoothing.",
+            *([f"{without} of {len(tests)} tests gave no suggestion."] if without else []),
         ],
         {
             "slope": fitted.value,
@@ -76,7 +90,7 @@ def batch_size_study(study: Study) -> Findings:
 
 def _row(size: int, tests: Sequence[Measured]) -> dict[str, float]:
     found = [each.range for each in tests if each.range is not None]
-    smoothed = [_fall(each.job.plan.smoothing(each.curve.finite.loss)) for each in tests]
+    smoothed = [_fall(_steady(each)(each.curve.finite.loss)) for each in tests]
     free = [_fall(lag_free(each.curve.finite)) for each in tests]
     return {
         "batch_size": size,
@@ -86,6 +100,12 @@ def _row(size: int, tests: Sequence[Measured]) -> dict[str, float]:
         "fall_smoothed": float(np.median(smoothed)),
         "fall_lag_free": float(np.median(free)),
     }
+
+
+def _steady(test: Measured) -> Smoothing:
+    """Return the test's average, corrected if it is the biased one, which starts near zero."""
+    smoothing = test.job.plan.smoothing
+    return replace(smoothing, average="corrected") if smoothing.average == "biased" else smoothing
 
 
 def _fall(loss: np.ndarray) -> float:
@@ -99,33 +119,39 @@ def _descent_slope(table: pd.DataFrame, column: str) -> float:
 
 
 def _less(change: float) -> str:
+    if round(change, 9) == 0:
+        return "as far"
     return f"{abs(change):.2g} {'less' if change < 0 else 'more'}"
 
 
+def _interval(fitted: Slope) -> str:
+    if math.isnan(fitted.low):
+        return "two tests have a slope, but no interval"
+    return f"90 % interval {fitted.low:.2f} to {fitted.high:.2f}"
+
+
 def _curves_chart(groups: dict[int, list[Measured]]) -> Chart:
-    smoothed, free = [], []
+    smoothed: list[Line] = []
+    free: list[Line] = []
     for size, tests in groups.items():
-        if not tests:
-            continue
-        curves = stacked([each.curve for each in tests], tests[0].job.plan.smoothing)
+        finite = [each.curve.finite for each in tests]
         name = f"batch size {size}"
-        smoothed.append(Line(curves.lr, np.median(curves.loss, axis=0), name, width=2))
-        longest = max((each.curve.finite for each in tests), key=len)
-        rows = np.full((len(tests), len(longest)), np.nan)
-        for row, each in zip(rows, tests, strict=True):
-            row[: len(each.curve.finite)] = lag_free(each.curve.finite)
-        free.append(Line(longest.lr, np.nanmedian(rows, axis=0), name, width=2))
+        for lines, curves in (
+            (smoothed, stacked(finite, tests[0].job.plan.smoothing)),
+            (free, stacked([LRCurve(each.lr, lag_free(each)) for each in finite])),
+        ):
+            lines.append(Line(curves.lr, np.median(curves.loss, axis=0), name, width=2))
     titles = ("Smoothed as the rules see it", "Without lag")
     panels = tuple(
         Panel(
             title,
             LR_AXIS,
             "training loss",
-            tuple(lines),
+            tuple(part),
             xlog=True,
-            ylim=limits(*(line.y for line in lines)),
+            ylim=limits(*(line.y for line in part)),
         )
-        for title, lines in zip(titles, (smoothed, free), strict=True)
+        for title, part in zip(titles, (smoothed, free), strict=True)
     )
     return Chart("The loss by batch size, medians over data orders", panels)
 
@@ -145,4 +171,6 @@ def _scaling_chart(points: Sequence[tuple[int, float]], fitted: Slope) -> Chart:
         Line(grid, line(0.5), "square root: 0.5", dash="dot"),
     )
     title = "Suggested maximum over batch size"
-    return Chart(title, (Panel("", "batch size", LR_AXIS, items, xlog=True, ylog=True),))
+    ticks = tuple(np.unique(sizes).tolist())
+    panel = Panel("", "batch size", LR_AXIS, items, xlog=True, ylog=True, xticks=ticks)
+    return Chart(title, (panel,))

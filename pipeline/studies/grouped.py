@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pandas as pd
-from lrrt_stage.charts import Chart, Line, Panel, limits
 
 from lrrt_stage import LRRTError
+from lrrt_stage.charts import Chart, Line, Panel, limits
 from pipeline.studies.curves import stacked
 from pipeline.studies.jobs import Measured
 from pipeline.studies.pictures import LR_AXIS
-from pipeline.studies.study import Findings, Study, kind, suggested
+from pipeline.studies.study import Findings, Study, counted, kind, suggested
 
 __all__ = ["grouped_study"]
 
@@ -24,11 +24,11 @@ def grouped_study(study: Study) -> Findings:
         raise LRRTError(
             "kind=grouped takes the tests of a finished study: name it with study_run_id"
         )
-    suggested(study.source)
+    found = suggested(study.source)
     groups: dict[int, list[Measured]] = {}
     for each in study.source:
         if each.range is not None:
-            groups.setdefault(math.floor(math.log10(each.range.max)), []).append(each)
+            groups.setdefault(_power(each.range.max), []).append(each)
     groups = dict(sorted(groups.items()))
     panels, rows = [], []
     for power, tests in groups.items():
@@ -36,7 +36,7 @@ def grouped_study(study: Study) -> Findings:
         median = np.median(curves.loss, axis=0)
         panels.append(
             Panel(
-                f"Maximum from 1e{power} to 1e{power + 1}: {len(tests)} tests",
+                f"Maximum from {_decade(power)}: {counted(len(tests), 'test')}",
                 LR_AXIS,
                 "smoothed training loss",
                 (
@@ -49,27 +49,43 @@ def grouped_study(study: Study) -> Findings:
         )
         rows.append(
             {
-                "maximum": f"1e{power} to 1e{power + 1}",
+                "maximum": _decade(power),
                 "tests": len(tests),
-                "share": len(tests) / len(study.source),
+                "share": len(tests) / len(found),
                 "first loss": float(np.median([each.curve.loss[0] for each in tests])),
                 "lowest smoothed loss": float(np.median(curves.loss.min(axis=1))),
             }
         )
-    largest = max(groups, key=lambda power: len(groups[power]))
+    table = pd.DataFrame(rows)
+    largest = max(map(len, groups.values()))
+    without = len(study.source) - len(found)
     title = "Curves grouped by the order of magnitude of their maximum"
     return Findings(
         title,
         "Do tests that suggest very different learning rates look different?",
         [
-            f"The suggested maxima of {len(study.source)} tests fall into {len(groups)} orders of "
-            f"magnitude; the most common, with {len(groups[largest])} tests, is 1e{largest} to "
-            f"1e{largest + 1}."
+            f"The suggested maxima of {counted(len(found), 'test')} fall into "
+            f"{counted(len(groups), 'order')} of magnitude: "
+            + ", ".join(f"{len(tests)} from {_decade(power)}" for power, tests in groups.items())
+            + ".",
+            "The lowest smoothed loss, in the median over the tests of each: "
+            + ", ".join(f"{each:.3g}" for each in table["lowest smoothed loss"])
+            + ".",
+            *([f"{without} of {len(study.source)} tests gave no suggestion."] if without else []),
         ],
         {
             "groups": len(groups),
-            "largest_group_share": len(groups[largest]) / len(study.source),
+            "largest_group_share": largest / len(found),
         },
         {"groups": Chart(title, tuple(panels))},
-        {"Groups": pd.DataFrame(rows)},
+        {"Groups": table},
     )
+
+
+def _power(lr: float) -> int:
+    """Return the order of magnitude; a power of ten belongs to its own, to the ninth digit."""
+    return math.floor(round(math.log10(lr), 9))
+
+
+def _decade(power: int) -> str:
+    return f"1e{power} to 1e{power + 1}"

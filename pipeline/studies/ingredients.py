@@ -18,7 +18,7 @@ from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import LR_AXIS, tests_table
 from pipeline.studies.ranges import summarize
 from pipeline.studies.statistics import paired_effect
-from pipeline.studies.study import Findings, Study, kind, suggested
+from pipeline.studies.study import Findings, Study, counted, kind, suggested
 
 __all__ = ["recipes_study"]
 
@@ -48,25 +48,46 @@ def recipes_study(study: Study) -> Findings:
     )
     names = [name if position == 0 else f"+ {name}" for position, (name, _) in enumerate(way)]
     by_step = [[t for t in tests if t.job.labels["step"] == index] for index in range(len(way))]
+    suggested(tests)
     effects = _effects_table(names, by_step)
-    largest = effects.iloc[effects["decades"][:-1].abs().argmax()]
-    total = effects.iloc[-1]
+    single = effects[:-1].dropna(subset=["decades"])
+    sentences = [_total_sentence(effects.iloc[-1])]
+    if len(single):
+        sentences.append(_largest_sentence(single.iloc[int(single["decades"].abs().argmax())]))
+    without = sum(each.range is None for each in tests)
+    if without:
+        sentences.append(f"{without} of {len(tests)} tests gave no suggestion.")
     return Findings(
         "From one recipe to the other",
         "The article's Keras and fast.ai programs suggest different ranges for one network. Which "
         "of the ingredients in which they differ moves the suggestion?",
-        [
-            f"From {FROM} to {TO} the suggested maximum moves by {total['decades']:+.2f} decades "
-            f"(90 % interval {total['low']:+.2f} to {total['high']:+.2f}), over {count} seeds.",
-            f"The largest single step is {largest['ingredient']}: {largest['decades']:+.2f} "
-            f"decades ({largest['low']:+.2f} to {largest['high']:+.2f}).",
-        ],
-        {
-            **dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
-        },
+        sentences,
+        dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
         {"effects": _effects_chart(effects), "ranges": _ranges_chart(study, names, by_step)},
         {"Effects": effects, "Tests": tests_table(tests)},
     )
+
+
+def _total_sentence(row: pd.Series) -> str:
+    if math.isnan(row["decades"]):
+        return f"No seed has a suggestion both with {FROM} and with {TO}."
+    return (
+        f"From {FROM} to {TO} the suggested maximum moves by {_effect(row)}, over "
+        f"{counted(int(row['seeds']), 'seed')}."
+    )
+
+
+def _largest_sentence(row: pd.Series) -> str:
+    if row["decades"] == 0:
+        return "No single ingredient moves it."
+    return f"The largest single step is {row['ingredient']}: {_effect(row)}."
+
+
+def _effect(row: pd.Series) -> str:
+    moved = f"{row['decades']:+.2f} decades"
+    if math.isnan(row["low"]):
+        return moved
+    return f"{moved} (90 % interval {row['low']:+.2f} to {row['high']:+.2f})"
 
 
 def _free(options: Mapping[str, Any], study: Study) -> dict[str, Any]:
@@ -124,7 +145,7 @@ def _effects_chart(effects: pd.DataFrame) -> Chart:
         title,
         (
             Panel(
-                title,
+                "",
                 "decades of learning rate",
                 items=(rows, Mark(0.0)),
             ),

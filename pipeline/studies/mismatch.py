@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from lrrt_stage import LRRTError
 from lrrt_stage.charts import Chart, Heatmap, Interval, Line, Panel
+from lrrt_stage.settings import require
 from pipeline.studies.jobs import Measured, Trained, TrainingJob
 from pipeline.studies.pictures import LR_AXIS, tests_table
 from pipeline.studies.ranges import farthest_pair, gap
 from pipeline.studies.spread import varied_jobs
-from pipeline.studies.study import Findings, Study, kind, suggested
+from pipeline.studies.study import Findings, Study, counted, kind, suggested
 
 __all__ = ["mismatch_study"]
 
@@ -25,10 +27,19 @@ def mismatch_study(study: Study) -> Findings:
 
     The article's Fig 7, and the training that it says diverges or overfits.
     """
-    tests = study.source or study.measure(varied_jobs(study, study.tests(20)))
+    if study.source is None:
+        tests = study.measure(varied_jobs(study, study.tests(20)))
+    else:
+        tests = _initialisations(study, study.source)
     able = [each for each in tests if each.range is not None]
     found = suggested(tests, at_least=2)
     pair = dict(zip("AB", (able[index] for index in farthest_pair(found)), strict=True))
+    a, b = (found[index] for index in farthest_pair(found))
+    require(
+        not math.isclose(a.max, b.max, rel_tol=1e-9),
+        f"the maxima of all {len(found)} initialisations are {a.max:.3g}, so there is no other to "
+        "train with: raise the number of tests or the iterations of each",
+    )
     jobs = [
         TrainingJob(
             f"{weights} with {donor}'s range",
@@ -38,33 +49,32 @@ def mismatch_study(study: Study) -> Findings:
             {"weights": weights, "range": donor},
         )
         for weights in "AB"
-        for donor in "AB"
-        if (lr_range := pair[donor].range) is not None
+        for donor, lr_range in (("A", a), ("B", b))
     ]
-    trained = [each.result for each in study.run(jobs)]
-    done = [each for each in trained if isinstance(each, Trained)]
+    outcomes = study.run(jobs)
+    done = [each.result for each in outcomes if isinstance(each.result, Trained)]
     if len(done) < len(jobs):
-        raise LRRTError(f"{len(jobs) - len(done)} of the four trainings failed: see their runs")
+        error = next(each.error for each in outcomes if each.result is None)
+        raise LRRTError(
+            f"{len(jobs) - len(done)} of the four trainings failed, all are needed; the first: "
+            f"{error}"
+        )
     table = pd.DataFrame([_row(each) for each in done])
     losses = {
         (each.job.labels["weights"], each.job.labels["range"]): each.val_loss for each in done
     }
-    a, b = (pair[name].range for name in "AB")
-    assert a is not None
-    assert b is not None
-    diverged = table[table["diverged"]]
+    diverged = [each.job.name for each in done if _diverged(each)]
+    apart = f"{gap(a, b):.2g} decades apart" if gap(a, b) > 0 else "which overlap or touch"
     return Findings(
         "Another initialisation's range",
         "What happens if a network is trained with the range that was measured on other initial "
         "weights?",
         [
             f"Of {len(found)} initialisations, A ({pair['A'].job.name}) and B "
-            f"({pair['B'].job.name}) differ most: {a} and {b}, {gap(a, b):.2g} decades apart."
-            if gap(a, b) > 0
-            else f"Of {len(found)} initialisations, A ({pair['A'].job.name}) and B "
-            f"({pair['B'].job.name}) differ most: {a} and {b}; the two still overlap.",
-            f"{len(diverged)} of the four trainings diverged."
-            if len(diverged)
+            f"({pair['B'].job.name}) differ most: {a} and {b}, {apart}.",
+            f"{len(diverged)} of the four trainings diverged, to a loss that is not finite or no "
+            f"lower than the first: {', '.join(diverged)}."
+            if diverged
             else "None of the four trainings diverged.",
             *(_sentence(own, other, losses) for own, other in ("AB", "BA")),
         ],
@@ -72,39 +82,76 @@ def mismatch_study(study: Study) -> Findings:
             "gap_decades": gap(a, b),
             "max_apart_decades": abs(math.log10(a.max / b.max)),
             "diverged": len(diverged),
-            **{f"val_loss.{w}_with_{r}": v for (w, r), v in losses.items() if math.isfinite(v)},
+            **{f"val_loss.{weights}_with_{donor}": v for (weights, donor), v in losses.items()},
         },
-        {"ranges": _ranges_chart(pair), "trainings": _trainings_chart(done, losses)},
+        {"ranges": _ranges_chart(pair), "trainings": _trainings_chart(done)},
         {"Trainings": table, "Tests": tests_table(tests)},
     )
 
 
+def _initialisations(study: Study, source: Sequence[Measured]) -> list[Measured]:
+    """Return the first test of every seed of weights, of those of the study's very task.
+
+    A finished study may hold tests of one seed in several orders, batch sizes or settings.
+    """
+    by_seed: dict[int, Measured] = {}
+    for each in source:
+        task = each.job.task
+        if task == replace(study.task, seed=task.seed, data_seed=task.data_seed):
+            by_seed.setdefault(task.seed, each)
+    require(
+        len(by_seed) >= 2,
+        f"the finished study has {counted(len(by_seed), 'initialisation')} of this task, 2 are "
+        "needed: name a study of kind initializations, or none",
+    )
+    return list(by_seed.values())
+
+
+def _diverged(training: Trained) -> bool:
+    """Whether a loss was not finite, or the last epoch's is no lower in the median than the first.
+
+    A network whose units died stays at the loss of a guess, and batch norm keeps the loss of
+    weights that exploded finite.
+    """
+    losses = training.train_loss
+    last = losses[-max(1, len(losses) // len(training.epochs)) :]
+    return training.diverged or float(np.median(last)) >= losses[0]
+
+
 def _row(training: Trained) -> dict[str, object]:
     last = training.epochs[-1]
+    finite = [each.val_loss for each in training.epochs if math.isfinite(each.val_loss)]
     return {
         **training.job.labels,
         "lr_min": training.job.lr_range.min,
         "lr_max": training.job.lr_range.max,
         "val_loss": training.val_loss,
         "val_accuracy": last.val_accuracy,
-        "lowest_val_loss": min(each.val_loss for each in training.epochs),
-        "diverged": training.diverged,
+        "lowest_val_loss": min(finite, default=math.inf),
+        "diverged": _diverged(training),
     }
 
 
 def _sentence(own: str, other: str, losses: dict[tuple[str, str], float]) -> str:
     mine, theirs = losses[own, own], losses[own, other]
     if math.isinf(mine):
-        return f"{own} diverged with its own range already."
+        end = "nor is it" if math.isinf(theirs) else f"and ends at {theirs:.3g}"
+        return f"{own}'s loss is not finite with its own range, {end} with {other}'s."
     if math.isinf(theirs):
         return (
-            f"{own} reaches a validation loss of {mine:.3g} with its own range, and diverges with "
-            f"{other}'s."
+            f"{own} ends at a validation loss of {mine:.3g} with its own range, and at one that is "
+            f"not finite with {other}'s."
         )
+    times = f", {theirs / mine:.3g} times as much" if mine > 0 else ""
     return (
-        f"{own} reaches a validation loss of {mine:.3g} with its own range and {theirs:.3g} with "
-        f"{other}'s, {theirs / mine:.3g} times as much."
+        f"{own} ends at a validation loss of {mine:.3g} with its own range and {theirs:.3g} with "
+        f"{other}'s{times}."
     )
+
+
+def _cell(training: Trained) -> str:
+    texts = [f"{training.val_loss:.3g}"] if math.isfinite(training.val_loss) else []
+    return ", ".join([*texts, *(["diverged"] if _diverged(training) else [])])
 
 
 def _ranges_chart(pair: dict[str, Measured]) -> Chart:
@@ -119,10 +166,12 @@ def _ranges_chart(pair: dict[str, Measured]) -> Chart:
     return Chart(title, (Panel("", LR_AXIS, items=(rows,), xlog=True),))
 
 
-def _trainings_chart(trained: Sequence[Trained], losses: dict[tuple[str, str], float]) -> Chart:
-    values = np.array([[losses[weights, donor] for donor in "AB"] for weights in "AB"])
+def _trainings_chart(trained: Sequence[Trained]) -> Chart:
+    cells = {(each.job.labels["weights"], each.job.labels["range"]): each for each in trained}
+    square = [[cells[weights, donor] for donor in "AB"] for weights in "AB"]
+    values = np.array([[each.val_loss for each in row] for row in square])
     shown = np.where(np.isfinite(values), values, np.nan)
-    texts = [[f"{v:.3g}" if math.isfinite(v) else "diverged" for v in row] for row in values]
+    texts = [[_cell(each) for each in row] for row in square]
     lines = tuple(
         Line(
             np.array([epoch.iteration for epoch in each.epochs]),
@@ -132,13 +181,13 @@ def _trainings_chart(trained: Sequence[Trained], losses: dict[tuple[str, str], f
         )
         for each in trained
     )
-    cells = Heatmap(
+    heatmap = Heatmap(
         shown, ["A's range", "B's range"], ["weights A", "weights B"], "loss", texts=texts
     )
     return Chart(
         "Two initialisations, each trained with both ranges",
         (
-            Panel("Validation loss at the end", items=(cells,)),
+            Panel("Validation loss at the end", items=(heatmap,)),
             Panel(
                 "Validation loss after each epoch", "iteration", "validation loss", lines, ylog=True
             ),

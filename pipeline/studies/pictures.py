@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lrrt_stage import LRRange
-from lrrt_stage.charts import Band, Chart, Interval, Item, Line, Panel, Span, limits
+from lrrt_stage import LRRange, LRRTError
+from lrrt_stage.charts import Band, Chart, Interval, Item, Line, Mark, Panel, Span, limits
 from pipeline.recipes import published_ranges
 from pipeline.studies.curves import band, stacked
 from pipeline.studies.jobs import Measured
@@ -16,14 +16,34 @@ from pipeline.studies.ranges import summarize
 from pipeline.studies.study import suggested
 from pipeline.task import Task
 
-__all__ = ["band_panel", "curves_chart", "ranges_chart", "tests_table"]
+__all__ = ["band_panel", "curves_chart", "drawable", "ranges_chart", "tests_table"]
 
 LR_AXIS = "learning rate"
+MIN_POINTS = 2
+"""Finite losses that a curve needs to be drawn."""
+
+
+def drawable(tests: Sequence[Measured]) -> list[Measured]:
+    """Return the tests that have a curve, and not just a loss that was not finite from the start.
+
+    Raises
+    ------
+    LRRTError
+        If there is none.
+    """
+    able = [each for each in tests if len(each.curve.finite) >= MIN_POINTS]
+    if not able:
+        raise LRRTError(
+            f"none of {len(tests)} tests has {MIN_POINTS} finite losses: check data and loss, or "
+            "lower lr_start"
+        )
+    return able
 
 
 def band_panel(tests: Sequence[Measured], title: str, color: str | None = None) -> Panel:
     """Return the median smoothed loss with its 10 to 90 % band, and the median range."""
-    curves = stacked([each.curve for each in tests], tests[0].job.plan.smoothing)
+    drawn = drawable(tests)
+    curves = stacked([each.curve for each in drawn], tests[0].job.plan.smoothing)
     spread = band(curves)
     found = summarize(suggested(tests))
     return Panel(
@@ -35,7 +55,7 @@ def band_panel(tests: Sequence[Measured], title: str, color: str | None = None) 
             *_published_spans(tests[0].job.task),
             *(Line(curves.lr, row, width=0.6, color="#9db4c8", opacity=0.6) for row in curves.loss),
             Band(curves.lr, spread.q10, spread.q90, "10 to 90 % of the tests", color),
-            Line(curves.lr, spread.median, f"median of {len(tests)} tests", color, width=2.5),
+            Line(curves.lr, spread.median, f"median of {len(drawn)} tests", color, width=2.5),
         ),
         xlog=True,
         ylim=limits(*curves.loss),
@@ -44,14 +64,15 @@ def band_panel(tests: Sequence[Measured], title: str, color: str | None = None) 
 
 def curves_chart(tests: Sequence[Measured], title: str) -> Chart:
     """Return the curves of ``tests``, and how many of them were still running at each LR."""
-    curves = stacked([each.curve for each in tests])
+    drawn = drawable(tests)
+    curves = stacked([each.curve for each in drawn])
     alive = Panel(
         "Tests still running; those that stopped count with their last loss above",
         LR_AXIS,
         "tests",
         (Line(curves.lr, curves.alive, "", "#555555"),),
         xlog=True,
-        ylim=(0, len(tests) * 1.08),
+        ylim=(0, len(drawn) * 1.08),
     )
     return Chart(title, (band_panel(tests, "Smoothed loss"), alive), columns=1)
 
@@ -60,8 +81,11 @@ def ranges_chart(tests: Sequence[Measured], title: str) -> Chart:
     """Return the range that each test suggests, one row each, and the published ones."""
     rows = [(each.job.name, each.range) for each in tests if each.range is not None]
     found = summarize([lr_range for _, lr_range in rows])
+    name, color = "10 to 90 % of the maxima", "#c0392b"
     items: list[Item] = [
-        Span(found.max_q10, found.max_q90, "10 to 90 % of the maxima", "#c0392b", 0.15),
+        Span(found.max_q10, found.max_q90, name, color, 0.15)
+        if found.max_q10 < found.max_q90
+        else Mark(found.max_median, name, color),
         _rows(rows, "suggested range"),
     ]
     published = published_ranges(tests[0].job.task)

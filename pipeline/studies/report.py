@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping
 from pathlib import Path
 
-from lrrt_stage.charts import write_page
 from plotly.offline import get_plotlyjs
 
+from lrrt_stage.charts import write_page
 from pipeline.studies.study import Findings
 
 __all__ = ["SECTION", "write_findings", "write_report"]
@@ -77,7 +77,8 @@ def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
         *filter(sections.__contains__, ORDER),
         *(kind for kind in sections if kind not in ORDER),
     ]
-    links = " ".join(f'<a href="#{kind}">{kind}</a>' for kind in kinds)
+    names = [html.escape(kind) for kind in kinds]
+    links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     title = f"Learning-rate range tests: {task}"
     path.write_text(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"

@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 
-from lrrt_stage import LRRTError
+from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.charts import Bars, Chart, Heatmap, Panel
 from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pictures import band_panel, curves_chart, ranges_chart, tests_table
-from pipeline.studies.ranges import overlaps, share_disjoint, summarize
+from pipeline.studies.ranges import RangeSummary, overlaps, share_disjoint, summarize
 from pipeline.studies.statistics import Decomposition, decompose
-from pipeline.studies.study import Findings, Study, kind, suggested
+from pipeline.studies.study import Findings, Study, counted, kind, suggested
 
 __all__ = ["data_order", "initializations", "varied_jobs"]
 
@@ -45,7 +45,11 @@ def data_order(study: Study) -> Findings:
     ordered = [
         study.job(
             f"order {index}",
-            {"group": "same weights", "data_seed": study.task.data_seed + count + index},
+            {
+                "group": "same weights",
+                "seed": study.task.seed,
+                "data_seed": study.task.data_seed + count + index,
+            },
             data_seed=study.task.data_seed + count + index,
         )
         for index in range(count)
@@ -57,9 +61,12 @@ def data_order(study: Study) -> Findings:
     }
     for name, members in groups.items():
         if len(members) < 2:
-            raise LRRTError(f"{len(members)} tests with {name} did not fail, 2 are needed")
-    same = groups["same weights"]
-    parts = decompose(_log_maxima(groups["new weights"]), _log_maxima(same))
+            left = counted(len(members), "test")
+            raise LRRTError(
+                f"{left} with {name} did not fail, 2 are needed: see the runs of the others"
+            )
+    new, same = groups["new weights"], groups["same weights"]
+    parts = decompose(_log_maxima(new), _log_maxima(same))
     found = spread_findings(
         same,
         "The same weights, another order of the data",
@@ -69,7 +76,11 @@ def data_order(study: Study) -> Findings:
     panels = tuple(band_panel(members, f"{name}, new order") for name, members in groups.items())
     return replace(
         found,
-        sentences=[*found.sentences, _decomposition_sentence(parts)],
+        sentences=[
+            *found.sentences,
+            _spread_sentence("With new weights as well", suggested(new)),
+            _decomposition_sentence(parts),
+        ],
         metrics={
             **found.metrics,
             "order_share": parts.order_share,
@@ -84,7 +95,12 @@ def data_order(study: Study) -> Findings:
             "both": Chart("New weights beside the same weights", panels),
             "shares": _shares_chart(parts),
         },
-        tables={**found.tables, "Variance of log10(max LR)": _parts_table(parts)},
+        tables={
+            **found.tables,
+            "Suggested ranges, new weights": _quantiles_table(summarize(suggested(new))),
+            "Variance of log10(max LR)": _parts_table(parts),
+            "Tests": tests_table(tests),
+        },
     )
 
 
@@ -118,12 +134,10 @@ def spread_findings(tests: Sequence[Measured], title: str, question: str) -> Fin
         title,
         question,
         [
-            f"The median of {len(tests)} tests suggests {summary.min_median:.3g} to "
-            f"{summary.max_median:.3g}; 80 % of the maxima lie between {summary.max_q10:.3g} and "
-            f"{summary.max_q90:.3g}, a factor of {summary.max_q90 / summary.max_q10:.3g}.",
-            f"{apart:.0%} of the {len(pairs)} pairs of ranges do not overlap at all; the mean "
-            f"overlap is {pairs.mean():.0%} of the two ranges together.",
-            *([f"{without} tests have no suggestion."] if without else []),
+            _spread_sentence(f"Of {len(found)} tests", found),
+            f"Of {counted(len(pairs), 'pair')} of ranges, {apart:.0%} do not overlap at all; the "
+            f"mean overlap is {pairs.mean():.0%} of the two ranges together.",
+            *([f"{without} of {len(tests)} tests gave no suggestion."] if without else []),
         ],
         {
             "tests": len(tests),
@@ -144,7 +158,28 @@ def spread_findings(tests: Sequence[Measured], title: str, question: str) -> Fin
                 ),
             ),
         },
-        {"Tests": tests_table(tests)},
+        {"Suggested ranges": _quantiles_table(summary), "Tests": tests_table(tests)},
+    )
+
+
+def _spread_sentence(of_what: str, found: Sequence[LRRange]) -> str:
+    summary = summarize(found)
+    return (
+        f"{of_what}, the median range is {summary.min_median:.3g} to {summary.max_median:.3g}; "
+        f"80 % of the minima lie between {summary.min_q10:.3g} and {summary.min_q90:.3g}, of the "
+        f"maxima between {summary.max_q10:.3g} and {summary.max_q90:.3g}, a factor of "
+        f"{summary.max_q90 / summary.max_q10:.3g}."
+    )
+
+
+def _quantiles_table(summary: RangeSummary) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "end": ["min", "max"],
+            "10 %": [summary.min_q10, summary.max_q10],
+            "median": [summary.min_median, summary.max_median],
+            "90 %": [summary.min_q90, summary.max_q90],
+        }
     )
 
 
@@ -154,7 +189,7 @@ def _log_maxima(tests: Sequence[Measured]) -> list[float]:
 
 def _decomposition_sentence(parts: Decomposition) -> str:
     if math.isnan(parts.order_share):
-        return "All maxima are equal: there is no spread to divide."
+        return "With new weights all maxima are equal: there is no variance to divide."
     return (
         f"Of the variance of log10(max LR) over new weights and orders, {parts.init_share:.0%} is "
         f"due to initialisation and {parts.order_share:.0%} to data order (90 % interval of the "
@@ -163,12 +198,11 @@ def _decomposition_sentence(parts: Decomposition) -> str:
 
 
 def _shares_chart(parts: Decomposition) -> Chart:
-    bars = Bars(
-        ["data order", "initialisation"],
-        np.array([parts.order_share, parts.init_share]),
-        np.array([parts.low, 1 - parts.high]),
-        np.array([parts.high, 1 - parts.low]),
-    )
+    shares = np.array([parts.order_share, parts.init_share])
+    # A percentile interval need not hold the share itself; an error bar that is drawn has to.
+    low = np.minimum(shares, [parts.low, 1 - parts.high])
+    high = np.maximum(shares, [parts.high, 1 - parts.low])
+    bars = Bars(["data order", "initialisation"], shares, low, high)
     title = "Share of the variance of log10(max LR), with 90 % intervals"
     return Chart(title, (Panel("", ylabel="share", items=(bars,), ylim=(0, 1.02)),))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
-from lrrt_stage.charts import Chart
 
 from lrrt_stage import LRRange, LRRTError
+from lrrt_stage.charts import Chart
 from lrrt_stage.settings import check_choices, require, setting
 from pipeline.plan import RangeTestPlan
 from pipeline.studies.jobs import Job, Measured, RangeTestJob
@@ -17,7 +17,7 @@ from pipeline.studies.pool import Outcome
 from pipeline.task import Task
 from pipeline.training import TrainOptions
 
-__all__ = ["KINDS", "Findings", "Kind", "Study", "StudyOptions", "kind", "suggested"]
+__all__ = ["KINDS", "Findings", "Kind", "Study", "StudyOptions", "counted", "kind", "suggested"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Study:
         require(
             not self.task.init.startswith("file:"),
             f"kind={self.options.kind} compares weights of several seeds, but init="
-            f"{self.task.init!r} gives the same to all: use an initialiser, or kind=data-order",
+            f"{self.task.init!r} gives the same to all: use an initialiser",
         )
 
     def job(self, name: str, labels: Mapping[str, Any], **changes: Any) -> RangeTestJob:
@@ -131,8 +131,9 @@ class StudyOptions:
         try:
             return sorted({convert(part) for part in text.split(",")})
         except ValueError:
+            default = next(each.default for each in fields(self) if each.name == name)
             raise LRRTError(
-                f"{name}={text!r} is not a list of numbers: write them with commas, as in 16,64"
+                f"{name}={text!r} is not a list of numbers: write them as in {default}"
             ) from None
 
 
@@ -156,9 +157,14 @@ def suggested(results: Sequence[Measured], at_least: int = 1) -> list[LRRange]:
     """
     found = [each.range for each in results if each.range is not None]
     if len(found) < at_least:
-        reason = next(str(each.answers[each.rule]) for each in results if each.range is None)
+        reasons = [str(each.answers[each.rule]) for each in results if each.range is None]
         raise LRRTError(
-            f"{len(found)} of {len(results)} tests have a suggestion, {at_least} are needed; "
-            f"{reason}"
+            f"{len(found)} of {len(results)} tests that did not fail have a suggestion, "
+            f"{at_least} are needed: {reasons[0] if reasons else 'raise the number of tests'}"
         )
     return found
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, an English one whose plural ends in s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lrrt_stage import LRRange
-from pipeline.studies.jobs import Measured
+from pipeline.studies.jobs import Measured, RangeTestJob
 from pipeline.studies.pool import Outcome
 
 __all__ = ["study_frame", "tests_frame"]
@@ -31,13 +31,13 @@ def tests_frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Return a row per range test: seeds, how it ended, every rule's maximum, and its error."""
     rows = []
     for outcome in outcomes:
+        if not isinstance(outcome.job, RangeTestJob):
+            continue
         result = outcome.result
-        if not isinstance(result, Measured) and result is not None:
-            continue  # a training
         row = {"test": outcome.job.name, **outcome.job.labels, "error": outcome.error}
         task = outcome.job.task
         row |= {"seed": task.seed, "data_seed": task.data_seed, "batch_size": task.batch_size}
-        if result is not None:
+        if isinstance(result, Measured):
             lr_range = result.range
             row |= {
                 "iterations": len(result.curve),

@@ -9,11 +9,12 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
-from lrrt_stage import LRCurve, LRRange
+from lrrt_stage import LRCurve, LRRange, LRRTError
 from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits
+from lrrt_stage.settings import require
 from pipeline.studies.jobs import Measured, RangeTestJob
-from pipeline.studies.pictures import LR_AXIS
-from pipeline.studies.study import Findings, Study, kind
+from pipeline.studies.pictures import LR_AXIS, drawable
+from pipeline.studies.study import Findings, Study, counted, kind
 from pipeline.validation import ValidationOptions
 
 __all__ = ["validation_study"]
@@ -35,19 +36,29 @@ def validation_study(study: Study) -> Findings:
         for index, (name, validation) in enumerate(settings)
     ]
     jobs.append(_job(study, "full set", "full", ValidationOptions("full")))
-    tests = study.measure(jobs)
+    tests = drawable(study.measure(jobs))
     by_kind = {
         name: [each for each in tests if each.job.labels["validation"] == name]
         for name in ("none", "sample", "full")
     }
+    for name, members in by_kind.items():
+        require(
+            bool(members),
+            f"no test with validation={name} gave a curve: see their runs, and run the study again",
+        )
     (watched, *_), (full, *_) = by_kind["sample"], by_kind["full"]
     seconds = {
         name: median([each.seconds for each in members]) for name, members in by_kind.items()
     }
-    ratio, full_ratio = (seconds[name] / seconds["none"] for name in ("sample", "full"))
+    ratio, full_ratio = (
+        seconds[name] / seconds["none"] if seconds["none"] > 0 else math.nan
+        for name in ("sample", "full")
+    )
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
     apart = abs(math.log10(turn / full_turn))
-    error = _sample_error(watched.curve)
+    errors = _sample_errors(watched.curve)
+    error = float(np.median(errors)) if len(errors) else math.nan
+    largest = float(errors.max()) if len(errors) else math.nan
     found = watched.range
     above = math.log10(found.max / full_turn) if found else math.nan
     return Findings(
@@ -57,14 +68,21 @@ def validation_study(study: Study) -> Findings:
         [
             f"Validation turns at {full_turn:.3g} on the full set; the sample puts it at "
             f"{turn:.3g}, {apart:.2g} decades away.",
-            f"The sample's loss is off by {error:.1%} in the median, over the looks at the full "
-            "set.",
-            f"The suggested maximum ({watched.rule}) is {abs(above):.2g} decades "
-            f"{'above' if above > 0 else 'below'} the turn."
+            f"At {counted(len(errors), 'look')} at the full set the sample's loss was off by "
+            f"{error:.1%} in the median and {largest:.1%} at most."
+            if len(errors)
+            else "No look at the full set has a finite loss to compare the sample's with.",
+            f"The suggested maximum ({watched.rule}) is {_where(above)} the turn."
             if found
-            else f"Rule {watched.rule} has no suggestion.",
-            f"A test with the sample takes {ratio:.2f} times as long as without validation, one "
-            f"with the full set at every iteration {full_ratio:.2f} times.",
+            else f"No maximum is suggested: {watched.answers[watched.rule]}.",
+            *(
+                [
+                    f"A test with the sample takes {ratio:.2f} times as long as without "
+                    f"validation, one with the full set at every iteration {full_ratio:.2f} times."
+                ]
+                if seconds["none"] > 0
+                else []
+            ),
         ],
         {
             "validation_cost_ratio": ratio,
@@ -73,6 +91,7 @@ def validation_study(study: Study) -> Findings:
             "full_turning_lr": full_turn,
             "turn_apart_decades": apart,
             "sample_error": error,
+            "sample_error_max": largest,
             "max_above_turn_decades": above,
         },
         {"validation": _chart(watched, full)},
@@ -90,9 +109,20 @@ def validation_study(study: Study) -> Findings:
 
 
 def turning_lr(curve: LRCurve) -> float:
-    """Return the learning rate at which the validation loss is lowest."""
-    assert curve.val_loss is not None
-    return float(curve.lr[int(np.nanargmin(curve.val_loss))])
+    """Return the learning rate at which the validation loss is lowest.
+
+    Raises
+    ------
+    LRRTError
+        If no validation loss is finite.
+    """
+    if curve.val_loss is None or not np.isfinite(curve.val_loss).any():
+        raise LRRTError(
+            f"none of {len(curve)} validation losses is finite: check data and loss, or lower "
+            "lr_start"
+        )
+    finite = np.where(np.isfinite(curve.val_loss), curve.val_loss, np.inf)
+    return float(curve.lr[int(np.argmin(finite))])
 
 
 def _job(study: Study, name: str, group: str, validation: ValidationOptions) -> RangeTestJob:
@@ -100,13 +130,20 @@ def _job(study: Study, name: str, group: str, validation: ValidationOptions) -> 
     return replace(study.job(name, {"validation": group}), plan=plan)
 
 
-def _sample_error(curve: LRCurve) -> float:
-    """Return the median relative error of the sample at the looks at the full set."""
+def _where(decades: float) -> str:
+    if round(decades, 9) == 0:
+        return "at"
+    return f"{abs(decades):.2g} decades {'above' if decades > 0 else 'below'}"
+
+
+def _sample_errors(curve: LRCurve) -> np.ndarray:
+    """Return the relative error of the sample at each look at the full set, shape ``[looks]``."""
     assert curve.val_loss is not None
     assert curve.full_val_loss is not None
     looks = np.isfinite(curve.full_val_loss) & np.isfinite(curve.val_loss)
+    looks &= curve.full_val_loss != 0
     full = curve.full_val_loss[looks]
-    return float(np.median(np.abs(curve.val_loss[looks] - full) / np.abs(full)))
+    return np.abs(curve.val_loss[looks] - full) / np.abs(full)
 
 
 def _answered(test: Measured) -> list[tuple[str, LRRange]]:

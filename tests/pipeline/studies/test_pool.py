@@ -6,7 +6,6 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from joblib.externals.loky import get_reusable_executor
 
 from lrrt_stage import LRRange, RangeTestOptions
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
@@ -17,7 +16,7 @@ TASK = Task(model="mlp", model_args={"width": 16}, batch_size=32)
 PLAN = RangeTestPlan(RangeTestOptions(iterations=40))
 
 
-def seeds(count, **changes):
+def range_tests(count, **changes):
     return [
         RangeTestJob(f"seed {seed}", replace(TASK, seed=seed, **changes), PLAN)
         for seed in range(count)
@@ -26,7 +25,7 @@ def seeds(count, **changes):
 
 def test_results_do_not_depend_on_the_number_of_workers():
     training = TrainingJob("short", TASK, LRRange(0.01, 0.1), TrainOptions(epochs=1))
-    jobs = [*seeds(3), training]
+    jobs = [*range_tests(3), training]
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # what a job computes with must not be this
     alone, together = run_jobs(jobs, CPU, workers=1), run_jobs(jobs, CPU, workers=2)
@@ -44,7 +43,7 @@ def test_results_do_not_depend_on_the_number_of_workers():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_that_fails_is_told_in_one_line_and_the_others_go_on(workers):
-    jobs = seeds(3)
+    jobs = range_tests(3)
     jobs[1] = replace(jobs[1], task=replace(TASK, model="no_such_model"))
     seen = {}
     outcomes = run_jobs(jobs, CPU, workers, lambda index, outcome: seen.update({index: outcome}))
@@ -54,16 +53,14 @@ def test_a_job_that_fails_is_told_in_one_line_and_the_others_go_on(workers):
     assert [seen[index] for index in range(3)] == outcomes
 
 
-def test_a_worker_that_is_ended_from_outside_is_named(write_module, complains):
-    write_module("ends_its_process", "import os\ndef make():\n    os._exit(1)\n")
-    # Workers that are there already look for modules where they did when they were started.
-    get_reusable_executor().shutdown(wait=True)
+def test_a_worker_that_is_ended_from_outside_is_named(complains):
+    ends_its_process = {"dataset": "os:_exit", "dataset_args": {"status": 1}}
     with complains("worker processes was ended from outside", "fewer workers"):
-        run_jobs(seeds(2, dataset="ends_its_process:make"), CPU, workers=2)
+        run_jobs(range_tests(2, **ends_its_process), CPU, workers=2)
 
 
 def test_another_backend_of_joblib_can_be_plugged_in():
-    jobs = seeds(2)
+    jobs = range_tests(2)
     with joblib.parallel_config(backend="threading"):
         threaded = run_jobs(jobs, CPU, workers=2)
     expected = run_jobs(jobs, CPU, workers=1)

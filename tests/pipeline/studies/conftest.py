@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from lrrt_stage import LRCurve, LRRange, RangeTestOptions, Smoothing, suggest_all
+from lrrt_stage.charts import Chart
+from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
+from pipeline.studies import (
+    KINDS,
+    Findings,
+    Job,
+    Measured,
+    Outcome,
+    RangeTestJob,
+    Study,
+    StudyOptions,
+    Trained,
+    TrainingJob,
+    run_jobs,
+)
+from pipeline.training import Epoch
+
+X = np.arange(-60, 11) / 10
+"""log10(lr) of the curves made here: ten learning rates a decade, 1e-6 to 10."""
+
+RAW = RangeTestPlan(smoothing=Smoothing("corrected", 0.0))
+
+
+class FakeRun:
+    """A ``run`` whose outcomes are made by hand: a text is the error of a job that failed."""
+
+    def __init__(self, answer: Callable[[Job], Measured | Trained | str]) -> None:
+        self.answer = answer
+        self.jobs: list[Job] = []
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+        self.jobs += jobs
+        results = [self.answer(job) for job in jobs]
+        return [
+            Outcome(job, None, result) if isinstance(result, str) else Outcome(job, result)
+            for job, result in zip(jobs, results, strict=True)
+        ]
+
+
+@pytest.fixture
+def valley():
+    """A function to a V over log10(lr) whose minimum is at ``turn``.
+
+    The loss falls and rises by 1 a decade, and by 3 in the two steps around ``steep``. Unsmoothed,
+    the article's rule suggests ``steep`` (if at most a hundredth of ``turn``), or else a hundredth
+    of ``turn``, to a tenth of ``turn``.
+    """
+
+    def make(turn: float, steep: float | None = None, **series) -> LRCurve:
+        loss = 1 + np.abs(X - np.log10(turn))
+        if steep is not None:
+            loss += 2 * np.clip(np.log10(steep) + 0.1 - X, 0, 0.2)
+        return LRCurve(10**X, loss, **series)
+
+    return make
+
+
+@pytest.fixture
+def flat():
+    """A curve without a suggestion: its loss never falls."""
+    return LRCurve(10**X, 2 + 0.1 * np.arange(len(X)))
+
+
+@pytest.fixture
+def measured():
+    """A function from a job and its curve to the result of the test."""
+
+    def make(job: RangeTestJob, curve: LRCurve, seconds: float = 1.0) -> Measured:
+        return Measured(job, curve, suggest_all(curve, job.plan.smoothing), seconds)
+
+    return make
+
+
+@pytest.fixture
+def suggesting(measured, valley):
+    """A function from a job and a range to a test that suggests that range."""
+
+    def make(job: RangeTestJob, low: float, high: float) -> Measured:
+        test = measured(job, valley(10 * high, low))
+        assert test.range.min == pytest.approx(low, rel=1e-9)
+        assert test.range.max == pytest.approx(high, rel=1e-9)
+        return test
+
+    return make
+
+
+@pytest.fixture
+def trained():
+    """A function from a training's job and losses to its result; one epoch per ``val_losses``."""
+
+    def make(
+        job: TrainingJob, val_losses: Sequence[float], train_loss: Sequence[float] = (2.0, 1.0)
+    ) -> Trained:
+        steps = len(train_loss) // len(val_losses)
+        epochs = [Epoch(steps * (k + 1), loss, 0.5) for k, loss in enumerate(val_losses)]
+        diverged = not np.isfinite([*train_loss, *val_losses]).all()
+        last = float("inf") if diverged else val_losses[-1]
+        return Trained(job, [0.1] * len(train_loss), list(train_loss), epochs, diverged, last)
+
+    return make
+
+
+@pytest.fixture
+def study_of():
+    """A function from a kind, an ``answer`` to every job, and options, to a study."""
+
+    def make(kind: str, answer=None, *, task=None, plan=RAW, size=2000, **more) -> Study:
+        parts = {name: more.pop(name) for name in ("source", "fixed") if name in more}
+        options, run = StudyOptions(kind=kind, **more), FakeRun(answer)
+        return Study(
+            task or Task(model="mlp"), plan, options, TrainOptions(epochs=1), size, run, **parts
+        )
+
+    return make
+
+
+@pytest.fixture
+def found(study_of) -> Callable[..., Findings]:
+    """A function that carries out a study made by hand."""
+
+    def make(kind: str, answer=None, **more) -> Findings:
+        return KINDS[kind](study_of(kind, answer, **more))
+
+    return make
+
+
+@pytest.fixture
+def refused(study_of, complains):
+    """A function that checks a study is refused with these words before any job is run."""
+
+    def check(kind: str, *words: str, **more) -> None:
+        study = study_of(kind, **more)
+        with complains(*words):
+            KINDS[kind](study)
+        assert study.run.jobs == []
+
+    return check
+
+
+@pytest.fixture
+def real(tmp_path) -> Callable[..., Findings]:
+    """A function that carries out a short study with real tests of a small network on digits.
+
+    Its charts are drawn both ways.
+    """
+
+    def make(kind: str, *, iterations: int = 50, batch_size: int = 64, **more) -> Findings:
+        task = Task(model="mlp", model_args={"width": 16}, batch_size=batch_size)
+        plan = RangeTestPlan(
+            RangeTestOptions(iterations=iterations), Smoothing("corrected", more.pop("beta", 0.8))
+        )
+        source = more.pop("source", None)
+        run = partial(run_jobs, runtime=Runtime(device="cpu"), workers=1)
+        options = StudyOptions(kind=kind, **more)
+        study = Study(task, plan, options, TrainOptions(epochs=1), 1347, run, source)
+        findings = KINDS[kind](study)
+        for name, chart in findings.charts.items():
+            assert isinstance(chart, Chart)
+            chart.figure().savefig(tmp_path / f"{name}.png")
+            assert chart.page().to_json()
+        return findings
+
+    return make
+
+
+@pytest.fixture
+def job() -> Callable[..., RangeTestJob]:
+    """A function to a test of the small task with other seeds, read without smoothing."""
+
+    def make(seed: int = 0, data_seed: int = 0, **changes) -> RangeTestJob:
+        task = replace(Task(model="mlp"), seed=seed, data_seed=data_seed, **changes)
+        return RangeTestJob(f"seed {seed} order {data_seed}", task, RAW)
+
+    return make
+
+
+@pytest.fixture
+def items() -> Callable[..., list]:
+    """A function to the items of a type in one panel of a chart."""
+
+    def make(chart: Chart, kind: type, panel: int = 0) -> list:
+        return [each for each in chart.panels[panel].items if isinstance(each, kind)]
+
+    return make
+
+
+@pytest.fixture
+def ranges() -> Callable[[Chart], dict[str, LRRange]]:
+    """A function to the ranges by label that the rows of a chart's first panel show."""
+
+    def make(chart: Chart) -> dict[str, LRRange]:
+        return {
+            label: LRRange(low, high)
+            for item in chart.panels[0].items
+            if hasattr(item, "labels")
+            for label, low, high in zip(item.labels, item.low, item.high, strict=True)
+        }
+
+    return make

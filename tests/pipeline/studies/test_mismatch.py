@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lrrt_stage.charts import Heatmap, Line
+from pipeline.studies import KINDS, RangeTestJob
+
+RANGES = [(1e-3, 1e-1), (1e-5, 1e-4), (1e-4, 1e-2)]
+"""The first two are a decade apart; the others overlap or touch."""
+LOSSES = {"AA": 0.5, "AB": 0.6, "BA": math.inf, "BB": 0.4}
+
+
+@pytest.fixture
+def crossed(suggesting, trained):
+    """A function to an answer with these ranges by seed, and losses by weights and range."""
+
+    def make(ranges=RANGES, losses=LOSSES, train_loss=(2.0, 1.0)):
+        def answer(job):
+            if isinstance(job, RangeTestJob):
+                return suggesting(job, *ranges[job.task.seed])
+            return trained(job, [losses[job.labels["weights"] + job.labels["range"]]], train_loss)
+
+        return answer
+
+    return make
+
+
+def test_the_two_by_two_by_hand(found, crossed, items):
+    findings = found("mismatch", crossed(), tests=3)
+
+    metrics = findings.metrics
+    assert metrics["gap_decades"] == pytest.approx(1)
+    assert metrics["max_apart_decades"] == pytest.approx(3)
+    assert metrics["diverged"] == 1
+    assert {name: metrics[name] for name in metrics if name.startswith("val_loss")} == {
+        "val_loss.A_with_A": 0.5,
+        "val_loss.A_with_B": 0.6,
+        "val_loss.B_with_A": math.inf,
+        "val_loss.B_with_B": 0.4,
+    }
+    assert findings.sentences == [
+        "Of 3 initialisations, A (seed 0) and B (seed 1) differ most: 0.001 to 0.1 and 1e-05 to "
+        "0.0001, 1 decades apart.",
+        "1 of the four trainings diverged, to a loss that is not finite or no lower than the "
+        "first: B with A's range.",
+        "A ends at a validation loss of 0.5 with its own range and 0.6 with B's, 1.2 times as "
+        "much.",
+        "B ends at a validation loss of 0.4 with its own range, and at one that is not finite "
+        "with A's.",
+    ]
+    table = findings.tables["Trainings"].set_index(["weights", "range"])
+    assert table.loc[("B", "A"), "lr_max"] == pytest.approx(0.1)
+    assert table.loc[("A", "B"), "lr_max"] == pytest.approx(1e-4)
+    assert table["diverged"].tolist() == [False, False, True, False]
+    (cells,) = items(findings.charts["trainings"], Heatmap)
+    assert np.nan_to_num(cells.z, nan=-1).tolist() == [[0.5, 0.6], [-1, 0.4]]
+    assert cells.cell_texts == [["0.5", "0.6"], ["diverged", "0.4"]]
+    assert len(items(findings.charts["trainings"], Line, panel=1)) == 4
+    for chart in findings.charts.values():
+        chart.figure()
+
+
+def test_each_training_starts_from_its_own_weights(study_of, crossed):
+    study = study_of("mismatch", crossed(), tests=3)
+    KINDS["mismatch"](study)
+    trainings = study.run.jobs[3:]
+    assert [(job.name, job.task.seed, job.task.data_seed) for job in trainings] == [
+        ("A with A's range", 0, 0),
+        ("A with B's range", 0, 0),
+        ("B with A's range", 1, 1),
+        ("B with B's range", 1, 1),
+    ]
+    assert [job.lr_range.max for job in trainings] == pytest.approx([1e-1, 1e-4] * 2)
+
+
+@pytest.mark.parametrize(
+    ("losses", "texts"),
+    [
+        ({"AA": 0.0}, ["A ends at a validation loss of 0 with its own range and 0.6 with B's."]),
+        ({"AA": 1.2}, ["0.6 with B's, 0.5 times as much."]),
+        ({"AA": math.inf}, ["A's loss is not finite with its own range, and ends at 0.6 with"]),
+        ({"AA": math.nan, "AB": math.nan}, ["its own range, nor is it with B's."]),
+        ({"BA": 0.4}, ["None of the four trainings diverged.", "0.4 with A's, 1 times as much"]),
+    ],
+)
+def test_sentences_for_every_outcome(found, crossed, losses, texts):
+    findings = found("mismatch", crossed(losses=LOSSES | losses), tests=3)
+    said = " ".join(findings.sentences)
+    assert [text for text in texts if text not in said] == []
+    assert "nan" not in said
+
+
+@pytest.mark.parametrize(
+    ("train_loss", "diverged"),
+    [((2.0, 9.0, 7.0, 2.5), 4), ((2.0, 9.0, 2.0, 2.0), 4), ((2.0, 9.0, 1.9, 1.9), 0)],
+)
+def test_a_finite_loss_that_did_not_fall_is_divergence(
+    found, suggesting, trained, train_loss, diverged
+):
+    # Two epochs of two steps; the last epoch's median is set against the very first loss.
+    def answer(job):
+        if isinstance(job, RangeTestJob):
+            return suggesting(job, *RANGES[job.task.seed])
+        return trained(job, [3.0, 2.5], train_loss)
+
+    findings = found("mismatch", answer, tests=3)
+    assert findings.metrics["diverged"] == diverged
+    assert findings.tables["Trainings"]["lowest_val_loss"].tolist() == [2.5] * 4
+
+
+def test_ranges_that_overlap_are_said_to(found, crossed):
+    findings = found("mismatch", crossed([RANGES[0], RANGES[2], RANGES[0]]), tests=3)
+    assert findings.metrics["gap_decades"] == 0
+    assert findings.metrics["max_apart_decades"] == pytest.approx(1)
+    assert "0.0001 to 0.01, which overlap or touch." in findings.sentences[0]
+
+
+def test_without_two_maxima_there_is_nothing_to_exchange(study_of, crossed, complains):
+    equal = [(1e-3, 1e-1), (1e-3, 1e-1)]
+    for ranges, words in (
+        (equal, ("all 2 ranges are 0.001 to 0.1", "no two differ")),
+        ([(1e-3, 1e-1), (1e-4, 1e-1)], ("the maxima of all 2", "0.1", "raise the number")),
+    ):
+        study = study_of("mismatch", crossed(ranges), tests=2)
+        with complains(*words):
+            KINDS["mismatch"](study)
+        assert len(study.run.jobs) == 2  # no training
+
+
+def test_a_training_that_failed_is_told_with_its_reason(found, crossed, complains):
+    def answer(job):
+        return "out of memory" if job.name == "B with A's range" else crossed()(job)
+
+    with complains("1 of the four trainings failed", "the first: out of memory"):
+        found("mismatch", answer, tests=3)
+
+
+def test_the_tests_of_a_finished_study_are_taken(study_of, crossed, suggesting, job):
+    source = [suggesting(job(seed, 10 + seed), *RANGES[seed]) for seed in (0, 1)]
+    study = study_of("mismatch", crossed(), source=source)
+    findings = KINDS["mismatch"](study)
+    assert len(study.run.jobs) == 4
+    assert {each.task.data_seed for each in study.run.jobs} == {10, 11}
+    assert "Of 2 initialisations" in findings.sentences[0]
+
+
+def test_two_orders_or_batch_sizes_are_not_two_initialisations(
+    study_of, crossed, suggesting, job, complains
+):
+    orders = [suggesting(job(0, order), *RANGES[order]) for order in (0, 1)]
+    other_size = [suggesting(job(1, 0, batch_size=8), *RANGES[1])]
+    study = study_of("mismatch", crossed(), source=orders + other_size)
+    with complains("1 initialisation of this task", "2 are needed"):
+        KINDS["mismatch"](study)
+    assert study.run.jobs == []
+
+    more = [*orders, *other_size, suggesting(job(2), *RANGES[2])]
+    findings = KINDS["mismatch"](study_of("mismatch", crossed(), source=more))
+    assert findings.tables["Tests"]["test"].tolist() == ["seed 0 order 0", "seed 2 order 0"]
+
+
+def test_one_test_is_refused(refused):
+    refused("mismatch", "tests=1", "kind=mismatch", tests=1)
+
+
+def test_real_tests_and_trainings_on_the_digits(real):
+    findings = real("mismatch", tests=3, batch_size=128)
+    assert len(findings.tables["Trainings"]) == 4
+    assert findings.metrics["max_apart_decades"] > 0
+    assert findings.metrics["val_loss.A_with_A"] > 0
+    assert findings.charts.keys() == {"ranges", "trainings"}

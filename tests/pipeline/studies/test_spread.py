@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lrrt_stage import LRCurve
+from lrrt_stage.charts import Band, Bars, Heatmap, Interval, Line, Mark, Span
+from pipeline import Task
+from pipeline.studies import KINDS
+
+THREE = [(1e-4, 1e-2), (1e-3, 1e-1), (1e-5, 1e-4)]
+"""The first two share one of their three decades; each of them has nothing with the third."""
+
+
+def each_of(ranges, suggesting):
+    return lambda job: suggesting(job, *ranges[job.labels["seed"]])
+
+
+def test_the_spread_of_three_initialisations_by_hand(found, suggesting):
+    findings = found("initializations", each_of(THREE, suggesting), tests=3)
+
+    # Quantiles of three values lie at the places 0.2, 1 and 1.8 of 0 … 2; the quartiles of
+    # log10(max) = -4, -2, -1 are -3 and -1.5.
+    expected = {
+        "tests": 3,
+        "without_suggestion": 0,
+        "min_median": 1e-4,
+        "min_q10": 1e-5 + 0.2 * 9e-5,
+        "min_q90": 1e-4 + 0.8 * 9e-4,
+        "max_median": 1e-2,
+        "max_q10": 1e-4 + 0.2 * 9.9e-3,
+        "max_q90": 1e-2 + 0.8 * 9e-2,
+        "max_iqr_decades": 1.5,
+        "share_disjoint": 2 / 3,
+        "mean_overlap": 1 / 9,
+    }
+    assert findings.metrics == pytest.approx(expected)
+    assert "Of 3 tests, the median range is 0.0001 to 0.01;" in findings.sentences[0]
+    assert "between 0.00208 and 0.082, a factor of 39.4." in findings.sentences[0]
+    assert (
+        "Of 3 pairs of ranges, 67% do not overlap at all; the mean overlap is 11%"
+        in (findings.sentences[1])
+    )
+    assert len(findings.sentences) == 2
+    quantiles = findings.tables["Suggested ranges"].set_index("end")
+    assert quantiles.loc["min"].tolist() == pytest.approx([2.8e-5, 1e-4, 8.2e-4])
+    assert quantiles.loc["max"].tolist() == pytest.approx([2.08e-3, 1e-2, 8.2e-2])
+
+
+def test_what_the_charts_of_the_spread_hold(found, suggesting, items, ranges):
+    charts = found("initializations", each_of(THREE, suggesting), tests=3).charts
+
+    (span,) = items(charts["curves"], Span)
+    assert (span.low, span.high) == pytest.approx((1e-4, 1e-2))
+    (band,) = items(charts["curves"], Band)
+    *curves, median = items(charts["curves"], Line)
+    assert len(curves) == 3
+    # At 1e-6 the three losses are 1 + the decades to the turn + 0.4 for the steep part.
+    assert median.y[0] == pytest.approx(1 + 5 + 0.4)
+    assert (band.low[0], band.high[0]) == pytest.approx((4.4 + 0.2 * 2, 6.4 + 0.8 * 1))
+    (alive,) = items(charts["curves"], Line, panel=1)
+    assert alive.y.tolist() == [3] * 71
+    (heatmap,) = items(charts["overlaps"], Heatmap)
+    third = pytest.approx(1 / 3)
+    assert heatmap.z.tolist() == [[1, third, 0], [third, 1, 0], [0, 0, 1]]
+    assert list(ranges(charts["ranges"])) == ["seed 0", "seed 1", "seed 2"]
+    assert ranges(charts["ranges"])["seed 1"].max == pytest.approx(0.1)
+
+
+def test_every_test_has_new_weights_and_a_new_order(study_of, found, suggesting):
+    task = Task(model="mlp", seed=5, data_seed=7)
+    seen = []
+
+    def answer(job):
+        seen.append((job.task.seed, job.task.data_seed))
+        return suggesting(job, 1e-4, 1e-2)
+
+    found("initializations", answer, task=task, tests=3)
+    assert seen == [(5, 7), (6, 8), (7, 9)]
+    seen.clear()
+    found("initializations", answer, task=task)
+    assert len(seen) == 20
+
+
+def test_ranges_that_are_all_equal_have_no_spread(found, suggesting, items):
+    findings = found("initializations", lambda job: suggesting(job, 1e-4, 1e-2), tests=3)
+
+    assert findings.metrics["share_disjoint"] == 0
+    assert findings.metrics["mean_overlap"] == pytest.approx(1)
+    assert "a factor of 1." in findings.sentences[0]
+    (mark,) = items(findings.charts["ranges"], Mark)
+    assert mark.x == pytest.approx(1e-2)
+
+
+def test_tests_without_a_suggestion_or_that_failed_are_left_out(
+    found, suggesting, measured, flat, items
+):
+    def answer(job):
+        answers = {2: measured(job, flat), 3: "no memory left"}
+        seed = job.labels["seed"]
+        return answers[seed] if seed in answers else suggesting(job, *THREE[seed])
+
+    findings = found("initializations", answer, tests=4)
+    assert (findings.metrics["tests"], findings.metrics["without_suggestion"]) == (3, 1)
+    assert findings.metrics["max_median"] == pytest.approx((1e-2 + 1e-1) / 2)
+    assert findings.sentences[1].startswith("Of 1 pair of ranges, 0% do not")
+    assert findings.sentences[2] == "1 of 3 tests gave no suggestion."
+    table = findings.tables["Tests"].set_index("test")
+    assert list(table.index) == ["seed 0", "seed 1", "seed 2"]
+    assert math.isnan(table.loc["seed 2", "lr_max"])
+    (rows,) = items(findings.charts["ranges"], Interval)
+    assert list(rows.labels) == ["seed 0", "seed 1"]
+
+
+def test_a_test_that_was_never_finite_ends_no_study(found, suggesting, measured, items):
+    def answer(job):
+        if job.labels["seed"] == 1:
+            return measured(job, LRCurve([1e-6], [np.nan], stop="non-finite"))
+        return suggesting(job, 1e-4, 1e-2)
+
+    findings = found("initializations", answer, tests=3)
+    assert findings.metrics["without_suggestion"] == 1
+    (alive,) = items(findings.charts["curves"], Line, panel=1)
+    assert alive.y.tolist() == [2] * 71
+
+
+def test_a_curve_that_diverged_counts_with_its_last_loss(found, measured, valley, items):
+    def answer(job):
+        whole = valley(0.1)
+        return measured(job, whole[:60] if job.labels["seed"] == 0 else whole)
+
+    charts = found("initializations", answer, tests=2).charts
+    (alive,) = items(charts["curves"], Line, panel=1)
+    assert alive.y.tolist() == [2] * 60 + [1] * 11
+    # At 10 the one is at 1 + 2 decades, the other was left at 1 + 0.9 of them.
+    *_, median = items(charts["curves"], Line)
+    assert median.y[-1] == pytest.approx((3.0 + 1.9) / 2)
+
+
+def test_fewer_than_two_answers_are_an_error_that_says_why(found, measured, flat, suggesting):
+    def only(count):
+        return lambda job: (
+            suggesting(job, 1e-4, 1e-2) if job.labels["seed"] < count else measured(job, flat)
+        )
+
+    for count in (0, 1):
+        with pytest.raises(ValueError, match=f"{count} of 3 tests .* 2 are needed: the loss never"):
+            found("initializations", only(count), tests=3)
+    failed = lambda job: "broken" if job.labels["seed"] else suggesting(job, 1e-4, 1e-2)  # noqa: E731
+    with pytest.raises(ValueError, match="1 of 1 tests .* 2 are needed: raise the number of tests"):
+        found("initializations", failed, tests=3)
+    with pytest.raises(ValueError, match="all 3 range tests failed; the first: broken"):
+        found("initializations", lambda job: "broken", tests=3)
+
+
+@pytest.mark.parametrize("kind", ["initializations", "data-order"])
+def test_one_test_and_weights_from_a_file_are_refused(refused, kind):
+    refused(kind, "tests=1", "2", f"kind={kind}", "raise it", tests=1)
+    task = Task(init="file:w.safetensors")
+    refused(kind, "init='file:w.safetensors'", "use an initialiser", task=task)
+
+
+def order_study(found, suggesting, new, same, **more):
+    def answer(job):
+        group = new if job.labels["group"] == "new weights" else same
+        index = job.labels["data_seed"] - (0 if group is new else len(new))
+        high = 10 ** group[index]
+        return suggesting(job, high / 100, high)
+
+    return found("data-order", answer, tests=len(new), **more)
+
+
+def test_the_variance_is_divided_by_hand(found, suggesting, items):
+    # Variances of log10(max): (1 + 0 + 1) / 2 = 1 and (0.04 + 0 + 0.04) / 2 = 0.04.
+    findings = order_study(found, suggesting, [-3, -2, -1], [-2.2, -2, -1.8])
+
+    metrics = findings.metrics
+    assert metrics["order_share"] == pytest.approx(0.04)
+    assert metrics["init_share"] == pytest.approx(0.96)
+    assert metrics["total_sd_decades"] == pytest.approx(1)
+    assert metrics["order_sd_decades"] == pytest.approx(0.2)
+    assert 0 <= metrics["order_share_low"] <= 0.04 <= metrics["order_share_high"] <= 1
+    assert "96% is due to initialisation and 4% to data order" in findings.sentences[-1]
+    # The spread is that of the same weights; the other sample is beside it.
+    assert metrics["max_median"] == pytest.approx(1e-2)
+    assert metrics["max_q90"] == pytest.approx(1e-2 + 0.8 * (10**-1.8 - 1e-2))
+    assert findings.sentences[2].startswith("With new weights as well, the median range is 0.0001")
+    assert "between 0.0028 and 0.082," in findings.sentences[2]
+    parts = findings.tables["Variance of log10(max LR)"].set_index("source")
+    assert parts["variance, decades²"].tolist() == pytest.approx([0.04, 0.96, 1])
+    assert parts["share"].tolist() == pytest.approx([0.04, 0.96, 1])
+    (bars,) = items(findings.charts["shares"], Bars)
+    assert bars.values.tolist() == pytest.approx([0.04, 0.96])
+    assert [panel.title for panel in findings.charts["both"].panels] == [
+        "new weights, new order",
+        "same weights, new order",
+    ]
+    assert findings.tables["Tests"]["seed"].tolist() == [0, 1, 2, 0, 0, 0]
+
+
+def test_no_two_tests_of_a_data_order_study_are_the_same(study_of, suggesting):
+    study = study_of("data-order", lambda job: suggesting(job, 1e-4, 1e-2), tests=3)
+    KINDS["data-order"](study)
+    seeds = [(job.task.seed, job.task.data_seed) for job in study.run.jobs]
+    assert seeds == [(0, 0), (1, 1), (2, 2), (0, 3), (0, 4), (0, 5)]
+    assert len({job.name for job in study.run.jobs}) == 6
+
+
+def test_maxima_without_variance_have_no_shares_and_can_be_drawn(found, suggesting):
+    findings = order_study(found, suggesting, [-2, -2, -2], [-2.2, -2, -1.8])
+    assert math.isnan(findings.metrics["order_share"])
+    assert findings.metrics["order_sd_decades"] == pytest.approx(0.2)
+    assert findings.sentences[-1].startswith("With new weights all maxima are equal")
+    findings.charts["shares"].figure()
+
+
+@pytest.mark.parametrize("same", [[-2.9, -2.0, -0.9], [-2, -2, -2]])
+def test_the_whole_and_nothing_of_the_variance_can_be_drawn(found, suggesting, same):
+    findings = order_study(found, suggesting, [-2.9, -2.0, -0.9], same)
+    assert findings.metrics["order_share"] in (pytest.approx(1), 0)
+    findings.charts["shares"].figure()
+
+
+def test_a_group_of_which_too_few_are_left_is_named(found, suggesting, complains):
+    def answer(job):
+        return "broken" if job.name in ("order 0", "order 1") else suggesting(job, 1e-4, 1e-2)
+
+    with complains("1 test with same weights did not fail", "2 are needed"):
+        found("data-order", answer, tests=3)
+
+
+def test_the_task_of_the_article_has_the_published_ranges_drawn(found, suggesting, items, ranges):
+    task = Task(dataset="cifar10", model="resnet56", batch_size=512)
+    charts = found("initializations", each_of(THREE, suggesting), task=task, tests=3).charts
+
+    rows = ranges(charts["ranges"])
+    assert (rows["fast.ai, published"].min, rows["fast.ai, published"].max) == (0.08, 3.0)
+    assert (rows["article, Keras median"].min, rows["article, Keras median"].max) == (0.1, 2.0)
+    assert rows["article, fast.ai median"].max == 0.4
+    spans = {each.low: each.high for each in items(charts["curves"], Span)[1:]}
+    assert spans == {0.08: 3.0, 0.1: 2.0, 5e-4: 0.4}
+    other = found("initializations", each_of(THREE, suggesting), tests=3).charts
+    assert list(ranges(other["ranges"])) == ["seed 0", "seed 1", "seed 2"]
+
+
+def test_real_tests_on_the_digits(real):
+    findings = real("data-order", tests=2)
+    assert findings.metrics["tests"] == 2
+    table = findings.tables["Tests"]
+    assert table["group"].tolist() == ["new weights"] * 2 + ["same weights"] * 2
+    assert 1e-7 < findings.metrics["max_median"] < 10
+    assert (
+        real("initializations", tests=2)
+        .tables["Tests"]
+        .iloc[:, 1:]
+        .equals(table.iloc[:2, 1:].reset_index(drop=True))
+    )
