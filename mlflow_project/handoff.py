@@ -144,6 +144,11 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         _require_digest(run, WEIGHTS, WEIGHTS_TAG, weights.digest(state))
         published = _read_json(run, TASK, folder)
         suggestions = _read_json(run, SUGGESTIONS, folder)
+        require(
+            suggestions["range"] is not None,
+            f"run {run_id} is a test without a suggestion of its rule {suggestions['rule']}: give "
+            "another test of its study, or run lrrt on its task with another rule",
+        )
         curve = LRCurve.from_csv(
             run_file(run, CURVE, folder),
             stop=suggestions["curve"]["stop"],
@@ -165,6 +170,8 @@ def load_handoff(run_id: str = "latest") -> Handoff:
 def find_run(run_id: str, stage: str) -> Run:
     """Return the finished run ``run_id`` of ``stage``; ``latest``: the newest in the experiment.
 
+    A study's test, named by its id, counts as a run of stage ``lrrt``.
+
     Raises
     ------
     LRRTError
@@ -184,7 +191,7 @@ def find_run(run_id: str, stage: str) -> Run:
     run = get_run(run_id)
     of_stage = run.data.tags.get(STAGE_TAG)
     require(
-        of_stage == stage,
+        of_stage == stage or (of_stage, stage) == ("test", "lrrt"),
         f"run {run_id} is of stage {of_stage!r}, not {stage!r}: give a {stage} run's id, or latest",
     )
     reason = run.data.tags.get(ERROR_TAG, "it did not finish")
