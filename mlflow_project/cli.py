@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # TPE and the schedules are used as they are meant to; what libraries say of each other is noise.
 warnings.filterwarnings("ignore", category=FutureWarning)
+# Tests of a study that is interrupted are cut off on purpose, and run when it goes on.
+warnings.filterwarnings("ignore", r"\d+ tasks (which were still|have been) ", UserWarning, "joblib")
 
 import mlflow  # noqa: E402
 import optuna  # noqa: E402

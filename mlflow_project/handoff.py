@@ -147,7 +147,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         If there is no such run, it is of another stage or did not finish, an artifact is
         missing or unreadable, or does not match the digest that the run recorded.
     """
-    run = find_run(run_id, "lrrt")
+    run = find_run(run_id, "lrrt", "test")
     state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
         published = read_json(run, TASK, FILE_TAGS[TASK], folder)
@@ -155,6 +155,11 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         with readable(run, Path(TASK)):
             task = json.dumps(published["task"])
             data_sha256, device = published["data_sha256"], published["device"]
+        require(
+            suggestions.get("range", {}) is not None,
+            f"run {run_id} is a test without a suggestion of its rule {suggestions.get('rule')}: "
+            "give another test of its study, or run lrrt on its task with another rule",
+        )
         with readable(run, Path(SUGGESTIONS)):
             smoothing = Smoothing(**suggestions["smoothing"])
             rule, lr_range = suggestions["rule"], LRRange(**suggestions["range"])

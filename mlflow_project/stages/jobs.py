@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,17 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRCurve, LRRange, LRRTError, suggest_all
+from lrrt_stage.settings import require
 from mlflow_project import tracking
-from mlflow_project.handoff import CURVE, publish, run_file
+from mlflow_project.handoff import CURVE, find_run, publish, run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.lrrt import log_curve, log_suggestions
-from mlflow_project.tracking import stage_run, staged_files
+from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Task, TrainOptions, Workbench
 from pipeline.studies import Job, Measured, Outcome, RangeTestJob, Trained, TrainingJob
 from pipeline.training import Epoch
 
-__all__ = ["children", "job_fingerprint", "log_outcome", "read_result"]
+__all__ = ["children", "finished_tests", "job_fingerprint", "log_outcome", "read_result"]
 
 JOB = "job.json"
 
@@ -121,3 +123,51 @@ def children(study: Run) -> list[Run]:
             order_by=["attributes.start_time ASC"],
         )
     )
+
+
+def finished_tests(study_id: str, task: Task) -> list[Measured]:
+    """Return the range tests of a finished study of ``task``, in the order of their names.
+
+    ``latest`` is the experiment's newest finished study that has two or more. Seeds may differ
+    from the task's, and so may whatever the study itself varied.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such study, it has no finished range test, or is of another task.
+    """
+    study = find_run(study_id, "study")
+    if study_id == "latest" and len(_tests(study)) < 2:
+        same_stage = mlflow.MlflowClient().search_runs(
+            [study.info.experiment_id],
+            f"tags.`{STAGE_TAG}` = 'study' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        study = next((each for each in same_stage if len(_tests(each)) >= 2), study)
+    found = [read_result(each) for each in _tests(study)]
+    tests = [each for each in found if isinstance(each, Measured)]
+    require(bool(tests), f"study {study.info.run_id} has no finished range test: name another")
+    theirs = [each.job.task for each in tests]
+    varied = [
+        field.name
+        for field in fields(Task)
+        if field.name in ("seed", "data_seed")
+        or any(getattr(each, field.name) != getattr(theirs[0], field.name) for each in theirs)
+    ]
+    ours = {name: getattr(task, name) for name in varied}
+    differences = task.differences(replace(theirs[0], **ours))
+    require(
+        not differences,
+        f"study {study.info.run_id} is of another task: {'; '.join(differences)}: give the options "
+        "of its task, or name another study",
+    )
+    return sorted(tests, key=lambda each: _numbered(each.job.name))
+
+
+def _tests(study: Run) -> list[Run]:
+    return [each for each in children(study) if each.data.tags[STAGE_TAG] == "test"]
+
+
+def _numbered(name: str) -> list[str | int]:
+    """Return a sort key that puts test 2 before test 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

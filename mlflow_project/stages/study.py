@@ -16,9 +16,15 @@ from mlflow.entities import Run
 from lrrt_stage import LRRTError
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
-from mlflow_project.handoff import find_run, run_file
+from mlflow_project.handoff import run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.jobs import children, job_fingerprint, log_outcome, read_result
+from mlflow_project.stages.jobs import (
+    children,
+    finished_tests,
+    job_fingerprint,
+    log_outcome,
+    read_result,
+)
 from mlflow_project.stages.opening import short_name
 from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions, Workbench
@@ -77,7 +83,9 @@ def study_stage(
             | {"device": str(bench.device)},
         )
         tracking.log_dataset(bench)
-        source = None if options.study_run_id is None else _source(options.study_run_id, task)
+        source = (
+            None if options.study_run_id is None else finished_tests(options.study_run_id, task)
+        )
         mark = _study_fingerprint(bench, plan, training, options, fixed)
         finished = _taken_over(run, mark, options.resume)
         tests = _TestRuns(run, bench, runtime, options, finished, source or [])
@@ -122,27 +130,29 @@ class _TestRuns:
         missing = [index for index, found in enumerate(taken) if found is None]
         if len(missing) < len(jobs):
             display.note(f"{len(jobs) - len(missing)} of {len(jobs)} are finished already")
+        done = {
+            index: Outcome(jobs[index], read_result(found))
+            for index, found in enumerate(taken)
+            if found is not None
+        }
         with display.progress(self.options.kind) as progress:
-            done = len(jobs) - len(missing)
-            progress(done, len(jobs))
+            progress(len(done), len(jobs))
 
             def on_done(index: int, outcome: Outcome) -> None:
-                nonlocal done
-                done += 1
                 log_outcome(self.bench, outcome, marks[missing[index]])
-                progress(done, len(jobs))
+                done[missing[index]] = outcome
+                progress(len(done), len(jobs))
                 if outcome.error:
                     display.note(f"{outcome.job.name} failed: {outcome.error}")
 
-            fresh = run_jobs(
-                [jobs[index] for index in missing], self.runtime, self.options.workers, on_done
-            )
-        by_index = dict(zip(missing, fresh, strict=True))
-        outcomes = [
-            by_index[index] if found is None else Outcome(job, read_result(found))
-            for index, (job, found) in enumerate(zip(jobs, taken, strict=True))
-        ]
-        self.outcomes += outcomes
+            try:
+                run_jobs(
+                    [jobs[index] for index in missing], self.runtime, self.options.workers, on_done
+                )
+            finally:
+                # Those of an interrupted study are written into its tables too.
+                outcomes = [done[index] for index in sorted(done)]
+                self.outcomes += outcomes
         return outcomes
 
     def write_tables(self, folder: Path) -> None:
@@ -150,6 +160,7 @@ class _TestRuns:
         measured = [each.result for each in self.outcomes if isinstance(each.result, Measured)]
         if measured:
             study_frame(measured).to_csv(folder / "study.csv", index=False)
+        if self.outcomes:
             tests_frame(self.outcomes).to_csv(folder / "tests.csv", index=False)
 
 
@@ -160,10 +171,10 @@ def _study_fingerprint(
     options: StudyOptions,
     fixed: frozenset[str],
 ) -> str:
-    # Neither changes what is found.
+    # Neither changes what is found; nor do the threads of this process.
     same = replace(options, workers=None, resume=None)
     return fingerprint(
-        "study", bench, plan=plan, training=training, options=same, fixed=sorted(fixed)
+        "study", bench, threads=1, plan=plan, training=training, options=same, fixed=sorted(fixed)
     )
 
 
@@ -197,29 +208,6 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
         for child in children(study)
         if FINGERPRINT_TAG in child.data.tags
     }
-
-
-def _source(run_id: str, task: Task) -> list[Measured]:
-    """Return the range tests of a finished study of this task."""
-    run = find_run(run_id, "study")
-    tests = [
-        result
-        for child in children(run)
-        if child.data.tags[STAGE_TAG] == "test"
-        and isinstance(result := read_result(child), Measured)
-    ]
-    require(bool(tests), f"study {run.info.run_id} has no finished range test: name another")
-    tests.sort(key=lambda each: each.job.name)
-    theirs = replace(
-        tests[0].job.task, seed=task.seed, data_seed=task.data_seed, batch_size=task.batch_size
-    )
-    differences = task.differences(theirs)
-    require(
-        not differences,
-        f"study {run.info.run_id} is of another task: {'; '.join(differences)}: give the options "
-        "of its task, or name another study",
-    )
-    return tests
 
 
 def _write_report(folder: Path, findings: Findings, kind: str, task: Task, subject: str) -> None:

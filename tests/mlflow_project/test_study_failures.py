@@ -1,0 +1,137 @@
+"""`study` where something fails or cannot be used, and its help."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
+STUDY = ("study", "--model", "mlp", *QUICK)
+FACTORY = """
+import pathlib
+import torch
+from torch import nn
+
+def make(raises_for=(), path="", width=16):
+    # A model is built under its task's seed.
+    if torch.initial_seed() in raises_for or (path and pathlib.Path(path).exists()):
+        raise ValueError("an unlucky seed")
+    if path:
+        pathlib.Path(path).touch()
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+"""
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    (tmp_path / "study_factory.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield ("study", "--model", "study_factory:make", *QUICK, "--workers", 1)
+    sys.modules.pop("study_factory", None)
+
+
+def csv(store, run, name):
+    return pd.read_csv(store.file(run, name))
+
+
+def of(store, study, stage="test"):
+    """The children of a study."""
+    parent = study.info.run_id
+    return [r for r in store.runs(stage) if r.data.tags["mlflow.parentRunId"] == parent]
+
+
+def test_a_failing_test_is_reported_and_the_study_goes_on(store, factory):
+    outcome = store.run(*factory, "--tests", 3, "--model-args", '{"raises_for": [1]}')
+    assert "seed 1 failed: " in outcome.err
+    assert "an unlucky seed" in outcome.err
+    assert "Traceback" not in outcome.err
+    run = store.one("study")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["failed_tests"] == 1
+    assert "1 of 3 tests failed" in run.data.tags["mlflow.note.content"]
+    status = {each.info.run_name: each.info.status for each in of(store, run)}
+    assert status == {"test seed 0": "FINISHED", "test seed 1": "FAILED", "test seed 2": "FINISHED"}
+    (failed,) = [each for each in of(store, run) if each.info.status == "FAILED"]
+    assert "an unlucky seed" in failed.data.tags["lrrt.error"]
+    tests = csv(store, run, "tests.csv").set_index("test")
+    assert "an unlucky seed" in tests.loc["seed 1", "error"]
+    assert tests["lr_max"].isna().tolist() == [False, True, False]
+    assert set(csv(store, run, "study.csv")["test"]) == {"seed 0", "seed 2"}
+
+
+def test_a_study_of_failing_tests_alone_fails_with_one_line(store, tmp_path, factory):
+    # A model is made once to check it, before any test starts; then none can be made.
+    arguments = {"path": str(tmp_path / "made")}
+    options = ("--tests", 2, "--model-args", json.dumps(arguments))
+    message = store.run(*factory, *options, code=2).error
+    assert "all 2 range tests failed; the first: " in message
+    run = store.one("study")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["lrrt.error"] in message
+    assert [each.info.status for each in of(store, run)] == ["FAILED"] * 2
+    assert csv(store, run, "tests.csv")["error"].str.contains("an unlucky seed").all()
+    assert "report.html" not in store.artifacts(run)
+
+
+def test_training_refuses_a_test_without_a_range_in_one_line(store):
+    # Up to 1e-6 nothing is learned, so that no rule has an answer.
+    flat = ("--lr-start", 1e-8, "--lr-end", 1e-6, "--tests", 2, "--workers", 1)
+    store.run(*STUDY, *flat, code=2)
+    child = store.runs("test")[0]
+    assert child.info.status == "FINISHED"
+    assert "suggested_lr_max" not in child.data.metrics
+    message = store.run("train", "--lrrt-run-id", child.info.run_id, code=2).error
+    assert f"run {child.info.run_id} is a test without a suggestion of its rule article" in message
+
+
+BEFORE_A_RUN = {
+    "no test": (("--tests", 0), "tests=0 is below 1"),
+    "workers": (("--workers", 0), "workers=0 is below 1"),
+    "kind": (("--kind", "data-oder"), "unknown kind 'data-oder': did you mean 'data-order'?"),
+}
+IN_A_RUN = {
+    "one test": (("--tests", 1), "tests=1 is fewer than the 2 that kind=initializations needs"),
+    "batch size": (
+        ("--kind", "batch-size", "--batch-sizes", "64,2000"),
+        "batch size 2000 is larger than the 1437 training examples",
+    ),
+    "batch sizes": (("--kind", "batch-size", "--batch-sizes", "a,b"), "is not a list of numbers"),
+    "betas": (("--kind", "smoothing", "--betas", "0.9,1"), "outside [0, 1)"),
+    "no source": (("--kind", "grouped"), "name it with study_run_id"),
+    "init": (("--init", "run:abc"), "init='run:abc'"),
+    "same weights": (("--init", "file:w.safetensors"), "gives the same to all"),
+    "resume": (("--resume", "nonesuch"), "there is no run 'nonesuch'"),
+}
+
+
+@pytest.mark.parametrize("case", [*BEFORE_A_RUN, *IN_A_RUN])
+def test_input_that_cannot_be_used_ends_before_any_test_starts(store, case):
+    options, message = (BEFORE_A_RUN | IN_A_RUN)[case]
+    assert message in store.run(*STUDY, *options, code=2).error
+    runs = store.runs()
+    assert len(runs) == (case in IN_A_RUN)
+    for run in runs:
+        assert (run.info.status, run.data.tags["lrrt.stage"]) == ("FAILED", "study")
+        assert message in run.data.tags["lrrt.error"]
+        assert not store.artifacts(run)
+
+
+def test_no_two_ranges_that_differ_end_mismatch_before_any_training(store):
+    # Up to 1e-6 nothing is learned: no test has a range.
+    flat = ("--lr-start", 1e-8, "--lr-end", 1e-6, "--tests", 2, "--workers", 1)
+    message = store.run(*STUDY, "--kind", "mismatch", *flat, code=2).error
+    assert "0 of 2 tests" in message
+    assert "2 are needed" in message
+    run = store.one("study")
+    assert run.info.status == "FAILED"
+    assert not store.runs("training")
+    assert {"study.csv", "tests.csv"} <= store.artifacts(run)
+
+
+def test_help_groups_the_options_and_shows_defaults_and_examples(store):
+    text = store.run("study", "--help").out
+    for word in ("Study", "Recipe", "Task", "Range test", "Training", "Tracking", "Examples"):
+        assert word in text
+    for word in ("[default: initializations]", "lrrt-stage study", "mlflow run . -e study"):
+        assert word in text

@@ -1,0 +1,190 @@
+"""`study`, cut off: what is kept, and how the same command goes on."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What a model does depends on the files beside it, so that the options stay the same.
+FACTORY = """
+import os
+import pathlib
+import time
+
+import torch
+from torch import nn
+
+HERE = pathlib.Path(__file__).parent
+
+class Model(nn.Sequential):
+    def forward(self, x):
+        if (HERE / "slow").exists():
+            (HERE / "pids" / str(os.getpid())).touch()
+            if self.seed > 1:
+                time.sleep(0.2)
+        return super().forward(x)
+
+def make():
+    # A model is built under its task's seed.
+    seed = torch.initial_seed()
+    if (HERE / "interrupt").exists() and seed == 2:
+        raise KeyboardInterrupt
+    model = Model(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    model.seed = seed
+    return model
+"""
+STUDY = (
+    "study", "--model", "resumed_factory:make", "--iterations", 60, "--batch-size", 128,
+    "--device", "cpu", "--tests", 4,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def factory(tmp_path, monkeypatch):
+    (tmp_path / "resumed_factory.py").write_text(FACTORY)
+    (tmp_path / "pids").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("resumed_factory", None)
+
+
+@pytest.fixture
+def interrupted(store, tmp_path):
+    """A study that Ctrl-C ended in its third of four tests."""
+    (tmp_path / "interrupt").touch()
+    outcome = store.run(*STUDY, "--workers", 1, code=130)
+    (tmp_path / "interrupt").unlink()
+    assert "Traceback" not in outcome.err
+    assert "Interrupted: " in outcome.err
+    return store.one("study")
+
+
+def study_csv(store, run):
+    return Path(store.file(run, "study.csv")).read_bytes()
+
+
+def names(store, study):
+    """The finished children of a study."""
+    return sorted(
+        each.info.run_name
+        for each in store.runs()
+        if each.data.tags.get("mlflow.parentRunId") == study.info.run_id
+        and each.info.status == "FINISHED"
+    )
+
+
+ALL = [f"test seed {seed}" for seed in range(4)]
+
+
+def test_an_interrupted_study_keeps_what_it_had(store, interrupted):
+    assert interrupted.info.status == "KILLED"
+    assert names(store, interrupted) == ALL[:2]
+    frame = pd.read_csv(store.file(interrupted, "study.csv"))
+    assert list(frame["test"].unique()) == ["seed 0", "seed 1"]
+    assert list(pd.read_csv(store.file(interrupted, "tests.csv"))["test"]) == ["seed 0", "seed 1"]
+    assert "report.html" not in store.artifacts(interrupted)
+
+
+def test_the_same_command_runs_the_missing_tests_alone(store, interrupted, monkeypatch):
+    kept = {run.info.run_id for run in store.runs("test")}
+    # The threads of this process, which the tests do not use, make it no other study.
+    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    outcome = store.run(*STUDY, "--workers", 1)
+    monkeypatch.undo()
+    assert "2 of 4 are finished already" in outcome.err
+    study = store.runs("study")[0]
+    assert study.info.status == "FINISHED"
+    assert names(store, study) == ALL
+    runs = store.runs("test")
+    assert len(runs) == 4
+    assert kept < {run.info.run_id for run in runs}
+
+    # One that was not interrupted comes to the same, and takes nothing from one that finished.
+    store.run(*STUDY, "--workers", 1)
+    whole = store.runs("study")[0]
+    assert names(store, whole) == ALL
+    assert len(store.runs("test")) == 8
+    assert study_csv(store, study) == study_csv(store, whole)
+    assert study.data.metrics == whole.data.metrics
+    described = "mlflow.note.content"
+    assert study.data.tags[described] == whole.data.tags[described]
+
+
+def test_a_study_of_other_options_takes_nothing(store, interrupted):
+    outcome = store.run(*STUDY, "--workers", 1, "--weight-decay", 0.001)
+    assert "finished already" not in outcome.err
+    assert names(store, interrupted) == ALL[:2]
+
+
+def test_one_that_was_cut_off_without_notice_is_resumed_by_its_id(store, interrupted):
+    client, run_id = mlflow.MlflowClient(), interrupted.info.run_id
+    client.update_run(run_id, status="RUNNING")
+    other = ("--momentum", 0.8)
+    message = store.run(*STUDY, "--resume", run_id, *other, code=2).error
+    assert f"run {run_id} cannot be resumed: it is no study of this task" in message
+    test = store.runs("test")[0].info.run_id
+    assert f"run {test} cannot be resumed" in store.run(*STUDY, "--resume", test, code=2).error
+    assert len(store.runs("test")) == 2
+
+    store.run(*STUDY, "--resume", run_id, "--workers", 1)
+    study = store.runs("study")[0]
+    assert names(store, study) == ALL
+    assert len(store.runs("test")) == 4
+
+
+def alive(pid):
+    try:
+        # A zombie has ended; its parent, which is not this process, has yet to look.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_sigterm_ends_the_workers_too_and_the_same_command_goes_on(store, tmp_path):
+    (tmp_path / "slow").touch()
+    path = f"{ROOT}{os.pathsep}{tmp_path}"
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    outside |= {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PYTHONPATH": path}
+    arguments = [str(each) for each in (*STUDY, "--workers", 2, "--experiment", "test")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow_project", *arguments],
+        cwd=tmp_path,
+        env=outside,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not any(run.info.status == "FINISHED" for run in store.runs("test")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.2)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert re.fullmatch(r"\nInterrupted: \w+\n", err), err
+    workers = [int(each.name) for each in (tmp_path / "pids").iterdir()]
+    assert len(workers) == 3  # the command itself, which checks the model, and two of its own
+    deadline = time.monotonic() + 10
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "a worker was left behind"
+        time.sleep(0.1)
+    killed = store.one("study")
+    assert killed.info.status == "KILLED"
+    done = names(store, killed)
+
+    (tmp_path / "slow").unlink()
+    outcome = store.run(*STUDY, "--workers", 1)
+    assert f"{len(done)} of 4 are finished already" in outcome.err
+    assert names(store, store.runs("study")[0]) == ALL
