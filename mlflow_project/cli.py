@@ -29,7 +29,14 @@ from lrrt_stage import (  # noqa: E402
 )
 from lrrt_stage.errors import first_line  # noqa: E402
 from mlflow_project import display, tracking  # noqa: E402
-from mlflow_project.options import from_values, given, options_of, typed  # noqa: E402
+from mlflow_project.options import (  # noqa: E402
+    examples,
+    from_values,
+    given,
+    options_of,
+    tracked,
+    typed,
+)
 from mlflow_project.stages import (  # noqa: E402
     ChainOptions,
     HandoffOptions,
@@ -111,28 +118,9 @@ def commands() -> None:
     """Pick a learning rate on exactly seeded initial weights, and train from those weights."""
 
 
-def _tracked(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--experiment", help="Experiment, made if it is not there.", default=None),
-        click.option(
-            "--tracking-uri",
-            help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
-            default=None,
-            show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
-        ),
-    ):
-        command = option(command)
-    return click.option_panel("Tracking", options=["--experiment", "--tracking-uri"])(command)
-
-
-def _examples(*lines: str) -> str:
-    # A blank line between them: others are run together.
-    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
-
-
 @commands.command(
     "lrrt",
-    epilog=_examples(
+    epilog=examples(
         "lrrt-stage lrrt",
         "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --augment crop-flip",
         "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --recipe keras",
@@ -144,7 +132,7 @@ def _examples(*lines: str) -> str:
 @options_of("Range test", RangeTestOptions, ValidationOptions)
 @options_of("Suggestion", SuggestionOptions, Smoothing)
 @options_of("Where it runs", Runtime)
-@_tracked
+@tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
     preset = from_values(RecipeOptions, values).values
@@ -153,7 +141,7 @@ def lrrt_command(**values: Any) -> None:
 
 @commands.command(
     "refine",
-    epilog=_examples(
+    epilog=examples(
         "lrrt-stage refine",
         "lrrt-stage refine --trials 16 --storage sqlite:///optuna.db",
         "mlflow run . -e refine -P lrrt_run_id=RUN_ID",
@@ -165,7 +153,7 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Training that follows", TrainOptions, only=["schedule"])
 @options_of("Task (taken from the range test)", Task, defaults=False)
 @options_of("Where it runs", Runtime)
-@_tracked
+@tracked
 def refine_command(**values: Any) -> None:
     """Search the peak learning rate inside the narrowed range, every trial from those weights."""
     _run(
@@ -180,7 +168,7 @@ def refine_command(**values: Any) -> None:
 
 @commands.command(
     "train",
-    epilog=_examples(
+    epilog=examples(
         "lrrt-stage train",
         "lrrt-stage train --lrrt-run-id RUN_ID --epochs 30 --schedule triangular",
         "mlflow run . -e train -P lrrt_run_id=RUN_ID -P refine_run_id=latest",
@@ -191,7 +179,7 @@ def refine_command(**values: Any) -> None:
 @options_of("Training", TrainOptions, TrainRunOptions)
 @options_of("Task (taken from the range test)", Task, defaults=False)
 @options_of("Where it runs", Runtime)
-@_tracked
+@tracked
 def train_command(**values: Any) -> None:
     """Train one-cycle from a range test's very weights, inside its narrowed range."""
     _run(
@@ -205,7 +193,7 @@ def train_command(**values: Any) -> None:
 
 @commands.command(
     "main",
-    epilog=_examples(
+    epilog=examples(
         "lrrt-stage main",
         "lrrt-stage main --dataset imagefolder:photos --model resnet18 --epochs 30 --reuse true",
         "mlflow run . -e main -P refine=false",
@@ -220,7 +208,7 @@ def train_command(**values: Any) -> None:
 @options_of("Search", RefineOptions)
 @options_of("Training", TrainOptions)
 @options_of("Where it runs", Runtime)
-@_tracked
+@tracked
 def main_command(**values: Any) -> None:
     """Run the chain: range test, refinement, training, as children of one run."""
     preset = from_values(RecipeOptions, values).values
@@ -243,7 +231,7 @@ def main_command(**values: Any) -> None:
 
 @commands.command(
     "study",
-    epilog=_examples(
+    epilog=examples(
         "lrrt-stage study",
         "lrrt-stage study --kind data-order --dataset photographs --model resnet20",
         "lrrt-stage study --kind grouped --study-run-id latest",
@@ -257,7 +245,7 @@ def main_command(**values: Any) -> None:
 @options_of("Suggestion", SuggestionOptions, Smoothing)
 @options_of("Training (mismatch)", TrainOptions)
 @options_of("Where it runs", Runtime)
-@_tracked
+@tracked
 def study_command(**values: Any) -> None:
     """Ask how far a suggestion can be trusted: many range tests, with figures and a report."""
     fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))

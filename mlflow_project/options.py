@@ -13,7 +13,15 @@ from click.core import ParameterSource
 
 from lrrt_stage.settings import option_text
 
-__all__ = ["OptionType", "from_values", "given", "options_of", "typed"]
+__all__ = [
+    "OptionType",
+    "examples",
+    "from_values",
+    "given",
+    "options_of",
+    "tracked",
+    "typed",
+]
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -76,6 +84,27 @@ def options_of(
         return click.option_panel(panel, options=names)(command)
 
     return decorate
+
+
+def tracked(command: Command) -> Command:
+    """Add the options that say where a command's runs go."""
+    for option in (
+        click.option("--experiment", help="Experiment, made if it is not there.", default=None),
+        click.option(
+            "--tracking-uri",
+            help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
+            default=None,
+            show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
+        ),
+    ):
+        command = option(command)
+    return click.option_panel("Tracking", options=["--experiment", "--tracking-uri"])(command)
+
+
+def examples(*lines: str) -> str:
+    """Return a command's epilog with an example a line."""
+    # A blank line between them: others are run together.
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 def from_values(

@@ -133,19 +133,26 @@ def _averages_chart(curve: LRCurve, table: pd.DataFrame, betas: Sequence[float])
 
 
 def _lags_chart(table: pd.DataFrame) -> Chart:
-    def panel(column: str, title: str, ylabel: str, ylog: bool = False) -> Panel:
+    def panel(column: str, title: str, ylabel: str) -> Panel:
         lines = [
             Line(part["beta"].to_numpy(), part[column].to_numpy(), str(average), markers=True)
             for average, part in table.groupby("average", sort=False)
         ]
-        return Panel(title, "β", ylabel, tuple(lines), ylog=ylog)
+        values = table[column].dropna()
+        low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+        if ylabel == LR_AXIS:
+            # At least two decades, so that steps of the ramp do not look like differences.
+            ylim = (low / 10, high * 10) if low > 0 else None
+        else:
+            ylim = (min(0.0, 1.1 * low), max(1.15 * high, 0.1))
+        return Panel(title, "β", ylabel, tuple(lines), ylog=ylabel == LR_AXIS, ylim=ylim)
 
     return Chart(
         "Lag and suggestion over β",
         (
             panel("lag_decades", "How late the minimum is found", "decades of LR"),
             panel("age_decades", "Mean age of the losses in it", "decades of LR"),
-            panel("lr_max", "Suggested maximum", LR_AXIS, ylog=True),
-            panel("lr_min", "Suggested minimum", LR_AXIS, ylog=True),
+            panel("lr_max", "Suggested maximum", LR_AXIS),
+            panel("lr_min", "Suggested minimum", LR_AXIS),
         ),
     )

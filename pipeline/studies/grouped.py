@@ -17,7 +17,7 @@ from pipeline.studies.study import Findings, Study, counted, kind, suggested
 __all__ = ["grouped_study"]
 
 
-@kind("grouped")
+@kind("grouped", takes_tests=True)
 def grouped_study(study: Study) -> Findings:
     """Curves by order of magnitude of the suggested maximum (the article's published code)."""
     if study.source is None:

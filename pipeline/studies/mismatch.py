@@ -21,7 +21,7 @@ from pipeline.studies.study import Findings, Study, counted, kind, suggested
 __all__ = ["mismatch_study"]
 
 
-@kind("mismatch")
+@kind("mismatch", takes_tests=True)
 def mismatch_study(study: Study) -> Findings:
     """Two initialisations A and B whose ranges differ most, each trained with both maxima.
 

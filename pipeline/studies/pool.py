@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,7 +78,9 @@ def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, Outcom
     if count == 1:
         yield from map(_run, placed)
         return
-    pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered")
+    # Ctrl-C goes to all processes of a terminal: this one ends the workers, without their noise.
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **quiet)
     try:
         yield from pool(joblib.delayed(_run)(each) for each in placed)
     except TerminatedWorkerError:

@@ -94,6 +94,8 @@ class Study:
 Kind = Callable[[Study], Findings]
 KINDS: dict[str, Kind] = {}
 """Name of a kind of study -> the function that carries it out."""
+TAKES_TESTS: set[str] = set()
+"""Kinds that can take the tests of a finished study, in place of tests of their own."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class StudyOptions:
         None, "Tests at a time; none: one per core, or per GPU. Results do not depend on it."
     )
     study_run_id: str | None = setting(
-        None, "Finished study whose tests are taken (grouped, mismatch), or latest."
+        None, "Finished study whose tests grouped and mismatch take; latest: the newest."
     )
     resume: str | None = setting(
         None,
@@ -124,6 +126,11 @@ class StudyOptions:
             f"workers={self.workers} is below 1: use none for one per core",
         )
         require(self.tests is None or self.tests >= 1, f"tests={self.tests} is below 1: raise it")
+        require(
+            self.study_run_id is None or self.kind in TAKES_TESTS,
+            f"study_run_id={self.study_run_id!r} is of no use, kind={self.kind} runs its own "
+            f"tests: leave it out, or choose {' or '.join(sorted(TAKES_TESTS))}",
+        )
 
     def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
         """Return the comma-separated option ``name`` as values, sorted, each once."""
@@ -137,11 +144,16 @@ class StudyOptions:
             ) from None
 
 
-def kind(name: str) -> Callable[[Kind], Kind]:
-    """Register the decorated function as the kind ``name``."""
+def kind(name: str, *, takes_tests: bool = False) -> Callable[[Kind], Kind]:
+    """Register the decorated function as the kind ``name``.
+
+    With ``takes_tests`` it looks at :attr:`Study.source`.
+    """
 
     def register(function: Kind) -> Kind:
         KINDS[name] = function
+        if takes_tests:
+            TAKES_TESTS.add(name)
         return function
 
     return register

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -148,7 +149,8 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-def test_sigterm_ends_the_workers_too_and_the_same_command_goes_on(store, tmp_path):
+@pytest.mark.parametrize("how", ["SIGTERM to the command", "SIGINT to all, as Ctrl-C"])
+def test_a_signal_ends_the_workers_too_and_the_same_command_goes_on(store, tmp_path, how):
     (tmp_path / "slow").touch()
     path = f"{ROOT}{os.pathsep}{tmp_path}"
     outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
@@ -160,6 +162,8 @@ def test_sigterm_ends_the_workers_too_and_the_same_command_goes_on(store, tmp_pa
         env=outside,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 90
@@ -167,7 +171,10 @@ def test_sigterm_ends_the_workers_too_and_the_same_command_goes_on(store, tmp_pa
             assert time.monotonic() < deadline
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.2)
-        process.terminate()
+        if how.startswith("SIGTERM"):
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
