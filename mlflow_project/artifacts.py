@@ -75,10 +75,8 @@ def run_file(run: Run, name: str, folder: str | Path) -> Path:
     return Path(path)
 
 
-def read_json(
-    run: Run, name: str, tag: str, folder: str | Path, *, tag_needed: bool = True
-) -> dict[str, Any]:
-    """Return the content of a JSON artifact; see :func:`require_digest` for ``tag``.
+def read_json(run: Run, name: str, tag: str, folder: str | Path) -> dict[str, Any]:
+    """Return the content of a JSON artifact, checked against the digest in the tag ``tag``.
 
     Raises
     ------
@@ -86,7 +84,7 @@ def read_json(
         If it is missing, altered, unreadable, or of a later version of the contract.
     """
     path = run_file(run, name, folder)
-    require_digest(run, name, tag, sha256(path), tag_needed=tag_needed)
+    require_digest(run, name, tag, sha256(path))
     with readable(run, path):
         content = json.loads(path.read_text(encoding="utf-8"))
         theirs = int(content["contract_version"])
@@ -98,8 +96,8 @@ def read_json(
     return content
 
 
-def read_weights(run: Run, name: str, tag: str, *, tag_needed: bool = True) -> weights.State:
-    """Return the tensors of a safetensors artifact; see :func:`require_digest` for ``tag``.
+def read_weights(run: Run, name: str, tag: str) -> weights.State:
+    """Return the tensors of a safetensors artifact, checked against the digest in ``tag``.
 
     Raises
     ------
@@ -110,19 +108,15 @@ def read_weights(run: Run, name: str, tag: str, *, tag_needed: bool = True) -> w
         path = run_file(run, name, folder)
         with readable(run, path):
             state = weights.load(path)
-    require_digest(run, name, tag, weights.digest(state), tag_needed=tag_needed)
+    require_digest(run, name, tag, weights.digest(state))
     return state
 
 
-def require_digest(run: Run, name: str, tag: str, digest: str, *, tag_needed: bool = True) -> None:
-    """Raise LRRTError unless ``digest`` is what the run recorded for its artifact ``name``.
-
-    ``tag_needed=False`` is for the tags that the first runs of contract version 1 lack: without
-    the tag the artifact is taken as it is.
-    """
+def require_digest(run: Run, name: str, tag: str, digest: str) -> None:
+    """Raise LRRTError unless ``digest`` is what the run recorded for its artifact ``name``."""
     recorded = run.data.tags.get(tag)
     require(
-        recorded == digest or (recorded is None and not tag_needed),
+        recorded == digest,
         f"{name} of run {run.info.run_id} was altered: its digest is {digest[:12]}…, the run "
         f"recorded {str(recorded)[:12]}…; {_again(run)}",
     )

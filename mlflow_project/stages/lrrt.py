@@ -106,7 +106,7 @@ def _initial_weights(bench: Workbench) -> weights.State:
     mlflow.set_tag(SOURCE_TAG, run_id)
     # A training run's weights are the trained ones, a range test's the initial ones.
     if run.data.tags[STAGE_TAG] == "train":
-        state = read_weights(run, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, tag_needed=False)
+        state = read_weights(run, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG)
     else:
         state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:

@@ -140,7 +140,7 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
         "refine this one, or train that one",
     )
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        content = read_json(run, REFINED, REFINED_TAG, folder, tag_needed=False)
+        content = read_json(run, REFINED, REFINED_TAG, folder)
     with readable(run, Path(REFINED)):
         lr_range = LRRange(**content["range"])
         named = content["lrrt_run_id"]
