@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,35 @@ def test_the_readme_has_the_two_commands():
     for command in ("run", "test"):
         assert f"make {command}" in readme
         assert command in targets
+
+
+def documented(start):
+    """The commands in the documentation's console blocks that begin with ``start``."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    ]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith(start)]
+
+
+def test_the_documented_commands_take_their_options():
+    found = documented("lrrt-stage ")
+    assert len(found) >= 3
+    for line in found:
+        command, *arguments = shlex.split(line, comments=True)[1:]
+        if "--help" not in arguments:
+            commands.commands[command].make_context(command, arguments)
+
+
+def test_the_documented_projects_runs_take_their_parameters():
+    found = documented("mlflow run . -e ")
+    assert len(found) >= 3
+    for line in found:
+        words = shlex.split(line, comments=True)
+        known = options(words[words.index("-e") + 1])
+        given = [after for word, after in pairwise(words) if word == "-P"]
+        for name, _, value in (each.partition("=") for each in given):
+            known[name].type.convert(value, None, None)
