@@ -167,5 +167,6 @@ def _chart(watched: Measured, full: Measured) -> Chart:
     if watched.range is not None:
         items.insert(0, Span(watched.range.min, watched.range.max, f"suggested ({watched.rule})"))
     title = "Training and validation loss, unsmoothed"
-    ylim = limits(curve.loss, every.val_loss)
+    # The validation loss may leave at the top: before batch norm's statistics have settled, say.
+    ylim = limits(curve.loss)
     return Chart(title, (Panel("", LR_AXIS, "loss", tuple(items), xlog=True, ylim=ylim),))
