@@ -61,8 +61,10 @@ class Validator:
     ) -> None:
         self.model, self.batch_loss, self.full = model, batch_loss, validation.full
         self.sample = list(validation.sample)
-        looks = np.linspace(0, iterations - 1, min(validation.full_looks, iterations))
-        self.looks = set(looks.round().astype(int).tolist()) if self.full is not None else set()
+        count = min(validation.full_looks, iterations)
+        # In the middle of equal parts: at the very start nothing is learnt, at the end all is lost.
+        looks = (np.arange(count) + 0.5) * iterations / count
+        self.looks = set(looks.astype(int).tolist()) if self.full is not None else set()
         self.unknown = torch.full((), torch.nan, device=device)
 
     def __call__(self, iteration: int) -> tuple[Tensor, ...]:

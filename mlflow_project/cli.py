@@ -275,7 +275,8 @@ def _run(
 
 def _show(title: str, run_id: str) -> None:
     """Print the result of a stage's run, and how to look at it."""
-    metrics = tracking.get_run(run_id).data.metrics
+    run = tracking.get_run(run_id)
+    metrics = run.data.metrics
     rows = {}
     for name in ("suggested", "narrowed", "refined", "trained"):
         if f"{name}_lr_max" in metrics:
@@ -286,5 +287,7 @@ def _show(title: str, run_id: str) -> None:
     elif "val_loss" in metrics:
         rows["best validation loss"] = f"{metrics['val_loss']:.4g}"
     rows["run"] = run_id
+    if run.data.tags.get(tracking.STAGE_TAG) == "study":
+        rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"
     display.summary(title, rows)
     print(f"Open it in the MLflow UI: {display.ui_command(mlflow.get_tracking_uri())}")

@@ -10,7 +10,7 @@ from lrrt_stage.settings import check_choices, require, setting
 
 __all__ = ["ValidationOptions", "full_looks", "stratified"]
 
-FULL_LOOKS = 5
+LEAST_LOOKS, MOST_LOOKS = 2, 5
 FULL_SHARE = 0.25
 """Looks at the full set may take this share of the examples that the test trains on. To evaluate
 an example costs a quarter to two fifths of training on it, so half a batch at every iteration and
@@ -55,6 +55,6 @@ def stratified(labels: np.ndarray, size: int) -> np.ndarray:
 
 
 def full_looks(iterations: int, batch_size: int, available: int) -> int:
-    """Return how often the full set of ``available`` examples is looked at: 1 to 5 times."""
+    """Return how often the full set of ``available`` examples is looked at: 2 to 5 times."""
     affordable = int(FULL_SHARE * iterations * batch_size / available)
-    return max(1, min(FULL_LOOKS, affordable))
+    return max(LEAST_LOOKS, min(MOST_LOOKS, affordable))

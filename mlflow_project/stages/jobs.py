@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from lrrt_stage import LRCurve, LRRange, LRRTError, suggest_all
 from lrrt_stage.settings import require
 from mlflow_project import tracking
-from mlflow_project.handoff import CURVE, find_run, publish, run_file
+from mlflow_project.handoff import CURVE, TASK, find_run, publish, run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.lrrt import log_curve, log_suggestions
 from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
@@ -26,6 +26,7 @@ from pipeline.training import Epoch
 __all__ = ["children", "finished_tests", "job_fingerprint", "log_outcome", "read_result"]
 
 JOB = "job.json"
+KIND_TAG = "lrrt.study"
 
 
 def job_fingerprint(bench: Workbench, job: Job) -> str:
@@ -94,8 +95,11 @@ def _write_job(folder: Path, job: Job, result: dict[str, Any]) -> None:
     (folder / JOB).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_result(run: Run) -> Measured | Trained:
-    """Return the result that :func:`log_outcome` logged; a test's without its weights."""
+def read_result(run: Run, read_with: RangeTestPlan | None = None) -> Measured | Trained:
+    """Return the result that :func:`log_outcome` logged; a test's without its weights.
+
+    A curve is read with the rule and the average of its own plan, or of ``read_with``.
+    """
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
         content = json.loads(run_file(run, JOB, folder).read_text(encoding="utf-8"))
         job, result = content["job"], content["result"]
@@ -105,7 +109,10 @@ def read_result(run: Run) -> Measured | Trained:
             job["options"] = TrainOptions(**job["options"])
             result["epochs"] = [Epoch(**epoch) for epoch in result["epochs"]]
             return Trained(TrainingJob(**job), **result)
-        job["plan"] = plan = RangeTestPlan.from_dict(job["plan"])
+        plan = RangeTestPlan.from_dict(job["plan"])
+        if read_with is not None:
+            plan = replace(plan, smoothing=read_with.smoothing, suggestion=read_with.suggestion)
+        job["plan"] = plan
         curve = LRCurve.from_csv(
             run_file(run, CURVE, folder), stop=result["stop"], epochs=result["epochs"]
         )
@@ -125,26 +132,32 @@ def children(study: Run) -> list[Run]:
     )
 
 
-def finished_tests(study_id: str, task: Task) -> list[Measured]:
-    """Return the range tests of a finished study of ``task``, in the order of their names.
+def finished_tests(
+    study_id: str, bench: Workbench, plan: RangeTestPlan
+) -> tuple[str, list[Measured]]:
+    """Return the id of a finished study of the bench's task, and its range tests by name.
 
-    ``latest`` is the experiment's newest finished study that has two or more. Seeds may differ
-    from the task's, and so may whatever the study itself varied.
+    ``latest`` is the experiment's newest finished one that compares seeds. Seeds may differ from
+    the task's, and so may whatever the study itself varied. The curves are read with the rule and
+    the average of ``plan``.
 
     Raises
     ------
     LRRTError
-        If there is no such study, it has no finished range test, or is of another task.
+        If there is no such study, it has no finished range test, or is of another task, other
+        data or another ramp.
     """
+    task = bench.task
     study = find_run(study_id, "study")
-    if study_id == "latest" and len(_tests(study)) < 2:
-        same_stage = mlflow.MlflowClient().search_runs(
+    if study_id == "latest":
+        finished = mlflow.MlflowClient().search_runs(
             [study.info.experiment_id],
             f"tags.`{STAGE_TAG}` = 'study' and attributes.status = 'FINISHED'",
             order_by=["attributes.start_time DESC"],
         )
-        study = next((each for each in same_stage if len(_tests(each)) >= 2), study)
-    found = [read_result(each) for each in _tests(study)]
+        study = next((each for each in finished if _compares_seeds(each)), study)
+    children = _tests(study)
+    found = [read_result(each, plan) for each in children]
     tests = [each for each in found if isinstance(each, Measured)]
     require(bool(tests), f"study {study.info.run_id} has no finished range test: name another")
     theirs = [each.job.task for each in tests]
@@ -161,7 +174,24 @@ def finished_tests(study_id: str, task: Task) -> list[Measured]:
         f"study {study.info.run_id} is of another task: {'; '.join(differences)}: give the options "
         "of its task, or name another study",
     )
-    return sorted(tests, key=lambda each: _numbered(each.job.name))
+    ramp = tests[0].job.plan.ramp
+    require(
+        ramp == plan.ramp,
+        f"study {study.info.run_id} has another ramp, {ramp}: give its options, or name another",
+    )
+    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
+        published = json.loads(run_file(children[0], TASK, folder).read_text(encoding="utf-8"))
+    require(
+        published["data_sha256"] == bench.data.digest,
+        f"the content of dataset {task.dataset!r} is not what study {study.info.run_id} ran on: "
+        "run a study on it as it is now",
+    )
+    return study.info.run_id, sorted(tests, key=lambda each: _numbered(each.job.name))
+
+
+def _compares_seeds(study: Run) -> bool:
+    kinds = ("initializations", "data-order", "mismatch")
+    return study.data.tags.get(KIND_TAG) in kinds and len(_tests(study)) >= 2
 
 
 def _tests(study: Run) -> list[Run]:

@@ -11,14 +11,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 from mlflow.entities import Run
 
 from lrrt_stage import LRRTError
-from lrrt_stage.settings import require
+from lrrt_stage.settings import option_text, require
 from mlflow_project import display, tracking
 from mlflow_project.handoff import run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.jobs import (
+    KIND_TAG,
     children,
     finished_tests,
     job_fingerprint,
@@ -34,6 +36,7 @@ from pipeline.studies import (
     Job,
     Measured,
     Outcome,
+    RangeTestJob,
     Study,
     StudyOptions,
     run_jobs,
@@ -46,7 +49,7 @@ from pipeline.studies.report import SECTION
 
 __all__ = ["study_stage"]
 
-KIND_TAG, SUBJECT_TAG = "lrrt.study", "lrrt.study_subject"
+SUBJECT_TAG = "lrrt.study_subject"
 
 
 def study_stage(
@@ -83,21 +86,33 @@ def study_stage(
             | {"device": str(bench.device)},
         )
         tracking.log_dataset(bench)
-        source = (
-            None if options.study_run_id is None else finished_tests(options.study_run_id, task)
-        )
+        source_id, source = None, None
+        if options.study_run_id is not None:
+            source_id, source = finished_tests(options.study_run_id, bench, plan)
+            mlflow.set_tag("lrrt.source_study_id", source_id)
         mark = _study_fingerprint(bench, plan, training, options, fixed)
         finished = _taken_over(run, mark, options.resume)
         tests = _TestRuns(run, bench, runtime, options, finished, source or [])
         subject = _subject(bench)
         mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
-        study = Study(task, plan, options, training, bench.data.sizes[0], tests, source, fixed)
+        study = Study(
+            task,
+            plan,
+            options,
+            training,
+            bench.data.sizes[0],
+            tests,
+            source,
+            fixed,
+            lambda other: Workbench(other, runtime, bench.data),
+        )
         with staged_files(run) as folder:
             try:
                 findings = KINDS[options.kind](study)
             finally:
                 tests.write_tables(folder)
-            _write_report(folder, findings, options.kind, task, subject)
+            findings = _with_failures(findings, tests.outcomes)
+            _write_report(folder, findings, options.kind, tests.outcomes, subject, source_id)
         _conclude(run, findings, tests.outcomes)
     return run.info.run_id
 
@@ -149,6 +164,11 @@ class _TestRuns:
                 run_jobs(
                     [jobs[index] for index in missing], self.runtime, self.options.workers, on_done
                 )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"{len(done)} of {len(jobs)} are finished and kept; the same command goes on "
+                    "with the others"
+                ) from None
             finally:
                 # Those of an interrupted study are written into its tables too.
                 outcomes = [done[index] for index in sorted(done)]
@@ -157,9 +177,9 @@ class _TestRuns:
 
     def write_tables(self, folder: Path) -> None:
         """Write what there is of ``study.csv`` and ``tests.csv``."""
-        measured = [each.result for each in self.outcomes if isinstance(each.result, Measured)]
-        if measured:
-            study_frame(measured).to_csv(folder / "study.csv", index=False)
+        results = [each.result for each in self.outcomes if each.result is not None]
+        if results:
+            study_frame(results).to_csv(folder / "study.csv", index=False)
         if self.outcomes:
             tests_frame(self.outcomes).to_csv(folder / "tests.csv", index=False)
 
@@ -191,6 +211,10 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
     if resume is not None:
         interrupted = tracking.get_run(resume)
         require(
+            interrupted.info.status != "FINISHED",
+            f"study {resume} is finished: there is nothing to go on with; leave resume out",
+        )
+        require(
             interrupted.data.tags.get(FINGERPRINT_TAG) == mark,
             f"run {resume} cannot be resumed: it is no study of this task with these options and "
             "this code; give the options that it was started with",
@@ -202,6 +226,12 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
             f"tags.`{FINGERPRINT_TAG}` = '{mark}' and tags.`{STAGE_TAG}` = 'study'",
         )
         found = [each for each in same if each.info.status in ("FAILED", "KILLED")]
+        for each in same:
+            if each.info.status == "RUNNING":
+                display.note(
+                    f"study {each.info.run_id}, of the same options, is marked as running: if it "
+                    f"was cut off, stop this one and go on with --resume {each.info.run_id}"
+                )
     return {
         child.data.tags[FINGERPRINT_TAG]: child
         for study in found
@@ -210,15 +240,50 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
     }
 
 
-def _write_report(folder: Path, findings: Findings, kind: str, task: Task, subject: str) -> None:
-    """Write the findings, and the report of this study with the latest of every other kind."""
-    setting = (
-        f"{task.dataset}, model {task.model}, {task.optimizer}, batch size {task.batch_size}, "
-        f"initialisation {task.init}"
+def _with_failures(findings: Findings, outcomes: Sequence[Outcome]) -> Findings:
+    """Return the findings with what failed, which is left out of everything else."""
+    failed = [(each.job.name, each.error) for each in outcomes if each.error]
+    if not failed:
+        return findings
+    return replace(
+        findings,
+        sentences=[
+            *findings.sentences,
+            f"{len(failed)} of {len(outcomes)} tests failed and are left out.",
+        ],
+        tables={**findings.tables, "Failed": pd.DataFrame(failed, columns=["test", "reason"])},
     )
+
+
+def _write_report(
+    folder: Path,
+    findings: Findings,
+    kind: str,
+    outcomes: Sequence[Outcome],
+    subject: str,
+    source_id: str | None,
+) -> None:
+    """Write the findings, and the report of this study with the latest of every other kind."""
     sections = _latest_sections(subject)
+    setting = _setting([each.job for each in outcomes if isinstance(each.job, RangeTestJob)])
+    if source_id is not None:
+        setting += f"; taken from study {source_id}"
     sections[kind] = write_findings(findings, folder, kind, setting)
-    write_report(sections, short_name(task), folder / "report.html")
+    write_report(sections, subject.rpartition(" ")[0], folder / "report.html")
+
+
+def _setting(jobs: Sequence[RangeTestJob]) -> str:
+    """Return in a line what range tests had in common, and not what was varied."""
+    options = [asdict(job.task) | job.plan.flat() for job in jobs]
+    defaults = asdict(Task()) | RangeTestPlan().flat()
+    always = ("dataset", "model", "optimizer", "batch_size", "lr_start", "lr_end", "rule", "beta")
+    same = [
+        f"{name} {option_text(value)}"
+        for name, value in options[0].items()
+        if all(each[name] == value for each in options)
+        and (name in always or value != defaults[name])
+    ]
+    return f"{len(jobs)} range tests: {', '.join(same)}"
 
 
 def _latest_sections(subject: str) -> dict[str, str]:
@@ -239,14 +304,12 @@ def _latest_sections(subject: str) -> dict[str, str]:
 
 
 def _conclude(run: Run, findings: Findings, outcomes: Sequence[Outcome]) -> None:
-    failed = [each for each in outcomes if each.error]
+    failed = sum(bool(each.error) for each in outcomes)
     known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
-    tracking.log_scalars(run, {**known, "failed_tests": len(failed)})
-    sentences = [*findings.sentences]
-    if failed:
-        sentences.append(f"{len(failed)} of {len(outcomes)} tests failed and are left out.")
+    tracking.log_scalars(run, {**known, "failed_tests": failed})
     mlflow.set_tag(
-        "mlflow.note.content", " ".join([f"{findings.question}", *sentences, "See `report.html`."])
+        "mlflow.note.content",
+        " ".join([findings.question, *findings.sentences, "See `report.html`."]),
     )
-    for sentence in sentences:
+    for sentence in findings.sentences:
         display.note(sentence)

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
-from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, limits
+from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits
 from lrrt_stage.suggestion import SKIP_FIRST, descent
 from pipeline.studies.curves import lag_of_minimum
-from pipeline.studies.pictures import LR_AXIS, drawable
+from pipeline.studies.pictures import LR_AXIS, drawable, published_spans
 from pipeline.studies.study import Findings, Study, kind
 
 __all__ = ["smoothing_study"]
 
 
-@kind("smoothing")
+@kind("smoothing", one_test=True)
 def smoothing_study(study: Study) -> Findings:
     """One test, read with each of the three averages at several β (article, Fig 3)."""
     betas = study.options.list_of("betas", float)
@@ -44,7 +44,9 @@ def smoothing_study(study: Study) -> Findings:
             },
         },
         {
-            "averages": _averages_chart(test.curve.finite, table, betas),
+            "averages": _averages_chart(
+                test.curve.finite, table, betas, published_spans(study.task)
+            ),
             "lags": _lags_chart(table),
         },
         {"Averages": table},
@@ -92,8 +94,9 @@ def _lag_sentence(smoothing: Smoothing, row: dict[str, Any]) -> str:
         return f"{name} has no lag that could be measured: {row['reason']}."
     return (
         f"{name} finds the minimum of the loss {abs(lag):.2g} decades of LR "
-        f"{'before' if lag < 0 else 'after'} a lag-free average does; by the age of the losses in "
-        f"it, it lags by {row['age_decades']:.2g}."
+        f"{'before' if lag < 0 else 'after'} a lag-free average does. The losses in it were taken "
+        f"{row['age_decades']:.2g} decades below, in the mean: a minimum with a steep rise behind "
+        "it is found earlier than that, since the rise soon outweighs them."
     )
 
 
@@ -112,7 +115,9 @@ def _moved_sentence(table: pd.DataFrame, rule: str, moved: dict[str, float]) -> 
     )
 
 
-def _averages_chart(curve: LRCurve, table: pd.DataFrame, betas: Sequence[float]) -> Chart:
+def _averages_chart(
+    curve: LRCurve, table: pd.DataFrame, betas: Sequence[float], published: Sequence[Span]
+) -> Chart:
     raw = Line(curve.lr, curve.loss, "loss of each batch", "#9db4c8", 1.0)
     panels = []
     for beta in betas:
@@ -125,7 +130,7 @@ def _averages_chart(curve: LRCurve, table: pd.DataFrame, betas: Sequence[float])
             Mark(lr, str(average))
             for average, lr in zip(maxima["average"], maxima["lr_max"], strict=True)
         ]
-        items: tuple[Item, ...] = (raw, *lines, *marks)
+        items: tuple[Item, ...] = (*published, raw, *lines, *marks)
         ylim = limits(curve.loss)
         panels.append(Panel(f"β = {beta:g}", LR_AXIS, "training loss", items, xlog=True, ylim=ylim))
     title = "Raw loss and the three averages; dashed: the maximum that each suggests"

@@ -67,10 +67,10 @@ def batch_size_study(study: Study) -> Findings:
         "Does a larger batch recommend a larger LR, and does its loss really fall less?",
         [
             f"The suggested maximum goes as batch size to the power {fitted.value:.2f} "
-            f"({_interval(fitted)}); linear scaling is 1, square root scaling 0.5.",
+            f"({_interval(fitted)}); linear scaling is 1, square root scaling 0.5. All tests start "
+            "from the same weights.",
             f"With every doubling of the batch the smoothed loss falls {_less(shallow[0])}; the "
-            f"lag-free loss falls {_less(shallow[1])}. A difference between the two is an artefact "
-            "of smoothing.",
+            f"lag-free loss falls {_less(shallow[1])}. {_verdict(*shallow)}",
             *([f"{without} of {len(tests)} tests gave no suggestion."] if without else []),
         ],
         {
@@ -122,6 +122,14 @@ def _less(change: float) -> str:
     if round(change, 9) == 0:
         return "as far"
     return f"{abs(change):.2g} {'less' if change < 0 else 'more'}"
+
+
+def _verdict(smoothed: float, free: float) -> str:
+    if smoothed >= 0:
+        return "So a smaller descent of large batches is not seen here."
+    if free < smoothed / 2:
+        return "So the smaller descent of large batches is not smoothing's alone."
+    return "So the smaller descent of large batches is for the most part an artefact of smoothing."
 
 
 def _interval(fitted: Slope) -> str:

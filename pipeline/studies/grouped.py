@@ -11,22 +11,23 @@ from lrrt_stage import LRRTError
 from lrrt_stage.charts import Chart, Line, Panel, limits
 from pipeline.studies.curves import stacked
 from pipeline.studies.jobs import Measured
-from pipeline.studies.pictures import LR_AXIS
-from pipeline.studies.study import Findings, Study, counted, kind, suggested
+from pipeline.studies.pictures import LR_AXIS, published_spans
+from pipeline.studies.study import Findings, Study, alike, counted, kind, suggested
 
 __all__ = ["grouped_study"]
 
 
-@kind("grouped", takes_tests=True)
+@kind("grouped", takes_tests=True, one_test=True)
 def grouped_study(study: Study) -> Findings:
     """Curves by order of magnitude of the suggested maximum (the article's published code)."""
     if study.source is None:
         raise LRRTError(
             "kind=grouped takes the tests of a finished study: name it with study_run_id"
         )
-    found = suggested(study.source)
+    source = alike(study, study.source)
+    found = suggested(source)
     groups: dict[int, list[Measured]] = {}
-    for each in study.source:
+    for each in source:
         if each.range is not None:
             groups.setdefault(_power(each.range.max), []).append(each)
     groups = dict(sorted(groups.items()))
@@ -40,6 +41,7 @@ def grouped_study(study: Study) -> Findings:
                 LR_AXIS,
                 "smoothed training loss",
                 (
+                    *published_spans(study.task),
                     *(Line(curves.lr, row, width=0.7, color="#9db4c8") for row in curves.loss),
                     Line(curves.lr, median, "median", "#1f4e79", 2.5),
                 ),
@@ -58,7 +60,7 @@ def grouped_study(study: Study) -> Findings:
         )
     table = pd.DataFrame(rows)
     largest = max(map(len, groups.values()))
-    without = len(study.source) - len(found)
+    without = len(source) - len(found)
     title = "Curves grouped by the order of magnitude of their maximum"
     return Findings(
         title,
@@ -68,10 +70,13 @@ def grouped_study(study: Study) -> Findings:
             f"{counted(len(groups), 'order')} of magnitude: "
             + ", ".join(f"{len(tests)} from {_decade(power)}" for power, tests in groups.items())
             + ".",
-            "The lowest smoothed loss, in the median over the tests of each: "
-            + ", ".join(f"{each:.3g}" for each in table["lowest smoothed loss"])
+            "In the median over the tests of each, the smoothed loss falls to "
+            + ", ".join(
+                f"{loss:.3g} ({name})"
+                for name, loss in zip(table["maximum"], table["lowest smoothed loss"], strict=True)
+            )
             + ".",
-            *([f"{without} of {len(study.source)} tests gave no suggestion."] if without else []),
+            *([f"{without} of {len(source)} tests gave no suggestion."] if without else []),
         ],
         {
             "groups": len(groups),

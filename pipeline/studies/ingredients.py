@@ -80,7 +80,11 @@ def _total_sentence(row: pd.Series) -> str:
 def _largest_sentence(row: pd.Series) -> str:
     if row["decades"] == 0:
         return "No single ingredient moves it."
-    return f"The largest single step is {row['ingredient']}: {_effect(row)}."
+    unsure = row["low"] <= 0 <= row["high"]
+    return (
+        f"The largest single step, in this order of steps, is {row['ingredient']}: {_effect(row)}"
+        f"{', which may be none' if unsure else ''}."
+    )
 
 
 def _effect(row: pd.Series) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from lrrt_stage import LRCurve, LRRange, NoSuggestion, suggest_all
+from lrrt_stage import LRCurve, LRRange, NoSuggestion, RangeTestOptions, suggest_all
+from lrrt_stage.range_test import MIN_ITERATIONS
 from lrrt_stage.weights import State
 from pipeline.data import Data
 from pipeline.datasets import load_data
@@ -30,7 +31,7 @@ class Measured:
     answers: Mapping[str, LRRange | NoSuggestion]
     """Every rule's answer."""
     seconds: float
-    """Time of the test alone, without loading data and building the model."""
+    """Time of the test alone, on a process that has run one before."""
     device: str = ""
     weights: State = field(default_factory=dict)
     """The initial weights; empty where the test was read back from its run."""
@@ -74,6 +75,7 @@ class RangeTestJob:
         """Run the test on ``runtime``."""
         bench = _bench(self.task, runtime)
         state = bench.initial_weights()
+        _warm_up(bench, state)
         started = time.perf_counter()
         curve = bench.range_test(state, self.plan)
         seconds = time.perf_counter() - started
@@ -112,6 +114,16 @@ def _bench(task: Task, runtime: Runtime) -> Workbench:
     return Workbench(
         task, runtime, _data(task.dataset, json.dumps(task.dataset_args), runtime.data_dir)
     )
+
+
+_WARM: set[str] = set()
+
+
+def _warm_up(bench: Workbench, state: State) -> None:
+    """Run a few iterations, once in a process: the first ones load libraries and choose kernels."""
+    if str(bench.device) not in _WARM:
+        _WARM.add(str(bench.device))
+        bench.range_test(state, RangeTestPlan(RangeTestOptions(iterations=MIN_ITERATIONS)))
 
 
 @lru_cache(maxsize=1)

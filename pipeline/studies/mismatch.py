@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from pipeline.studies.jobs import Measured, Trained, TrainingJob
 from pipeline.studies.pictures import LR_AXIS, tests_table
 from pipeline.studies.ranges import farthest_pair, gap
 from pipeline.studies.spread import varied_jobs
-from pipeline.studies.study import Findings, Study, counted, kind, suggested
+from pipeline.studies.study import Findings, Study, alike, counted, kind, suggested
 
 __all__ = ["mismatch_study"]
 
@@ -77,6 +76,7 @@ def mismatch_study(study: Study) -> Findings:
             if diverged
             else "None of the four trainings diverged.",
             *(_sentence(own, other, losses) for own, other in ("AB", "BA")),
+            _verdict(losses),
         ],
         {
             "gap_decades": gap(a, b),
@@ -95,10 +95,8 @@ def _initialisations(study: Study, source: Sequence[Measured]) -> list[Measured]
     A finished study may hold tests of one seed in several orders, batch sizes or settings.
     """
     by_seed: dict[int, Measured] = {}
-    for each in source:
-        task = each.job.task
-        if task == replace(study.task, seed=task.seed, data_seed=task.data_seed):
-            by_seed.setdefault(task.seed, each)
+    for each in alike(study, source):
+        by_seed.setdefault(each.job.task.seed, each)
     require(
         len(by_seed) >= 2,
         f"the finished study has {counted(len(by_seed), 'initialisation')} of this task, 2 are "
@@ -147,6 +145,18 @@ def _sentence(own: str, other: str, losses: dict[tuple[str, str], float]) -> str
         f"{own} ends at a validation loss of {mine:.3g} with its own range and {theirs:.3g} with "
         f"{other}'s{times}."
     )
+
+
+def _verdict(losses: dict[tuple[str, str], float]) -> str:
+    better = [own for own, other in ("AB", "BA") if losses[own, own] < losses[own, other]]
+    if len(better) == 2:
+        return "Each does better with its own range: a range goes with the weights it was found on."
+    if better:
+        return (
+            f"Only {better[0]} does better with its own range; the other's range is the worse one "
+            "for both."
+        )
+    return "Neither does better with its own range: the ranges themselves are not to be trusted."
 
 
 def _cell(training: Trained) -> str:

@@ -16,7 +16,15 @@ from pipeline.studies.ranges import summarize
 from pipeline.studies.study import suggested
 from pipeline.task import Task
 
-__all__ = ["band_panel", "curves_chart", "drawable", "ranges_chart", "tests_table"]
+__all__ = [
+    "band_panel",
+    "curves_chart",
+    "drawable",
+    "published_spans",
+    "range_rows",
+    "ranges_chart",
+    "tests_table",
+]
 
 LR_AXIS = "learning rate"
 MIN_POINTS = 2
@@ -52,7 +60,7 @@ def band_panel(tests: Sequence[Measured], title: str, color: str | None = None) 
         "smoothed training loss",
         (
             Span(found.min_median, found.max_median, "range between the medians", "#f2a541"),
-            *_published_spans(tests[0].job.task),
+            *published_spans(tests[0].job.task),
             *(Line(curves.lr, row, width=0.6, color="#9db4c8", opacity=0.6) for row in curves.loss),
             Band(curves.lr, spread.q10, spread.q90, "10 to 90 % of the tests", color),
             Line(curves.lr, spread.median, f"median of {len(drawn)} tests", color, width=2.5),
@@ -86,11 +94,11 @@ def ranges_chart(tests: Sequence[Measured], title: str) -> Chart:
         Span(found.max_q10, found.max_q90, name, color, 0.15)
         if found.max_q10 < found.max_q90
         else Mark(found.max_median, name, color),
-        _rows(rows, "suggested range"),
+        range_rows(rows, "suggested range"),
     ]
     published = published_ranges(tests[0].job.task)
     if published:
-        items.append(_rows(list(published.items()), "published"))
+        items.append(range_rows(list(published.items()), "published"))
     return Chart(title, (Panel("", LR_AXIS, "", tuple(items), xlog=True),))
 
 
@@ -112,7 +120,8 @@ def tests_table(tests: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _rows(named: Sequence[tuple[str, LRRange]], name: str) -> Interval:
+def range_rows(named: Sequence[tuple[str, LRRange]], name: str) -> Interval:
+    """Return a row per named range."""
     return Interval(
         [label for label, _ in named],
         np.array([lr_range.min for _, lr_range in named]),
@@ -121,7 +130,8 @@ def _rows(named: Sequence[tuple[str, LRRange]], name: str) -> Interval:
     )
 
 
-def _published_spans(task: Task) -> list[Span]:
+def published_spans(task: Task) -> list[Span]:
+    """Return the published ranges, if ``task`` is what they are for."""
     return [
         Span(lr_range.min, lr_range.max, f"{name}: {lr_range}", opacity=0.08)
         for name, lr_range in published_ranges(task).items()

@@ -84,8 +84,12 @@ def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
         f"<script>{get_plotlyjs()}</script></head><body><h1>{html.escape(title)}</h1>"
-        "<p>How far a suggested learning rate can be trusted on this task. Each section is a "
-        "study of many range tests; every picture can be zoomed, and shows its values under the "
+        "<p>How far a suggested learning rate can be trusted on this task. A range test trains for "
+        "about an epoch while the learning rate grows at every batch, and watches the loss: it "
+        "stays, falls, turns, and explodes. A rule reads a range of rates from that curve. "
+        "The article's (S. Maggio 2020): the maximum is a tenth of the rate at which the smoothed "
+        "loss is lowest, the minimum is where it falls most steeply, or a tenth of the maximum. "
+        "Each section is a study of many such tests; every picture can be zoomed, and shows its values under the "
         f"pointer.</p><nav>{links}</nav>\n"
         + "\n".join(sections[kind] for kind in kinds)
         + "\n</body></html>\n",

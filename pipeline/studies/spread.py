@@ -190,10 +190,13 @@ def _log_maxima(tests: Sequence[Measured]) -> list[float]:
 def _decomposition_sentence(parts: Decomposition) -> str:
     if math.isnan(parts.order_share):
         return "With new weights all maxima are equal: there is no variance to divide."
+    caveat = "The order's part was measured on one initialisation alone."
+    if parts.order_variance > parts.total_variance:
+        caveat += " It varied more than both together, so initialisation is taken to add nothing."
     return (
         f"Of the variance of log10(max LR) over new weights and orders, {parts.init_share:.0%} is "
         f"due to initialisation and {parts.order_share:.0%} to data order (90 % interval of the "
-        f"latter: {parts.low:.0%} to {parts.high:.0%})."
+        f"latter: {parts.low:.0%} to {parts.high:.0%}). {caveat}"
     )
 
 

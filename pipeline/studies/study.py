@@ -42,7 +42,8 @@ class Study:
 
     ``run`` takes jobs and returns their outcomes in the same order. ``source`` holds the range
     tests of a finished study, where one was named. ``fixed`` names the options that the user
-    gave, which a recipe must leave alone.
+    gave, which a recipe must leave alone. ``check`` is called with every other setting of the
+    task, and raises if it cannot be run.
     """
 
     task: Task
@@ -53,6 +54,7 @@ class Study:
     run: Callable[[Sequence[Job]], list[Outcome]]
     source: Sequence[Measured] | None = None
     fixed: frozenset[str] = frozenset()
+    check: Callable[[Task], object] = Task.to_json
 
     def tests(self, default: int, at_least: int = 2) -> int:
         """Return the number of tests, the kind's ``default`` where none was given."""
@@ -82,8 +84,14 @@ class Study:
         Raises
         ------
         LRRTError
-            If all of them failed.
+            If a task cannot be run, before any test starts; or if all tests failed.
         """
+        checked = {self.task.to_json()}
+        for job in jobs:
+            task = replace(job.task, seed=self.task.seed, data_seed=self.task.data_seed)
+            if task.to_json() not in checked:
+                self.check(task)
+                checked.add(task.to_json())
         outcomes = self.run(jobs)
         results = [each.result for each in outcomes if isinstance(each.result, Measured)]
         if not results:
@@ -96,6 +104,8 @@ KINDS: dict[str, Kind] = {}
 """Name of a kind of study -> the function that carries it out."""
 TAKES_TESTS: set[str] = set()
 """Kinds that can take the tests of a finished study, in place of tests of their own."""
+ONE_TEST: set[str] = set()
+"""Kinds that have no number of tests to choose."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class StudyOptions:
 
     kind: str = setting("initializations", "What is studied.", choices=KINDS)
     tests: int | None = setting(
-        None, "Range tests, or tests per setting; none: the kind's own number (20, 5 or 1)."
+        None, "Range tests, or tests per setting; none: the number that suits the kind."
     )
     batch_sizes: str = setting("16,32,64,128,256", "Batch sizes of kind batch-size.")
     betas: str = setting("0.9,0.95,0.98,0.99", "Smoothing factors of kind smoothing.")
@@ -121,6 +131,11 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        require(
+            self.tests is None or self.kind not in ONE_TEST,
+            f"tests={self.tests} is of no use, kind={self.kind} has no number of tests: leave it "
+            "out",
+        )
         require(
             self.workers is None or self.workers >= 1,
             f"workers={self.workers} is below 1: use none for one per core",
@@ -144,16 +159,19 @@ class StudyOptions:
             ) from None
 
 
-def kind(name: str, *, takes_tests: bool = False) -> Callable[[Kind], Kind]:
+def kind(name: str, *, takes_tests: bool = False, one_test: bool = False) -> Callable[[Kind], Kind]:
     """Register the decorated function as the kind ``name``.
 
-    With ``takes_tests`` it looks at :attr:`Study.source`.
+    With ``takes_tests`` it looks at :attr:`Study.source`; with ``one_test`` it does not ask for
+    :meth:`Study.tests`.
     """
 
     def register(function: Kind) -> Kind:
         KINDS[name] = function
         if takes_tests:
             TAKES_TESTS.add(name)
+        if one_test:
+            ONE_TEST.add(name)
         return function
 
     return register
@@ -171,10 +189,20 @@ def suggested(results: Sequence[Measured], at_least: int = 1) -> list[LRRange]:
     if len(found) < at_least:
         reasons = [str(each.answers[each.rule]) for each in results if each.range is None]
         raise LRRTError(
-            f"{len(found)} of {len(results)} tests that did not fail have a suggestion, "
-            f"{at_least} are needed: {reasons[0] if reasons else 'raise the number of tests'}"
+            f"{len(found)} of {counted(len(results), 'test')} with a curve gave a suggestion, of "
+            f"{at_least} needed: {reasons[0] if reasons else 'raise the number of tests'}"
         )
     return found
+
+
+def alike(study: Study, tests: Sequence[Measured]) -> list[Measured]:
+    """Return the tests that differ from the study's task in seeds alone."""
+    return [
+        each
+        for each in tests
+        if each.job.task
+        == replace(study.task, seed=each.job.task.seed, data_seed=each.job.task.data_seed)
+    ]
 
 
 def counted(number: int, noun: str) -> str:

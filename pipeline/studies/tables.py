@@ -7,21 +7,25 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lrrt_stage import LRRange
-from pipeline.studies.jobs import Measured, RangeTestJob
+from pipeline.studies.jobs import Measured, RangeTestJob, Trained
 from pipeline.studies.pool import Outcome
 
 __all__ = ["study_frame", "tests_frame"]
 
 
-def study_frame(tests: Sequence[Measured]) -> pd.DataFrame:
-    """Return a row per test and iteration.
+def study_frame(results: Sequence[Measured | Trained]) -> pd.DataFrame:
+    """Return a row per test or training, and iteration.
 
     The columns are ``test``, what tells the test from the others, ``iteration``, ``lr``,
     ``loss``, ``smoothed_loss``, and the validation losses where they were taken.
     """
     frames = []
-    for each in tests:
-        frame = each.curve.to_frame(each.job.plan.smoothing)
+    for each in results:
+        if isinstance(each, Trained):
+            frame = pd.DataFrame({"lr": each.lr, "loss": each.train_loss})
+            frame = frame.rename_axis("iteration").reset_index()
+        else:
+            frame = each.curve.to_frame(each.job.plan.smoothing)
         names = {"test": each.job.name, **each.job.labels}
         frames.append(frame.assign(**names)[[*names, *frame.columns]])
     return pd.concat(frames, ignore_index=True)

