@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 from mlflow.entities import Run
 
-from lrrt_stage import LRRTError
-from lrrt_stage.settings import option_text, require
+from lrrt_stage.settings import require
 from mlflow_project import display, tracking
-from mlflow_project.handoff import run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.jobs import (
     KIND_TAG,
@@ -28,6 +22,12 @@ from mlflow_project.stages.jobs import (
     read_result,
 )
 from mlflow_project.stages.opening import short_name
+from mlflow_project.stages.report import (
+    SUBJECT_TAG,
+    report_subject,
+    with_failures,
+    write_study_report,
+)
 from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions, Workbench
 from pipeline.studies import (
@@ -36,20 +36,14 @@ from pipeline.studies import (
     Job,
     Measured,
     Outcome,
-    RangeTestJob,
     Study,
     StudyOptions,
     run_jobs,
     study_frame,
     tests_frame,
-    write_findings,
-    write_report,
 )
-from pipeline.studies.report import SECTION
 
 __all__ = ["study_stage"]
-
-SUBJECT_TAG = "lrrt.study_subject"
 
 
 def study_stage(
@@ -93,7 +87,7 @@ def study_stage(
         mark = _study_fingerprint(bench, plan, training, options, fixed)
         finished = _taken_over(run, mark, options.resume)
         tests = _TestRuns(run, bench, runtime, options, finished, source or [])
-        subject = _subject(bench)
+        subject = report_subject(bench)
         mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
         study = Study(
             task,
@@ -111,8 +105,8 @@ def study_stage(
                 findings = KINDS[options.kind](study)
             finally:
                 tests.write_tables(folder)
-            findings = _with_failures(findings, tests.outcomes)
-            _write_report(folder, findings, options.kind, tests.outcomes, subject, source_id)
+            findings = with_failures(findings, tests.outcomes)
+            write_study_report(folder, findings, options.kind, tests.outcomes, subject, source_id)
         _conclude(run, findings, tests.outcomes)
     return run.info.run_id
 
@@ -198,14 +192,6 @@ def _study_fingerprint(
     )
 
 
-def _subject(bench: Workbench) -> str:
-    """Return what the studies that belong into one report have in common."""
-    task = bench.task
-    same = [task.dataset, task.model, task.model_args, task.optimizer, bench.data.digest]
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
-    return f"{short_name(task)} {digest[:16]}"
-
-
 def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study to go on with, by fingerprint."""
     if resume is not None:
@@ -238,69 +224,6 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
         for child in children(study)
         if FINGERPRINT_TAG in child.data.tags
     }
-
-
-def _with_failures(findings: Findings, outcomes: Sequence[Outcome]) -> Findings:
-    """Return the findings with what failed, which is left out of everything else."""
-    failed = [(each.job.name, each.error) for each in outcomes if each.error]
-    if not failed:
-        return findings
-    return replace(
-        findings,
-        sentences=[
-            *findings.sentences,
-            f"{len(failed)} of {len(outcomes)} tests failed and are left out.",
-        ],
-        tables={**findings.tables, "Failed": pd.DataFrame(failed, columns=["test", "reason"])},
-    )
-
-
-def _write_report(
-    folder: Path,
-    findings: Findings,
-    kind: str,
-    outcomes: Sequence[Outcome],
-    subject: str,
-    source_id: str | None,
-) -> None:
-    """Write the findings, and the report of this study with the latest of every other kind."""
-    sections = _latest_sections(subject)
-    setting = _setting([each.job for each in outcomes if isinstance(each.job, RangeTestJob)])
-    if source_id is not None:
-        setting += f"; taken from study {source_id}"
-    sections[kind] = write_findings(findings, folder, kind, setting)
-    write_report(sections, subject.rpartition(" ")[0], folder / "report.html")
-
-
-def _setting(jobs: Sequence[RangeTestJob]) -> str:
-    """Return in a line what range tests had in common, and not what was varied."""
-    options = [asdict(job.task) | job.plan.flat() for job in jobs]
-    defaults = asdict(Task()) | RangeTestPlan().flat()
-    always = ("dataset", "model", "optimizer", "batch_size", "lr_start", "lr_end", "rule", "beta")
-    same = [
-        f"{name} {option_text(value)}"
-        for name, value in options[0].items()
-        if all(each[name] == value for each in options)
-        and (name in always or value != defaults[name])
-    ]
-    return f"{len(jobs)} range tests: {', '.join(same)}"
-
-
-def _latest_sections(subject: str) -> dict[str, str]:
-    found = mlflow.MlflowClient().search_runs(
-        [tracking.experiment_id()],
-        f"tags.`{SUBJECT_TAG}` = '{subject}' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time ASC"],
-    )
-    newest = {run.data.tags[KIND_TAG]: run for run in found}
-    sections = {}
-    for kind, run in newest.items():
-        with tempfile.TemporaryDirectory(prefix="lrrt-") as scratch:
-            try:
-                sections[kind] = run_file(run, SECTION, scratch).read_text(encoding="utf-8")
-            except LRRTError:
-                continue  # its artifacts were deleted: the report has no section of it
-    return sections
 
 
 def _conclude(run: Run, findings: Findings, outcomes: Sequence[Outcome]) -> None:

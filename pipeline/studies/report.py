@@ -89,8 +89,8 @@ def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
         "stays, falls, turns, and explodes. A rule reads a range of rates from that curve. "
         "The article's (S. Maggio 2020): the maximum is a tenth of the rate at which the smoothed "
         "loss is lowest, the minimum is where it falls most steeply, or a tenth of the maximum. "
-        "Each section is a study of many such tests; every picture can be zoomed, and shows its values under the "
-        f"pointer.</p><nav>{links}</nav>\n"
+        "Each section is a study of many such tests; every picture can be zoomed, and shows its "
+        f"values under the pointer.</p><nav>{links}</nav>\n"
         + "\n".join(sections[kind] for kind in kinds)
         + "\n</body></html>\n",
         encoding="utf-8",

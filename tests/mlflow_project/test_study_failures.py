@@ -122,7 +122,7 @@ def test_no_two_ranges_that_differ_end_mismatch_before_any_training(store):
     flat = ("--lr-start", 1e-8, "--lr-end", 1e-6, "--tests", 2, "--workers", 1)
     message = store.run(*STUDY, "--kind", "mismatch", *flat, code=2).error
     assert "0 of 2 tests" in message
-    assert "2 are needed" in message
+    assert "of 2 needed" in message
     run = store.one("study")
     assert run.info.status == "FAILED"
     assert not store.runs("training")

@@ -43,7 +43,9 @@ def test_lag_and_age_of_straight_sides_by_hand(v_shaped):
     assert findings.metrics["lr_min_moved_decades"] == pytest.approx(
         math.log10(table["lr_min"].max() / table["lr_min"].min())
     )
-    assert "0.3 decades of LR after a lag-free average does; by the age" in findings.sentences[0]
+    assert (
+        "0.3 decades of LR after a lag-free average does. The losses in it" in findings.sentences[0]
+    )
     assert "were taken 0.4 decades below" in findings.sentences[0]
     assert (
         "Over all 6 averages that have a suggestion (article), the maximum moves by 0.2"

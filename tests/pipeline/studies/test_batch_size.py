@@ -9,6 +9,7 @@ from lrrt_stage import LRCurve, Smoothing
 from lrrt_stage.charts import Line
 from pipeline import RangeTestPlan
 from pipeline.studies import KINDS
+from pipeline.studies.batch_size import _verdict
 
 SIZES = "10,100,1000"
 
@@ -190,3 +191,15 @@ def test_real_tests_on_the_digits(real):
     findings = real("batch-size", batch_sizes="32,256", tests=1)
     assert findings.tables["Tests"]["batch_size"].tolist() == [32, 256]
     assert -2 < findings.metrics["slope"] < 3
+
+
+@pytest.mark.parametrize(
+    ("smoothed", "free", "verdict"),
+    [
+        (-0.2, 0.01, "for the most part an artefact"),
+        (-0.2, -0.15, "not smoothing's alone"),
+        (0.1, 0.2, "is not seen here"),
+    ],
+)
+def test_the_verdict_on_the_descent_depends_on_both_slopes(smoothed, free, verdict):
+    assert verdict in _verdict(smoothed, free)

@@ -63,7 +63,7 @@ def test_tests_without_a_suggestion_are_counted_and_left_out(found, source, meas
 
 def test_what_has_no_groups_is_refused(refused, measured, job, flat):
     refused("grouped", "kind=grouped", "study_run_id")
-    refused("grouped", "0 of 1 tests", "the loss never fell", source=[measured(job(), flat)])
+    refused("grouped", "0 of 1 test", "the loss never fell", source=[measured(job(), flat)])
     refused("grouped", "0 of 0 tests", source=[])
 
 

@@ -68,7 +68,8 @@ def test_the_effects_by_hand(recipes, walk):
     assert findings.sentences == [
         "From keras to fastai the suggested maximum moves by +0.30 decades (90 % interval +0.13 "
         "to +0.47), over 3 seeds.",
-        "The largest single step is clipping: +0.50 decades (90 % interval +0.33 to +0.67).",
+        "The largest single step, in this order of steps, is clipping: +0.50 decades (90 "
+        "% interval +0.33 to +0.67).",
     ]
 
 
@@ -76,7 +77,9 @@ def test_the_largest_step_may_be_downwards(recipes, walk):
     decades = DECADES | dict.fromkeys(STEPS[2:], (-4.0, -4.0, -4.0))
     said = recipes(walk(decades)).sentences
     assert said[0].startswith("From keras to fastai the suggested maximum moves by -1.00 decades")
-    assert said[1].startswith("The largest single step is augmentation: -1.50 decades")
+    assert said[1].startswith(
+        "The largest single step, in this order of steps, is augmentation: -1.50 decades"
+    )
 
 
 def test_nothing_moves_the_suggestion(recipes, walk):
@@ -152,7 +155,9 @@ def test_a_step_without_an_answer_has_no_effect_and_the_rest_have(recipes, walk,
     assert math.isnan(metrics["effect_decades.regularisation"])
     assert math.isnan(metrics["effect_decades.augmentation"])
     assert metrics["effect_decades.all together"] == pytest.approx(0.3)
-    assert findings.sentences[1].startswith("The largest single step is clipping: +0.45 decades")
+    assert findings.sentences[1].startswith(
+        "The largest single step, in this order of steps, is clipping: +0.45 decades"
+    )
     assert findings.sentences[2] == "3 of 17 tests gave no suggestion."
     assert "nan" not in " ".join(findings.sentences)
     for chart in findings.charts.values():

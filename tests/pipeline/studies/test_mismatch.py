@@ -50,6 +50,7 @@ def test_the_two_by_two_by_hand(found, crossed, items):
         "much.",
         "B ends at a validation loss of 0.4 with its own range, and at one that is not finite "
         "with A's.",
+        "Each does better with its own range: a range goes with the weights it was found on.",
     ]
     table = findings.tables["Trainings"].set_index(["weights", "range"])
     assert table.loc[("B", "A"), "lr_max"] == pytest.approx(0.1)

@@ -146,10 +146,10 @@ def test_fewer_than_two_answers_are_an_error_that_says_why(found, measured, flat
         )
 
     for count in (0, 1):
-        with pytest.raises(ValueError, match=f"{count} of 3 tests .* 2 are needed: the loss never"):
+        with pytest.raises(ValueError, match=f"{count} of 3 tests .* of 2 needed: the loss never"):
             found("initializations", only(count), tests=3)
     failed = lambda job: "broken" if job.labels["seed"] else suggesting(job, 1e-4, 1e-2)  # noqa: E731
-    with pytest.raises(ValueError, match="1 of 1 tests .* 2 are needed: raise the number of tests"):
+    with pytest.raises(ValueError, match="1 of 1 test .* of 2 needed: raise the number of tests"):
         found("initializations", failed, tests=3)
     with pytest.raises(ValueError, match="all 3 range tests failed; the first: broken"):
         found("initializations", lambda job: "broken", tests=3)

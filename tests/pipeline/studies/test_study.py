@@ -81,9 +81,9 @@ def test_suggestions_are_those_of_the_plans_rule(measured, suggesting, job, flat
     with_one, without = suggesting(job(), 1e-4, 1e-2), measured(job(), flat)
     (found,) = suggested([without, with_one])
     assert (found.min, found.max) == pytest.approx((1e-4, 1e-2))
-    with complains("1 of 2 tests", "2 are needed", "the loss never fell"):
+    with complains("1 of 2 tests", "of 2 needed", "the loss never fell"):
         suggested([without, with_one], at_least=2)
-    with complains("1 of 1 tests", "raise the number of tests"):
+    with complains("1 of 1 test ", "raise the number of tests"):
         suggested([with_one], at_least=2)
     with complains("0 of 0 tests"):
         suggested([])
@@ -113,7 +113,7 @@ def test_names_of_metrics_are_stable_and_scalars(
 
     more = {"fixed": frozenset({"beta"}), "tests": 3, "batch_sizes": "16,64"}
     if name == "smoothing":
-        more |= {"betas": "0,0.5"}
+        more |= {"betas": "0,0.5", "tests": None}
     first, second = (found(name, answer_with(shift), **more) for shift in (0, 0.5))
     assert list(first.metrics) == list(second.metrics)
     for key, value in first.metrics.items():

@@ -147,3 +147,18 @@ def test_real_tests_on_the_digits(real):
     assert 1e-7 <= metrics["full_turning_lr"] <= 100
     assert 0 <= metrics["sample_error"] <= metrics["sample_error_max"]
     assert metrics["validation_cost_ratio"] > 0
+
+
+def test_a_loss_that_does_not_turn_within_the_test_is_told(found, watching, measured, valley):
+    def falling(job):
+        curve = watching()(job).curve
+        if job.labels["validation"] == "full":
+            curve = replace(curve, val_loss=np.linspace(3, 1, len(curve)))
+        return measured(job, curve, SECONDS[job.labels["validation"]])
+
+    findings = found("validation", falling)
+    assert findings.sentences[0].startswith("On the full set the validation loss does not turn")
+    assert math.isnan(findings.metrics["full_turning_lr"])
+    assert math.isnan(findings.metrics["turn_apart_decades"])
+    for chart in findings.charts.values():
+        chart.figure()
