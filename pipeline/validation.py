@@ -11,7 +11,7 @@ from lrrt_stage.settings import check_choices, require, setting
 __all__ = ["ValidationOptions", "full_looks", "stratified"]
 
 LEAST_LOOKS, MOST_LOOKS = 2, 5
-FULL_SHARE = 0.25
+FULL_SHARE = 0.15
 """Looks at the full set may take this share of the examples that the test trains on. To evaluate
 an example costs a quarter to two fifths of training on it, so half a batch at every iteration and
 these looks together stay below 35 % of the test."""
