@@ -13,7 +13,7 @@ __all__ = ["ValidationOptions", "full_looks", "stratified"]
 LEAST_LOOKS, MOST_LOOKS = 2, 5
 FULL_SHARE = 0.15
 """Looks at the full set may take this share of the examples that the test trains on. To evaluate
-an example costs a quarter to two fifths of training on it, so half a batch at every iteration and
+an example costs a quarter to two fifths of training on it, so a third of a batch at every iteration and
 these looks together stay below 35 % of the test."""
 
 
@@ -30,7 +30,9 @@ class ValidationOptions:
         "Validation loss at every iteration, on a sample or the full set.",
         choices=("none", "sample", "full"),
     )
-    validation_sample: int | None = setting(None, "Examples in the sample; none: half a batch.")
+    validation_sample: int | None = setting(
+        None, "Examples in the sample; none: a third of a batch."
+    )
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -41,7 +43,7 @@ class ValidationOptions:
 
     def sample_size(self, batch_size: int, available: int) -> int:
         """Return the number of examples in the sample, at most those ``available``."""
-        return min(self.validation_sample or max(1, batch_size // 2), available)
+        return min(self.validation_sample or max(1, batch_size // 3), available)
 
 
 def stratified(labels: np.ndarray, size: int) -> np.ndarray:

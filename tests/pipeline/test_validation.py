@@ -21,8 +21,8 @@ def test_the_whole_set_is_its_own_sample_and_every_call_gives_the_same():
     assert stratified(labels, 3).tolist() == stratified(labels, 3).tolist()
 
 
-def test_the_sample_is_half_a_batch_unless_it_is_given():
-    assert ValidationOptions("sample").sample_size(64, 1000) == 32
+def test_the_sample_is_a_third_of_a_batch_unless_it_is_given():
+    assert ValidationOptions("sample").sample_size(64, 1000) == 21
     assert ValidationOptions("sample").sample_size(1, 1000) == 1
     assert ValidationOptions("sample").sample_size(64, 20) == 20
     assert ValidationOptions("sample", 50).sample_size(64, 1000) == 50
