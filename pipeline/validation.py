@@ -13,8 +13,8 @@ __all__ = ["ValidationOptions", "full_looks", "stratified"]
 LEAST_LOOKS, MOST_LOOKS = 2, 5
 FULL_SHARE = 0.15
 """Looks at the full set may take this share of the examples that the test trains on. To evaluate
-an example costs a quarter to two fifths of training on it, so a third of a batch at every iteration and
-these looks together stay below 35 % of the test."""
+an example costs a quarter to two fifths of training on it, so a third of a batch at every
+iteration and these looks together stay below 35 % of the test."""
 
 
 @dataclass(frozen=True)
