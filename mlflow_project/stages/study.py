@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run
 
+from lrrt_stage import NoSuggestion
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
@@ -42,6 +43,7 @@ from pipeline.studies import (
     study_frame,
     tests_frame,
 )
+from pipeline.studies.pictures import bare_chart
 
 __all__ = ["study_stage"]
 
@@ -103,6 +105,9 @@ def study_stage(
         with staged_files(run) as folder:
             try:
                 findings = KINDS[options.kind](study)
+            except NoSuggestion:
+                tests.draw_curves(folder)
+                raise
             finally:
                 tests.write_tables(folder)
             findings = with_failures(findings, tests.outcomes)
@@ -168,6 +173,11 @@ class _TestRuns:
                 outcomes = [done[index] for index in sorted(done)]
                 self.outcomes += outcomes
         return outcomes
+
+    def draw_curves(self, folder: Path) -> None:
+        """Draw what was measured, where that is all there is to show."""
+        measured = [each.result for each in self.outcomes if isinstance(each.result, Measured)]
+        bare_chart(measured, "The loss of each test").figure().savefig(folder / "curves.png")
 
     def write_tables(self, folder: Path) -> None:
         """Write what there is of ``study.csv`` and ``tests.csv``."""

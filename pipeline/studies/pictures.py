@@ -18,6 +18,7 @@ from pipeline.task import Task
 
 __all__ = [
     "band_panel",
+    "bare_chart",
     "curves_chart",
     "drawable",
     "published_spans",
@@ -83,6 +84,15 @@ def curves_chart(tests: Sequence[Measured], title: str) -> Chart:
         ylim=(0, len(drawn) * 1.08),
     )
     return Chart(title, (band_panel(tests, "Smoothed loss"), alive), columns=1)
+
+
+def bare_chart(tests: Sequence[Measured], title: str) -> Chart:
+    """Return the smoothed loss of each test, which shows why it has no suggestion."""
+    curves = [(each.curve.finite, each.job) for each in drawable(tests)]
+    lines = [Line(c.lr, job.plan.smoothing(c.loss), job.name) for c, job in curves]
+    ylim = limits(*(line.y for line in lines))
+    panel = Panel("", LR_AXIS, "smoothed training loss", tuple(lines), xlog=True, ylim=ylim)
+    return Chart(title, (panel,))
 
 
 def ranges_chart(tests: Sequence[Measured], title: str) -> Chart:

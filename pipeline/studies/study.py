@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRRange, LRRTError, NoSuggestion
 from lrrt_stage.charts import Chart
 from lrrt_stage.settings import check_choices, require, setting
 from pipeline.plan import RangeTestPlan
@@ -182,13 +182,13 @@ def suggested(results: Sequence[Measured], at_least: int = 1) -> list[LRRange]:
 
     Raises
     ------
-    LRRTError
+    NoSuggestion
         If there are fewer than ``at_least``.
     """
     found = [each.range for each in results if each.range is not None]
     if len(found) < at_least:
         reasons = [str(each.answers[each.rule]) for each in results if each.range is None]
-        raise LRRTError(
+        raise NoSuggestion(
             f"{len(found)} of {counted(len(results), 'test')} with a curve gave a suggestion, of "
             f"{at_least} needed: {reasons[0] if reasons else 'raise the number of tests'}"
         )

@@ -135,3 +135,10 @@ def test_help_groups_the_options_and_shows_defaults_and_examples(store):
         assert word in text
     for word in ("[default: initializations]", "lrrt-stage study", "mlflow run . -e study"):
         assert word in text
+
+
+def test_a_study_without_any_suggestion_shows_its_curves(store):
+    options = ("--tests", 2, "--iterations", 40, "--lr-end", 1e-5, "--workers", 1)
+    outcome = store.run("study", *store.SMALL, *options, code=2)
+    assert "0 of 2 tests with a curve gave a suggestion" in outcome.error
+    assert {"curves.png", "study.csv", "tests.csv"} <= store.artifacts(store.one("study"))
