@@ -52,11 +52,12 @@ class Batches:
             not train or batch_size <= self.size,
             f"batch_size={batch_size} is larger than the {self.size} training examples: lower it",
         )
-        require(
-            augment == "none" or len(data.input_shape) == 3,
-            f"augment={augment!r} takes images (channels, height, width), the data has inputs of "
-            f"shape {data.input_shape}: use none",
-        )
+        if augment != "none":  # the shape is that of an example, which may have to be read
+            require(
+                len(data.input_shape) == 3,
+                f"augment={augment!r} takes images (channels, height, width), the data has inputs "
+                f"of shape {data.input_shape}: use none",
+            )
         self.batch_size, self.device, self.train = batch_size, device, train
         self.num_classes = data.num_classes
         self.generator = torch.Generator().manual_seed(seed)
