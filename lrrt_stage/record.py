@@ -28,6 +28,7 @@ class Record:
         self.average = Smoothing("corrected", beta)
         self.on_device: list[Tensor] = []
         self.blocks: list[np.ndarray] = []
+        self.taken = 0
         self.length: int | None = None
         self.stop: Stop = "completed"
 
@@ -36,6 +37,7 @@ class Record:
         values = [loss, *validated]
         dtype = torch.promote_types(loss.dtype, torch.float32)
         self.on_device.append(torch.stack([value.to(dtype) for value in values]))
+        self.taken += 1
 
     @property
     def read(self) -> np.ndarray:
@@ -44,8 +46,7 @@ class Record:
 
     def should_stop(self) -> bool:
         """Tell whether the stop rule has ended the test; looks only now and then."""
-        taken = self.read.shape[1] + len(self.on_device)
-        if len(self.on_device) == CHECK_EVERY or taken == len(self.lr):
+        if len(self.on_device) == CHECK_EVERY or self.taken == len(self.lr):
             self._read()
             self._look()
         return self.length is not None

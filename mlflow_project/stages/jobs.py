@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +25,25 @@ from pipeline import RangeTestPlan, Task, TrainOptions, Workbench
 from pipeline.studies import Job, Measured, Outcome, RangeTestJob, Trained, TrainingJob
 from pipeline.training import Epoch
 
-__all__ = ["children", "finished_tests", "job_fingerprint", "log_outcome", "read_result"]
+__all__ = ["children", "finished_tests", "job_fingerprints", "log_outcome", "read_result"]
 
 JOB = "job.json"
 KIND_TAG = "lrrt.study"
 
 
-def job_fingerprint(bench: Workbench, job: Job) -> str:
+def job_fingerprints(bench: Workbench, jobs: Sequence[Job]) -> list[str]:
     """Return what marks jobs that would have the same result, under the same name.
 
-    ``bench`` is that of the study, whose data and device all its jobs share.
+    ``bench`` is that of the study, whose data and device all its jobs share, so that what they
+    have in common is looked at once.
     """
-    content = asdict(job)
     # On a CPU, jobs compute with one thread each.
-    return fingerprint("job", bench, threads=1, kind=type(job).__name__, job=content)
+    shared = fingerprint("job", bench, threads=1)
+    contents = [[shared, type(job).__name__, asdict(job)] for job in jobs]
+    return [
+        hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        for content in contents
+    ]
 
 
 def log_outcome(bench: Workbench, outcome: Outcome, mark: str) -> None:
@@ -156,8 +163,8 @@ def finished_tests(
             order_by=["attributes.start_time DESC"],
         )
         study = next((each for each in finished if _compares_seeds(each)), study)
-    children = _tests(study)
-    found = [read_result(each, plan) for each in children]
+    runs = _tests(study)
+    found = [read_result(each, plan) for each in runs]
     tests = [each for each in found if isinstance(each, Measured)]
     require(bool(tests), f"study {study.info.run_id} has no finished range test: name another")
     theirs = [each.job.task for each in tests]
@@ -180,7 +187,7 @@ def finished_tests(
         f"study {study.info.run_id} has another ramp, {ramp}: give its options, or name another",
     )
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        published = json.loads(run_file(children[0], TASK, folder).read_text(encoding="utf-8"))
+        published = json.loads(run_file(runs[0], TASK, folder).read_text(encoding="utf-8"))
     require(
         published["data_sha256"] == bench.data.digest,
         f"the content of dataset {task.dataset!r} is not what study {study.info.run_id} ran on: "

@@ -18,7 +18,7 @@ from mlflow_project.stages.jobs import (
     KIND_TAG,
     children,
     finished_tests,
-    job_fingerprint,
+    job_fingerprints,
     log_outcome,
     read_result,
 )
@@ -134,7 +134,7 @@ class _TestRuns:
 
     def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Return the outcomes of ``jobs`` in their order."""
-        marks = [job_fingerprint(self.bench, job) for job in jobs]
+        marks = job_fingerprints(self.bench, jobs)
         taken = [self.finished.get(mark) for mark in marks]
         for found in taken:
             if found is not None:
