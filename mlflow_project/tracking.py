@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,13 +79,15 @@ def stage_run(stage: str) -> Iterator[Run]:
     with the reason as the tag ``lrrt.error``.
     """
     run = mlflow.start_run(nested=mlflow.active_run() is not None)
-    mlflow.set_tag(STAGE_TAG, stage)
     status = "FAILED"
     try:
+        mlflow.set_tag(STAGE_TAG, stage)
         yield run
         status = "FINISHED"
     except KeyboardInterrupt as interrupt:
         status = "KILLED"
+        # Interrupted amid a query, its frames hold a cursor that keeps SQLite's file locked.
+        traceback.clear_frames(interrupt.__traceback__)
         mlflow.set_tag(ERROR_TAG, str(interrupt) or "interrupted")
         raise
     except Exception as error:

@@ -1,5 +1,6 @@
 import mlflow
 import pytest
+from sqlalchemy.orm import loading
 
 from mlflow_project.tracking import name_run, stage_run
 
@@ -31,3 +32,18 @@ def test_the_reason_of_a_failure_is_one_line(store):
     failed = mlflow.get_run(run.info.run_id)
     assert failed.info.status == "FAILED"
     assert failed.data.tags["lrrt.error"] == "RuntimeError: shapes differ: mat1 2x3 mat2 4x5"
+
+
+def test_interrupted_amid_a_query_the_run_still_ends_as_killed(store, monkeypatch):
+    read = loading.instances
+
+    def interrupted_once(*args, **kwargs):
+        monkeypatch.setattr(loading, "instances", read)
+        raise KeyboardInterrupt("terminated")  # between the query and its rows
+
+    with pytest.raises(KeyboardInterrupt), stage_run("lrrt") as run:
+        monkeypatch.setattr(loading, "instances", interrupted_once)
+        mlflow.set_tag("mlflow.runName", "renamed")
+    killed = mlflow.get_run(run.info.run_id)
+    assert killed.info.status == "KILLED"
+    assert killed.data.tags["lrrt.error"] == "terminated"
