@@ -1,16 +1,19 @@
 """The learning-rate range test as a library, for any ``nn.Module``.
 
 >>> curve = range_test(model, optimizer, loss_fn, loader)        # doctest: +SKIP
->>> suggest(curve, rule="article")                               # doctest: +SKIP
+>>> suggest(curve)                                               # doctest: +SKIP
 LRRange(min=0.021, max=0.65)
 """
 
+from lrrt_stage.confidence import Confidence, confidence
 from lrrt_stage.curve import LRCurve
 from lrrt_stage.device import deterministic, resolve_device
-from lrrt_stage.errors import LRRTError, NoSuggestion
+from lrrt_stage.errors import LRRTError, NoSuggestion, Verdict
 from lrrt_stage.ramp import RAMPS, ramp
 from lrrt_stage.randomness import preserved_randomness, seeded
 from lrrt_stage.range_test import RangeTestInterrupted, RangeTestOptions, range_test
+from lrrt_stage.robust import Valley, robust, valley_of
+from lrrt_stage.rules import article, minimum, slide, steepest, valley
 from lrrt_stage.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
 from lrrt_stage.step import StepOptions, TrainingStep
 from lrrt_stage.suggestion import (
@@ -29,6 +32,7 @@ __all__ = [
     "INITIALIZERS",
     "RAMPS",
     "RULES",
+    "Confidence",
     "LRCurve",
     "LRRTError",
     "LRRange",
@@ -40,17 +44,27 @@ __all__ = [
     "SuggestionOptions",
     "TrainingStep",
     "Validation",
+    "Valley",
+    "Verdict",
+    "article",
+    "confidence",
     "deterministic",
     "digest",
     "initialize",
     "mean_age",
+    "minimum",
     "preserved_randomness",
     "ramp",
     "range_test",
     "resolve_device",
+    "robust",
     "rule",
     "seeded",
+    "slide",
+    "steepest",
     "suggest",
     "suggest_all",
+    "valley",
+    "valley_of",
     "zero_phase",
 ]

@@ -14,7 +14,7 @@ from lrrt_stage.smoothing import Smoothing
 
 __all__ = ["LRCurve", "Stop"]
 
-SERIES = ("lr", "loss", "val_loss", "full_val_loss")
+SERIES = ("lr", "loss", "probe_loss", "val_loss", "full_val_loss")
 
 Stop = Literal["completed", "diverged", "non-finite", "interrupted"]
 """Why a curve ends: the ramp was finished; the smoothed loss passed a multiple of its best; a
@@ -31,6 +31,8 @@ class LRCurve:
 
     lr: np.ndarray
     loss: np.ndarray
+    probe_loss: np.ndarray | None = field(default=None, kw_only=True)
+    """Loss of one fixed batch at the same weights as ``loss``."""
     val_loss: np.ndarray | None = field(default=None, kw_only=True)
     """Validation loss at the same weights as ``loss``, on a sample or on the full set."""
     full_val_loss: np.ndarray | None = field(default=None, kw_only=True)
@@ -84,7 +86,8 @@ class LRCurve:
     def to_frame(self, smoothing: Smoothing | None = None) -> pd.DataFrame:
         """Return a row for each iteration.
 
-        The columns are ``iteration, lr, loss, smoothed_loss[, val_loss[, full_val_loss]]``.
+        The columns are ``iteration, lr, loss, smoothed_loss``, and ``probe_loss``, ``val_loss`` and
+        ``full_val_loss`` where they were taken.
         """
         frame = pd.DataFrame(self._series())
         frame.insert(2, "smoothed_loss", (smoothing or Smoothing())(self.loss))

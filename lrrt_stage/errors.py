@@ -5,16 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import Enum
 
-__all__ = ["LRRTError", "NoSuggestion", "first_line", "loader_error", "unknown_name"]
+__all__ = ["LRRTError", "NoSuggestion", "Verdict", "first_line", "loader_error", "unknown_name"]
 
 
 class LRRTError(ValueError):
     """Input that cannot be used. The message is one line: what was wrong and what to do."""
 
 
+class Verdict(str, Enum):
+    """How far a curve can be trusted, in words for the person who reads it."""
+
+    CLEAR = "clear"
+    NOISY = "uncertain: noisy curve"
+    NO_DESCENT = "no descent: check data or loss"
+    STILL_FALLING = "still falling at lr_end: raise it"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class NoSuggestion(LRRTError):
     """A rule has no answer for a curve. The message says why and what to change."""
+
+    def __init__(self, message: str, verdict: Verdict = Verdict.NO_DESCENT) -> None:
+        super().__init__(message)
+        self.verdict = verdict
 
 
 def first_line(error: BaseException) -> str:

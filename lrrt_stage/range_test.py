@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lrrt_stage.curve import LRCurve
 from lrrt_stage.device import deterministic, resolve_device
 from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.probe import Probe
 from lrrt_stage.ramp import RAMPS, ramp
 from lrrt_stage.record import Record
 from lrrt_stage.settings import check_choices, require, setting
@@ -95,6 +96,7 @@ def range_test(
     step: StepOptions | None = None,
     smoothing: Smoothing | None = None,
     batch_loss: BatchLoss | None = None,
+    probe: Any | None = None,
     validation: Validation | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -126,6 +128,10 @@ def range_test(
     batch_loss
         For everything else: a function from a batch (on the device) to its scalar loss. It is
         used in place of ``loss_fn``.
+    probe
+        A batch that is not trained on, such as 64 validation examples; its loss is taken at every
+        iteration, see :class:`lrrt_stage.probe.Probe`, and is what the rule ``robust`` reads. It
+        costs a forward pass; it does not change the training losses.
     validation
         What is evaluated at every iteration, at the same weights as the training loss. It does
         not change the training losses.
@@ -176,7 +182,7 @@ def range_test(
         for loss in (loss_fn, batch_loss, validation and validation.batch_loss)
         if isinstance(loss, nn.Module)
     ]
-    sources = batches, validation
+    sources = batches, probe, validation
     with preserved(model, optimizer, sources, target, losses), deterministic(), torch.enable_grad():
         for loss in losses:
             loss.to(target)
@@ -185,13 +191,14 @@ def range_test(
         take_step = TrainingStep(
             model, optimizer, batch_loss or batch_loss_of(model, loss_fn), step, target
         )
-        validate = _validator(model, validation, take_step, len(lr))
+        look = _looks(model, probe, validation, take_step, len(lr))
         stream = BatchStream(batches, step.accumulate)
         set_lr = _lr_setter(optimizer)
         try:
             for iteration, value in enumerate(lr.tolist()):
                 set_lr(value)
-                record.add(*validate(iteration), loss=take_step(stream))
+                others = look(iteration)
+                record.add(take_step(stream), **others)
                 if progress is not None:
                     progress(iteration + 1, len(lr))
                 if record.should_stop():
@@ -216,20 +223,35 @@ def _with_changes(
     )
 
 
-def _validator(
-    model: nn.Module, validation: Validation | None, take_step: TrainingStep, iterations: int
-) -> Callable[[int], tuple[Tensor, ...]]:
-    """Return a function from an iteration to its validation losses, none without validation."""
-    if validation is None:
-        return lambda iteration: ()
-    sample = [take_step.on_device(batch) for batch in validation.sample]
-    return Validator(
-        model,
-        replace(validation, sample=sample),
-        lambda batch: take_step.loss_of(batch, validation.batch_loss),
-        iterations,
-        take_step.device,
-    )
+def _looks(
+    model: nn.Module,
+    probe: Any | None,
+    validation: Validation | None,
+    take_step: TrainingStep,
+    iterations: int,
+) -> Callable[[int], dict[str, Tensor]]:
+    """Return a function from an iteration to the losses of what is not trained on, by name."""
+    looks: list[Callable[[int], dict[str, Tensor]]] = []
+    outside = None if validation is None else validation.batch_loss
+    if probe is not None:
+        probed = Probe(
+            model, take_step.on_device(probe), lambda batch: take_step.loss_of(batch, outside)
+        )
+        looks.append(lambda iteration: {"probe_loss": probed()})
+    if validation is not None:
+        sample = [take_step.on_device(batch) for batch in validation.sample]
+        looks.append(
+            Validator(
+                model,
+                replace(validation, sample=sample),
+                lambda batch: take_step.loss_of(batch, outside),
+                iterations,
+                take_step.device,
+            )
+        )
+    return lambda iteration: {
+        name: loss for look in looks for name, loss in look(iteration).items()
+    }
 
 
 def _lr_setter(optimizer: Optimizer) -> Callable[[float], None]:

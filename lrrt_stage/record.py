@@ -26,22 +26,23 @@ class Record:
     def __init__(self, lr: np.ndarray, stop_multiple: float | None, beta: float) -> None:
         self.lr, self.stop_multiple = lr, stop_multiple
         self.average = Smoothing("corrected", beta)
+        self.names: list[str] = []
         self.on_device: list[Tensor] = []
         self.blocks: list[np.ndarray] = []
         self.taken = 0
         self.length: int | None = None
         self.stop: Stop = "completed"
 
-    def add(self, *validated: Tensor, loss: Tensor) -> None:
-        """Keep the losses of an iteration, scalars on the device."""
-        values = [loss, *validated]
+    def add(self, loss: Tensor, **others: Tensor) -> None:
+        """Keep the losses of an iteration, scalars on the device; the same ones at every call."""
+        self.names = list(others)
         dtype = torch.promote_types(loss.dtype, torch.float32)
-        self.on_device.append(torch.stack([value.to(dtype) for value in values]))
+        self.on_device.append(torch.stack([value.to(dtype) for value in (loss, *others.values())]))
         self.taken += 1
 
     @property
     def read(self) -> np.ndarray:
-        """What was read: training loss, then validation losses; one column per iteration."""
+        """What was read: the training loss, then the others; one column per iteration."""
         return np.concatenate(self.blocks, axis=1) if self.blocks else np.empty((1, 0))
 
     def should_stop(self) -> bool:
@@ -55,7 +56,7 @@ class Record:
         """Return what was recorded up to the stop; ``stop`` says why, if not the stop rule."""
         if self.on_device:
             self._read()
-        losses, *validated = self.read[:, : self.length]
+        losses, *others = self.read[:, : self.length]
         if len(losses) and not isfinite(losses[0]):
             raise LRRTError(
                 f"the loss of the first batch is {losses[0]} at lr={self.lr[0]:g}: check the data "
@@ -64,7 +65,7 @@ class Record:
         return LRCurve(
             self.lr[: len(losses)],
             losses,
-            **dict(zip(("val_loss", "full_val_loss"), validated, strict=False)),
+            **dict(zip(self.names, others, strict=True)),
             stop=stop or self.stop,
             epochs=stream.epochs(len(losses)),
         )

@@ -67,15 +67,17 @@ class Validator:
         self.looks = set(looks.astype(int).tolist()) if self.full is not None else set()
         self.unknown = torch.full((), torch.nan, device=device)
 
-    def __call__(self, iteration: int) -> tuple[Tensor, ...]:
+    def __call__(self, iteration: int) -> dict[str, Tensor]:
         """Return the mean loss over the sample, and over everything where there is a full set.
 
-        Scalars on the device. The second is NaN at iterations without a look.
+        Scalars on the device, by their names in an ``LRCurve``. The second is NaN at iterations
+        without a look.
         """
-        sampled = self._mean(self.sample)
-        if self.full is None:
-            return (sampled,)
-        return sampled, self._mean(self.full) if iteration in self.looks else self.unknown
+        losses = {"val_loss": self._mean(self.sample)}
+        if self.full is not None:
+            look = iteration in self.looks
+            losses["full_val_loss"] = self._mean(self.full) if look else self.unknown
+        return losses
 
     def _mean(self, batches: Iterable[Any]) -> Tensor:
         self.model.eval()

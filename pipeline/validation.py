@@ -10,6 +10,9 @@ from lrrt_stage.settings import check_choices, require, setting
 
 __all__ = ["ValidationOptions", "full_looks", "stratified"]
 
+LEAST_PROBE = 64
+"""The probe's examples are the same at every iteration, so that few will do; but with fewer than
+this, the answer depends on which they are."""
 LEAST_LOOKS, MOST_LOOKS = 2, 5
 FULL_SHARE = 0.15
 """Looks at the full set may take this share of the examples that the test trains on. To evaluate
@@ -19,7 +22,7 @@ iteration and these looks together stay below 35 % of the test."""
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Whether a range test takes a validation loss at every iteration.
+    """What a range test evaluates at every iteration that it does not train on.
 
     ``sample`` evaluates a fixed, stratified sample at every iteration and the full set at a few;
     ``full`` the full set at every iteration, as the article did (Fig 8), at many times the cost.
@@ -34,12 +37,28 @@ class ValidationOptions:
         None, "Examples in the sample; none: a third of a batch."
     )
 
+    probe: int | None = setting(
+        None,
+        "Validation examples whose loss is taken at every iteration, for the rule robust; none: a "
+        "third of a batch, but at least 64; 0: off.",
+    )
+
     def __post_init__(self) -> None:
         check_choices(self)
+        require(
+            self.probe is None or self.probe == 0 or self.probe >= 2,
+            f"probe={self.probe} is not 0 or at least 2, which batch norm needs: use none for the "
+            "default, 0 to switch it off",
+        )
         require(
             self.validation_sample is None or self.validation_sample >= 1,
             f"validation_sample={self.validation_sample} is below 1: use none for the default",
         )
+
+    def probe_size(self, batch_size: int, available: int) -> int:
+        """Return the number of examples in the probe, at most those ``available``."""
+        default = max(LEAST_PROBE, batch_size // 3)
+        return min(default if self.probe is None else self.probe, available)
 
     def sample_size(self, batch_size: int, available: int) -> int:
         """Return the number of examples in the sample, at most those ``available``."""

@@ -177,6 +177,7 @@ class Workbench:
                 step=self.task,
                 smoothing=plan.smoothing,
                 batch_loss=self.batch_loss(start.model),
+                probe=self._probe(plan.validation),
                 validation=self._validation(start.model, plan.validation, iterations),
                 progress=progress,
             )
@@ -194,6 +195,12 @@ class Workbench:
         # One read for both, at the end.
         loss_sum, correct_sum = torch.stack([loss, correct]).tolist()
         return loss_sum / self.val_batches.size, correct_sum / self.val_batches.size
+
+    def _probe(self, options: ValidationOptions) -> Any:
+        size = options.probe_size(self.task.batch_size, self.val_batches.size)
+        if size == 0:
+            return None
+        return self.val_batches.chosen(stratified(self.data.val_labels, size))
 
     def _validation(
         self, model: nn.Module, options: ValidationOptions, iterations: int

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
 from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits
-from lrrt_stage.suggestion import SKIP_FIRST, descent
+from lrrt_stage.descent import SKIP_FIRST, descent
 from pipeline.studies.curves import lag_of_minimum
 from pipeline.studies.pictures import LR_AXIS, drawable, published_spans
 from pipeline.studies.study import Findings, Study, kind

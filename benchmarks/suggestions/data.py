@@ -1,0 +1,135 @@
+"""Real data sets that Python packages bring along, split into training and validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Split", "cancer", "denoising", "diabetes", "digits", "fair", "gapminder", "patches"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs and targets, the first axis the examples."""
+
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+
+
+@cache
+def digits() -> Split:
+    """1,797 images 8 × 8 of handwritten digits, ten classes (scikit-learn)."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return _shuffled(images.reshape(-1, 1, 8, 8), labels)
+
+
+@cache
+def cancer() -> Split:
+    """Breast cancer: 569 × 30 features, two classes (scikit-learn)."""
+    from sklearn.datasets import load_breast_cancer
+
+    return _shuffled(*load_breast_cancer(return_X_y=True))
+
+
+@cache
+def diabetes() -> Split:
+    """Progression of diabetes: 442 × 10 features, a number (scikit-learn)."""
+    from sklearn.datasets import load_diabetes
+
+    return _shuffled(*load_diabetes(return_X_y=True))
+
+
+@cache
+def doctor_visits() -> Split:
+    """Visits to a doctor in the RAND health insurance experiment: 20,190 × 9 (statsmodels)."""
+    from statsmodels.datasets import randhie
+
+    table = randhie.load_pandas().data
+    return _shuffled(table.drop(columns="mdvis"), np.log1p(table["mdvis"]))
+
+
+@cache
+def fair() -> Split:
+    """Did a married woman have an affair: 6,366 × 8, two classes (Fair 1978, statsmodels)."""
+    from statsmodels.datasets import fair
+
+    table = fair.load_pandas().data
+    return _shuffled(table.drop(columns="affairs"), (table["affairs"] > 0).astype(int))
+
+
+@cache
+def gapminder() -> Split:
+    """Life expectancy of 142 countries in twelve years: 1,704 × 8, a number (plotly)."""
+    import pandas as pd
+    from plotly.data import gapminder
+
+    table = gapminder()
+    inputs = np.log(table[["pop", "gdpPercap"]]).join(table["year"])
+    inputs = inputs.join(pd.get_dummies(table["continent"], dtype=float))
+    return _shuffled(inputs, table["lifeExp"])
+
+
+@cache
+def patches(size: int = 16) -> Split:
+    """Which of eight photographs is a patch from: 2,048 and 512 (scikit-image)."""
+    from pipeline.photographs import photographs
+
+    data = photographs("", size=size)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (data.mean, data.std))
+    (images, labels), (val_images, val_labels) = data.train, data.val
+    return Split(
+        ((images / 255 - mean) / std, labels), ((val_images / 255 - mean) / std, val_labels)
+    )
+
+
+@cache
+def denoising(noise: float = 0.5) -> Split:
+    """Remove noise from grey patches of photographs (scikit-image)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pair(images: Tensor) -> tuple[Tensor, Tensor]:
+        clean = images.mean(dim=1, keepdim=True)
+        return clean + noise * torch.randn(clean.shape, generator=generator), clean
+
+    split = patches()
+    return Split(pair(split.train[0]), pair(split.val[0]))
+
+
+@cache
+def text(length: int = 32) -> Split:
+    """Python's own documentation, character by character: predict the next one."""
+    from pydoc_data.topics import topics
+
+    whole = "\n".join(topics[name] for name in sorted(topics))
+    codes = torch.frombuffer(bytearray(whole.encode("ascii", "replace")), dtype=torch.uint8).long()
+    rows = codes[: len(codes) // (length + 1) * (length + 1)].view(-1, length + 1)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    held = 1024
+    return Split(
+        (rows[held : held + 8192, :-1], rows[held : held + 8192, 1:]),
+        (rows[:held, :-1], rows[:held, 1:]),
+    )
+
+
+def _shuffled(inputs: object, targets: object, held: float = 0.2) -> Split:
+    """Split at random, always the same; standardise inputs, and targets that are numbers."""
+    x = torch.tensor(np.asarray(inputs, dtype=np.float64))
+    y = torch.tensor(np.asarray(targets))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    n = round(held * len(x))
+    tabular = x.dim() == 2
+    mean = x[n:].mean(0) if tabular else x[n:].mean()
+    std = x[n:].std(0).clamp_min(1e-6) if tabular else x[n:].std()
+    x = ((x - mean) / std).float()
+    if y.is_floating_point():
+        y = ((y - y[n:].mean()) / y[n:].std()).float().unsqueeze(1)
+    else:
+        y = y.long()
+    return Split((x[n:], y[n:]), (x[:n], y[:n]))

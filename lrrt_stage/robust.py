@@ -1,0 +1,120 @@
+"""The rule ``robust``: a tenth of the learning rate at which the loss rises again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from lrrt_stage.curve import LRCurve
+from lrrt_stage.descent import never_fell, require_points, still_falling
+from lrrt_stage.smoothing import Smoothing
+from lrrt_stage.suggestion import LRRange, rule
+from lrrt_stage.unimodal import unimodal_fit
+
+__all__ = ["Valley", "robust", "valley_of"]
+
+SIGNIFICANCE = 0.001
+"""Chance at most that losses without a trend are taken for a descent."""
+
+
+@rule("robust")
+def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """A tenth of the mean learning rate of the loss's rise; no smoothing, no fitted constant.
+
+    The loss is that of the probe where there is one, else of the training batches. What is above
+    the loss at the initial weights counts as that, so an explosion weighs no more than all being
+    lost. To the rest, the least-squares curve that falls and then rises is fitted
+    (:func:`lrrt_stage.unimodal.unimodal_fit`). Its rise ends the useful learning rates; where it
+    is, is averaged over the heights from the floor up to the start, so that neither the place of
+    a flat floor nor a single level decides. A tenth of it, as in the article's rule, since a
+    training stays at the learning rates that the ramp only passes.
+    """
+    return LRRange.below(valley_of(curve).rise / 10)
+
+
+@dataclass(frozen=True)
+class Valley:
+    """The least-squares curve that falls and then rises, fitted to a range test's losses.
+
+    Arrays have the curve's shape ``[n]``.
+    """
+
+    lr: np.ndarray
+    start: float
+    """Loss at the initial weights."""
+    lost: np.ndarray
+    """Where the loss is at or above ``start``, or was not finite."""
+    loss: np.ndarray
+    """The losses that are fitted: ``start`` where all is lost."""
+    fit: np.ndarray
+
+    @classmethod
+    def of(cls, curve: LRCurve, series: str) -> Valley:
+        """Fit the valley of ``loss`` or ``probe_loss``."""
+        losses = getattr(curve, series)
+        # A probe is the same at every iteration. Of other losses the first few say where they
+        # start: the learning rates of the first tenth have done nothing yet.
+        first = 1 if series == "probe_loss" else max(5, len(curve) // 10)
+        start = float(np.median(losses[:first]))
+        lost = ~(np.isfinite(losses) & np.isfinite(curve.loss) & (losses < start))
+        kept = np.where(lost, start, losses)
+        return cls(curve.lr, start, lost, kept, unimodal_fit(kept))
+
+    @property
+    def floor(self) -> int:
+        """Index of the last iteration on the floor."""
+        return int(np.flatnonzero(self.fit == self.fit.min())[-1])
+
+    @property
+    def rise(self) -> float:
+        """Learning rate at which the loss rises: the mean of log10(lr) over the heights."""
+        height = np.diff(self.fit[self.floor :])
+        place = np.log10(self.lr[self.floor :])
+        return float(10 ** np.average((place[1:] + place[:-1]) / 2, weights=height))
+
+    @property
+    def recovered(self) -> float:
+        """Share of the fall that the rise takes back, 0 … 1."""
+        lowest = self.fit[self.floor]
+        return float((self.fit[-1] - lowest) / (self.start - lowest))
+
+
+def valley_of(curve: LRCurve) -> Valley:
+    """Fit the valley of the probe where there is one, else of the training losses.
+
+    Raises
+    ------
+    NoSuggestion
+        For too few points; a loss that never fell, by more than chance; and one that never rose
+        again.
+    """
+    require_points(curve)
+    series = "loss" if curve.probe_loss is None else "probe_loss"
+    valley = Valley.of(curve, series)
+    if not _fell(getattr(curve, series)[: valley.floor + 1]):
+        raise never_fell(curve, valley.start, float(valley.fit.min()))
+    if valley.floor == len(curve) - 1:
+        raise still_falling(curve)
+    return valley
+
+
+def _fell(losses: np.ndarray) -> bool:
+    """Tell whether the later of the losses are lower than the earlier ones by more than chance.
+
+    The most significant of Student's t-tests between what is before and after a split; as many
+    as there are tests, as much smaller must its p-value be (Bonferroni).
+    """
+    n = len(losses)
+    before = np.arange(1, n)
+    after = n - before
+    sums, squares = losses.cumsum(), (losses**2).cumsum()
+    early, late = sums[:-1] / before, (sums[-1] - sums[:-1]) / after
+    within = squares[-1] - before * early**2 - after * late**2
+    fall = early - late
+    # Without noise any fall counts; rounding makes what is left of it negative.
+    error = np.sqrt(np.maximum(within, 0) / max(n - 2, 1) * (1 / before + 1 / after))
+    with np.errstate(divide="ignore"):
+        largest = np.max(fall / np.where(error > 0, error, np.finfo(float).tiny), initial=0)
+    return bool(student.sf(largest, max(n - 2, 1)) * (n - 1) < SIGNIFICANCE)
