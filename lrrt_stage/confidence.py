@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import log10
 
@@ -38,6 +37,13 @@ class Confidence:
         """Width of the interval on the log10 axis."""
         return log10(self.high / self.low) if self.low > 0 else float("nan")
 
+    def __str__(self) -> str:
+        if self.low > 0:
+            return (
+                f"{self.verdict} (maximum {self.low:.3g} to {self.high:.3g} in 90 % of resamples)"
+            )
+        return str(self.verdict)
+
     @property
     def clear(self) -> bool:
         """Whether the verdict is ``clear``."""
@@ -51,8 +57,8 @@ def confidence(
 
     The interval holds the middle 90 % of what the rule answers to a hundred resampled curves.
     They are made by the wild bootstrap: the fitted valley plus its residuals with random signs,
-    so that the noise stays as large where it was large. Where the curve has a probe, the rule is
-    asked a hundred times more without it: two witnesses that disagree widen the interval.
+    so that the noise stays as large where it was large. To a rule that reads the probe they are
+    given without it too: two witnesses that disagree widen the interval.
 
     It is the uncertainty of reading this curve. Another initialisation or data order gives
     another curve; how far that moves the answer only several tests tell.
@@ -74,19 +80,19 @@ def confidence(
     """
     smoothing = smoothing or Smoothing()
     try:
-        asked = suggest(curve, rule, smoothing).max
+        answers = [suggest(curve, rule, smoothing).max]
         recovered = valley_of(curve).recovered
     except NoSuggestion as reason:
         return Confidence(float("nan"), float("nan"), reason.verdict)
     witnesses = [curve]
     if curve.probe_loss is not None:
-        witnesses.append(replace(curve, probe_loss=None))
+        alone = replace(curve, probe_loss=None)
+        if _answer(alone, rule, smoothing) != answers:
+            witnesses.append(alone)
     generator = np.random.default_rng(seed)
-    answers = [asked]
-    for resampled in (each for witness in witnesses for each in _resampled(witness, generator)):
-        # Noise alone may hide a weak descent: then this one has no answer.
-        with suppress(NoSuggestion):
-            answers.append(suggest(resampled, rule, smoothing).max)
+    for witness in witnesses:
+        for resampled in _resampled(witness, generator):
+            answers += _answer(resampled, rule, smoothing)
     low, high = np.quantile(answers, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     if curve.stop == "completed" and recovered < 0.5:
         verdict = Verdict.STILL_FALLING
@@ -95,6 +101,14 @@ def confidence(
     else:
         verdict = Verdict.CLEAR
     return Confidence(float(low), float(high), verdict)
+
+
+def _answer(curve: LRCurve, rule: str, smoothing: Smoothing) -> list[float]:
+    """Return the maximum that the rule suggests, or nothing: noise may hide a weak descent."""
+    try:
+        return [suggest(curve, rule, smoothing).max]
+    except NoSuggestion:
+        return []
 
 
 def _resampled(curve: LRCurve, generator: np.random.Generator) -> Iterator[LRCurve]:

@@ -20,7 +20,8 @@ __all__ = ["curve_axes", "curve_figure", "curve_page", "curve_panel", "write_pag
 
 Answers = Mapping[str, LRRange | NoSuggestion]
 
-RAW, SMOOTHED, VALIDATION, SHADE = "#9db4c8", "#1f4e79", "#555555", "#f2a541"
+RAW, SMOOTHED, PROBE, VALIDATION = "#9db4c8", "#1f4e79", "#0e8a7d", "#555555"
+SHADE = "#f2a541"
 HEIGHT = 5.0
 MARKS = ("#c0392b", "#27865f", "#7d3c98", "#b9770e", "#2471a3", "#555555")
 
@@ -30,7 +31,7 @@ def curve_panel(
 ) -> Panel:
     """Return the curve as a panel: log axis, raw and smoothed loss, chosen range, every rule.
 
-    Validation losses are in it where the curve has them.
+    The losses of the probe and of validation are in it where the curve has them.
     """
     smoothing = smoothing or Smoothing()
     lines = list(_losses(curve, smoothing))
@@ -75,6 +76,8 @@ def _losses(curve: LRCurve, smoothing: Smoothing) -> Iterator[Line]:
     name, smoothed = _smoothed_name(smoothing), smoothing(curve.loss)
     yield Line(curve.lr, curve.loss, "loss of each batch", RAW, width=1, hover=hover)
     yield Line(curve.lr, smoothed, name, SMOOTHED, width=2, hover=hover)
+    if curve.probe_loss is not None:
+        yield Line(curve.lr, curve.probe_loss, "loss of the probe", PROBE, width=2, hover=hover)
     full = getattr(curve, "full_val_loss", None)
     if curve.val_loss is not None:
         name = "validation loss" if full is None else "validation loss (sample)"

@@ -16,7 +16,18 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrrt_stage import LRCurve, LRRange, LRRTError, NoSuggestion, Smoothing, plots, weights
+from lrrt_stage import (
+    Confidence,
+    LRCurve,
+    LRRange,
+    LRRTError,
+    NoSuggestion,
+    Smoothing,
+    Verdict,
+    confidence,
+    plots,
+    weights,
+)
 from lrrt_stage.settings import require
 from mlflow_project.artifacts import (
     CONTRACT_VERSION,
@@ -58,6 +69,8 @@ class Handoff:
     rule: str
     range: LRRange
     """The range that the chosen rule suggests."""
+    confidence: Confidence | None = None
+    """How far it can be trusted; None where a run of an earlier version does not say."""
 
     @property
     def weights_sha256(self) -> str:
@@ -165,6 +178,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
             smoothing = Smoothing(**suggestions["smoothing"])
             rule, lr_range = suggestions["rule"], LRRange(**suggestions["range"])
             stop, epochs = (suggestions["curve"][name] for name in ("stop", "epochs"))
+            how_sure = _confidence(suggestions["rules"][rule])
         path = run_file(run, CURVE, folder)
         require_digest(run, CURVE, FILE_TAGS[CURVE], sha256(path))
         with readable(run, path):
@@ -180,6 +194,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         smoothing=smoothing,
         rule=rule,
         range=lr_range,
+        confidence=how_sure,
     )
 
 
@@ -195,12 +210,26 @@ def _suggestions(
         "rule": rule,
         "range": asdict(chosen) if isinstance(chosen, LRRange) else None,
         "rules": {
-            name: asdict(answer) if isinstance(answer, LRRange) else {"no_suggestion": str(answer)}
+            name: _answer(answer, confidence(curve, name, smoothing))
             for name, answer in answers.items()
         },
         "smoothing": asdict(smoothing),
         "curve": {"stop": curve.stop, "iterations": len(curve), "epochs": curve.epochs},
     }
+
+
+def _confidence(answer: dict[str, Any]) -> Confidence | None:
+    """Return what :func:`_answer` wrote; None for a run of before there were intervals."""
+    if "interval" not in answer:
+        return None
+    return Confidence(**answer["interval"], verdict=Verdict(answer["verdict"]))
+
+
+def _answer(answer: LRRange | NoSuggestion, how_sure: Confidence) -> dict[str, Any]:
+    if isinstance(answer, NoSuggestion):
+        return {"no_suggestion": str(answer), "verdict": answer.verdict}
+    interval = {"low": how_sure.low, "high": how_sure.high}
+    return {**asdict(answer), "interval": interval, "verdict": how_sure.verdict}
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _log_test(run: Run, bench: Workbench, test: Measured, folder: Path) -> None:
     )
     mlflow.set_tags(tags)
     log_curve(run, test.curve, plan.smoothing)
-    log_suggestions(run, test.curve, test.answers, test.rule)
+    log_suggestions(run, test.curve, test.answers, test.rule, plan.smoothing)
     tracking.log_scalars(run, {"seconds": test.seconds})
     result = {"stop": test.curve.stop, "epochs": test.curve.epochs, "seconds": test.seconds}
     _write_job(folder, test.job, result)

@@ -11,11 +11,13 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import (
+    Confidence,
     LRCurve,
     LRRange,
     NoSuggestion,
     RangeTestInterrupted,
     Smoothing,
+    confidence,
     suggest_all,
     weights,
 )
@@ -83,7 +85,7 @@ def lrrt(
                 )
             )
         log_curve(run, curve, plan.smoothing)
-        _conclude(run, curve, answers, plan.suggestion.rule, rule)
+        _conclude(run, curve, plan.smoothing, answers, plan.suggestion.rule, rule)
         mlflow.set_tag(FINGERPRINT_TAG, lrrt_fingerprint(bench, plan))
     return run.info.run_id
 
@@ -122,12 +124,13 @@ def _rule_with_answer(asked: str, answers: dict[str, LRRange | NoSuggestion]) ->
 def _conclude(
     run: Run,
     curve: LRCurve,
+    smoothing: Smoothing,
     answers: dict[str, LRRange | NoSuggestion],
     asked: str,
     rule: str,
 ) -> None:
     """Log and say what the rules answered; raise NoSuggestion if none did."""
-    log_suggestions(run, curve, answers, rule)
+    how_sure = log_suggestions(run, curve, answers, rule, smoothing)
     chosen = answers[rule]
     if isinstance(chosen, NoSuggestion):
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {chosen}")
@@ -136,28 +139,38 @@ def _conclude(
             display.note(f"rule {name} has no suggestion: {answer}")
     if rule != asked:
         display.note(f"rule {rule} is used in place of {asked}")
+    if not how_sure.clear:
+        display.note(f"the suggestion is {how_sure}")
     mlflow.set_tag(
         "mlflow.note.content",
         f"LR range test over {len(curve)} iterations ({curve.stop}). "
-        f"Rule `{rule}` suggests learning rates from {chosen}. "
+        f"Rule `{rule}` suggests learning rates from {chosen}: {how_sure}. "
         f"The initial weights are the artifact `{WEIGHTS}`; train with "
         f"`mlflow run . -e train -P lrrt_run_id={run.info.run_id}`.",
     )
 
 
 def log_suggestions(
-    run: Run, curve: LRCurve, answers: Mapping[str, LRRange | NoSuggestion], rule: str
-) -> None:
-    """Log what every rule answered, the range of ``rule``, and how the curve ended."""
-    chosen = answers[rule]
+    run: Run,
+    curve: LRCurve,
+    answers: Mapping[str, LRRange | NoSuggestion],
+    rule: str,
+    smoothing: Smoothing,
+) -> Confidence:
+    """Log what every rule answered, the range of ``rule``, and how far it can be trusted."""
+    chosen, how_sure = answers[rule], confidence(curve, rule, smoothing)
     found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
     scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
     if curve.epochs is not None:
         scalars["range_test_epochs"] = curve.epochs
     if isinstance(chosen, LRRange):
         scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
+        scalars |= {"suggestion_decades": how_sure.decades}
     tracking.log_scalars(run, scalars)
-    mlflow.set_tags({"lrrt.stop": curve.stop, "lrrt.rule": rule})
+    mlflow.set_tags(
+        {"lrrt.stop": curve.stop, "lrrt.rule": rule, "lrrt.verdict": str(how_sure.verdict)}
+    )
+    return how_sure
 
 
 def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:

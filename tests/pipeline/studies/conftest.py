@@ -7,7 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from lrrt_stage import LRCurve, LRRange, RangeTestOptions, Smoothing, suggest_all
+from lrrt_stage import (
+    LRCurve,
+    LRRange,
+    RangeTestOptions,
+    Smoothing,
+    SuggestionOptions,
+    suggest_all,
+)
 from lrrt_stage.charts import Chart
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.studies import (
@@ -28,7 +35,7 @@ from pipeline.training import Epoch
 X = np.arange(-60, 11) / 10
 """log10(lr) of the curves made here: ten learning rates a decade, 1e-6 to 10."""
 
-RAW = RangeTestPlan(smoothing=Smoothing("corrected", 0.0))
+RAW = RangeTestPlan(smoothing=Smoothing("corrected", 0.0), suggestion=SuggestionOptions("article"))
 
 
 class FakeRun:
