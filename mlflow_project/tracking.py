@@ -28,6 +28,7 @@ from pipeline.studies import Trained
 __all__ = [
     "ERROR_TAG",
     "STAGE_TAG",
+    "VERDICT_TAG",
     "connect",
     "experiment_id",
     "fail_project_run",
@@ -44,6 +45,7 @@ __all__ = [
 
 STAGE_TAG = "lrrt.stage"
 ERROR_TAG = "lrrt.error"
+VERDICT_TAG = "lrrt.verdict"
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 # The names that MLflow makes up, "predicate-noun-number"; others are the user's.
 MADE_UP_NAME = re.compile(

@@ -34,7 +34,7 @@ from mlflow_project.handoff import (
 )
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import short_name
-from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
+from mlflow_project.tracking import STAGE_TAG, VERDICT_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 
 __all__ = ["log_curve", "log_suggestions", "lrrt", "lrrt_fingerprint"]
@@ -168,7 +168,7 @@ def log_suggestions(
         scalars |= {"suggestion_decades": how_sure.decades}
     tracking.log_scalars(run, scalars)
     mlflow.set_tags(
-        {"lrrt.stop": curve.stop, "lrrt.rule": rule, "lrrt.verdict": str(how_sure.verdict)}
+        {"lrrt.stop": curve.stop, "lrrt.rule": rule, VERDICT_TAG: str(how_sure.verdict)}
     )
     return how_sure
 
