@@ -146,7 +146,8 @@ def publish(
     if curve is not None and smoothing is not None and answers is not None:
         curve.to_csv(folder / CURVE, smoothing)
         _write_json(folder / SUGGESTIONS, _suggestions(curve, smoothing, answers, rule, agreed))
-        drawn = (curve, answers, rule, smoothing)
+        # A consensus takes the place of the range that the rule reads from this curve alone.
+        drawn = (curve, answers, rule if agreed is None else "", smoothing)
         more = consensus_items(agreed) if isinstance(agreed, Consensus) else []
         plots.curve_figure(*drawn, more).savefig(folder / PICTURE)
         if page:

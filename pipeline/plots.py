@@ -18,7 +18,7 @@ from pipeline.consensus import Consensus
 __all__ = ["consensus_items", "study_figures", "summary_figure", "training_figure"]
 
 TRAIN, VAL, LR = "#9db4c8", "#c0392b", "#27865f"
-AGREED, OTHERS = "#27865f", "#333333"
+OTHERS = "#333333"
 
 
 def consensus_items(agreed: Consensus) -> list[Item]:
@@ -26,7 +26,7 @@ def consensus_items(agreed: Consensus) -> list[Item]:
     label = f"consensus of {len(agreed.ranges)} tests: {agreed.range}"
     others = [each for each in agreed.ranges[1:] if each is not None]
     return [
-        Span(agreed.range.min, agreed.range.max, label, AGREED),
+        Span(agreed.range.min, agreed.range.max, label, plots.SHADE),
         *(Mark(each.max, "maxima of the other tests", OTHERS, "dot") for each in others),
     ]
 
