@@ -7,6 +7,7 @@ import pytest
 
 from mlflow_project import load_handoff
 from mlflow_project.reuse import FINGERPRINT_TAG
+from pipeline import Narrowing
 
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
 LRRT = ("lrrt", "--model", "mlp", *QUICK)
@@ -38,7 +39,7 @@ def factory(tmp_path, monkeypatch):
     sys.modules.pop("consensus_factory", None)
 
 
-def tests_of(store, run):
+def children_of(store, run):
     """The run's children by name."""
     found = [
         each
@@ -53,7 +54,7 @@ def test_the_range_is_the_one_that_is_safe_for_all_tests(store):
     alone = store.one("lrrt")
     outcome = store.run(*LRRT, "--data-seed", 4, "--tests", 3, "--workers", 1)
     run = store.runs("lrrt")[0]
-    tests = tests_of(store, run)
+    tests = children_of(store, run)
     assert {name: each.data.params["data_seed"] for name, each in tests.items()} == {
         "test order 1": "5",
         "test order 2": "6",
@@ -102,7 +103,7 @@ def test_the_number_of_workers_changes_nothing_and_the_number_of_tests_marks_the
     files = [store.json(run, "suggestions.json") for run in (one, two)]
     assert files[0] == files[1]
     assert "at least 2 of 3 tests" in one.data.tags["mlflow.note.content"]
-    assert set(tests_of(store, one)) == {"test seed 1", "test seed 2"}
+    assert set(children_of(store, one)) == {"test seed 1", "test seed 2"}
     marks = [run.data.tags[FINGERPRINT_TAG] for run in (one, two, alone)]
     assert marks[0] == marks[1] != marks[2]
 
@@ -123,8 +124,8 @@ def test_an_interrupted_run_keeps_what_it_had_and_the_same_command_goes_on(store
     assert "1 of 2 are finished already" in outcome.err
     run = store.runs("lrrt")[0]
     assert run.info.status == "FINISHED"
-    assert tests_of(store, run)["test seed 1"].info.run_id == kept.info.run_id
-    assert set(tests_of(store, run)) == {"test seed 1", "test seed 2"}
+    assert children_of(store, run)["test seed 1"].info.run_id == kept.info.run_id
+    assert set(children_of(store, run)) == {"test seed 1", "test seed 2"}
 
 
 def test_a_test_that_fails_does_not_agree(store, factory):
@@ -153,8 +154,9 @@ def test_the_chain_trains_inside_the_consensus_and_reuses_it(store):
     )  # fmt: skip
     store.run(*chain)
     lrrt, train = store.one("lrrt"), store.one("train")
-    assert len(tests_of(store, lrrt)) == 1
-    assert train.data.metrics["narrowed_lr_max"] == lrrt.data.metrics["suggested_lr_max"]
+    assert len(children_of(store, lrrt)) == 1
+    narrowed = Narrowing()(load_handoff(lrrt.info.run_id).range)
+    assert train.data.metrics["trained_lr_max"] == narrowed.max
     ranges = store.json(lrrt, "suggestions.json")["consensus"]["ranges"]
     assert lrrt.data.metrics["suggested_lr_max"] == min(each["max"] for each in ranges)
     assert store.one("main").data.params["tests"] == "2"
