@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -27,11 +27,16 @@ MARKS = ("#c0392b", "#27865f", "#7d3c98", "#b9770e", "#2471a3", "#555555")
 
 
 def curve_panel(
-    curve: LRCurve, answers: Answers, rule: str, smoothing: Smoothing | None = None
+    curve: LRCurve,
+    answers: Answers,
+    rule: str,
+    smoothing: Smoothing | None = None,
+    more: Sequence[Item] = (),
 ) -> Panel:
     """Return the curve as a panel: log axis, raw and smoothed loss, chosen range, every rule.
 
-    The losses of the probe and of validation are in it where the curve has them.
+    The losses of the probe and of validation are in it where the curve has them. ``more`` is drawn
+    over all that.
     """
     smoothing = smoothing or Smoothing()
     lines = list(_losses(curve, smoothing))
@@ -41,7 +46,7 @@ def curve_panel(
         spans = [Span(chosen.min, chosen.max, f"suggested range ({rule}): {chosen}", SHADE)]
     marks = [Mark(lr, label, color) for label, lr, color in _marks(answers)]
     ylabel = "training loss" if len(lines) == 2 else "loss"
-    items: tuple[Item, ...] = (*lines, *spans, *marks)
+    items: tuple[Item, ...] = (*lines, *spans, *marks, *more)
     ylim = limits(*(line.y for line in lines))
     return Panel(_title(curve), "learning rate", ylabel, items, xlog=True, ylim=ylim)
 
@@ -58,17 +63,25 @@ def curve_axes(
 
 
 def curve_figure(
-    curve: LRCurve, answers: Answers, rule: str, smoothing: Smoothing | None = None
+    curve: LRCurve,
+    answers: Answers,
+    rule: str,
+    smoothing: Smoothing | None = None,
+    more: Sequence[Item] = (),
 ) -> Figure:
     """Return :func:`curve_panel` as a picture, 9 inches wide."""
-    return Chart("", (curve_panel(curve, answers, rule, smoothing),), height=HEIGHT).figure()
+    return Chart("", (curve_panel(curve, answers, rule, smoothing, more),), height=HEIGHT).figure()
 
 
 def curve_page(
-    curve: LRCurve, answers: Answers, rule: str, smoothing: Smoothing | None = None
+    curve: LRCurve,
+    answers: Answers,
+    rule: str,
+    smoothing: Smoothing | None = None,
+    more: Sequence[Item] = (),
 ) -> go.Figure:
     """Return :func:`curve_panel` as an interactive plotly figure."""
-    return Chart("", (curve_panel(curve, answers, rule, smoothing),), height=HEIGHT).page()
+    return Chart("", (curve_panel(curve, answers, rule, smoothing, more),), height=HEIGHT).page()
 
 
 def _losses(curve: LRCurve, smoothing: Smoothing) -> Iterator[Line]:

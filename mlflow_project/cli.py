@@ -58,6 +58,7 @@ from pipeline import (  # noqa: E402
     TrainOptions,
     ValidationOptions,
 )
+from pipeline.consensus import ConsensusOptions  # noqa: E402
 from pipeline.studies import StudyOptions  # noqa: E402
 
 __all__ = ["main"]
@@ -124,19 +125,20 @@ def commands() -> None:
         "lrrt-stage lrrt",
         "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --augment crop-flip",
         "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --recipe keras",
+        "lrrt-stage lrrt --tests 5 --agreement 0.8",
         "mlflow run . -e lrrt -P seed=3 -P rule=steepest",
     ),
 )
 @options_of("Recipe", RecipeOptions)
 @options_of("Task", Task)
 @options_of("Range test", RangeTestOptions, ValidationOptions)
-@options_of("Suggestion", SuggestionOptions, Smoothing)
+@options_of("Suggestion", SuggestionOptions, Smoothing, ConsensusOptions)
 @options_of("Where it runs", Runtime)
 @tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
     preset = from_values(RecipeOptions, values).values
-    _run("Range test", lrrt, (Task, Runtime, RangeTestPlan), values, preset)
+    _run("Range test", lrrt, (Task, Runtime, RangeTestPlan, ConsensusOptions), values, preset)
 
 
 @commands.command(
@@ -203,7 +205,7 @@ def train_command(**values: Any) -> None:
 @options_of("Recipe", RecipeOptions)
 @options_of("Task", Task)
 @options_of("Range test", RangeTestOptions, ValidationOptions)
-@options_of("Suggestion", SuggestionOptions, Smoothing)
+@options_of("Suggestion", SuggestionOptions, Smoothing, ConsensusOptions)
 @options_of("Narrowing", Narrowing)
 @options_of("Search", RefineOptions)
 @options_of("Training", TrainOptions)
@@ -219,6 +221,7 @@ def main_command(**values: Any) -> None:
             Task,
             Runtime,
             RangeTestPlan,
+            ConsensusOptions,
             Narrowing,
             RefineOptions,
             TrainOptions,

@@ -41,6 +41,8 @@ from mlflow_project.artifacts import (
 )
 from mlflow_project.tracking import STAGE_TAG
 from pipeline import Narrowing, Task, Workbench, build_schedule
+from pipeline.consensus import Consensus
+from pipeline.plots import consensus_items
 
 __all__ = ["CONTRACT_VERSION", "Handoff", "find_run", "load_handoff", "publish", "run_file"]
 
@@ -68,7 +70,7 @@ class Handoff:
     smoothing: Smoothing
     rule: str
     range: LRRange
-    """The range that the chosen rule suggests."""
+    """The range that the chosen rule suggests; of several tests, their consensus."""
     confidence: Confidence | None = None
     """How far it can be trusted; None where a run of an earlier version does not say."""
 
@@ -120,13 +122,15 @@ def publish(
     smoothing: Smoothing | None = None,
     answers: Mapping[str, LRRange | NoSuggestion] | None = None,
     rule: str = "",
+    agreed: Consensus | NoSuggestion | None = None,
     page: bool = True,
 ) -> dict[str, str]:
     """Write a range-test run's files into ``folder`` and return its tags.
 
     Called before the test with the weights and the task alone, and after it with all of it, so
-    that the weights are kept however the test ends. Without ``page`` the interactive plot, 5 MB,
-    is left out.
+    that the weights are kept however the test ends. Of several tests, ``agreed`` is what they came
+    to; the curve and the answers are those of the first. Without ``page`` the interactive plot,
+    5 MB, is left out.
     """
     weights.save(state, folder / WEIGHTS)
     _write_json(
@@ -141,10 +145,13 @@ def publish(
     )
     if curve is not None and smoothing is not None and answers is not None:
         curve.to_csv(folder / CURVE, smoothing)
-        _write_json(folder / SUGGESTIONS, _suggestions(curve, smoothing, answers, rule))
-        plots.curve_figure(curve, answers, rule, smoothing).savefig(folder / PICTURE)
+        _write_json(folder / SUGGESTIONS, _suggestions(curve, smoothing, answers, rule, agreed))
+        # A consensus takes the place of the range that the rule reads from this curve alone.
+        drawn = (curve, answers, rule if agreed is None else "", smoothing)
+        more = consensus_items(agreed) if isinstance(agreed, Consensus) else []
+        plots.curve_figure(*drawn, more).savefig(folder / PICTURE)
         if page:
-            plots.write_page(plots.curve_page(curve, answers, rule, smoothing), folder / PAGE)
+            plots.write_page(plots.curve_page(*drawn, more), folder / PAGE)
     files = {tag: folder / name for name, tag in FILE_TAGS.items()}
     return {
         WEIGHTS_TAG: weights.digest(state),
@@ -178,7 +185,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
             smoothing = Smoothing(**suggestions["smoothing"])
             rule, lr_range = suggestions["rule"], LRRange(**suggestions["range"])
             stop, epochs = (suggestions["curve"][name] for name in ("stop", "epochs"))
-            how_sure = _confidence(suggestions["rules"][rule])
+            how_sure = _confidence(suggestions.get("consensus") or suggestions["rules"][rule])
         path = run_file(run, CURVE, folder)
         require_digest(run, CURVE, FILE_TAGS[CURVE], sha256(path))
         with readable(run, path):
@@ -203,23 +210,45 @@ def _suggestions(
     smoothing: Smoothing,
     answers: Mapping[str, LRRange | NoSuggestion],
     rule: str,
+    agreed: Consensus | NoSuggestion | None,
 ) -> dict[str, Any]:
-    chosen = answers.get(rule)
-    return {
+    sure = {name: confidence(curve, name, smoothing) for name in answers}
+    content = {
         "contract_version": CONTRACT_VERSION,
         "rule": rule,
-        "range": asdict(chosen) if isinstance(chosen, LRRange) else None,
-        "rules": {
-            name: _answer(answer, confidence(curve, name, smoothing))
-            for name, answer in answers.items()
-        },
+        "range": _range(answers.get(rule)),
+        "rules": {name: _answer(answer, sure[name]) for name, answer in answers.items()},
         "smoothing": asdict(smoothing),
         "curve": {"stop": curve.stop, "iterations": len(curve), "epochs": curve.epochs},
+    }
+    if isinstance(agreed, Consensus):
+        content["range"] = asdict(agreed.range)
+        content["consensus"] = _consensus(agreed, agreed.confidence(sure[rule].verdict))
+    elif agreed is not None:
+        content["range"] = None
+        content["consensus"] = {"no_suggestion": str(agreed), "verdict": agreed.verdict}
+    return content
+
+
+def _range(answer: LRRange | NoSuggestion | None) -> dict[str, float] | None:
+    return asdict(answer) if isinstance(answer, LRRange) else None
+
+
+def _consensus(agreed: Consensus, how_sure: Confidence) -> dict[str, Any]:
+    return {
+        "tests": len(agreed.ranges),
+        "vary": agreed.options.vary,
+        "agreement": agreed.options.agreement,
+        "ranges": [_range(each) for each in agreed.ranges],
+        "without_suggestion": agreed.without_suggestion,
+        "overlap": agreed.overlap,
+        "decades": agreed.decades,
+        **_interval(how_sure),
     }
 
 
 def _confidence(answer: dict[str, Any]) -> Confidence | None:
-    """Return what :func:`_answer` wrote; None for a run of before there were intervals."""
+    """Return what :func:`_interval` wrote; None for a run of before there were intervals."""
     if "interval" not in answer:
         return None
     return Confidence(**answer["interval"], verdict=Verdict(answer["verdict"]))
@@ -228,8 +257,12 @@ def _confidence(answer: dict[str, Any]) -> Confidence | None:
 def _answer(answer: LRRange | NoSuggestion, how_sure: Confidence) -> dict[str, Any]:
     if isinstance(answer, NoSuggestion):
         return {"no_suggestion": str(answer), "verdict": answer.verdict}
+    return {**asdict(answer), **_interval(how_sure)}
+
+
+def _interval(how_sure: Confidence) -> dict[str, Any]:
     interval = {"low": how_sure.low, "high": how_sure.high}
-    return {**asdict(answer), "interval": interval, "verdict": how_sure.verdict}
+    return {"interval": interval, "verdict": how_sure.verdict}
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

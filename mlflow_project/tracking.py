@@ -19,10 +19,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.time import get_current_time_millis
 
-from lrrt_stage import LRRTError
+from lrrt_stage import (
+    Confidence,
+    LRCurve,
+    LRRange,
+    LRRTError,
+    NoSuggestion,
+    Smoothing,
+    confidence,
+)
 from lrrt_stage.settings import option_text, require
 from mlflow_project.connection import connect, experiment_id
 from pipeline import Training, Workbench
+from pipeline.consensus import Consensus
 from pipeline.studies import Trained
 
 __all__ = [
@@ -33,10 +42,12 @@ __all__ = [
     "experiment_id",
     "fail_project_run",
     "get_run",
+    "log_curve",
     "log_dataset",
     "log_params",
     "log_scalars",
     "log_series",
+    "log_suggestions",
     "log_training",
     "name_run",
     "stage_run",
@@ -179,6 +190,46 @@ def staged_files(run: Run) -> Iterator[Path]:
         finally:
             if any(Path(folder).iterdir()):
                 mlflow.MlflowClient().log_artifacts(run.info.run_id, folder)
+
+
+def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
+    """Log learning rates and losses, one value per iteration."""
+    frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
+    for name in frame.columns.drop("iteration"):
+        known = frame[name].notna() if name == "full_val_loss" else slice(None)
+        log_series(run, {name: frame.loc[known, name]}, frame.loc[known, "iteration"])
+
+
+def log_suggestions(
+    run: Run,
+    curve: LRCurve,
+    answers: Mapping[str, LRRange | NoSuggestion],
+    rule: str,
+    smoothing: Smoothing,
+    agreed: Consensus | NoSuggestion | None = None,
+) -> Confidence:
+    """Log what every rule answered, the range of ``rule``, and how far it can be trusted.
+
+    Of several tests, ``agreed`` is what they came to; the answers are those of the first.
+    """
+    chosen, how_sure = answers[rule], confidence(curve, rule, smoothing)
+    found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
+    scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
+    if curve.epochs is not None:
+        scalars["range_test_epochs"] = curve.epochs
+    if isinstance(agreed, Consensus):
+        chosen, how_sure = agreed.range, agreed.confidence(how_sure.verdict)
+        scalars["consensus_decades"] = agreed.decades
+    elif agreed is not None:
+        chosen, how_sure = agreed, Confidence(float("nan"), float("nan"), agreed.verdict)
+    if isinstance(chosen, LRRange):
+        scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
+        scalars |= {"suggestion_decades": how_sure.decades}
+    log_scalars(run, scalars)
+    mlflow.set_tags(
+        {"lrrt.stop": curve.stop, "lrrt.rule": rule, VERDICT_TAG: str(how_sure.verdict)}
+    )
+    return how_sure
 
 
 def log_dataset(bench: Workbench) -> None:

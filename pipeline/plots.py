@@ -12,10 +12,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRCurve, LRRange, Smoothing, plots, suggest_all
+from lrrt_stage.charts import Item, Mark, Span
+from pipeline.consensus import Consensus
 
-__all__ = ["study_figures", "summary_figure", "training_figure"]
+__all__ = ["consensus_items", "study_figures", "summary_figure", "training_figure"]
 
 TRAIN, VAL, LR = "#9db4c8", "#c0392b", "#27865f"
+OTHERS = "#333333"
+
+
+def consensus_items(agreed: Consensus) -> list[Item]:
+    """Return what the first test's curve shows of a consensus: its range, the others' maxima."""
+    label = f"consensus of {len(agreed.ranges)} tests: {agreed.range}"
+    others = [each for each in agreed.ranges[1:] if each is not None]
+    return [
+        Span(agreed.range.min, agreed.range.max, label, plots.SHADE),
+        *(Mark(each.max, "maxima of the other tests", OTHERS, "dot") for each in others),
+    ]
 
 
 def training_figure(
@@ -39,13 +52,20 @@ def summary_figure(
     train_loss: Sequence[float],
     val_steps: Sequence[int],
     val_loss: Sequence[float],
+    suggested: LRRange | None = None,
 ) -> Figure:
     """Return the chain in one picture: the range test with the range that was trained, and the
     training; 14 by 5.5 inches.
+
+    ``suggested`` is the range that was handed on, where it is not what ``rule`` reads from the
+    curve.
     """
     figure = Figure(figsize=(14, 5.5), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    plots.curve_axes(left, curve, suggest_all(curve, smoothing), rule, smoothing)
+    answers = suggest_all(curve, smoothing)
+    if suggested is not None:
+        answers[rule] = suggested
+    plots.curve_axes(left, curve, answers, rule, smoothing)
     bottom, top = left.get_ylim()
     left.hlines(
         top - 0.03 * (top - bottom),

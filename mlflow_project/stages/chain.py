@@ -19,6 +19,7 @@ from mlflow_project.stages.refine import load_refined, refine_fingerprint, refin
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import VERDICT_TAG, stage_run, staged_files
 from pipeline import Narrowing, RangeTestPlan, RefineOptions, Runtime, Task, TrainOptions, Workbench
+from pipeline.consensus import ConsensusOptions
 from pipeline.plots import summary_figure
 
 __all__ = ["ChainOptions", "chain"]
@@ -46,6 +47,7 @@ def chain(
     task: Task,
     runtime: Runtime,
     plan: RangeTestPlan,
+    consensus: ConsensusOptions,
     narrowing: Narrowing,
     refine_options: RefineOptions,
     train_options: TrainOptions,
@@ -72,7 +74,7 @@ def chain(
     with stage_run("main") as parent:
         tracking.name_run(parent, f"{short_name(task)} seed {task.seed}")
         # At once, so that a chain that fails has them too.
-        given = (task, narrowing, refine_options, train_options, options)
+        given = (task, consensus, narrowing, refine_options, train_options, options)
         values = {name: value for part in given for name, value in asdict(part).items()}
         tracking.log_params(parent, values | plan.flat())
         bench = Workbench(task, runtime)
@@ -80,8 +82,8 @@ def chain(
         tracking.log_dataset(bench)
         lrrt_id = step(
             "lrrt",
-            lrrt_fingerprint(bench, plan),
-            lambda: lrrt(task, runtime, plan, bench=bench),
+            lrrt_fingerprint(bench, plan, consensus),
+            lambda: lrrt(task, runtime, plan, consensus, bench=bench),
         )
         handoff = load_handoff(lrrt_id)
         lr_range = narrowed = narrowing(handoff.range)
@@ -140,6 +142,7 @@ def _conclude(
             values["train_loss"],
             [each.step for each in history["val_loss"]],
             values["val_loss"],
+            handoff.range,
         ).savefig(folder / "summary.png")
     mlflow.set_tags(
         {

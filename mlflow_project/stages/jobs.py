@@ -19,7 +19,6 @@ from lrrt_stage.settings import require
 from mlflow_project import tracking
 from mlflow_project.handoff import CURVE, TASK, find_run, publish, run_file
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.lrrt import log_curve, log_suggestions
 from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Task, TrainOptions, Workbench
 from pipeline.studies import Job, Measured, Outcome, RangeTestJob, Trained, TrainingJob
@@ -80,8 +79,8 @@ def _log_test(run: Run, bench: Workbench, test: Measured, folder: Path) -> None:
         page=False,
     )
     mlflow.set_tags(tags)
-    log_curve(run, test.curve, plan.smoothing)
-    log_suggestions(run, test.curve, test.answers, test.rule, plan.smoothing)
+    tracking.log_curve(run, test.curve, plan.smoothing)
+    tracking.log_suggestions(run, test.curve, test.answers, test.rule, plan.smoothing)
     tracking.log_scalars(run, {"seconds": test.seconds})
     result = {"stop": test.curve.stop, "epochs": test.curve.epochs, "seconds": test.seconds}
     _write_job(folder, test.job, result)

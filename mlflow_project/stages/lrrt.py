@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import (
+    RULES,
     Confidence,
     LRCurve,
     LRRange,
     NoSuggestion,
     RangeTestInterrupted,
-    Smoothing,
-    confidence,
+    Verdict,
     suggest_all,
     weights,
 )
@@ -25,6 +25,7 @@ from lrrt_stage.settings import require
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import find_run, read_weights
 from mlflow_project.handoff import (
+    CURVE,
     FINAL_WEIGHTS,
     FINAL_WEIGHTS_TAG,
     SOURCE_TAG,
@@ -33,21 +34,27 @@ from mlflow_project.handoff import (
     publish,
 )
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
 from mlflow_project.stages.opening import short_name
-from mlflow_project.tracking import STAGE_TAG, VERDICT_TAG, stage_run, staged_files
+from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
+from pipeline.consensus import Consensus, ConsensusOptions, consensus_all, further_jobs
+from pipeline.studies import Measured, RangeTestJob
 
-__all__ = ["log_curve", "log_suggestions", "lrrt", "lrrt_fingerprint"]
+__all__ = ["lrrt", "lrrt_fingerprint"]
 
 
 def lrrt(
     task: Task,
     runtime: Runtime,
     plan: RangeTestPlan,
+    consensus: ConsensusOptions,
     *,
     bench: Workbench | None = None,
 ) -> str:
     """Run a range test as a run of its own and return its id.
+
+    Of several tests the first, that of ``task`` itself, is the run's; the others are its children.
 
     Raises
     ------
@@ -57,8 +64,13 @@ def lrrt(
     with stage_run("lrrt") as run:
         tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
         bench = bench or Workbench(task, runtime)
-        tracking.log_params(run, {**asdict(task), "device": str(bench.device), **plan.flat()})
+        options = {**plan.flat(), **asdict(consensus), "device": str(bench.device)}
+        tracking.log_params(run, {**asdict(task), **options})
         tracking.log_dataset(bench)
+        mark = lrrt_fingerprint(bench, plan, consensus)
+        # At once, so that the tests of an interrupted run are found again.
+        mlflow.set_tag(FINGERPRINT_TAG, mark)
+        jobs = further_jobs(task, plan, consensus)
         state = _initial_weights(bench)
         with staged_files(run) as folder:
             # Before the test, so that the weights are kept however it ends.
@@ -68,11 +80,14 @@ def lrrt(
                     curve = bench.range_test(state, plan, progress)
             except RangeTestInterrupted as interrupt:
                 if len(interrupt.curve):
-                    log_curve(run, interrupt.curve, plan.smoothing)
-                    interrupt.curve.to_csv(folder / "curve.csv", plan.smoothing)
+                    _keep(run, interrupt.curve, plan, folder)
                 raise
+            _keep(run, curve, plan, folder)
             answers = suggest_all(curve, plan.smoothing)
-            rule = _rule_with_answer(plan.suggestion.rule, answers)
+            others = _further_tests(run, bench, runtime, jobs, consensus.workers, mark)
+            agreed = consensus_all([answers, *others], consensus)
+            rule = _rule_with_answer(plan.suggestion.rule, agreed)
+            several = agreed[rule] if jobs else None
             mlflow.set_tags(
                 publish(
                     folder,
@@ -82,17 +97,48 @@ def lrrt(
                     smoothing=plan.smoothing,
                     answers=answers,
                     rule=rule,
+                    agreed=several,
                 )
             )
-        log_curve(run, curve, plan.smoothing)
-        _conclude(run, curve, plan.smoothing, answers, plan.suggestion.rule, rule)
-        mlflow.set_tag(FINGERPRINT_TAG, lrrt_fingerprint(bench, plan))
+        how_sure = tracking.log_suggestions(run, curve, answers, rule, plan.smoothing, several)
+        _conclude(run, curve, agreed, plan.suggestion.rule, rule, how_sure)
     return run.info.run_id
 
 
-def lrrt_fingerprint(bench: Workbench, plan: RangeTestPlan) -> str:
+def lrrt_fingerprint(bench: Workbench, plan: RangeTestPlan, consensus: ConsensusOptions) -> str:
     """Return what marks range tests that would give the same curve and suggestion."""
-    return fingerprint("lrrt", bench, plan=plan)
+    # Nothing depends on how many tests run at a time.
+    return fingerprint("lrrt", bench, plan=plan, consensus=replace(consensus, workers=None))
+
+
+def _keep(run: Run, curve: LRCurve, plan: RangeTestPlan, folder: Path) -> None:
+    """Log a curve before anything else can end the run."""
+    tracking.log_curve(run, curve, plan.smoothing)
+    curve.to_csv(folder / CURVE, plan.smoothing)
+
+
+def _further_tests(
+    run: Run,
+    bench: Workbench,
+    runtime: Runtime,
+    jobs: list[RangeTestJob],
+    workers: int | None,
+    mark: str,
+) -> list[Mapping[str, LRRange | NoSuggestion]]:
+    """Run ``jobs`` as child runs and return every rule's answer to each.
+
+    Those that an interrupted run of the same options finished are taken over.
+    """
+    if not jobs:
+        return []
+    finished = finished_children(cut_off(same_runs(run, mark, "lrrt")))
+    outcomes = JobRuns(run, bench, runtime, "further tests", workers, finished)(jobs)
+    return [
+        each.result.answers
+        if isinstance(each.result, Measured)
+        else dict.fromkeys(RULES, NoSuggestion(f"{each.job.name} failed: {each.error}"))
+        for each in outcomes
+    ]
 
 
 def _initial_weights(bench: Workbench) -> weights.State:
@@ -115,67 +161,42 @@ def _initial_weights(bench: Workbench) -> weights.State:
         return bench.initial_weights(weights.save(state, Path(folder) / WEIGHTS))
 
 
-def _rule_with_answer(asked: str, answers: dict[str, LRRange | NoSuggestion]) -> str:
+def _rule_with_answer(asked: str, agreed: Mapping[str, Consensus | NoSuggestion]) -> str:
     """Return the rule that was asked for, or the first that has an answer, or the one asked."""
-    able = [name for name, answer in answers.items() if isinstance(answer, LRRange)]
+    able = [name for name, answer in agreed.items() if isinstance(answer, Consensus)]
     return asked if asked in able or not able else able[0]
 
 
 def _conclude(
     run: Run,
     curve: LRCurve,
-    smoothing: Smoothing,
-    answers: dict[str, LRRange | NoSuggestion],
+    agreed: Mapping[str, Consensus | NoSuggestion],
     asked: str,
     rule: str,
+    how_sure: Confidence,
 ) -> None:
-    """Log and say what the rules answered; raise NoSuggestion if none did."""
-    how_sure = log_suggestions(run, curve, answers, rule, smoothing)
-    chosen = answers[rule]
+    """Say what the rules answered; raise NoSuggestion if none did."""
+    chosen = agreed[rule]
     if isinstance(chosen, NoSuggestion):
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {chosen}")
-    for name, answer in answers.items():
+    for name, answer in agreed.items():
         if isinstance(answer, NoSuggestion):
             display.note(f"rule {name} has no suggestion: {answer}")
     if rule != asked:
         display.note(f"rule {rule} is used in place of {asked}")
-    if not how_sure.clear:
-        display.note(f"the suggestion is {how_sure}")
+    if len(chosen.ranges) > 1:
+        found = str(chosen)
+        if how_sure.verdict is Verdict.STILL_FALLING:
+            found += f"; {how_sure.verdict}"
+        display.note(f"rule {rule} suggests {found}")
+    else:
+        found = f"{chosen.range}: {how_sure}"
+        if not how_sure.clear:
+            display.note(f"the suggestion is {how_sure}")
     mlflow.set_tag(
         "mlflow.note.content",
         f"LR range test over {len(curve)} iterations ({curve.stop}). "
-        f"Rule `{rule}` suggests learning rates from {chosen}: {how_sure}. "
+        f"Rule `{rule}` suggests learning rates from {found}. "
         f"The initial weights are the artifact `{WEIGHTS}`; train with "
         f"`mlflow run . -e train -P lrrt_run_id={run.info.run_id}`.",
     )
-
-
-def log_suggestions(
-    run: Run,
-    curve: LRCurve,
-    answers: Mapping[str, LRRange | NoSuggestion],
-    rule: str,
-    smoothing: Smoothing,
-) -> Confidence:
-    """Log what every rule answered, the range of ``rule``, and how far it can be trusted."""
-    chosen, how_sure = answers[rule], confidence(curve, rule, smoothing)
-    found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
-    scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
-    if curve.epochs is not None:
-        scalars["range_test_epochs"] = curve.epochs
-    if isinstance(chosen, LRRange):
-        scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
-        scalars |= {"suggestion_decades": how_sure.decades}
-    tracking.log_scalars(run, scalars)
-    mlflow.set_tags(
-        {"lrrt.stop": curve.stop, "lrrt.rule": rule, VERDICT_TAG: str(how_sure.verdict)}
-    )
-    return how_sure
-
-
-def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
-    """Log learning rates and losses, one value per iteration."""
-    frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
-    for name in frame.columns.drop("iteration"):
-        known = frame[name].notna() if name == "full_val_loss" else slice(None)
-        tracking.log_series(run, {name: frame.loc[known, name]}, frame.loc[known, "iteration"])

@@ -14,14 +14,8 @@ from lrrt_stage import NoSuggestion
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.jobs import (
-    KIND_TAG,
-    children,
-    finished_tests,
-    job_fingerprints,
-    log_outcome,
-    read_result,
-)
+from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
+from mlflow_project.stages.jobs import KIND_TAG, finished_tests
 from mlflow_project.stages.opening import short_name
 from mlflow_project.stages.report import (
     SUBJECT_TAG,
@@ -29,17 +23,15 @@ from mlflow_project.stages.report import (
     with_failures,
     write_study_report,
 )
-from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
+from mlflow_project.tracking import stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions, Workbench
 from pipeline.studies import (
     KINDS,
     Findings,
-    Job,
     Measured,
     Outcome,
     Study,
     StudyOptions,
-    run_jobs,
     study_frame,
     tests_frame,
 )
@@ -88,7 +80,8 @@ def study_stage(
             mlflow.set_tag("lrrt.source_study_id", source_id)
         mark = _study_fingerprint(bench, plan, training, options, fixed)
         finished = _taken_over(run, mark, options.resume)
-        tests = _TestRuns(run, bench, runtime, options, finished, source or [])
+        tests = JobRuns(run, bench, runtime, options.kind, options.workers, finished)
+        tests.outcomes += [Outcome(each.job, each) for each in source or []]
         subject = report_subject(bench)
         mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
         study = Study(
@@ -106,86 +99,29 @@ def study_stage(
             try:
                 findings = KINDS[options.kind](study)
             except NoSuggestion:
-                tests.draw_curves(folder)
+                _draw_curves(folder, tests.outcomes)
                 raise
             finally:
-                tests.write_tables(folder)
+                _write_tables(folder, tests.outcomes)
             findings = with_failures(findings, tests.outcomes)
             write_study_report(folder, findings, options.kind, tests.outcomes, subject, source_id)
         _conclude(run, findings, tests.outcomes)
     return run.info.run_id
 
 
-class _TestRuns:
-    """Runs a study's jobs, each as a child run; those that an earlier study finished are taken."""
+def _draw_curves(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Draw what was measured, where that is all there is to show."""
+    measured = [each.result for each in outcomes if isinstance(each.result, Measured)]
+    bare_chart(measured, "The loss of each test").figure().savefig(folder / "curves.png")
 
-    def __init__(
-        self,
-        run: Run,
-        bench: Workbench,
-        runtime: Runtime,
-        options: StudyOptions,
-        finished: dict[str, Run],
-        source: Sequence[Measured],
-    ) -> None:
-        self.run, self.bench, self.runtime, self.options = run, bench, runtime, options
-        self.finished = finished
-        self.outcomes = [Outcome(each.job, each) for each in source]
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Return the outcomes of ``jobs`` in their order."""
-        marks = job_fingerprints(self.bench, jobs)
-        taken = [self.finished.get(mark) for mark in marks]
-        for found in taken:
-            if found is not None:
-                mlflow.MlflowClient().set_tag(
-                    found.info.run_id, "mlflow.parentRunId", self.run.info.run_id
-                )
-        missing = [index for index, found in enumerate(taken) if found is None]
-        if len(missing) < len(jobs):
-            display.note(f"{len(jobs) - len(missing)} of {len(jobs)} are finished already")
-        done = {
-            index: Outcome(jobs[index], read_result(found))
-            for index, found in enumerate(taken)
-            if found is not None
-        }
-        with display.progress(self.options.kind) as progress:
-            progress(len(done), len(jobs))
-
-            def on_done(index: int, outcome: Outcome) -> None:
-                log_outcome(self.bench, outcome, marks[missing[index]])
-                done[missing[index]] = outcome
-                progress(len(done), len(jobs))
-                if outcome.error:
-                    display.note(f"{outcome.job.name} failed: {outcome.error}")
-
-            try:
-                run_jobs(
-                    [jobs[index] for index in missing], self.runtime, self.options.workers, on_done
-                )
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"{len(done)} of {len(jobs)} are finished and kept; the same command goes on "
-                    "with the others"
-                ) from None
-            finally:
-                # Those of an interrupted study are written into its tables too.
-                outcomes = [done[index] for index in sorted(done)]
-                self.outcomes += outcomes
-        return outcomes
-
-    def draw_curves(self, folder: Path) -> None:
-        """Draw what was measured, where that is all there is to show."""
-        measured = [each.result for each in self.outcomes if isinstance(each.result, Measured)]
-        bare_chart(measured, "The loss of each test").figure().savefig(folder / "curves.png")
-
-    def write_tables(self, folder: Path) -> None:
-        """Write what there is of ``study.csv`` and ``tests.csv``."""
-        results = [each.result for each in self.outcomes if each.result is not None]
-        if results:
-            study_frame(results).to_csv(folder / "study.csv", index=False)
-        if self.outcomes:
-            tests_frame(self.outcomes).to_csv(folder / "tests.csv", index=False)
+def _write_tables(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write what there is of ``study.csv`` and ``tests.csv``."""
+    results = [each.result for each in outcomes if each.result is not None]
+    if results:
+        study_frame(results).to_csv(folder / "study.csv", index=False)
+    if outcomes:
+        tests_frame(outcomes).to_csv(folder / "tests.csv", index=False)
 
 
 def _study_fingerprint(
@@ -217,23 +153,15 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
         )
         found = [interrupted]
     else:
-        same = mlflow.MlflowClient().search_runs(
-            [run.info.experiment_id],
-            f"tags.`{FINGERPRINT_TAG}` = '{mark}' and tags.`{STAGE_TAG}` = 'study'",
-        )
-        found = [each for each in same if each.info.status in ("FAILED", "KILLED")]
+        same = same_runs(run, mark, "study")
+        found = cut_off(same)
         for each in same:
             if each.info.status == "RUNNING":
                 display.note(
                     f"study {each.info.run_id}, of the same options, is marked as running: if it "
                     f"was cut off, stop this one and go on with --resume {each.info.run_id}"
                 )
-    return {
-        child.data.tags[FINGERPRINT_TAG]: child
-        for study in found
-        for child in children(study)
-        if FINGERPRINT_TAG in child.data.tags
-    }
+    return finished_children(found)
 
 
 def _conclude(run: Run, findings: Findings, outcomes: Sequence[Outcome]) -> None:
