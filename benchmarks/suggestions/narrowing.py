@@ -27,7 +27,7 @@ LONG_SEEDS = 1
 
 
 def _third(suggested: LRRange) -> LRRange:
-    """Return the range with a third of its maximum, a decade where that is not above its minimum."""
+    """Return the range up to a third of its maximum; a decade where its minimum lies above that."""
     peak = suggested.max / 3
     return LRRange(suggested.min, peak) if suggested.min < peak else LRRange.below(peak)
 
@@ -45,7 +45,7 @@ POLICIES: dict[str, tuple[str, Callable[[LRRange], LRRange]]] = {
 
 
 def narrowed(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
-    """Return the ranges to train with: ``problem, seed, rule, lr_min, lr``; ``rule`` is the policy."""
+    """Return the ranges to train with: ``problem, seed, rule, lr_min, lr``; a rule is a policy."""
     rows = []
     for key, curve in measured.items():
         found = our_suggestions(curve)

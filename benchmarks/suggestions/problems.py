@@ -26,7 +26,7 @@ __all__ = ["PROBLEMS", "Problem", "half"]
 
 
 def per_token(output: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy over all places of all sequences, ``[n, length, codes]``, ``[n, length]``."""
+    """Mean cross entropy over all places; ``[n, length, codes]`` against ``[n, length]``."""
     return cross_entropy(output.flatten(0, 1), target.flatten())
 
 
