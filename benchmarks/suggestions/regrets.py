@@ -84,7 +84,7 @@ def suggested_by_peers(
             for rule, lr in found.items()
         ],
         columns=["problem", "seed", "rule", "lr"],
-    )
+    ).astype({"lr": float})  # of no peers it would be of objects
 
 
 def verdicts(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
