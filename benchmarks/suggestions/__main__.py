@@ -17,6 +17,7 @@ HALVES = {"development": False, "held-back": True}
 @click.command()
 @click.option("--half", "which", type=click.Choice([*HALVES, "both"]), default="both")
 @click.option("--seeds", default=3, help="Initial weights and data orders of each problem.")
+@click.option("--long-seeds", default=1, help="The same for the long trainings.")
 @click.option("--workers", default=2, help="Processes, with one thread each.")
 @click.option(
     "--cache",
@@ -30,7 +31,7 @@ HALVES = {"development": False, "held-back": True}
     type=click.Path(path_type=Path),
     help="Folder for the tables as CSV and markdown.",
 )
-def main(which: str, seeds: int, workers: int, cache: Path, out: Path) -> None:
+def main(which: str, seeds: int, long_seeds: int, workers: int, cache: Path, out: Path) -> None:
     """Train at the learning rates that rules and other LR finders suggest, and rank them."""
     peers = installed_peers()
     if missing := [name for name in PEERS if name not in peers]:
@@ -43,7 +44,7 @@ def main(which: str, seeds: int, workers: int, cache: Path, out: Path) -> None:
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         shown = []
-        for table in tables(work, half(held_back), peers, Sizes(seeds)):
+        for table in tables(work, half(held_back), peers, Sizes(seeds, long_seeds)):
             table.to_csv(folder)
             if table.shown:
                 shown.append(table.to_markdown())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,10 @@ from benchmarks.suggestions.work import Work
 from lrrt_stage import LRCurve, LRRange
 from pipeline.narrowing import Narrowing
 
-__all__ = ["LONG_GRID", "LONG_SEEDS", "POLICIES", "compared", "narrowed"]
+__all__ = ["LONG_GRID", "POLICIES", "compared", "narrowed"]
 
 LONG_GRID = np.geomspace(1e-4, 10, 10)
-LONG_SEEDS = 1
-"""Long trainings take most of the time: fewer of them, and none of the two problems of text."""
+"""Long trainings take long: a coarser grid, fewer seeds, and none of the two problems of text."""
 
 
 def _third(suggested: LRRange) -> LRRange:
@@ -62,17 +61,17 @@ def compared(
     problems: Problems,
     measured: Mapping[Key, LRCurve],
     reference: pd.DataFrame,
-    long_grid: np.ndarray = LONG_GRID,
+    long_seeds: int,
+    long_grid: Sequence[float],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the policies' scores in short trainings and in long ones, see :func:`scores.ranking`.
+    """Return short trainings and long ones by each policy, as :func:`scores.scored` does.
 
-    ``reference`` is the grid's for the short trainings. The regret of a long training is against
-    the best long training of ``long_grid``.
+    ``reference`` is that of the short trainings. The regret of a long training is against the
+    best long training of ``long_grid``.
     """
     ranges = narrowed(measured)
     short = scores.scored(trained(work, problems, ranges, False, "narrowed"), reference)
     few = {name: each for name, each in problems.items() if each.trained_long}
-    long_reference = grid_references(work, few, LONG_SEEDS, long_grid, long=True)
-    ranges = ranges[ranges["problem"].isin(few) & (ranges["seed"] < LONG_SEEDS)]
-    long = scores.scored(trained(work, few, ranges, True, "narrowed"), long_reference)
-    return scores.ranking(short), scores.ranking(long)
+    long_reference = grid_references(work, few, long_seeds, long_grid, long=True)
+    ranges = ranges[ranges["problem"].isin(few) & (ranges["seed"] < long_seeds)]
+    return short, scores.scored(trained(work, few, ranges, True, "narrowed"), long_reference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -96,7 +96,7 @@ def verdicts(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
 
 
 def grid_references(
-    work: Work, problems: Problems, seeds: int, grid: np.ndarray = GRID, long: bool = False
+    work: Work, problems: Problems, seeds: int, grid: Sequence[float], long: bool = False
 ) -> pd.DataFrame:
     """Train at every peak of the grid and return what :func:`scores.references` does."""
     keys = [(name, seed) for name in problems for seed in range(seeds)]

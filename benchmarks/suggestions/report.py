@@ -31,6 +31,8 @@ class Sizes:
     """How much is computed."""
 
     seeds: int = 3
+    long_seeds: int = 1
+    """Seeds of long trainings, at most ``seeds``."""
     spread_seeds: int = 10
     """Seeds over which the spread of suggestions is taken."""
     more_iterations: int = 1000
@@ -90,9 +92,14 @@ def tables(
         each,
     )
 
-    short, long = compared(work, problems, measured, reference, sizes.long_grid)
-    yield Table("narrowing", "Regret of the narrowed range", short)
-    yield Table("narrowing-long", "Regret of the narrowed range, long trainings", long)
+    long_seeds = min(sizes.long_seeds, sizes.seeds)
+    short, long = compared(work, problems, measured, reference, long_seeds, sizes.long_grid)
+    n = len(long.groupby(scores.KEYS))
+    yield Table("narrowing", "Regret of the narrowed range", scores.ranking(short))
+    title = f"Regret of the narrowed range, long trainings, {n} runs of each policy"
+    yield Table("narrowing-long", title, scores.ranking(long))
+    title = "Mean regret of the narrowed range on each problem, long trainings"
+    yield Table("narrowing-long-problems", title, scores.per_problem(long))
 
 
 def _shown(value: object) -> str:
