@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench suggestions clean
 
 run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
@@ -21,6 +21,9 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/studies.py
 
+suggestions: .venv/installed-benchmarks
+	$(BIN)/python -m benchmarks.suggestions
+
 clean:
 	rm -rf .venv
 
@@ -32,4 +35,8 @@ clean:
 
 .venv/installed-test: .venv/installed
 	$(PIP) --editable ".[test]"
+	touch $@
+
+.venv/installed-benchmarks: .venv/installed
+	$(PIP) --editable ".[benchmarks]"
 	touch $@

@@ -9,12 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "cancer", "denoising", "diabetes", "digits", "fair", "gapminder", "patches"]
+__all__ = [
+    "Split",
+    "cancer",
+    "denoising",
+    "diabetes",
+    "digits",
+    "doctor_visits",
+    "fair",
+    "gapminder",
+    "patches",
+    "text",
+]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs and targets, the first axis the examples."""
+    """Inputs and targets; the first axis is the examples.
+
+    Inputs are float32, or int64 codes ``[n, length]`` of text. Targets are int64 classes, or
+    float32 of the model's output shape.
+    """
 
     train: tuple[Tensor, Tensor]
     val: tuple[Tensor, Tensor]
@@ -77,7 +92,7 @@ def gapminder() -> Split:
 
 @cache
 def patches(size: int = 16) -> Split:
-    """Which of eight photographs is a patch from: 2,048 and 512 (scikit-image)."""
+    """Which of eight photographs is a patch from: 2,048 and 512, 3 × size × size (scikit-image)."""
     from pipeline.photographs import photographs
 
     data = photographs("", size=size)
@@ -90,7 +105,7 @@ def patches(size: int = 16) -> Split:
 
 @cache
 def denoising(noise: float = 0.5) -> Split:
-    """Remove noise from grey patches of photographs (scikit-image)."""
+    """Remove Gaussian noise of this standard deviation from grey patches, whose own is about 1."""
     generator = torch.Generator().manual_seed(0)
 
     def pair(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,27 +118,32 @@ def denoising(noise: float = 0.5) -> Split:
 
 @cache
 def text(length: int = 32) -> Split:
-    """Python's own documentation, character by character: predict the next one."""
+    """Python's own documentation, character by character: predict the next one (pydoc).
+
+    8,192 sequences for training and 1,024 for validation; inputs and targets ``[n, length]``.
+    """
     from pydoc_data.topics import topics
 
     whole = "\n".join(topics[name] for name in sorted(topics))
     codes = torch.frombuffer(bytearray(whole.encode("ascii", "replace")), dtype=torch.uint8).long()
+    # A target is the input one place on, so a row has one code more than an input.
     rows = codes[: len(codes) // (length + 1) * (length + 1)].view(-1, length + 1)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-    held = 1024
-    return Split(
-        (rows[held : held + 8192, :-1], rows[held : held + 8192, 1:]),
-        (rows[:held, :-1], rows[:held, 1:]),
-    )
+    val, train = rows[:1024], rows[1024 : 1024 + 8192]
+    return Split((train[:, :-1], train[:, 1:]), (val[:, :-1], val[:, 1:]))
 
 
-def _shuffled(inputs: object, targets: object, held: float = 0.2) -> Split:
-    """Split at random, always the same; standardise inputs, and targets that are numbers."""
+def _shuffled(inputs: object, targets: object, val_share: float = 0.2) -> Split:
+    """Split at random, always the same; standardise inputs, and targets that are numbers.
+
+    Images are standardised by one mean and deviation, features each by its own, of the training
+    examples.
+    """
     x = torch.tensor(np.asarray(inputs, dtype=np.float64))
     y = torch.tensor(np.asarray(targets))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y = x[order], y[order]
-    n = round(held * len(x))
+    n = round(val_share * len(x))
     tabular = x.dim() == 2
     mean = x[n:].mean(0) if tabular else x[n:].mean()
     std = x[n:].std(0).clamp_min(1e-6) if tabular else x[n:].std()

@@ -1,4 +1,4 @@
-"""Small models of the usual kinds."""
+"""Small models of the usual kinds: fully connected, convolutional, attention."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 __all__ = ["Attention", "cnn", "image_to_image", "mlp"]
 
 
-def mlp(inputs: int, outputs: int, width: int = 128, depth: int = 2, norm: bool = False) -> nn.Module:
-    """Fully connected, with batch norm after every hidden layer or without."""
+def mlp(
+    inputs: int, outputs: int, width: int = 128, depth: int = 2, norm: bool = False
+) -> nn.Module:
+    """Fully connected, ``[n, …]`` to ``[n, outputs]``, with batch norm or without."""
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):
         layers += [nn.Linear(inputs, width), *([nn.BatchNorm1d(width)] if norm else []), nn.ReLU()]
@@ -26,7 +28,7 @@ def _conv(inputs: int, outputs: int, norm: bool) -> list[nn.Module]:
 
 
 def cnn(channels: int, outputs: int, width: int = 16, norm: bool = False) -> nn.Module:
-    """Three convolutions, pooled between, and a linear layer."""
+    """Three convolutions and a linear layer, ``[n, channels, h, w]`` to ``[n, outputs]``."""
     return nn.Sequential(
         *_conv(channels, width, norm),
         nn.MaxPool2d(2),
@@ -40,15 +42,20 @@ def cnn(channels: int, outputs: int, width: int = 16, norm: bool = False) -> nn.
 
 
 def image_to_image(width: int = 16, depth: int = 3, norm: bool = False) -> nn.Module:
-    """Convolutions that keep the size, one grey channel in and out."""
+    """Convolutions from a grey image to another, both ``[n, 1, h, w]``."""
     inner = [layer for _ in range(depth - 1) for layer in _conv(width, width, norm)]
     return nn.Sequential(*_conv(1, width, norm), *inner, nn.Conv2d(width, 1, 3, padding=1))
 
 
 class Attention(nn.Module):
-    """A small pre-norm transformer over tokens: codes, or rows of an image.
+    """A small pre-norm transformer over the codes of a text, or the rows of an image.
 
-    ``causal`` predicts the next token at every place; otherwise one output from the mean.
+    Parameters
+    ----------
+    length
+        Tokens of an input: codes ``[n, length]``, or rows ``[n, 1, length, features]``.
+    causal
+        Predict the next token at every place; otherwise one output from the tokens' mean.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The suggestions of other LR finders: their own code, run as their documentation says.
 
-Each is a function from a problem and a seed to the learning rates it suggests, by the name of the
-rule; None where it suggests none. Ranges and numbers of iterations are their defaults.
+Each is a function from a problem and a seed to the learning rates that it suggests, by the name
+of the rule; None where it suggests none. Ranges and numbers of iterations are its defaults;
+Ignite's, which would begin at the optimizer's learning rate and take one epoch, are fastai's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,12 +23,14 @@ import torch
 from benchmarks.suggestions.problems import Problem
 from lrrt_stage import seeded
 
-__all__ = ["PEERS"]
+__all__ = ["PEERS", "installed_peers", "peer_suggestions"]
 
 Suggestions = dict[str, float | None]
 
 
-def fastai(problem: Problem, seed: int) -> Suggestions:
+def fastai(
+    problem: Problem, seed: int, lr_start: float = 1e-7, iterations: int = 100
+) -> Suggestions:
     """``Learner.lr_find`` with all of its four rules."""
     from fastai.callback.schedule import minimum, slide, steep, valley
     from fastai.data.core import DataLoaders
@@ -35,7 +39,8 @@ def fastai(problem: Problem, seed: int) -> Suggestions:
 
     model, optimizer, batches = problem.start(seed)
     group = optimizer.param_groups[0]
-    kept = {
+    # fastai makes the optimizer itself, from its class and these.
+    options = {
         name: group[name] for name in ("momentum", "betas", "weight_decay", "eps") if name in group
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -43,15 +48,17 @@ def fastai(problem: Problem, seed: int) -> Suggestions:
             DataLoaders(batches, batches),
             model,
             loss_func=problem.loss_fn,
-            opt_func=partial(OptimWrapper, opt=partial(type(optimizer), **kept)),
+            opt_func=partial(OptimWrapper, opt=partial(type(optimizer), **options)),
             path=Path(folder),
             train_bn=True,
         )
-        found = learner.lr_find(suggest_funcs=(minimum, steep, valley, slide), show_plot=False)
-    return {
-        f"fastai {name}": float(getattr(found, name))
-        for name in ("minimum", "steep", "valley", "slide")
-    }
+        found = learner.lr_find(
+            start_lr=lr_start,
+            num_it=iterations,
+            suggest_funcs=(minimum, steep, valley, slide),
+            show_plot=False,
+        )
+    return {f"fastai {name}": float(lr) for name, lr in found._asdict().items()}
 
 
 def torch_lr_finder(problem: Problem, seed: int) -> Suggestions:
@@ -66,12 +73,12 @@ def torch_lr_finder(problem: Problem, seed: int) -> Suggestions:
     finder.range_test(batches, end_lr=10, num_iter=100)
     figure, axes = plt.subplots()
     try:
-        plotted = finder.plot(suggest_lr=True, ax=axes)
+        _, lr = finder.plot(suggest_lr=True, ax=axes)
+    except RuntimeError:  # "Need at least … iterations to suggest a learning rate"
+        return {"torch-lr-finder": None}
     finally:
         plt.close(figure)
-    # Without a gradient to take it returns the axes alone.
-    lr = plotted[1] if isinstance(plotted, tuple) else None
-    return {"torch-lr-finder": None if lr is None else float(lr)}
+    return {"torch-lr-finder": float(lr)}
 
 
 def lightning(problem: Problem, seed: int) -> Suggestions:
@@ -129,29 +136,37 @@ def ignite(problem: Problem, seed: int) -> Suggestions:
         return {"Ignite": None}
 
 
-PEERS: tuple[Callable[[Problem, int], Suggestions], ...] = (
-    fastai,
-    torch_lr_finder,
-    lightning,
-    ignite,
-)
+PEERS: dict[str, Callable[..., Suggestions]] = {
+    "fastai": fastai,
+    "torch_lr_finder": torch_lr_finder,
+    "lightning": lightning,
+    "ignite": ignite,
+}
+"""Name of a package, as it is imported -> what it suggests."""
 
 
-def peer_suggestions(problem: Problem, seed: int) -> Suggestions:
-    """Return what all peers suggest for a problem and a seed."""
-    found: Suggestions = {}
-    for peer in PEERS:
-        with quiet(), seeded(seed):
-            found |= peer(problem, seed)
-    return found
+def installed_peers() -> list[str]:
+    """Return the names of those that can be imported."""
+    return [name for name in PEERS if find_spec(name)]
+
+
+def peer_suggestions(
+    peer: str, problem: Problem, seed: int, options: tuple[tuple[str, float], ...] = ()
+) -> Suggestions:
+    """Return what a peer suggests; ``options`` are names and values for its function here."""
+    with _quiet(), seeded(seed):
+        return PEERS[peer](problem, seed, **dict(options))
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars, plots and warnings of the peers to themselves."""
+def _quiet() -> Iterator[None]:
+    """Keep the peers' progress bars, plots and warnings from the terminal."""
     os.environ["MPLBACKEND"] = "agg"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
+        yield

@@ -1,4 +1,8 @@
-"""The problems: a data set, a model, an optimizer, a batch size. Half for development."""
+"""The problems: a data set, a model, a loss, an optimizer, a batch size, a number of epochs.
+
+Half of them are for development: rules may be changed by what they show. The others are held
+back, and only tell how good the finished rules are on problems that they were not made for.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,19 @@ from benchmarks.suggestions import data
 from benchmarks.suggestions.models import Attention, cnn, image_to_image, mlp
 from lrrt_stage import initialize, seeded
 from pipeline.optimizers import build_optimizer
+from pipeline.validation import ValidationOptions
 
-__all__ = ["PROBLEMS", "Problem"]
+__all__ = ["PROBLEMS", "Problem", "half"]
 
 
 def per_token(output: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy over all places of all sequences."""
+    """Mean cross entropy over all places; ``[n, length, codes]`` against ``[n, length]``."""
     return cross_entropy(output.flatten(0, 1), target.flatten())
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is trained, and how; ``own`` initial weights are the constructor's."""
+    """What is trained, and how."""
 
     data: Callable[[], data.Split]
     model: Callable[[], nn.Module]
@@ -36,7 +41,15 @@ class Problem:
     batch_size: int
     epochs: int
     init: str = "own"
+    """Initial weights: the constructor's own, or a name in ``lrrt_stage.INITIALIZERS``."""
     held_back: bool = False
+    trained_long: bool = True
+    """Whether it is small enough for the long trainings too."""
+
+    @property
+    def long_epochs(self) -> int:
+        """Epochs of a long training."""
+        return max(30, 3 * self.epochs)
 
     def start(self, seed: int) -> tuple[nn.Module, Optimizer, DataLoader]:
         """Return the initial model, its optimizer and the batches, the same for the same seed."""
@@ -44,16 +57,26 @@ class Problem:
             model = self.model()
         if self.init != "own":
             initialize(model, self.init, seed)
-        optimizer = build_optimizer(self.optimizer, model.parameters(), 0.9, 1e-4)
+        optimizer = build_optimizer(
+            self.optimizer, model.parameters(), momentum=0.9, weight_decay=1e-4
+        )
         return model, optimizer, self.batches(seed)
 
     def batches(self, seed: int) -> DataLoader:
-        """Return the training batches: shuffled anew at every pass, the last incomplete one left out."""
+        """Return the training batches: shuffled at every pass, without an incomplete last one."""
         examples = TensorDataset(*self.data().train)
         sampler = RandomSampler(examples, generator=torch.Generator().manual_seed(seed))
+        # A sampler of whole batches: one look into the tensors for each, not one per example.
         return DataLoader(
             examples, sampler=BatchSampler(sampler, self.batch_size, True), batch_size=None
         )
+
+    def probe(self) -> list[Tensor]:
+        """Return the batch of validation examples, evenly spaced, that a range test looks at."""
+        n = len(self.data().val[0])
+        size = ValidationOptions().probe_size(self.batch_size, n)
+        places = torch.arange(size) * n // size
+        return [values[places] for values in self.data().val]
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the mean loss over the validation split, in eval mode."""
@@ -63,47 +86,47 @@ class Problem:
             return float(self.loss_fn(model(inputs), targets))
 
 
+def half(held_back: bool) -> dict[str, Problem]:
+    """Return the problems for development, or those held back, by name."""
+    return {name: each for name, each in PROBLEMS.items() if each.held_back == held_back}
+
+
+_classes, _numbers = cross_entropy, mse_loss
+_text = partial(Attention, 32, 128, causal=True)
+_held = partial(Problem, held_back=True)
+
 PROBLEMS = {
     "digits-cnn-sgd-64": Problem(
-        data.digits, partial(cnn, 1, 10), cross_entropy, "sgd", 64, 10, "kaiming_uniform"
+        data.digits, partial(cnn, 1, 10), _classes, "sgd", 64, 10, "kaiming_uniform"
     ),
     "patches-cnn_bn-sgd-128": Problem(
-        data.patches, partial(cnn, 3, 8, norm=True), cross_entropy, "sgd", 128, 10
+        data.patches, partial(cnn, 3, 8, norm=True), _classes, "sgd", 128, 10
     ),
-    "digits-mlp-adam-32": Problem(data.digits, partial(mlp, 64, 10), cross_entropy, "adam", 32, 5),
+    "digits-mlp-adam-32": Problem(data.digits, partial(mlp, 64, 10), _classes, "adam", 32, 5),
     "visits-mlp-adamw-256": Problem(
-        data.doctor_visits, partial(mlp, 9, 1), mse_loss, "adamw", 256, 5
+        data.doctor_visits, partial(mlp, 9, 1), _numbers, "adamw", 256, 5
     ),
-    "diabetes-mlp-sgd-16": Problem(data.diabetes, partial(mlp, 10, 1, 64), mse_loss, "sgd", 16, 10),
+    "diabetes-mlp-sgd-16": Problem(data.diabetes, partial(mlp, 10, 1, 64), _numbers, "sgd", 16, 10),
     "text-attention-adamw-32": Problem(
-        data.text, partial(Attention, 32, 128, causal=True), per_token, "adamw", 32, 1
+        data.text, _text, per_token, "adamw", 32, 1, trained_long=False
     ),
-    "cancer-mlp-adam-16": Problem(data.cancer, partial(mlp, 30, 2, 64), cross_entropy, "adam", 16, 5),
-    "denoising-cnn-adam-64": Problem(data.denoising, image_to_image, mse_loss, "adam", 64, 5),
-    "patches-cnn-adam-64": Problem(
-        data.patches, partial(cnn, 3, 8), cross_entropy, "adam", 64, 10, held_back=True
+    "cancer-mlp-adam-16": Problem(data.cancer, partial(mlp, 30, 2, 64), _classes, "adam", 16, 5),
+    "denoising-cnn-adam-64": Problem(data.denoising, image_to_image, _numbers, "adam", 64, 5),
+    "patches-cnn-adam-64": _held(data.patches, partial(cnn, 3, 8), _classes, "adam", 64, 10),
+    "digits-cnn_bn-adamw-16": _held(
+        data.digits, partial(cnn, 1, 10, norm=True), _classes, "adamw", 16, 3
     ),
-    "digits-cnn_bn-adamw-16": Problem(
-        data.digits, partial(cnn, 1, 10, norm=True), cross_entropy, "adamw", 16, 3, held_back=True
+    "patches-mlp-sgd-256": _held(data.patches, partial(mlp, 768, 8), _classes, "sgd", 256, 20),
+    "fair-mlp_bn-sgd-32": _held(
+        data.fair, partial(mlp, 8, 2, 64, norm=True), _classes, "sgd", 32, 3
     ),
-    "patches-mlp-sgd-256": Problem(
-        data.patches, partial(mlp, 768, 8), cross_entropy, "sgd", 256, 20, held_back=True
+    "gapminder-mlp-adam-16": _held(data.gapminder, partial(mlp, 8, 1, 64), _numbers, "adam", 16, 5),
+    "digits-attention-sgd-64": _held(
+        data.digits, partial(Attention, 8, 10, 8), _classes, "sgd", 64, 10
     ),
-    "fair-mlp_bn-sgd-32": Problem(
-        data.fair, partial(mlp, 8, 2, 64, norm=True), cross_entropy, "sgd", 32, 3, held_back=True
-    ),
-    "gapminder-mlp-adam-16": Problem(
-        data.gapminder, partial(mlp, 8, 1, 64), mse_loss, "adam", 16, 5, held_back=True
-    ),
-    "digits-attention-sgd-64": Problem(
-        data.digits, partial(Attention, 8, 10, 8), cross_entropy, "sgd", 64, 10, held_back=True
-    ),
-    "text-attention-adam-128": Problem(
-        data.text, partial(Attention, 32, 128, causal=True), per_token, "adam", 128, 3,
-        held_back=True,
-    ),
-    "denoising-cnn_bn-sgd-32": Problem(
-        data.denoising, partial(image_to_image, norm=True), mse_loss, "sgd", 32, 5, held_back=True
+    "text-attention-adam-64": _held(data.text, _text, per_token, "adam", 64, 1, trained_long=False),
+    "denoising-cnn_bn-sgd-32": _held(
+        data.denoising, partial(image_to_image, norm=True), _numbers, "sgd", 32, 5
     ),
 }
 """Name -> problem; the name says data, model, optimizer and batch size."""

@@ -1,0 +1,127 @@
+"""Trainings at suggested learning rates against the best of a grid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.suggestions import scores
+from benchmarks.suggestions.peers import peer_suggestions
+from benchmarks.suggestions.problems import Problem
+from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
+from benchmarks.suggestions.work import Work
+from lrrt_stage import LRCurve, LRRange, NoSuggestion, confidence, suggest, suggest_all
+
+__all__ = [
+    "GRID",
+    "curves",
+    "grid_references",
+    "our_suggestions",
+    "suggested",
+    "suggested_by_peers",
+    "trained",
+    "verdicts",
+]
+
+Problems = Mapping[str, Problem]
+Key = tuple[str, int]
+"""Name of a problem, and a seed."""
+
+GRID = np.geomspace(1e-4, 10, 20)
+"""Peak learning rates that are all tried, to know the best."""
+
+
+def curves(
+    work: Work, problems: Problems, seeds: int, lr_start: float = 1e-7, iterations: int = 100
+) -> dict[Key, LRCurve]:
+    """Return the range tests' curves."""
+    keys = [(name, seed) for name in problems for seed in range(seeds)]
+    calls = [(problems[name], seed, lr_start, iterations) for name, seed in keys]
+    title = f"range tests of {iterations} iterations from {lr_start:g}"
+    return dict(zip(keys, work.run(lr_curve, calls, title), strict=True))
+
+
+def our_suggestions(curve: LRCurve) -> dict[str, LRRange | None]:
+    """Return what each of our rules suggests, and ``robust`` on the training loss alone."""
+    found = {
+        rule: None if isinstance(answer, NoSuggestion) else answer
+        for rule, answer in suggest_all(curve).items()
+    }
+    try:
+        found["robust, no probe"] = suggest(replace(curve, probe_loss=None), "robust")
+    except NoSuggestion:
+        found["robust, no probe"] = None
+    return found
+
+
+def suggested(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
+    """Return the peaks that our rules suggest: ``problem, seed, rule, lr``."""
+    return pd.DataFrame(
+        [
+            (*key, rule, np.nan if found is None else found.max)
+            for key, curve in measured.items()
+            for rule, found in our_suggestions(curve).items()
+        ],
+        columns=["problem", "seed", "rule", "lr"],
+    )
+
+
+def suggested_by_peers(
+    work: Work, problems: Problems, seeds: int, peers: Iterable[str], **options: float | int
+) -> pd.DataFrame:
+    """Return the peaks that the peers suggest, in the same columns."""
+    keys = [(peer, name, seed) for peer in peers for name in problems for seed in range(seeds)]
+    calls = [(peer, problems[name], seed, tuple(options.items())) for peer, name, seed in keys]
+    title = " ".join(["peers' range tests", *(f"{k}={v:g}" for k, v in options.items())])
+    answers = work.run(peer_suggestions, calls, title)
+    return pd.DataFrame(
+        [
+            (name, seed, rule, np.nan if lr is None else lr)
+            for (_, name, seed), found in zip(keys, answers, strict=True)
+            for rule, lr in found.items()
+        ],
+        columns=["problem", "seed", "rule", "lr"],
+    ).astype({"lr": float})  # of no peers it would be of objects
+
+
+def verdicts(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
+    """Return the verdict on each curve for the rule ``robust``: ``problem, seed, verdict``."""
+    return pd.DataFrame(
+        [(*key, str(confidence(curve).verdict)) for key, curve in measured.items()],
+        columns=["problem", "seed", "verdict"],
+    )
+
+
+def grid_references(
+    work: Work, problems: Problems, seeds: int, grid: Sequence[float], long: bool = False
+) -> pd.DataFrame:
+    """Train at every peak of the grid and return what :func:`scores.references` does."""
+    keys = [(name, seed) for name in problems for seed in range(seeds)]
+    initial = pd.DataFrame(keys, columns=scores.KEYS)
+    calls = [(problems[name], seed) for name, seed in keys]
+    initial["initial"] = work.run(initial_loss, calls, "initial losses")
+    tried = initial[scores.KEYS].merge(pd.DataFrame({"lr": grid}), how="cross")
+    return scores.references(trained(work, problems, tried, long, "grid"), initial)
+
+
+def trained(
+    work: Work, problems: Problems, suggestions: pd.DataFrame, long: bool, title: str
+) -> pd.DataFrame:
+    """Return the suggestions with ``loss`` after one cycle of training at each.
+
+    The cycle starts from ``lr_min`` where there is such a column, else a decade below ``lr``.
+    """
+    runs = suggestions.assign(loss=np.nan)
+    made = runs[runs["lr"].notna()]
+    calls = []
+    for run in made.itertuples():
+        problem = problems[run.problem]
+        low = getattr(run, "lr_min", run.lr / 10)
+        epochs = problem.long_epochs if long else problem.epochs
+        calls.append((problem, run.seed, LRRange(float(low), float(run.lr)), epochs))
+    title = f"{'long ' if long else ''}trainings: {title}"
+    runs.loc[made.index, "loss"] = work.run(final_loss, calls, title)
+    return runs

@@ -1,0 +1,108 @@
+"""All tables of one half of the problems, in the order in which they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.suggestions import scores
+from benchmarks.suggestions.narrowing import LONG_GRID, compared
+from benchmarks.suggestions.regrets import (
+    GRID,
+    Problems,
+    curves,
+    grid_references,
+    suggested,
+    suggested_by_peers,
+    trained,
+    verdicts,
+)
+from benchmarks.suggestions.robustness import moved, over_seeds
+from benchmarks.suggestions.work import Work
+
+__all__ = ["Sizes", "Table", "tables"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed."""
+
+    seeds: int = 3
+    long_seeds: int = 1
+    """Seeds of long trainings, at most ``seeds``."""
+    spread_seeds: int = 10
+    """Seeds over which the spread of suggestions is taken."""
+    more_iterations: int = 1000
+    """Of the range test that is compared with one of 100."""
+    grid: Sequence[float] = tuple(GRID.tolist())
+    long_grid: Sequence[float] = tuple(LONG_GRID.tolist())
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a name for its file and one for its reader."""
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    shown: bool = True
+
+    def to_csv(self, folder: Path) -> None:
+        """Write the frame to ``folder/name.csv``."""
+        self.frame.to_csv(folder / f"{self.name}.csv", index=False)
+
+    def to_markdown(self) -> str:
+        """Return title and table; numbers have three decimals, what is missing is a dash."""
+        rows = [list(self.frame.columns), ["---"] * self.frame.shape[1]]
+        rows += [[_shown(value) for value in row] for row in self.frame.itertuples(index=False)]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([f"### {self.title}", "", *lines, ""])
+
+
+def tables(
+    work: Work, problems: Problems, peers: Sequence[str], sizes: Sizes | None = None
+) -> Iterator[Table]:
+    """Yield every table as soon as it is computed."""
+    sizes = sizes or Sizes()
+    measured = curves(work, problems, sizes.seeds)
+    reference = grid_references(work, problems, sizes.seeds, sizes.grid)
+    suggestions = pd.concat(
+        [suggested(measured), suggested_by_peers(work, problems, sizes.seeds, peers)],
+        ignore_index=True,
+    )
+    runs = scores.scored(trained(work, problems, suggestions, False, "suggestions"), reference)
+    n = len(problems) * sizes.seeds
+    yield Table("runs", "Every suggestion and its training", runs, shown=False)
+    yield Table("rules", f"Regret, {n} runs of each rule", scores.ranking(runs))
+    yield Table("problems", "Mean regret on each problem", scores.per_problem(runs))
+
+    robust = runs[runs["rule"] == "robust"].merge(verdicts(measured), on=scores.KEYS)
+    yield Table("verdicts", "Verdicts on the rule robust", scores.per_verdict(robust))
+
+    spread = over_seeds(work, problems, sizes.spread_seeds, peers)
+    yield Table("spread", f"Spread over {sizes.spread_seeds} seeds, decades", spread)
+    shift, each = moved(work, problems, sizes.seeds, peers, sizes.more_iterations)
+    yield Table("shifts", "Movement with another range test, decades", shift)
+    yield Table(
+        "shifts-problems",
+        f"Mean movement from 100 to {sizes.more_iterations} iterations on each problem, decades",
+        each,
+    )
+
+    long_seeds = min(sizes.long_seeds, sizes.seeds)
+    short, long = compared(work, problems, measured, reference, long_seeds, sizes.long_grid)
+    n = len(long.groupby(scores.KEYS))
+    yield Table("narrowing", "Regret of the narrowed range", scores.ranking(short))
+    title = f"Regret of the narrowed range, long trainings, {n} runs of each policy"
+    yield Table("narrowing-long", title, scores.ranking(long))
+    title = "Mean regret of the narrowed range on each problem, long trainings"
+    yield Table("narrowing-long-problems", title, scores.per_problem(long))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,233 @@
+from functools import partial
+from math import inf, nan
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn.functional import cross_entropy
+
+from benchmarks.suggestions import data, peers, scores
+from benchmarks.suggestions.models import mlp
+from benchmarks.suggestions.narrowing import POLICIES
+from benchmarks.suggestions.problems import PROBLEMS, Problem, half
+from benchmarks.suggestions.regrets import our_suggestions
+from benchmarks.suggestions.report import Sizes, Table, tables
+from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
+from benchmarks.suggestions.work import Work
+from lrrt_stage import RULES, LRRange, suggest
+
+CANCER = PROBLEMS["cancer-mlp-adam-16"]
+
+
+def frame(columns, *rows):
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+GRID = frame(
+    "problem seed lr loss",
+    ("p", 0, 0.01, 0.6), ("p", 0, 0.1, 0.2), ("p", 0, 1.0, inf),
+    ("p", 1, 0.01, 0.5), ("p", 1, 0.1, 0.7), ("p", 1, 1.0, 2.0),
+)  # fmt: skip
+REFERENCE = scores.references(GRID, frame("problem seed initial", ("p", 0, 1.0), ("p", 1, 1.5)))
+
+
+def runs(*rows):
+    return scores.scored(frame("problem seed rule lr loss", *rows), REFERENCE)
+
+
+def test_the_reference_is_the_best_of_the_grid():
+    assert REFERENCE[["best_lr", "best"]].to_numpy().tolist() == [[0.1, 0.2], [0.01, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("lr", "loss", "regret", "diverged", "missing"),
+    [
+        (0.1, 0.2, 0.0, False, False),
+        (0.1, 0.6, 0.5, False, False),
+        (0.1, 0.1, 0.0, False, False),  # better than all of the grid
+        (0.1, 1.0, 1.0, False, False),
+        (0.1, 1.2, 1.0, True, False),  # above the initial loss
+        (0.1, inf, 1.0, True, False),
+        (nan, nan, 1.0, False, True),
+    ],
+)
+def test_regret_is_the_share_of_the_gain_that_is_lost(lr, loss, regret, diverged, missing):
+    run = runs(("p", 0, "a", lr, loss)).iloc[0]
+    assert run["regret"] == pytest.approx(regret)
+    assert (run["diverged"], run["missing"]) == (diverged, missing)
+
+
+def test_the_ranking_is_by_mean_regret():
+    table = scores.ranking(
+        runs(
+            ("p", 0, "bad", nan, nan), ("p", 1, "bad", 1.0, inf),
+            ("p", 0, "good", 0.01, 0.6), ("p", 1, "good", 0.1, 0.7),
+        )
+    )  # fmt: skip
+    # Regrets of good: 0.4 / 0.8 and 0.2 / 1.0; it is a decade below and a decade above the best.
+    assert table.columns.tolist() == [
+        "rule", "median", "90th percentile", "mean regret", "diverged", "no suggestion",
+        "abs log10(LR / best)",
+    ]  # fmt: skip
+    assert table.iloc[0].tolist() == ["good", *map(pytest.approx, (0.35, 0.47, 0.35, 0, 0, 1))]
+    assert table.iloc[1].tolist() == ["bad", 1, 1, 1, 1, 1, pytest.approx(2)]
+
+
+def test_every_problem_has_a_column():
+    reference = pd.concat([REFERENCE, REFERENCE.assign(problem="q")])
+    both = frame(
+        "problem seed rule lr loss",
+        ("p", 0, "a", 0.1, 0.2), ("q", 0, "a", 0.1, 1.0),
+        ("p", 0, "b", 0.1, 0.6), ("q", 0, "b", 0.1, 0.2),
+    )  # fmt: skip
+    table = scores.per_problem(scores.scored(both, reference))
+    assert table.columns.tolist() == ["rule", "p", "q"]
+    assert table.to_numpy().tolist() == [["b", pytest.approx(0.5), 0], ["a", 0, 1]]
+
+
+def test_verdicts_are_compared_with_clear():
+    table = scores.per_verdict(
+        frame("verdict regret", ("clear", 0.1), ("clear", 0.3), ("noisy", 0.5), ("none", 0.9))
+    ).set_index("verdict")
+    assert table.loc["clear"].tolist() == pytest.approx([2, 0.2, 1])
+    assert table.loc["noisy"].tolist() == pytest.approx([1, 0.5, 2.5])
+    assert table.loc["all but clear"].tolist() == pytest.approx([2, 0.7, 3.5])
+
+
+def test_spread_is_in_decades_and_a_mean_over_problems():
+    lrs = {"p": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "q": (0.1, 0.1, 0.1, nan, nan)}
+    table = scores.spread(
+        frame(
+            "problem seed rule lr",
+            *((name, i, "a", lr) for name in lrs for i, lr in enumerate(lrs[name])),
+        )
+    )
+    assert table.to_numpy().tolist() == [["a", pytest.approx(1.0), 0.2]]
+
+
+def test_a_shift_is_in_decades():
+    before = frame("problem seed rule lr", ("p", 0, "a", 0.1), ("p", 1, "a", nan))
+    after = frame("problem seed rule lr", ("p", 0, "a", 0.001), ("p", 1, "a", 0.1))
+    assert scores.shifts(before, after)["shift"].tolist() == pytest.approx([-2.0, nan], nan_ok=True)
+
+
+def test_markdown_has_three_decimals():
+    table = Table("t", "Title", frame("rule regret runs", ("a", 0.12345, 3), ("b", nan, 4)))
+    assert table.to_markdown().splitlines() == [
+        "### Title", "", "| rule | regret | runs |", "| --- | --- | --- |",
+        "| a | 0.123 | 3 |", "| b | – | 4 |",
+    ]  # fmt: skip
+
+
+def test_the_problems_are_two_halves():
+    assert set(half(False)) | set(half(True)) == set(PROBLEMS)
+    assert not set(half(False)) & set(half(True))
+
+
+def test_a_problem_starts_the_same_for_the_same_seed():
+    first, again = ([value.clone() for value in next(iter(CANCER.batches(1)))] for _ in range(2))
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], next(iter(CANCER.batches(2)))[0])
+    assert initial_loss(CANCER, 1) == initial_loss(CANCER, 1) != initial_loss(CANCER, 2)
+    assert [len(values) for values in CANCER.probe()] == [64, 64]
+
+
+def test_training_helps_until_the_learning_rate_is_too_high():
+    assert final_loss(CANCER, 0, LRRange.below(1e-2), 2) < initial_loss(CANCER, 0)
+    sgd = Problem(data.diabetes, partial(mlp, 10, 1), torch.nn.functional.mse_loss, "sgd", 16, 1)
+    assert final_loss(sgd, 0, LRRange.below(100.0), 1) == inf
+
+
+def test_every_rule_of_ours_is_asked():
+    curve = lr_curve(CANCER, 0)
+    found = our_suggestions(curve)
+    assert set(found) == {*RULES, "robust, no probe"}
+    assert found["robust"] == suggest(curve)
+    assert {rule for rule, _ in POLICIES.values()} <= set(found)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Models:
+    """Builds models, counts them, and may be interrupted at one."""
+
+    made, last = 0, inf
+
+    @classmethod
+    def make(cls):
+        cls.made += 1
+        if cls.made > cls.last:
+            raise Interrupted
+        return mlp(64, 10, width=8)
+
+
+def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
+    problems = {"tiny": Problem(data.digits, Models.make, cross_entropy, "adam", 256, 1)}
+    sizes = Sizes(
+        seeds=1, spread_seeds=2, more_iterations=150, grid=(1e-3, 1e-2, 1e-1), long_grid=(0.01,)
+    )
+
+    def computed(folder):
+        monkeypatch.setattr(Models, "made", 0)
+        return {table.name: table.frame for table in tables(Work(folder), problems, [], sizes)}
+
+    whole = computed(tmp_path / "whole")
+    needed = Models.made
+    assert len(whole["runs"]) == len(whole["rules"]) == len(RULES) + 1
+    assert whole["rules"]["mean regret"].between(0, 1).all()
+    assert set(whole["narrowing"]["rule"]) == set(whole["narrowing-long"]["rule"]) == set(POLICIES)
+
+    monkeypatch.setattr(Models, "last", 9)
+    with pytest.raises(Interrupted):
+        computed(tmp_path / "parts")
+    monkeypatch.setattr(Models, "last", inf)
+    parts = computed(tmp_path / "parts")
+    assert Models.made == needed - 9
+    again = computed(tmp_path / "parts")
+    assert Models.made == 0
+    for name, table in whole.items():
+        pd.testing.assert_frame_equal(parts[name], table)
+        pd.testing.assert_frame_equal(again[name], table)
+    assert "trainings: suggestions: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "rules"),
+    [
+        ("fastai", {f"fastai {rule}" for rule in ("minimum", "steep", "valley", "slide")}),
+        ("torch_lr_finder", {"torch-lr-finder"}),
+        ("lightning", {"Lightning"}),
+        ("ignite", {"Ignite"}),
+    ],
+)
+def test_a_peer_suggests_the_same_for_the_same_seed(package, rules):
+    pytest.importorskip(package)
+    found = peers.peer_suggestions(package, CANCER, 0)
+    assert set(found) == rules
+    assert all(lr is None or 1e-8 <= lr <= 10 for lr in found.values())
+    assert found == peers.peer_suggestions(package, CANCER, 0)
+
+
+def test_fastai_takes_another_ramp():
+    pytest.importorskip("fastai")
+    moved = peers.peer_suggestions("fastai", CANCER, 0, (("lr_start", 1e-5), ("iterations", 50)))
+    assert moved != peers.peer_suggestions("fastai", CANCER, 0)
+
+
+def test_the_command_says_what_to_install(tmp_path, monkeypatch):
+    from benchmarks.suggestions import __main__ as command
+
+    monkeypatch.setattr(command, "installed_peers", lambda: ["fastai", "ignite"])
+    monkeypatch.setattr(command, "tables", lambda *_: [Table("t", "T", frame("rule", ("a",)))])
+    folders = [f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}"]
+    ended = CliRunner().invoke(command.main, ["--half", "held-back", *folders])
+    assert ended.exit_code == 0
+    assert ended.stderr == (
+        "left out: torch_lr_finder, lightning; pip install 'lrrt-stage[benchmarks]' for all\n"
+    )
+    assert "| a |" in ended.stdout
+    assert (tmp_path / "out" / "held-back" / "t.csv").read_text() == "rule\na\n"
+    assert not (tmp_path / "out" / "development").exists()
