@@ -107,6 +107,8 @@ def _fell(losses: np.ndarray) -> bool:
     as there are tests, as much smaller must its p-value be (Bonferroni).
     """
     n = len(losses)
+    if n < 3:
+        return False
     before = np.arange(1, n)
     after = n - before
     sums, squares = losses.cumsum(), (losses**2).cumsum()
@@ -114,7 +116,7 @@ def _fell(losses: np.ndarray) -> bool:
     within = squares[-1] - before * early**2 - after * late**2
     fall = early - late
     # Without noise any fall counts; rounding makes what is left of it negative.
-    error = np.sqrt(np.maximum(within, 0) / max(n - 2, 1) * (1 / before + 1 / after))
+    error = np.sqrt(np.maximum(within, 0) / (n - 2) * (1 / before + 1 / after))
     with np.errstate(divide="ignore"):
         largest = np.max(fall / np.where(error > 0, error, np.finfo(float).tiny), initial=0)
-    return bool(student.sf(largest, max(n - 2, 1)) * (n - 1) < SIGNIFICANCE)
+    return bool(student.sf(largest, n - 2) * (n - 1) < SIGNIFICANCE)

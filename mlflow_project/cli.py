@@ -285,6 +285,8 @@ def _show(title: str, run_id: str) -> None:
         if f"{name}_lr_max" in metrics:
             low, high = metrics[f"{name}_lr_min"], metrics[f"{name}_lr_max"]
             rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
+        if name == "suggested" and tracking.VERDICT_TAG in run.data.tags:
+            rows["suggestion"] = run.data.tags[tracking.VERDICT_TAG]
     if "val_accuracy" in metrics:
         rows["final validation accuracy"] = f"{metrics['val_accuracy']:.4f}"
     elif "val_loss" in metrics:

@@ -37,6 +37,7 @@ from pipeline.studies import Trained
 __all__ = [
     "ERROR_TAG",
     "STAGE_TAG",
+    "VERDICT_TAG",
     "connect",
     "experiment_id",
     "fail_project_run",
@@ -55,6 +56,7 @@ __all__ = [
 
 STAGE_TAG = "lrrt.stage"
 ERROR_TAG = "lrrt.error"
+VERDICT_TAG = "lrrt.verdict"
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 # The names that MLflow makes up, "predicate-noun-number"; others are the user's.
 MADE_UP_NAME = re.compile(
@@ -225,7 +227,7 @@ def log_suggestions(
         scalars |= {"suggestion_decades": how_sure.decades}
     log_scalars(run, scalars)
     mlflow.set_tags(
-        {"lrrt.stop": curve.stop, "lrrt.rule": rule, "lrrt.verdict": str(how_sure.verdict)}
+        {"lrrt.stop": curve.stop, "lrrt.rule": rule, VERDICT_TAG: str(how_sure.verdict)}
     )
     return how_sure
 

@@ -32,7 +32,7 @@ class RefineOptions:
     """How much is searched, and where the study is kept."""
 
     trials: int = setting(8, "Trials of the search, those of an earlier session counted in.")
-    trial_epochs: int = setting(5, "Epochs of each trial's short one-cycle.")
+    trial_epochs: int = setting(1, "Epochs of each trial's short one-cycle.")
     search_seed: int = setting(0, "Seed of the search.")
     storage: str = setting(
         "sqlite:///optuna.db", "Optuna storage URL, where the study can be gone on with."

@@ -17,7 +17,7 @@ from mlflow_project.stages.lrrt import lrrt, lrrt_fingerprint
 from mlflow_project.stages.opening import HandoffOptions, short_name
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
-from mlflow_project.tracking import stage_run, staged_files
+from mlflow_project.tracking import VERDICT_TAG, stage_run, staged_files
 from pipeline import Narrowing, RangeTestPlan, RefineOptions, Runtime, Task, TrainOptions, Workbench
 from pipeline.consensus import ConsensusOptions
 from pipeline.plots import summary_figure
@@ -25,7 +25,7 @@ from pipeline.plots import summary_figure
 __all__ = ["ChainOptions", "chain"]
 
 SHOWN = (
-    ("suggested_lr_min", "suggested_lr_max"),
+    ("suggested_lr_min", "suggested_lr_max", "suggestion_decades"),
     ("refined_lr_min", "refined_lr_max"),
     ("narrowed_lr_min", "narrowed_lr_max", "val_loss", "val_accuracy"),
 )
@@ -121,6 +121,7 @@ def _conclude(
 ) -> None:
     """Show the result of all steps on the parent: metrics, one picture, a description."""
     metrics: dict[str, float] = {}
+    verdict = tracking.get_run(lrrt_id).data.tags[VERDICT_TAG]
     for run_id, names in zip((lrrt_id, refine_id, train_id), SHOWN, strict=True):
         if run_id is not None:
             logged = tracking.get_run(run_id).data.metrics
@@ -146,10 +147,11 @@ def _conclude(
     mlflow.set_tags(
         {
             WEIGHTS_TAG: handoff.weights_sha256,
+            VERDICT_TAG: verdict,
             "mlflow.note.content": (
                 f"Range test `{lrrt_id}` suggests learning rates from {handoff.range} "
-                f"(rule `{handoff.rule}`). Training `{train_id}` went through {lr_range}, from "
-                f"the same initial weights, to a validation accuracy of "
+                f"(rule `{handoff.rule}`, {verdict}). Training `{train_id}` went through "
+                f"{lr_range}, from the same initial weights, to a validation accuracy of "
                 f"{metrics['val_accuracy']:.4f}."
             ),
         }

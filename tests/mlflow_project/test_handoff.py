@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from lrrt_stage import LRRTError, digest
+from lrrt_stage import LRRTError, confidence, digest
 from mlflow_project import load_handoff
 from pipeline import Task, Workbench
 
@@ -29,10 +29,14 @@ def test_it_carries_all_that_training_needs(store, run):
     handoff = load_handoff(run.info.run_id)
     assert handoff.task == Task(model="mlp", batch_size=128)
     assert handoff.weights_sha256 == run.data.tags["lrrt.weights_sha256"]
-    assert (handoff.rule, handoff.device) == ("article", "cpu")
+    assert (handoff.rule, handoff.device) == ("robust", "cpu")
     metrics = run.data.metrics
     assert handoff.range.min == metrics["suggested_lr_min"]
     assert handoff.range.max == metrics["suggested_lr_max"]
+    assert handoff.confidence == confidence(handoff.curve)
+    assert handoff.confidence.low <= handoff.range.max <= handoff.confidence.high
+    assert handoff.confidence.decades == pytest.approx(metrics["suggestion_decades"])
+    assert str(handoff.confidence.verdict) == run.data.tags["lrrt.verdict"]
     assert handoff.curve.loss.tolist() == store.history(run, "train_loss")[1]
 
     bench = Workbench(handoff.task)

@@ -30,7 +30,7 @@ def test_a_range_test_run_publishes_the_contract(store):
     assert {f"suggestion.{rule}" for rule in RULES} <= {*metrics}
 
     suggestions = store.json(run, "suggestions.json")
-    assert suggestions["rule"] == "article"
+    assert suggestions["rule"] == "robust"
     assert set(suggestions["rules"]) == set(RULES)
     assert suggestions["range"]["max"] == metrics["suggested_lr_max"]
     assert suggestions["contract_version"] == 1
@@ -55,9 +55,10 @@ def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store)
     store.run("lrrt", *store.SMALL)
     run = store.one("lrrt")
     curve = pd.read_csv(store.file(run, "curve.csv"))
-    assert list(curve) == ["iteration", "lr", "loss", "smoothed_loss"]
+    assert list(curve) == ["iteration", "lr", "loss", "smoothed_loss", "probe_loss"]
     for metric, column in (
         ("lr", "lr"), ("train_loss", "loss"), ("smoothed_loss", "smoothed_loss"),
+        ("probe_loss", "probe_loss"),
     ):  # fmt: skip
         steps, values = store.history(run, metric)
         assert steps == curve["iteration"].tolist()
@@ -118,20 +119,22 @@ def test_the_rule_is_chosen_by_name_and_the_others_are_logged_all_the_same(store
 
 def test_a_rule_without_an_answer_says_why_and_another_takes_its_place(store):
     # The ramp ends while the loss falls.
-    outcome = store.run("lrrt", *store.SMALL, "--lr-end", 0.05)
+    outcome = store.run("lrrt", *store.SMALL, "--lr-end", 0.05, "--rule", "article")
     assert "rule article has no suggestion: the loss is still falling at the last LR 0.05: raise " \
         "lr_end" in outcome.err  # fmt: skip
-    assert "rule steepest is used in place of article" in outcome.err
+    assert "rule robust is used in place of article" in outcome.err
+    assert "the suggestion is still falling at lr_end: raise it" in outcome.err
     run = store.one("lrrt")
     assert run.info.status == "FINISHED"
-    assert run.data.tags["lrrt.rule"] == "steepest"
+    assert run.data.tags["lrrt.rule"] == "robust"
+    assert run.data.tags["lrrt.verdict"] == "still falling at lr_end: raise it"
     assert "suggestion.article" not in run.data.metrics
 
 
 def test_without_any_suggestion_the_run_fails_and_keeps_weights_and_curve(store):
     outcome = store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
     assert "no rule has a suggestion" in outcome.error
-    assert "never fell" in outcome.error
+    assert "robust: the loss is still falling at the last LR 1e-06: raise lr_end" in outcome.error
     run = store.one("lrrt")
     assert run.info.status == "FAILED"
     assert "no rule has a suggestion" in run.data.tags["lrrt.error"]

@@ -82,7 +82,7 @@ def test_training_refuses_a_test_without_a_range_in_one_line(store):
     assert child.info.status == "FINISHED"
     assert "suggested_lr_max" not in child.data.metrics
     message = store.run("train", "--lrrt-run-id", child.info.run_id, code=2).error
-    assert f"run {child.info.run_id} is a test without a suggestion of its rule article" in message
+    assert f"run {child.info.run_id} is a test without a suggestion of its rule robust" in message
 
 
 BEFORE_A_RUN = {

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from lrrt_stage import AVERAGES, LRCurve, Smoothing
+from lrrt_stage import AVERAGES, LRCurve, Smoothing, SuggestionOptions
 from lrrt_stage.charts import Line, Mark
 from pipeline import RangeTestPlan
 
 BETAS = "0.6,0.8"
-PLAN = RangeTestPlan(smoothing=Smoothing("corrected", 0.8))
+ARTICLE = SuggestionOptions("article")
+PLAN = RangeTestPlan(smoothing=Smoothing("corrected", 0.8), suggestion=ARTICLE)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_every_beta_has_a_panel_with_the_raw_loss_the_averages_and_their_maxima(
 def test_an_average_without_an_answer_says_why(v_shaped):
     # With β = 0.98 the biased average, which starts near zero, still rises at the turn, which is
     # 20 iterations in: it never falls.
-    biased = RangeTestPlan(smoothing=Smoothing("biased", 0.98))
+    biased = RangeTestPlan(smoothing=Smoothing("biased", 0.98), suggestion=ARTICLE)
     findings = v_shaped(biased, turn=1e-4)
     assert math.isnan(findings.metrics["lag_decades"])
     assert findings.sentences[0].startswith(

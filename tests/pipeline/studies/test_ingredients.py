@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lrrt_stage import RangeTestOptions, Smoothing
+from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
 from lrrt_stage.charts import Interval, Mark
 from pipeline import RangeTestPlan, Task
 from pipeline.recipes import RECIPES
@@ -130,7 +130,11 @@ def test_the_way_goes_from_one_recipe_to_the_other_with_the_same_seeds(study_of,
 
 
 def test_what_the_user_gave_is_no_step(study_of, walk):
-    plan = RangeTestPlan(RangeTestOptions(stop_multiple=7.0), Smoothing("corrected", 0.0))
+    plan = RangeTestPlan(
+        RangeTestOptions(stop_multiple=7.0),
+        Smoothing("corrected", 0.0),
+        SuggestionOptions("article"),
+    )
     task = Task(model="mlp", clip_norm=0.3)
     fixed = frozenset({"clip_norm", "stop_multiple", "beta", "average"})
     study = study_of("recipes", walk(), tests=3, task=task, plan=plan, fixed=fixed)

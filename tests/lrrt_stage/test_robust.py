@@ -1,0 +1,124 @@
+"""The rule robust, by hand-worked numbers: ten iterations a decade, from 1e-6."""
+
+import numpy as np
+import pytest
+
+from lrrt_stage import LRCurve, LRRange, NoSuggestion, Valley, Verdict, confidence, suggest
+from lrrt_stage.robust import SIGNIFICANCE
+
+
+def at(iteration):
+    return 10 ** (-6 + iteration / 10)
+
+
+def curve(loss, **more):
+    return LRCurve(10 ** (-6 + np.arange(len(loss)) / 10), loss, **more)
+
+
+FALL = [4.0] * 20 + [3.0, 2.0, 1.0]  # the floor is iteration 22
+RISE = [2.0, 4.0, 9.0, 99.0]
+VALLEY = [*FALL, *RISE]
+
+
+def test_the_rise_is_averaged_over_its_heights():
+    # By 1 between iterations 22 and 23, by 2 between 23 and 24: (22.5 + 2 * 23.5) / 3. What is
+    # above the start, 4, counts as the start, so the explosion adds nothing.
+    valley = Valley.of(curve(VALLEY), "loss")
+    assert valley.floor == 22
+    assert valley.rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
+    assert suggest(curve(VALLEY)) == LRRange.below(valley.rise / 10)
+
+
+def test_a_flat_floor_moves_nothing():
+    wide = [*FALL, 1.0, 1.0, 1.0, *RISE]
+    assert suggest(curve(wide)).max == pytest.approx(suggest(curve(VALLEY)).max * 10**0.3)
+
+
+def test_how_high_the_explosion_is_does_not_matter():
+    for end in ([2.0, 4.0], [2.0, 4.0, 1e30], [2.0, 4.0, 4.0, 4.0, 5.0]):
+        assert suggest(curve([*FALL, *end])).max == pytest.approx(suggest(curve(VALLEY)).max)
+
+
+def test_a_loss_that_is_not_finite_is_all_lost():
+    # From 1 at iteration 22 to the start at iteration 23.
+    for end in (np.inf, np.nan):
+        found = suggest(curve([*FALL, end], stop="non-finite"))
+        assert found.max == pytest.approx(at(22.5) / 10)
+
+
+def test_the_probe_is_read_where_there_is_one():
+    noise = np.random.default_rng(0).normal(4.0, 1.0, len(VALLEY))
+    probed = curve(noise, probe_loss=VALLEY)
+    assert suggest(probed) == suggest(curve(VALLEY))
+    # Its start is the loss at the initial weights, exactly.
+    assert Valley.of(probed, "probe_loss").start == 4.0
+
+
+def test_smoothing_does_not_matter():
+    from lrrt_stage import Smoothing
+
+    assert suggest(curve(VALLEY), "robust", Smoothing("biased", 0.9)) == suggest(curve(VALLEY))
+
+
+def test_of_noise_few_curves_have_an_answer():
+    generator, answers = np.random.default_rng(0), 0
+    explosion = np.exp(np.arange(20) / 4)
+    for _ in range(500):
+        losses = generator.normal(2.3, 0.1, 100)
+        losses[80:] += explosion
+        try:
+            suggest(curve(losses))
+            answers += 1
+        except NoSuggestion:
+            assert confidence(curve(losses)).verdict is Verdict.NO_DESCENT
+    # The floor is where the noise is lowest, so that there are more than the test's own share.
+    assert answers / 500 < 0.05
+    assert SIGNIFICANCE == 0.001
+
+
+def test_still_falling_at_the_end_has_no_answer_and_says_so():
+    with pytest.raises(NoSuggestion, match="still falling at the last LR .*: raise lr_end") as no:
+        suggest(curve(FALL))
+    assert no.value.verdict is Verdict.STILL_FALLING
+    assert confidence(curve(FALL)).verdict is Verdict.STILL_FALLING
+
+
+def test_barely_risen_at_the_end_is_answered_and_said():
+    risen = curve([*FALL, 1.0, 2.0])
+    assert Valley.of(risen, "loss").recovered == pytest.approx(1 / 3)
+    assert confidence(risen).verdict is Verdict.STILL_FALLING
+    assert confidence(curve([*FALL, 1.0, 2.0], stop="diverged")).verdict is Verdict.CLEAR
+
+
+def test_without_noise_the_interval_is_a_point_and_the_verdict_clear():
+    found = confidence(curve(VALLEY))
+    assert found.low == pytest.approx(found.high) == pytest.approx(suggest(curve(VALLEY)).max)
+    assert found.clear
+    assert found.decades == pytest.approx(0)
+
+
+def test_noise_widens_the_interval_and_the_same_seed_gives_the_same():
+    def noisy(scale):
+        x = np.arange(100)
+        noise = np.random.default_rng(3).normal(0, scale, 100)
+        return curve(4 - 3 / (1 + np.exp((50 - x) / 3)) + np.exp((x - 80) / 4) + noise)
+
+    widths = [confidence(noisy(scale)).decades for scale in (0.01, 0.1, 0.6)]
+    assert widths == sorted(widths)
+    assert confidence(noisy(0.01)).clear
+    assert confidence(noisy(0.1)) == confidence(noisy(0.1))
+    assert confidence(noisy(0.1)) != confidence(noisy(0.1), seed=1)
+
+
+def test_two_witnesses_that_disagree_widen_the_interval():
+    early, late = [*FALL, *RISE, *[9.0] * 10], [*FALL, *[1.0] * 10, *RISE]
+    agree = confidence(curve(late, probe_loss=late))
+    disagree = confidence(curve(early, probe_loss=late))
+    assert agree.clear
+    assert disagree.verdict is Verdict.NOISY
+    assert disagree.decades == pytest.approx(1, abs=0.1)
+
+
+def test_every_rule_has_an_interval():
+    found = confidence(curve([*VALLEY, 99.0]), "steepest")
+    assert found.low <= suggest(curve([*VALLEY, 99.0]), "steepest").max <= found.high
