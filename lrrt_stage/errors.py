@@ -19,6 +19,7 @@ class Verdict(str, Enum):
 
     CLEAR = "clear"
     NOISY = "uncertain: noisy curve"
+    APART = "uncertain: the tests differ"
     NO_DESCENT = "no descent: check data or loss"
     STILL_FALLING = "still falling at lr_end: raise it"
 

@@ -98,13 +98,13 @@ class Consensus:
     def confidence(self, first: Verdict) -> Confidence:
         """Return the interval from the least to the largest maximum, and the verdict on it.
 
-        Maxima more than a factor of two apart are as uncertain as those of a noisy curve.
+        Maxima more than a factor of two apart are uncertain.
         ``first`` is the verdict on the first test's curve alone: where that one still falls at the
         last learning rate, no number of tests mends it.
         """
         if first is Verdict.STILL_FALLING:
             return Confidence(self.low, self.high, first)
-        verdict = Verdict.NOISY if self.decades > CLEAR_DECADES else Verdict.CLEAR
+        verdict = Verdict.APART if self.decades > CLEAR_DECADES else Verdict.CLEAR
         return Confidence(self.low, self.high, verdict)
 
     def __str__(self) -> str:

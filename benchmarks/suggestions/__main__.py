@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from benchmarks.suggestions.peers import PEERS, installed_peers
+from benchmarks.suggestions.pictures import pictures
 from benchmarks.suggestions.problems import half
 from benchmarks.suggestions.report import Sizes, tables
 from benchmarks.suggestions.work import Work
@@ -50,6 +51,8 @@ def main(which: str, seeds: int, long_seeds: int, workers: int, cache: Path, out
                 shown.append(table.to_markdown())
                 click.echo(f"{name}: {shown[-1]}")
         (folder / "tables.md").write_text("\n".join(shown))
+        if not held_back:
+            pictures(work, half(held_back), peers, folder)
 
 
 if __name__ == "__main__":

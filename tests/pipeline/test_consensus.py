@@ -92,7 +92,7 @@ def test_tests_without_an_answer_do_not_agree():
 def test_maxima_more_than_a_factor_of_two_apart_are_uncertain():
     near, far = (agreed([LRRange(0.001, 0.1), LRRange(0.001, high)]) for high in (0.19, 0.21))
     clear, noisy = (each.confidence(Verdict.CLEAR) for each in (near, far))
-    assert (clear.verdict, noisy.verdict) == (Verdict.CLEAR, Verdict.NOISY)
+    assert (clear.verdict, noisy.verdict) == (Verdict.CLEAR, Verdict.APART)
     assert (noisy.low, noisy.high) == (0.1, 0.21)
     assert noisy.decades == far.decades == pytest.approx(math.log10(2.1))
     assert "the suggestion is uncertain" in str(far)
