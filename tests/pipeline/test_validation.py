@@ -41,3 +41,17 @@ def test_what_cannot_be_used_is_named(complains):
         ValidationOptions("som")
     with complains("validation_sample=0 is below 1"):
         ValidationOptions("sample", 0)
+
+
+def test_the_probe_is_a_third_of_a_batch_but_at_least_64_unless_it_is_given():
+    assert ValidationOptions().probe_size(16, 1000) == 64
+    assert ValidationOptions().probe_size(512, 1000) == 170
+    assert ValidationOptions().probe_size(16, 40) == 40
+    assert ValidationOptions(probe=0).probe_size(64, 1000) == 0
+    assert ValidationOptions(probe=10).probe_size(64, 1000) == 10
+
+
+@pytest.mark.parametrize("probe", [1, -3])
+def test_a_probe_that_batch_norm_could_not_take_is_refused(probe, complains):
+    with complains(f"probe={probe} is not 0 or at least 2"):
+        ValidationOptions(probe=probe)
