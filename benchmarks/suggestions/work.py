@@ -28,7 +28,8 @@ class Work:
     """
 
     def __init__(self, folder: str | Path, workers: int = 1) -> None:
-        self.memory, self.workers = Memory(folder, verbose=0), workers
+        # Of a string joblib would make another folder than of a path.
+        self.memory, self.workers = Memory(Path(folder), verbose=0), workers
 
     def run(self, function: Callable[..., Any], calls: Iterable[tuple], title: str) -> list[Any]:
         """Return what the function returns for the arguments of each call, in their order."""
