@@ -5,15 +5,14 @@
 LRRange(min=0.021, max=0.65)
 """
 
-from lrrt_stage.confidence import Confidence, confidence
+from lrrt_stage import robust, rules  # which puts their rules into RULES
 from lrrt_stage.curve import LRCurve
 from lrrt_stage.device import deterministic, resolve_device
 from lrrt_stage.errors import LRRTError, NoSuggestion, Verdict
 from lrrt_stage.ramp import RAMPS, ramp
 from lrrt_stage.randomness import preserved_randomness, seeded
 from lrrt_stage.range_test import RangeTestInterrupted, RangeTestOptions, range_test
-from lrrt_stage.robust import Valley, robust, valley_of
-from lrrt_stage.rules import article, minimum, slide, steepest, valley
+from lrrt_stage.robust import Valley, valley_of
 from lrrt_stage.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
 from lrrt_stage.step import StepOptions, TrainingStep
 from lrrt_stage.suggestion import (
@@ -24,6 +23,7 @@ from lrrt_stage.suggestion import (
     suggest,
     suggest_all,
 )
+from lrrt_stage.trust import Confidence, confidence
 from lrrt_stage.validation import Validation
 from lrrt_stage.weights import INITIALIZERS, digest, initialize
 
@@ -46,25 +46,21 @@ __all__ = [
     "Validation",
     "Valley",
     "Verdict",
-    "article",
     "confidence",
     "deterministic",
     "digest",
     "initialize",
     "mean_age",
-    "minimum",
     "preserved_randomness",
     "ramp",
     "range_test",
     "resolve_device",
     "robust",
     "rule",
+    "rules",
     "seeded",
-    "slide",
-    "steepest",
     "suggest",
     "suggest_all",
-    "valley",
     "valley_of",
     "zero_phase",
 ]

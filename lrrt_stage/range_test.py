@@ -16,6 +16,7 @@ from lrrt_stage.device import deterministic, resolve_device
 from lrrt_stage.errors import LRRTError, unknown_name
 from lrrt_stage.probe import Probe
 from lrrt_stage.ramp import RAMPS, ramp
+from lrrt_stage.randomness import seeded
 from lrrt_stage.record import Record
 from lrrt_stage.settings import check_choices, require, setting
 from lrrt_stage.smoothing import Smoothing
@@ -191,7 +192,7 @@ def range_test(
         take_step = TrainingStep(
             model, optimizer, batch_loss or batch_loss_of(model, loss_fn), step, target
         )
-        look = _looks(model, probe, validation, take_step, len(lr))
+        look = _looks(model, probe, validation, take_step, len(lr), losses)
         stream = BatchStream(batches, step.accumulate)
         set_lr = _lr_setter(optimizer)
         try:
@@ -229,13 +230,20 @@ def _looks(
     validation: Validation | None,
     take_step: TrainingStep,
     iterations: int,
+    losses: list[nn.Module],
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function from an iteration to the losses of what is not trained on, by name."""
+    """Return a function from an iteration to the losses of what is not trained on, by name.
+
+    What they draw at random is the same at every iteration, and training draws what it would.
+    """
     looks: list[Callable[[int], dict[str, Tensor]]] = []
     outside = None if validation is None else validation.batch_loss
     if probe is not None:
         probed = Probe(
-            model, take_step.on_device(probe), lambda batch: take_step.loss_of(batch, outside)
+            model,
+            take_step.on_device(probe),
+            lambda batch: take_step.loss_of(batch, outside),
+            losses,
         )
         looks.append(lambda iteration: {"probe_loss": probed()})
     if validation is not None:
@@ -249,9 +257,14 @@ def _looks(
                 take_step.device,
             )
         )
-    return lambda iteration: {
-        name: loss for look in looks for name, loss in look(iteration).items()
-    }
+    if not looks:
+        return lambda iteration: {}
+
+    def look(iteration: int) -> dict[str, Tensor]:
+        with seeded(0):
+            return {name: loss for each in looks for name, loss in each(iteration).items()}
+
+    return look
 
 
 def _lr_setter(optimizer: Optimizer) -> Callable[[float], None]:

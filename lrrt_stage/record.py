@@ -62,10 +62,17 @@ class Record:
                 f"the loss of the first batch is {losses[0]} at lr={self.lr[0]:g}: check the data "
                 "for NaN or infinity, the initial weights, and the loss function"
             )
+        series = dict(zip(self.names, others, strict=True))
+        probe = series.get("probe_loss")
+        if probe is not None and len(probe) and not isfinite(probe[0]):
+            raise LRRTError(
+                f"the loss of the probe is {probe[0]} at the initial weights: check its examples "
+                "for NaN or infinity"
+            )
         return LRCurve(
             self.lr[: len(losses)],
             losses,
-            **dict(zip(self.names, others, strict=True)),
+            **series,
             stop=stop or self.stop,
             epochs=stream.epochs(len(losses)),
         )

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from lrrt_stage.curve import LRCurve
 from lrrt_stage.descent import never_fell, require_points, still_falling
+from lrrt_stage.errors import NoSuggestion
 from lrrt_stage.smoothing import Smoothing
 from lrrt_stage.suggestion import LRRange, rule
 from lrrt_stage.unimodal import unimodal_fit
 
 __all__ = ["Valley", "robust", "valley_of"]
 
-SIGNIFICANCE = 0.001
-"""Chance at most that losses without a trend are taken for a descent."""
+SIGNIFICANCE = 0.05
+"""p-value below which a fall is more than chance."""
 
 
 @rule("robust")
@@ -31,7 +33,12 @@ def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     a flat floor nor a single level decides. A tenth of it, as in the article's rule, since a
     training stays at the learning rates that the ramp only passes.
     """
-    return LRRange.below(valley_of(curve).rise / 10)
+    maximum = valley_of(curve).rise / 10
+    if maximum < curve.lr[0]:
+        raise NoSuggestion(
+            f"the loss rises within a decade of the first LR {curve.lr[0]:g}: lower lr_start"
+        )
+    return LRRange.below(maximum)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,12 @@ class Valley:
 
     @property
     def rise(self) -> float:
-        """Learning rate at which the loss rises: the mean of log10(lr) over the heights."""
+        """Learning rate at which the loss rises: the mean of log10(lr) over the heights.
+
+        The last one where it has not risen.
+        """
+        if self.floor == len(self.fit) - 1:
+            return float(self.lr[-1])
         height = np.diff(self.fit[self.floor :])
         place = np.log10(self.lr[self.floor :])
         return float(10 ** np.average((place[1:] + place[:-1]) / 2, weights=height))
@@ -93,30 +105,33 @@ def valley_of(curve: LRCurve) -> Valley:
     require_points(curve)
     series = "loss" if curve.probe_loss is None else "probe_loss"
     valley = Valley.of(curve, series)
-    if not _fell(getattr(curve, series)[: valley.floor + 1]):
+    if not np.isfinite(valley.start) or not _fell(getattr(curve, series)[: valley.floor + 1]):
         raise never_fell(curve, valley.start, float(valley.fit.min()))
     if valley.floor == len(curve) - 1:
-        raise still_falling(curve)
+        if curve.stop == "completed":
+            raise still_falling(curve)
+        if curve.stop == "interrupted":
+            raise NoSuggestion("the test was interrupted before the loss rose: run it again")
     return valley
 
 
 def _fell(losses: np.ndarray) -> bool:
     """Tell whether the later of the losses are lower than the earlier ones by more than chance.
 
-    The most significant of Student's t-tests between what is before and after a split; as many
-    as there are tests, as much smaller must its p-value be (Bonferroni).
+    The most significant of Student's t-tests between the ranks before and after a split; as many
+    as there are tests, as much smaller must its p-value be (Bonferroni). Ranks, so that a single
+    very low or very high loss does not decide.
     """
     n = len(losses)
     if n < 3:
         return False
+    ranks = rankdata(np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
     before = np.arange(1, n)
     after = n - before
-    sums, squares = losses.cumsum(), (losses**2).cumsum()
+    sums, squares = ranks.cumsum(), (ranks**2).cumsum()
     early, late = sums[:-1] / before, (sums[-1] - sums[:-1]) / after
     within = squares[-1] - before * early**2 - after * late**2
-    fall = early - late
     # Without noise any fall counts; rounding makes what is left of it negative.
     error = np.sqrt(np.maximum(within, 0) / (n - 2) * (1 / before + 1 / after))
-    with np.errstate(divide="ignore"):
-        largest = np.max(fall / np.where(error > 0, error, np.finfo(float).tiny), initial=0)
+    largest = np.max((early - late) / np.maximum(error, np.finfo(float).tiny), initial=0)
     return bool(student.sf(largest, n - 2) * (n - 1) < SIGNIFICANCE)

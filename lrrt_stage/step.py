@@ -15,7 +15,14 @@ from lrrt_stage.device import to_device
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import check_choices, require, setting
 
-__all__ = ["BatchLoss", "BatchStream", "StepOptions", "TrainingStep", "batch_loss_of"]
+__all__ = [
+    "BatchLoss",
+    "BatchStream",
+    "StepOptions",
+    "TrainingStep",
+    "batch_loss_of",
+    "require_scalar",
+]
 
 BatchLoss = Callable[[Any], Tensor]
 """From a batch, already on the device, to its scalar mean loss."""
@@ -94,6 +101,14 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
         )
 
     return own_loss if loss_fn is None else outer_loss
+
+
+def require_scalar(loss: Any) -> Tensor:
+    """Return the loss; raise LRRTError unless it is a tensor of one number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise LRRTError(f"the loss has {got}: return one number, e.g. with reduction='mean'")
+    return loss
 
 
 class BatchStream(Iterator[Any]):
@@ -186,10 +201,7 @@ class TrainingStep:
             return (batch_loss or self.batch_loss)(batch)
 
     def _backward(self, batch: Any) -> Tensor:
-        loss = self.loss_of(batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise LRRTError(f"the loss has {got}: return one number, e.g. with reduction='mean'")
+        loss = require_scalar(self.loss_of(batch))
         if not loss.requires_grad:
             raise LRRTError(
                 "the loss does not depend on any trainable parameter: check requires_grad, and "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import require
 
-__all__ = ["Validation", "Validator"]
+__all__ = ["Validation", "Validator", "examples_in"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Validator:
     def _mean(self, batches: Iterable[Any]) -> Tensor:
         self.model.eval()
         with torch.no_grad():
-            weighted = [(self.batch_loss(batch).float(), _examples(batch)) for batch in batches]
+            weighted = [(self.batch_loss(batch).float(), examples_in(batch)) for batch in batches]
         self.model.train()
         if len(weighted) == 1:
             return weighted[0][0].reshape(())
@@ -90,7 +90,7 @@ class Validator:
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 
 
-def _examples(batch: Any) -> int:
+def examples_in(batch: Any) -> int:
     """Return the number of examples in a batch: the length of the first tensor in it."""
     if isinstance(batch, Tensor):
         return len(batch)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from math import ceil, log10
 
 from lrrt_stage import Confidence, LRRange, NoSuggestion, Verdict
-from lrrt_stage.confidence import CLEAR_DECADES
 from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.trust import CLEAR_DECADES
 from pipeline.plan import RangeTestPlan
 from pipeline.studies.jobs import RangeTestJob
 from pipeline.task import Task
@@ -98,13 +98,14 @@ class Consensus:
     def confidence(self, first: Verdict) -> Confidence:
         """Return the interval from the least to the largest maximum, and the verdict on it.
 
-        Maxima more than a factor of two apart are uncertain.
+        Maxima more than a factor of two apart are uncertain, and so is what a test does not answer.
         ``first`` is the verdict on the first test's curve alone: where that one still falls at the
         last learning rate, no number of tests mends it.
         """
         if first is Verdict.STILL_FALLING:
             return Confidence(self.low, self.high, first)
-        verdict = Verdict.APART if self.decades > CLEAR_DECADES else Verdict.CLEAR
+        apart = self.decades > CLEAR_DECADES or self.without_suggestion > 0
+        verdict = Verdict.APART if apart else Verdict.CLEAR
         return Confidence(self.low, self.high, verdict)
 
     def __str__(self) -> str:

@@ -56,7 +56,12 @@ class ValidationOptions:
         )
 
     def probe_size(self, batch_size: int, available: int) -> int:
-        """Return the number of examples in the probe, at most those ``available``."""
+        """Return the number of examples in the probe, at most those ``available``.
+
+        Of a single one there is none, since batch norm needs two.
+        """
+        if available < 2:
+            return 0
         default = max(LEAST_PROBE, batch_size // 3)
         return min(default if self.probe is None else self.probe, available)
 

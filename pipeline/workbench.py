@@ -24,6 +24,7 @@ from lrrt_stage import (
     weights,
 )
 from lrrt_stage.settings import require
+from lrrt_stage.snapshot import preserved_sources
 from lrrt_stage.step import BatchLoss, batch_loss_of
 from pipeline.batches import Batches
 from pipeline.data import Data
@@ -167,6 +168,10 @@ class Workbench:
         start = self.start(state)
         plan = plan or RangeTestPlan()
         iterations = plan.ramp.iterations_for(start.batches, self.task.accumulate)
+        # Apart from the test, which draws the same however it is evaluated.
+        with seeded(self.task.data_seed), preserved_sources(self.data):
+            probe = self._probe(plan.validation)
+            validation = self._validation(start.model, plan.validation, iterations)
         with seeded(self.task.data_seed):
             return range_test(
                 start.model,
@@ -177,8 +182,8 @@ class Workbench:
                 step=self.task,
                 smoothing=plan.smoothing,
                 batch_loss=self.batch_loss(start.model),
-                probe=self._probe(plan.validation),
-                validation=self._validation(start.model, plan.validation, iterations),
+                probe=probe,
+                validation=validation,
                 progress=progress,
             )
 

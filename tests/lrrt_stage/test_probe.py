@@ -84,5 +84,88 @@ def test_a_probe_and_a_validation_go_together(start):
 
 def test_a_probe_that_is_no_batch_is_refused_before_the_first_step(start):
     model, optimizer, loader, _ = start
-    with pytest.raises(LRRTError, match="a batch is str"):
+    with pytest.raises(LRRTError, match="batch is str"):
         range_test(model, optimizer, mse_loss, loader, iterations=40, probe="validation")
+
+
+class Sampling(nn.Module):
+    """Draws at random in evaluation mode too, and changes its input in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        x.mul_(0.9)
+        return self.layer(x + 0.1 * torch.randn_like(x))
+
+
+class LossWithState(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output, target):
+        self.calls += 1
+        return (self.dropout(output - target) ** 2).mean() + 0.01 * self.calls
+
+
+def test_training_is_the_same_with_a_model_and_a_loss_that_draw_and_count():
+    curves = []
+    x = torch.ones(8, 4)
+    for probe in (None, (x, torch.ones(8, 1))):
+        torch.manual_seed(0)
+        model = Sampling()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batches = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(5)]
+        curves.append(
+            range_test(model, optimizer, LossWithState(), batches, iterations=30, probe=probe)
+        )
+    assert np.array_equal(curves[0].loss, curves[1].loss)
+    assert x.equal(torch.ones(8, 4))
+
+
+def test_a_frozen_norm_layer_is_probed_as_it_is_trained():
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    torch.manual_seed(0)
+    model = Frozen(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    batch = (torch.randn(16, 4), torch.randn(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    curve = range_test(model, optimizer, mse_loss, [batch], iterations=20, probe=batch)
+    assert curve.probe_loss[0] == pytest.approx(curve.loss[0])
+
+
+def test_instance_norm_with_running_statistics_can_be_probed():
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.InstanceNorm1d(2, track_running_stats=True))
+    batch = (torch.randn(4, 1, 8), torch.randn(4, 2, 6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    nn.Module.requires_grad_(model, True)
+    curve = range_test(model, optimizer, mse_loss, [batch], iterations=20, probe=batch)
+    assert np.isfinite(curve.probe_loss[0])
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ((torch.randn(1, 4), torch.randn(1, 1)), "the probe has one example"),
+        ((torch.full((8, 4), torch.nan), torch.randn(8, 1)), "the loss of the probe is nan"),
+    ],
+)
+def test_a_probe_that_cannot_be_used_is_named(start, probe, words):
+    model, optimizer, loader, _ = start
+    with pytest.raises(LRRTError, match=words):
+        range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
+
+
+def test_a_loss_that_is_no_number_is_named_as_without_a_probe(start):
+    model, optimizer, loader, probe = start
+    with pytest.raises(LRRTError, match=r"the probe: the loss has shape \(8, 1\)"):
+        range_test(
+            model, optimizer, nn.MSELoss(reduction="none"), loader, iterations=40, probe=probe
+        )

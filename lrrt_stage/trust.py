@@ -29,7 +29,7 @@ class Confidence:
 
     low: float
     high: float
-    """Ends of its 90 % interval, learning rates; NaN where there is no suggestion."""
+    """Ends of its interval, learning rates; NaN where there is no suggestion."""
     verdict: Verdict
 
     @property
@@ -39,9 +39,7 @@ class Confidence:
 
     def __str__(self) -> str:
         if self.low > 0:
-            return (
-                f"{self.verdict} (maximum {self.low:.3g} to {self.high:.3g} in 90 % of resamples)"
-            )
+            return f"{self.verdict} (maximum {self.low:.3g} to {self.high:.3g})"
         return str(self.verdict)
 
     @property
@@ -81,19 +79,23 @@ def confidence(
     smoothing = smoothing or Smoothing()
     try:
         answers = [suggest(curve, rule, smoothing).max]
-        recovered = valley_of(curve).recovered
     except NoSuggestion as reason:
         return Confidence(float("nan"), float("nan"), reason.verdict)
-    witnesses = [curve]
-    if curve.probe_loss is not None:
-        alone = replace(curve, probe_loss=None)
-        if _answer(alone, rule, smoothing) != answers:
-            witnesses.append(alone)
+    # The curve as the rule reads it, and for a rule that reads the probe, the one without.
+    witnesses = [replace(curve, probe_loss=None)]
+    if curve.probe_loss is not None and _answer(witnesses[0], rule, smoothing) != answers:
+        witnesses.insert(0, curve)
+    try:
+        recovered = valley_of(witnesses[0]).recovered
+    except NoSuggestion:  # of which this rule thinks otherwise
+        recovered = 1.0
     generator = np.random.default_rng(seed)
     for witness in witnesses:
         for resampled in _resampled(witness, generator):
             answers += _answer(resampled, rule, smoothing)
     low, high = np.quantile(answers, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    # A valley fitted to a fitted valley is a little steeper, which can move all answers to a side.
+    low, high = min(low, answers[0]), max(high, answers[0])
     if curve.stop == "completed" and recovered < 0.5:
         verdict = Verdict.STILL_FALLING
     elif log10(high / low) > CLEAR_DECADES:
