@@ -132,7 +132,7 @@ def range_test(
     probe
         A batch that is not trained on, such as 64 validation examples; its loss is taken at every
         iteration, see :class:`lrrt_stage.probe.Probe`, and is what the rule ``robust`` reads. It
-        costs a forward pass; it does not change the training losses.
+        costs a forward pass of its size; it does not change the training losses.
     validation
         What is evaluated at every iteration, at the same weights as the training loss. It does
         not change the training losses.

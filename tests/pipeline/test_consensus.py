@@ -169,3 +169,9 @@ def test_weights_that_further_tests_cannot_make_are_refused():
 def test_options_that_cannot_be_used_are_refused(options, message):
     with pytest.raises(LRRTError, match=message):
         ConsensusOptions(**options)
+
+
+def test_tests_without_a_suggestion_leave_the_consensus_uncertain():
+    answers = [LRRange(0.01, 0.1)] + [NoSuggestion("no")] * 4
+    agreed = consensus(answers, ConsensusOptions(tests=5, agreement=0.2))
+    assert agreed.confidence(Verdict.CLEAR).verdict is Verdict.APART
