@@ -23,7 +23,7 @@ from lrrt_stage.suggestion import (
     suggest,
     suggest_all,
 )
-from lrrt_stage.trust import Confidence, confidence
+from lrrt_stage.trust import Confidence, confidence, confidence_all
 from lrrt_stage.validation import Validation
 from lrrt_stage.weights import INITIALIZERS, digest, initialize
 
@@ -47,6 +47,7 @@ __all__ = [
     "Valley",
     "Verdict",
     "confidence",
+    "confidence_all",
     "deterministic",
     "digest",
     "initialize",

@@ -12,9 +12,9 @@ from lrrt_stage.curve import LRCurve
 from lrrt_stage.errors import NoSuggestion, Verdict
 from lrrt_stage.robust import Valley, valley_of
 from lrrt_stage.smoothing import Smoothing
-from lrrt_stage.suggestion import suggest
+from lrrt_stage.suggestion import RULES, suggest
 
-__all__ = ["CLEAR_DECADES", "Confidence", "confidence"]
+__all__ = ["CLEAR_DECADES", "Confidence", "confidence", "confidence_all"]
 
 CLEAR_DECADES = log10(2)
 """A suggestion whose interval is wider than a factor of two is uncertain."""
@@ -103,6 +103,11 @@ def confidence(
     else:
         verdict = Verdict.CLEAR
     return Confidence(float(low), float(high), verdict)
+
+
+def confidence_all(curve: LRCurve, smoothing: Smoothing | None = None) -> dict[str, Confidence]:
+    """Return what :func:`confidence` says of every rule."""
+    return {name: confidence(curve, name, smoothing) for name in RULES}
 
 
 def _answer(curve: LRCurve, rule: str, smoothing: Smoothing) -> list[float]:

@@ -24,7 +24,6 @@ from lrrt_stage import (
     NoSuggestion,
     Smoothing,
     Verdict,
-    confidence,
     plots,
     weights,
 )
@@ -41,7 +40,7 @@ from mlflow_project.artifacts import (
 )
 from mlflow_project.tracking import STAGE_TAG
 from pipeline import Narrowing, Task, Workbench, build_schedule
-from pipeline.consensus import Consensus
+from pipeline.consensus import Consensus, settled
 from pipeline.plots import consensus_items
 
 __all__ = ["CONTRACT_VERSION", "Handoff", "find_run", "load_handoff", "publish", "run_file"]
@@ -121,6 +120,7 @@ def publish(
     curve: LRCurve | None = None,
     smoothing: Smoothing | None = None,
     answers: Mapping[str, LRRange | NoSuggestion] | None = None,
+    sure: Mapping[str, Confidence] | None = None,
     rule: str = "",
     agreed: Consensus | NoSuggestion | None = None,
     page: bool = True,
@@ -143,9 +143,10 @@ def publish(
             "environment": _environment(bench.device),
         },
     )
-    if curve is not None and smoothing is not None and answers is not None:
+    if curve is not None and smoothing is not None and answers is not None and sure is not None:
         curve.to_csv(folder / CURVE, smoothing)
-        _write_json(folder / SUGGESTIONS, _suggestions(curve, smoothing, answers, rule, agreed))
+        suggestions = _suggestions(curve, smoothing, answers, sure, rule, agreed)
+        _write_json(folder / SUGGESTIONS, suggestions)
         # A consensus takes the place of the range that the rule reads from this curve alone.
         drawn = (curve, answers, rule if agreed is None else "", smoothing)
         more = consensus_items(agreed) if isinstance(agreed, Consensus) else []
@@ -209,24 +210,23 @@ def _suggestions(
     curve: LRCurve,
     smoothing: Smoothing,
     answers: Mapping[str, LRRange | NoSuggestion],
+    sure: Mapping[str, Confidence],
     rule: str,
     agreed: Consensus | NoSuggestion | None,
 ) -> dict[str, Any]:
-    sure = {name: confidence(curve, name, smoothing) for name in answers}
+    chosen, how_sure = settled(answers[rule], sure[rule], agreed)
     content = {
         "contract_version": CONTRACT_VERSION,
         "rule": rule,
-        "range": _range(answers.get(rule)),
+        "range": _range(chosen),
         "rules": {name: _answer(answer, sure[name]) for name, answer in answers.items()},
         "smoothing": asdict(smoothing),
         "curve": {"stop": curve.stop, "iterations": len(curve), "epochs": curve.epochs},
     }
     if isinstance(agreed, Consensus):
-        content["range"] = asdict(agreed.range)
-        content["consensus"] = _consensus(agreed, agreed.confidence(sure[rule].verdict))
+        content["consensus"] = _consensus(agreed, how_sure)
     elif agreed is not None:
-        content["range"] = None
-        content["consensus"] = {"no_suggestion": str(agreed), "verdict": agreed.verdict}
+        content["consensus"] = _answer(agreed, how_sure)
     return content
 
 

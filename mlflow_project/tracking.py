@@ -26,12 +26,11 @@ from lrrt_stage import (
     LRRTError,
     NoSuggestion,
     Smoothing,
-    confidence,
 )
 from lrrt_stage.settings import option_text, require
 from mlflow_project.connection import connect, experiment_id
 from pipeline import Training, Workbench
-from pipeline.consensus import Consensus
+from pipeline.consensus import Consensus, settled
 from pipeline.studies import Trained
 
 __all__ = [
@@ -204,24 +203,21 @@ def log_suggestions(
     run: Run,
     curve: LRCurve,
     answers: Mapping[str, LRRange | NoSuggestion],
+    sure: Mapping[str, Confidence],
     rule: str,
-    smoothing: Smoothing,
     agreed: Consensus | NoSuggestion | None = None,
 ) -> Confidence:
     """Log what every rule answered, the range of ``rule``, and how far it can be trusted.
 
     Of several tests, ``agreed`` is what they came to; the answers are those of the first.
     """
-    chosen, how_sure = answers[rule], confidence(curve, rule, smoothing)
+    chosen, how_sure = settled(answers[rule], sure[rule], agreed)
     found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
     scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
     if curve.epochs is not None:
         scalars["range_test_epochs"] = curve.epochs
     if isinstance(agreed, Consensus):
-        chosen, how_sure = agreed.range, agreed.confidence(how_sure.verdict)
         scalars["consensus_decades"] = agreed.decades
-    elif agreed is not None:
-        chosen, how_sure = agreed, Confidence(float("nan"), float("nan"), agreed.verdict)
     if isinstance(chosen, LRRange):
         scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
         scalars |= {"suggestion_decades": how_sure.decades}

@@ -13,7 +13,14 @@ from pipeline.plan import RangeTestPlan
 from pipeline.studies.jobs import RangeTestJob
 from pipeline.task import Task
 
-__all__ = ["Consensus", "ConsensusOptions", "consensus", "consensus_all", "further_jobs"]
+__all__ = [
+    "Consensus",
+    "ConsensusOptions",
+    "consensus",
+    "consensus_all",
+    "further_jobs",
+    "settled",
+]
 
 VARIED = {
     "data-order": "the order of the data",
@@ -168,6 +175,21 @@ def consensus(answers: Sequence[Answer], options: ConsensusOptions | None = None
     agreed = LRRange(lowest, highest) if lowest < highest else LRRange.below(highest)
     ranges = tuple(each if isinstance(each, LRRange) else None for each in answers)
     return Consensus(agreed, ranges, options)
+
+
+def settled(
+    answer: Answer, how_sure: Confidence, agreed: Consensus | NoSuggestion | None
+) -> tuple[Answer, Confidence]:
+    """Return what is handed on, and how far to trust it.
+
+    That is a single test's ``answer``, ``how_sure`` of it; of several tests, whose first it is,
+    what they ``agreed`` on.
+    """
+    if agreed is None:
+        return answer, how_sure
+    if isinstance(agreed, NoSuggestion):
+        return agreed, Confidence(float("nan"), float("nan"), agreed.verdict)
+    return agreed.range, agreed.confidence(how_sure.verdict)
 
 
 def consensus_all(

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRCurve, LRRange, LRRTError, suggest_all
+from lrrt_stage import LRCurve, LRRange, LRRTError, confidence_all, suggest_all
 from lrrt_stage.settings import require
 from mlflow_project import tracking
 from mlflow_project.handoff import CURVE, TASK, find_run, publish, run_file
@@ -68,6 +68,7 @@ def log_outcome(bench: Workbench, outcome: Outcome, mark: str) -> None:
 
 def _log_test(run: Run, bench: Workbench, test: Measured, folder: Path) -> None:
     plan = test.job.plan
+    sure = confidence_all(test.curve, plan.smoothing)
     tags = publish(
         folder,
         bench.sibling(test.job.task),
@@ -75,12 +76,13 @@ def _log_test(run: Run, bench: Workbench, test: Measured, folder: Path) -> None:
         curve=test.curve,
         smoothing=plan.smoothing,
         answers=test.answers,
+        sure=sure,
         rule=test.rule,
         page=False,
     )
     mlflow.set_tags(tags)
     tracking.log_curve(run, test.curve, plan.smoothing)
-    tracking.log_suggestions(run, test.curve, test.answers, test.rule, plan.smoothing)
+    tracking.log_suggestions(run, test.curve, test.answers, sure, test.rule)
     tracking.log_scalars(run, {"seconds": test.seconds})
     result = {"stop": test.curve.stop, "epochs": test.curve.epochs, "seconds": test.seconds}
     _write_job(folder, test.job, result)

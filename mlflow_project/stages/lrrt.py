@@ -18,6 +18,7 @@ from lrrt_stage import (
     NoSuggestion,
     RangeTestInterrupted,
     Verdict,
+    confidence_all,
     suggest_all,
     weights,
 )
@@ -84,6 +85,7 @@ def lrrt(
                 raise
             _keep(run, curve, plan, folder)
             answers = suggest_all(curve, plan.smoothing)
+            sure = confidence_all(curve, plan.smoothing)
             others = _further_tests(run, bench, runtime, jobs, consensus.workers, mark)
             agreed = consensus_all([answers, *others], consensus)
             rule = _rule_with_answer(plan.suggestion.rule, agreed)
@@ -96,11 +98,12 @@ def lrrt(
                     curve=curve,
                     smoothing=plan.smoothing,
                     answers=answers,
+                    sure=sure,
                     rule=rule,
                     agreed=several,
                 )
             )
-        how_sure = tracking.log_suggestions(run, curve, answers, rule, plan.smoothing, several)
+        how_sure = tracking.log_suggestions(run, curve, answers, sure, rule, several)
         _conclude(run, curve, agreed, plan.suggestion.rule, rule, how_sure)
     return run.info.run_id
 
