@@ -9,6 +9,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -98,7 +99,11 @@ def test_the_tests_run_on_the_constrained_versions():
 
 
 def options(command):
-    return {name: p for p in commands.commands[command].params for name in [p.name]}
+    return {p.name: p for p in commands.commands[command].params if isinstance(p, click.Option)}
+
+
+def arguments(command):
+    return {p.name for p in commands.commands[command].params if isinstance(p, click.Argument)}
 
 
 @pytest.mark.parametrize("entry_point", MLPROJECT["entry_points"])
@@ -106,6 +111,9 @@ def test_an_entry_points_parameters_have_the_options_defaults(entry_point):
     known = options(entry_point)
     declared = MLPROJECT["entry_points"][entry_point]["parameters"]
     for name, parameter in declared.items():
+        if name in arguments(entry_point):
+            assert parameter == {"type": "string"}
+            continue
         default = known[name].type.convert(str(parameter["default"]), None, None)
         assert default == known[name].default, name
         kinds = {int: "int", float: "float"}
@@ -118,8 +126,12 @@ def test_an_entry_points_command_passes_every_parameter_to_its_option(entry_poin
     entry = MLPROJECT["entry_points"][entry_point]
     words = shlex.split(entry["command"])
     assert words[:4] == ["python", "-m", "mlflow_project", entry_point]
-    passed = dict(zip(words[4::2], words[5::2], strict=True))
-    assert passed == {f"--{n.replace('_', '-')}": f"{{{n}}}" for n in entry["parameters"]}
+    by_position = arguments(entry_point)
+    named = [word for word in words[4:] if word not in {f"{{{n}}}" for n in by_position}]
+    passed = dict(zip(named[::2], named[1::2], strict=True))
+    expected = set(entry["parameters"]) - by_position
+    assert passed == {f"--{n.replace('_', '-')}": f"{{{n}}}" for n in expected}
+    assert len(words) == 4 + len(named) + len(by_position)
 
 
 @pytest.mark.parametrize("entry_point", MLPROJECT["entry_points"])
@@ -137,7 +149,7 @@ def test_every_command_is_an_entry_point():
 def test_every_option_with_a_default_reads_it_from_a_dataclass():
     free = {"experiment", "tracking_uri"}
     for command in commands.commands.values():
-        for option in command.params:
+        for option in options(command.name).values():
             assert option.name in free or hasattr(option.type, "optional"), option.name
 
 

@@ -1,0 +1,173 @@
+"""The gate: the range test of a baseline again, on the code and the data of today."""
+
+import json
+import sys
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_project import load_handoff
+
+# A model and a dataset of the user's own, which change from one day to the next.
+PROJECT = """
+import torch
+from sklearn.datasets import load_digits
+
+def data():
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images / 16, dtype=torch.float32)
+    y = torch.tensor(labels)
+    return (x[:1437], y[:1437]), (x[1437:], y[1437:])
+
+class Scaled(torch.nn.Sequential):
+    def forward(self, x):
+        return GAIN * super().forward(x)
+
+def model():
+    return Scaled(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+"""
+
+
+@pytest.fixture
+def trained(store):
+    store.run("main", *store.SMALL, "--epochs", 1, "--refine", "false", "--register", "digits")
+    return store.one("train")
+
+
+def test_nothing_changed_fits_to_the_last_bit(store, trained):
+    outcome = store.run("check")
+    run = store.one("check")
+    tags, metrics = run.data.tags, run.data.metrics
+    assert (run.info.status, tags["lrrt.fits"]) == ("FINISHED", "true")
+    assert tags["lrrt.baseline_run_id"] == trained.info.run_id
+    assert metrics["moved_decades"] == 0
+    assert metrics["lr_in_use"] == trained.data.metrics["trained_lr_max"]
+    # One line with the reason.
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("Fits: "))
+    assert line == f"Fits: {tags['lrrt.reason']}"
+    assert {"overlay.png", "overlay.html", "options.json"} == store.artifacts(run)
+
+    # The range test of today is a child run, and a hand-off like any other.
+    today = load_handoff(tags["lrrt.lrrt_run_id"])
+    before = load_handoff(trained.data.tags["lrrt.source_run_id"])
+    assert today.weights_sha256 == before.weights_sha256
+    assert today.curve == before.curve
+    child = mlflow.get_run(today.run_id)
+    assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert "differ: nothing" in tags["mlflow.note.content"]
+    assert run.info.run_id in mlflow.get_run(trained.info.run_id).data.tags["mlflow.note.content"]
+
+
+def test_another_batch_size_no_longer_fits_and_the_exit_code_says_so(store, trained, tmp_path):
+    out = tmp_path / "check.json"
+    outcome = store.run("check", "--batch-size", 8, "--output-json", out, code=3)
+    run = store.one("check")
+    assert (run.info.status, run.data.tags["lrrt.fits"]) == ("FINISHED", "false")
+    assert "No longer fits: LR" in outcome.out
+    assert "batch_size: 8, not 128" in run.data.tags["mlflow.note.content"]
+    found = json.loads(out.read_text())
+    assert found["fits"] is False
+    assert found["reason"] == run.data.tags["lrrt.reason"]
+    assert found["suggested_lr_max"] < found["lr_in_use"]
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1.0])
+def test_a_given_learning_rate_outside_the_range_does_not_fit(store, trained, lr):
+    outcome = store.run("check", "--lr", lr, code=3)
+    assert f"LR {lr:.3g} lies {'above' if lr > 0.1 else 'below'} today's range" in outcome.out
+
+
+def test_the_baseline_is_a_chain_a_range_test_or_a_registered_model(store, trained):
+    MlflowClient().set_registered_model_alias("digits", "champion", "1")
+    lrrt = trained.data.tags["lrrt.source_run_id"]
+    main = store.one("main").info.run_id
+    for baseline, named in (
+        ("models:/digits/1", trained.info.run_id),
+        ("models:/digits@champion", trained.info.run_id),
+        (main, trained.info.run_id),
+        (lrrt, lrrt),
+    ):
+        store.run("check", "--baseline", baseline)
+        checked = store.runs("check")[0]
+        assert checked.data.tags["lrrt.baseline_run_id"] == named
+        # Of a range test alone, what its scheduler would go up to: here the same.
+        assert checked.data.metrics["lr_in_use"] == trained.data.metrics["trained_lr_max"]
+
+
+class TestTheUsersCode:
+    """What changed is not an option, but the code that the options name."""
+
+    @pytest.fixture
+    def change(self, store, tmp_path, monkeypatch):
+        """Run a range test as a baseline; return a function that changes the code and checks."""
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr("sys.dont_write_bytecode", True)
+        module = tmp_path / "their_project.py"
+        module.write_text(PROJECT.replace("GAIN", "1.0"))
+        task = ("--dataset", "their_project:data", "--model", "their_project:model")
+        store.run("lrrt", *task, "--device", "cpu")
+        baseline = store.one("lrrt").info.run_id
+
+        def check(gain, code):
+            module.write_text(PROJECT.replace("GAIN", gain))
+            del sys.modules["their_project"]
+            outcome = store.run("check", "--baseline", baseline, code=code)
+            return outcome, store.one("check")
+
+        yield check
+        sys.modules.pop("their_project", None)
+
+    def test_the_same_fits(self, change):
+        outcome, run = change("1.0", code=0)
+        assert run.data.metrics["moved_decades"] == 0
+
+    def test_outputs_of_another_scale_move_the_range(self, change):
+        outcome, run = change("10.0", code=3)
+        assert "No longer fits" in outcome.out
+        assert run.data.metrics["moved_decades"] < -run.data.metrics["allowed_decades"]
+
+    def test_a_model_that_learns_nothing_has_no_range(self, change, store):
+        outcome, run = change("0.0", code=3)
+        assert (run.info.status, run.data.tags["lrrt.fits"]) == ("FINISHED", "false")
+        assert "No longer fits: today's range test has no suggestion: no rule has" in outcome.out
+        assert "overlay.png" in store.artifacts(run)
+        today = mlflow.get_run(run.data.tags["lrrt.lrrt_run_id"])
+        assert today.info.status == "FAILED"
+
+
+def test_another_rule_does_not_stand_in_for_the_baselines(store, trained):
+    # Gradients are clipped to so little that nothing is learned; a rule takes noise for a descent.
+    outcome = store.run("check", "--clip-norm", 1e-12, code=3)
+    run = store.one("check")
+    assert "has no suggestion: rule robust has none" in outcome.out
+    assert "overlay.png" in store.artifacts(run)
+    assert mlflow.get_run(run.data.tags["lrrt.lrrt_run_id"]).info.status == "FINISHED"
+
+
+def test_several_tests_of_today_are_their_consensus(store, trained):
+    store.run("check", "--tests", 2)
+    run = store.one("check")
+    today = mlflow.get_run(run.data.tags["lrrt.lrrt_run_id"])
+    assert today.data.metrics["consensus_decades"] >= 0
+    assert run.data.metrics["suggested_lr_max"] == today.data.metrics["suggested_lr_max"]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ("latest", "has no finished train run: run train first"),
+        ("0" * 32, "there is no run"),
+        ("models:/none/1", "there is no model 'models:/none/1'"),
+        ("models:/", "there is no model 'models:/'"),
+    ],
+)
+def test_a_baseline_that_is_not_there_is_one_line(store, baseline, message):
+    assert message in store.run("check", "--baseline", baseline, code=2).error
+
+
+def test_a_model_of_another_project_is_no_baseline(store):
+    with mlflow.start_run() as other:
+        pass
+    message = "is of stage None, not 'train'"
+    assert message in store.run("check", "--baseline", other.info.run_id, code=2).error
