@@ -21,8 +21,8 @@ class GateOptions:
     )
     tolerance: float = setting(
         round(CLEAR_DECADES, 2),
-        "Decades by which the suggested maximum may always move: what reading one curve does not "
-        "tell, such as another order of the data.",
+        "Decades by which a range may always move, and a learning rate lie outside: what the "
+        "interval of one curve does not tell, such as another order of the data.",
     )
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ def still_fits(baseline: Answer, today: Answer, lr: float, tolerance: float) -> 
     """Return whether ``lr`` lies inside today's range, and the range where the baseline's was.
 
     The range moved if its maximum did by more than the uncertainty of both, which is the sum of the
-    parts of their intervals that face each other, and by more than ``tolerance`` decades. What
-    ``lr`` may not exceed is the upper end of the interval of today's maximum.
+    parts of their intervals that face each other, and by more than ``tolerance`` decades. ``lr``
+    lies outside if it does by more than that, and above the interval of today's maximum.
     """
     then, now = baseline.range, today.range
     moved = log10(now.max / then.max)
@@ -80,12 +80,14 @@ def still_fits(baseline: Answer, today: Answer, lr: float, tolerance: float) -> 
         facing = (then.max / baseline.lowest, today.highest / now.max)
     allowed = max(tolerance, sum(map(log10, facing)))
     shift = f"its maximum moved by {moved:+.2f} decades, {allowed:.2f} are within the uncertainty"
-    if not now.min <= lr <= max(today.highest, now.max):
+    factor = 10**tolerance
+    inside = "inside" if now.min <= lr <= now.max else "within the uncertainty of"
+    if not now.min / factor <= lr <= max(today.highest, now.max * factor):
         side = "above" if lr > now.max else "below"
         reason = f"LR {lr:.3g} lies {side} today's range, {now}; the baseline's was {then}"
         return Finding(False, reason, moved, allowed)
     if abs(moved) > allowed:
         reason = f"the range moved from {then} to {now}: {shift}"
         return Finding(False, reason, moved, allowed)
-    reason = f"LR {lr:.3g} lies inside today's range, {now}; {shift}"
+    reason = f"LR {lr:.3g} lies {inside} today's range, {now}; {shift}"
     return Finding(True, reason, moved, allowed)

@@ -119,7 +119,7 @@ class TestTheUsersCode:
         sys.modules.pop("their_project", None)
 
     def test_the_same_fits(self, change):
-        outcome, run = change("1.0", code=0)
+        _, run = change("1.0", code=0)
         assert run.data.metrics["moved_decades"] == 0
 
     def test_outputs_of_another_scale_move_the_range(self, change):

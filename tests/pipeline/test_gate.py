@@ -33,9 +33,18 @@ def test_the_same_range_fits():
     ],
 )
 def test_a_learning_rate_outside_todays_range_does_not(lr, today, side):
-    found = still_fits(THEN, today, lr, tolerance=1.0)
+    found = still_fits(THEN, today, lr, tolerance=0.0)
     assert not found.fits
     assert f"lies {side} today's range" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("lr", "fits"), [(0.19, True), (0.21, False), (0.0051, True), (0.0049, False)]
+)
+def test_it_may_lie_outside_by_the_tolerance(lr, fits):
+    found = still_fits(THEN, THEN, lr, tolerance=math.log10(2))
+    assert found.fits == fits
+    assert ("within the uncertainty of today's range" in found.reason) == fits
 
 
 def test_one_inside_the_interval_of_todays_maximum_fits():
