@@ -1,7 +1,9 @@
 """The range test on LightningModules, beside Lightning's own Trainer."""
 
 import copy
+import importlib
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ with warnings.catch_warnings():
     )
     torchmetrics = pytest.importorskip("torchmetrics")
 
+ROOT = Path(__file__).parents[3]
 IMAGES, LABELS = load_digits(return_X_y=True)
 DATA = TensorDataset(torch.tensor(IMAGES / 16, dtype=torch.float32), torch.tensor(LABELS))
 
@@ -319,3 +322,15 @@ def test_several_optimizers_are_helped_by_giving_one(pair):
     module = variant(configure_optimizers=two)
     arguments = from_lightning(module, pair[1], optimizer=sgd(module))
     assert len(range_test(**arguments, iterations=10)) == 10
+
+
+def test_the_script_finds_a_range_that_trains(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT)
+    example = importlib.import_module("examples.lightning_module")
+    with warnings.catch_warnings(), seeded(0):
+        warnings.simplefilter("ignore")
+        lr_range, accuracy = example.main(
+            accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path
+        )
+    assert 1e-7 < lr_range.min < lr_range.max < 100
+    assert accuracy > 0.95
