@@ -95,7 +95,7 @@ def from_fastai(learn: Any) -> RangeTestArguments:
         "loss_fn": None,
         "batches": _Batches(learn.dls.train),
         "batch_loss": batch_loss,
-        "probe": None if valid is None or len(valid) == 0 else first_batch(valid),
+        "probe": None if valid is None else first_batch(valid),
     }
 
 

@@ -180,6 +180,9 @@ def test_the_curve_has_a_suggestion_that_trains():
 
 def test_without_validation_data_there_is_no_probe():
     assert from_fastai(make(valid=False))["probe"] is None
+    learn = make()
+    learn.dls.loaders[1] = DataLoader(TensorDataset(X[:0], Y[:0]), bs=64)
+    assert from_fastai(learn)["probe"] is None
 
 
 def test_callbacks_that_change_a_step_are_named():
@@ -208,8 +211,11 @@ def with_optimizer():
 
 
 WRONG = {
-    "its class": (lambda: from_fastai(Learner), "'Learner' is not a Learner: pass the Learner"),
-    "its model": (lambda: from_fastai(nn.Linear(1, 1)), "Linear .* is not a Learner"),
+    "its class": (
+        lambda: from_fastai(Learner),
+        "the class Learner was given, .*: pass the Learner itself",
+    ),
+    "its model": (lambda: from_fastai(nn.Linear(1, 1)), "a Linear was given, which is no Learner"),
     "Lookahead": (lambda: from_fastai(make(optimizers.ranger)), "Lookahead keeps weights of its"),
     "another optimizer": (lambda: from_fastai(with_optimizer()), "is object, which is neither"),
 }
