@@ -53,10 +53,9 @@ def first_batch(batches: Iterable[Any]) -> Any | None:
 def require_methods(whole: Any, kind: str, names: Iterable[str]) -> None:
     """Raise LRRTError unless ``whole`` has the attributes that make it a ``kind``."""
     missing = [name for name in names if not hasattr(type(whole), name)]
-    given = (
-        f"the class {whole.__name__}" if isinstance(whole, type) else f"a {type(whole).__name__}"
-    )
+    a_class = isinstance(whole, type)
+    given = f"the class {whole.__name__}" if a_class else f"a {type(whole).__name__}"
     require(
-        not missing and not isinstance(whole, type),
+        not missing and not a_class,
         f"{given} was given, which is no {kind}: pass the {kind} itself, not its class or model",
     )

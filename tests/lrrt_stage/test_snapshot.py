@@ -165,7 +165,7 @@ class Counting(nn.Module):
         super().__init__()
         self.linear, self.frozen = nn.Linear(3, 2), nn.Parameter(torch.ones(2), requires_grad=False)
         self.calls, self.total, self.mean = 0, torch.zeros(()), torch.zeros(())
-        self.outputs, self.seen = [], {}
+        self.outputs, self.seen, self.place = [], {}, torch.device("cpu")
 
     def forward(self, x):
         self.calls += 1
@@ -173,6 +173,7 @@ class Counting(nn.Module):
         self.mean = self.mean + 1
         self.outputs.append(x)
         self.seen["last"] = x
+        self.place = torch.device("meta")  # as modules do that note where they are moved
         self.made_late = 1
         return self.linear(x)
 

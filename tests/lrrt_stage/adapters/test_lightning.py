@@ -160,6 +160,38 @@ def test_module_and_datamodule_are_left_as_found(pair):
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_after_a_training_its_trainer_and_what_it_logged_are_kept(pair, tmp_path):
+    module, data = pair
+    fit(module, data, tmp_path)
+    attached, logged = module.trainer, dict(module.trainer.logged_metrics)
+    LOSSES.clear()
+    assert len(range_test(**from_lightning(module, data), iterations=10)) == len(LOSSES)
+    assert module.trainer is data.trainer is attached
+    assert attached.logged_metrics == logged
+    assert module.global_step == 22
+
+
+def test_the_package_pytorch_lightning_works_as_well():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = pytest.importorskip("pytorch_lightning")
+
+    class Small(package.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+
+        def training_step(self, batch, batch_idx):
+            assert type(self.trainer) is package.Trainer
+            return cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return sgd(self)
+
+    arguments = from_lightning(Small(), train_dataloaders=DataLoader(DATA, 64))
+    assert len(range_test(**arguments, iterations=10, lr_end=1)) == 10
+
+
 def test_the_curve_has_a_suggestion_that_trains(pair, tmp_path):
     module, data = pair
     lr_range = suggest(range_test(**from_lightning(module, data)))
@@ -276,8 +308,11 @@ def two(module):
 
 
 WRONG = {
-    "its class": (lambda data: from_lightning(Classifier, data), "'Classifier' is not a Lightn"),
-    "a plain module": (lambda data: from_lightning(nn.Linear(1, 1), data), "not a LightningModule"),
+    "its class": (lambda data: from_lightning(Classifier, data), "the class Classifier was given"),
+    "a plain module": (
+        lambda data: from_lightning(nn.Linear(1, 1), data),
+        "a Linear was given, which is no LightningModule",
+    ),
     "manual": (
         lambda data: from_lightning(variant(automatic_optimization=False), data),
         "automatic_optimization=False",
