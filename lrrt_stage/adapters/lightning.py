@@ -72,7 +72,8 @@ def from_lightning(
         For a module with manual or several optimizers or without training data, and at the
         first step for a ``training_step`` that returns no loss.
     """
-    require_methods(module, "LightningModule", ("training_step", "configure_optimizers"))
+    names = ("training_step", "configure_optimizers", "automatic_optimization")
+    require_methods(module, "LightningModule", names)
     name = type(module).__name__
     require(
         module.automatic_optimization,
@@ -151,7 +152,8 @@ class _Step:
             output = self.module.training_step(*([batch] if alone else [batch, index]))
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
-            got = f"keys {sorted(output)}" if isinstance(output, Mapping) else repr(output)
+            kind = "None" if output is None else type(output).__name__
+            got = f"the keys {sorted(output)}" if isinstance(output, Mapping) else kind
             raise LRRTError(
                 f"{type(self.module).__name__}.training_step returned {got} for batch {index}: "
                 "return the loss, or a dict with it as 'loss'"

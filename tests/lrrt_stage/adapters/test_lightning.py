@@ -57,7 +57,7 @@ class Classifier(lightning.LightningModule):
             nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10)
         )
         self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=10)
-        self.outputs, self.losses, self.indices = [], [], []
+        self.outputs = []
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -340,7 +340,7 @@ WRONG = {
         lambda data: range_test(
             **from_lightning(variant(training_step=step(lambda loss: {"l": loss})), data)
         ),
-        r"returned keys \['l'\]",
+        r"returned the keys \['l'\]",
     ),
 }
 
