@@ -111,6 +111,13 @@ class LRCurve:
         series = {name: frame[name].to_numpy() for name in SERIES if name in frame}
         return cls(**series, stop=stop, epochs=epochs)
 
+    def _repr_html_(self) -> str:
+        """Return the curve as a notebook shows it: its plot, and every rule's suggestion."""
+        # Drawing takes matplotlib, which measuring does not.
+        from lrrt_stage.notebook import curve_html
+
+        return curve_html(self)
+
     def _series(self) -> dict[str, np.ndarray]:
         """Return the arrays that there are, by name."""
         named = {name: getattr(self, name) for name in SERIES}

@@ -158,6 +158,44 @@ def test_what_a_model_does_to_itself_is_undone():
     assert model.frozen.training
 
 
+class Counting(nn.Module):
+    """A model that keeps what Lightning modules and metrics keep: plain attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.frozen = nn.Linear(3, 2), nn.Parameter(torch.ones(2), requires_grad=False)
+        self.calls, self.total, self.mean = 0, torch.zeros(()), torch.zeros(())
+        self.outputs, self.seen, self.place = [], {}, torch.device("cpu")
+
+    def forward(self, x):
+        self.calls += 1
+        self.total += 1  # in place
+        self.mean = self.mean + 1
+        self.outputs.append(x)
+        self.seen["last"] = x
+        self.place = torch.device("meta")  # as modules do that note where they are moved
+        self.made_late = 1
+        return self.linear(x)
+
+
+def test_counters_lists_and_states_that_a_model_keeps_are_put_back():
+    model = Counting()
+    before = dict(vars(model))
+    calls = []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batches = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.long))]
+    range_test(
+        model, optimizer, cross_entropy, batches, iterations=10, stop_multiple=None,
+        progress=lambda *_: calls.append((model.calls, model.total.item(), len(model.outputs))),
+    )  # fmt: skip
+    assert calls[-1] == (10, 10.0, 10)  # it sees them grow: nothing is put back in between
+    assert vars(model).keys() == before.keys()
+    assert all(vars(model)[name] is value for name, value in before.items())
+    assert (model.calls, model.total.item(), model.mean.item()) == (0, 0.0, 0.0)
+    assert model.outputs == []
+    assert model.seen == {}
+
+
 def test_parameters_of_the_loss_are_put_back_too():
     model, scale = nn.Linear(4, 2), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
@@ -321,7 +359,8 @@ class LearnedLoss(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("calls", torch.zeros(()))
-        self.moved_to = []
+        # Of the class: a list of the module's own is put back.
+        type(self).moved_to = []
 
     def forward(self, output, target):
         self.calls += 1

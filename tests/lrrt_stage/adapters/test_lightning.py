@@ -1,0 +1,371 @@
+"""The range test on LightningModules, beside Lightning's own Trainer."""
+
+import copy
+import importlib
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from lrrt_stage import LRRTError, digest, range_test, seeded, suggest
+from lrrt_stage.adapters import from_lightning
+from lrrt_stage.weights import state_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    lightning = pytest.importorskip(
+        "lightning.pytorch",
+        reason="lightning is not installed: pip install 'lrrt-stage[lightning]'",
+    )
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+ROOT = Path(__file__).parents[3]
+IMAGES, LABELS = load_digits(return_X_y=True)
+DATA = TensorDataset(torch.tensor(IMAGES / 16, dtype=torch.float32), torch.tensor(LABELS))
+
+
+class Digits(lightning.LightningDataModule):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def prepare_data(self):
+        self.calls.append("prepare_data")
+
+    def setup(self, stage):
+        self.calls.append(stage)
+        self.train, self.val = torch.utils.data.random_split(DATA, [1400, 397])
+
+    def train_dataloader(self):
+        return DataLoader(self.train, 64, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, 64)
+
+
+class Classifier(lightning.LightningModule):
+    """It logs, counts, keeps outputs and a metric, as examples of Lightning do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10)
+        )
+        self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=10)
+        self.outputs = []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        output = self.net(x)
+        loss = cross_entropy(output, y)
+        self.accuracy(output, y)
+        self.log("loss", loss)
+        self.log_dict({"accuracy": self.accuracy})
+        self.outputs.append(loss)
+        if self.trainer.training and self.global_step >= 0:
+            LOSSES.append(loss.item())
+            INDICES.append(batch_idx)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+LOSSES, INDICES = [], []
+
+
+@pytest.fixture(autouse=True)
+def empty():
+    LOSSES.clear()
+    INDICES.clear()
+
+
+@pytest.fixture
+def pair():
+    with seeded(0):
+        yield Classifier(), Digits()
+
+
+def variant(**methods):
+    """A module with some methods of its own."""
+    return type("Variant", (Classifier,), methods)()
+
+
+def trainer(folder, **options):
+    return lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options,
+    )  # fmt: skip
+
+
+def fit(module, data, folder, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(folder, **options).fit(module, data)
+
+
+def test_the_first_loss_is_that_of_lightnings_own_training(pair, tmp_path):
+    class Ordered(Digits):
+        """The same order at every call, wherever the global random states are."""
+
+        def train_dataloader(self):
+            return DataLoader(DATA, 64, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    module, data = pair[0], Ordered()
+    module.net[3].p = 0.0
+    curve = range_test(**from_lightning(module, data), iterations=40)
+    assert curve.loss.tolist() == pytest.approx(LOSSES[: len(curve)], rel=1e-6)
+    assert INDICES[:32] == [*range(29), 0, 1, 2]  # counted anew in the second pass
+    LOSSES.clear()
+    fit(module, data, tmp_path, limit_train_batches=2, num_sanity_val_steps=0)
+    assert LOSSES[0] == curve.loss[0]
+    assert len(LOSSES) == 2
+
+
+def test_training_afterwards_is_bit_equal_to_training_without(tmp_path):
+    results = []
+    for with_test in (False, True):
+        with seeded(0):
+            module, data = Classifier(), Digits()
+            if with_test:
+                range_test(**from_lightning(module, data), iterations=20)
+            fit(module, data, tmp_path, num_sanity_val_steps=0)
+        results.append(digest(state_of(module)))
+    assert results[0] == results[1]
+
+
+def test_module_and_datamodule_are_left_as_found(pair):
+    module, data = pair
+    module.accuracy.update(torch.eye(10), torch.arange(10))
+    before, state = dict(vars(module)), copy.deepcopy(module.state_dict())
+    metric = {name: copy.deepcopy(value) for name, value in vars(module.accuracy).items()}
+    random = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        curve = range_test(**from_lightning(module, data), iterations=20)
+    assert len(curve.probe_loss) == 20
+    assert vars(module) == before
+    assert module.outputs == []
+    assert data.trainer is None
+    assert data.calls == ["prepare_data", "fit"]
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert torch.equal(module.accuracy.tp, metric["tp"])
+    assert module.accuracy.update_count == 1
+    assert module.accuracy.compute() == 1.0
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_after_a_training_its_trainer_and_what_it_logged_are_kept(pair, tmp_path):
+    module, data = pair
+    fit(module, data, tmp_path)
+    attached, logged = module.trainer, dict(module.trainer.logged_metrics)
+    LOSSES.clear()
+    assert len(range_test(**from_lightning(module, data), iterations=10)) == len(LOSSES)
+    assert module.trainer is data.trainer is attached
+    assert attached.logged_metrics == logged
+    assert module.global_step == 22
+
+
+def test_the_package_pytorch_lightning_works_as_well():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = pytest.importorskip("pytorch_lightning")
+
+    class Small(package.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+
+        def training_step(self, batch, batch_idx):
+            assert type(self.trainer) is package.Trainer
+            return cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return sgd(self)
+
+    arguments = from_lightning(Small(), train_dataloaders=DataLoader(DATA, 64))
+    assert len(range_test(**arguments, iterations=10, lr_end=1)) == 10
+
+
+def test_the_curve_has_a_suggestion_that_trains(pair, tmp_path):
+    module, data = pair
+    lr_range = suggest(range_test(**from_lightning(module, data)))
+    module.configure_optimizers = lambda: torch.optim.SGD(
+        module.parameters(), lr=lr_range.max, momentum=0.9
+    )
+    fit(module, data, tmp_path)
+    assert sum(LOSSES[-3:]) / 3 < 0.25 * LOSSES[0]
+
+
+def sgd(module, **options):
+    return torch.optim.SGD(module.parameters(), lr=0.1, **options)
+
+
+def warm_up(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 100)
+
+
+FORMS = {
+    "an optimizer": lambda o: o,
+    "a list": lambda o: [o],
+    "a tuple": lambda o: (o,),
+    "two lists": lambda o: ([o], [warm_up(o)]),
+    "a list and a dict": lambda o: ([o], [{"scheduler": warm_up(o), "interval": "step"}]),
+    "a dict": lambda o: {"optimizer": o},
+    "a dict with a scheduler": lambda o: {
+        "optimizer": o, "lr_scheduler": {"scheduler": warm_up(o)}, "monitor": "loss"
+    },
+    "a list of dicts": lambda o: [{"optimizer": o, "lr_scheduler": warm_up(o)}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_of_configure_optimizers_are_understood(form):
+    def configure(self):
+        groups = [
+            {"params": self.net[0].parameters(), "lr": 0.01},
+            {"params": self.net[4].parameters()},
+        ]
+        return FORMS[form](torch.optim.SGD(groups, lr=0.1))
+
+    arguments = from_lightning(variant(configure_optimizers=configure), Digits())
+    rates = []
+    optimizer = arguments["optimizer"]
+    range_test(
+        **arguments, iterations=10, lr_end=1.0,
+        progress=lambda *_: rates.append([group["lr"] for group in optimizer.param_groups]),
+    )  # fmt: skip
+    # A warm-up has both groups start at zero; their ratio is that of the optimizer alone.
+    assert rates[-1] == pytest.approx([0.1, 1.0])
+
+
+def test_a_schedule_over_the_trainers_estimated_steps_is_left_out(pair):
+    _, data = pair
+
+    def configure(self):
+        steps.append(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(sgd(self), 0.5, total_steps=steps[0])
+        return [schedule.optimizer], [schedule]
+
+    steps = []
+    curve = range_test(**from_lightning(variant(configure_optimizers=configure), data))
+    assert steps == [22]
+    assert suggest(curve).max < 10
+
+
+def step(result):
+    def training_step(self, batch, batch_idx):
+        return result(cross_entropy(self.net(batch[0]), batch[1]))
+
+    return training_step
+
+
+def test_a_step_may_return_a_dict_or_take_the_batch_alone(pair):
+    def alone(self, batch):
+        return {"loss": cross_entropy(self.net(batch[0]), batch[1]), "more": 1}
+
+    for training_step in (alone, step(lambda loss: {"loss": loss})):
+        with seeded(0):
+            module = variant(training_step=training_step)
+            arguments = from_lightning(module, pair[1])
+            assert len(range_test(**arguments, iterations=10)) == 10
+
+
+def test_the_hooks_of_a_batch_are_called_and_know_whether_it_trains(pair):
+    calls = []
+
+    class Hooked(Digits):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return {"x": batch[0], "y": batch[1]}
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            calls.append(self.trainer.training)
+            return batch["x"], batch["y"]
+
+    range_test(**from_lightning(pair[0], Hooked()), iterations=10)
+    assert calls.count(True) == 10
+    assert calls.count(False) == 10
+
+
+def test_loaders_may_come_from_the_module_or_be_given(pair):
+    module, _ = pair
+    loader = DataLoader(DATA, 64)
+    arguments = from_lightning(module, train_dataloaders=loader, val_dataloaders=[loader, loader])
+    assert len(arguments["batches"]) == 29
+    assert torch.equal(arguments["probe"][0], DATA.tensors[0][:64])
+    own = variant(train_dataloader=lambda self: loader)
+    assert len(range_test(**from_lightning(own), iterations=10)) == 10
+    assert from_lightning(own)["probe"] is None
+
+
+def two(module):
+    return [sgd(module), sgd(module)]
+
+
+WRONG = {
+    "its class": (lambda data: from_lightning(Classifier, data), "the class Classifier was given"),
+    "a plain module": (
+        lambda data: from_lightning(nn.Linear(1, 1), data),
+        "a Linear was given, which is no LightningModule",
+    ),
+    "manual": (
+        lambda data: from_lightning(variant(automatic_optimization=False), data),
+        "automatic_optimization=False",
+    ),
+    "two optimizers": (
+        lambda data: from_lightning(variant(configure_optimizers=two), data),
+        "returned SGD, SGD, .* pass it one as",
+    ),
+    "no optimizer": (
+        lambda data: from_lightning(variant(configure_optimizers=lambda self: None), data),
+        "returned NoneType",
+    ),
+    "no data": (lambda data: from_lightning(Classifier()), "no training loaders: pass a datamod"),
+    "several loaders": (
+        lambda data: from_lightning(Classifier(), train_dataloaders=[DataLoader(DATA)] * 2),
+        "several training loaders",
+    ),
+    "a step without loss": (
+        lambda data: range_test(
+            **from_lightning(variant(training_step=step(lambda _: None)), data)
+        ),
+        "training_step returned None for batch 0: return the loss",
+    ),
+    "a step without its key": (
+        lambda data: range_test(
+            **from_lightning(variant(training_step=step(lambda loss: {"l": loss})), data)
+        ),
+        r"returned the keys \['l'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_tested_is_refused_in_one_line(what, pair):
+    make, message = WRONG[what]
+    with pytest.raises(LRRTError, match=message) as caught:
+        make(pair[1])
+    assert "\n" not in str(caught.value)
+
+
+def test_several_optimizers_are_helped_by_giving_one(pair):
+    module = variant(configure_optimizers=two)
+    arguments = from_lightning(module, pair[1], optimizer=sgd(module))
+    assert len(range_test(**arguments, iterations=10)) == 10
+
+
+def test_the_script_finds_a_range_that_trains(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT)
+    example = importlib.import_module("examples.lightning_module")
+    with warnings.catch_warnings(), seeded(0):
+        warnings.simplefilter("ignore")
+        lr_range, accuracy = example.main(
+            accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path
+        )
+    assert 1e-7 < lr_range.min < lr_range.max < 100
+    assert accuracy > 0.95
