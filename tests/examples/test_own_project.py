@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-import torch
 from torch.nn.functional import cross_entropy
 
 from lrrt_stage import LRRTError, weights
