@@ -6,13 +6,14 @@ The field is the one place where a default is written. Commands, ``MLproject`` a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import field, fields
 from typing import Any
 
 from lrrt_stage.errors import LRRTError, unknown_name
 
-__all__ = ["check_choices", "option_text", "require", "setting"]
+__all__ = ["check_choices", "hide_passwords", "option_text", "require", "setting"]
 
 
 def setting(default: Any, help: str, *, choices: Iterable[str] | None = None) -> Any:
@@ -55,3 +56,8 @@ def option_text(value: Any) -> str:
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True)
     return str(value)
+
+
+def hide_passwords(text: str) -> str:
+    """Return a text in which the password of every ``scheme://user:password@host`` is ``***``."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)

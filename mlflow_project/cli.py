@@ -1,4 +1,4 @@
-"""The commands behind ``MLproject``, also subcommands of ``lrrt-stage``."""
+"""The console script ``lrrt-stage``: runs a command, and turns how it ended into an exit code."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NoReturn
+from typing import NoReturn
 
 # cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -17,49 +15,13 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 # Tests of a study that is interrupted are cut off on purpose, and run when it goes on.
 warnings.filterwarnings("ignore", r"\d+ tasks (which were still|have been) ", UserWarning, "joblib")
 
-import mlflow  # noqa: E402
 import optuna  # noqa: E402
 import rich_click as click  # noqa: E402
 
-from lrrt_stage import (  # noqa: E402
-    LRRTError,
-    RangeTestOptions,
-    Smoothing,
-    SuggestionOptions,
-)
+from lrrt_stage import LRRTError  # noqa: E402
 from lrrt_stage.errors import first_line  # noqa: E402
-from mlflow_project import display, tracking  # noqa: E402
-from mlflow_project.options import (  # noqa: E402
-    examples,
-    from_values,
-    given,
-    options_of,
-    tracked,
-    typed,
-)
-from mlflow_project.stages import (  # noqa: E402
-    ChainOptions,
-    HandoffOptions,
-    TrainRunOptions,
-    chain,
-    lrrt,
-    refine_stage,
-    study_stage,
-    train_stage,
-)
-from pipeline import (  # noqa: E402
-    RECIPES,
-    Narrowing,
-    RangeTestPlan,
-    RecipeOptions,
-    RefineOptions,
-    Runtime,
-    Task,
-    TrainOptions,
-    ValidationOptions,
-)
-from pipeline.consensus import ConsensusOptions  # noqa: E402
-from pipeline.studies import StudyOptions  # noqa: E402
+from mlflow_project import tracking  # noqa: E402
+from mlflow_project.commands import commands  # noqa: E402
 
 __all__ = ["main"]
 
@@ -98,202 +60,3 @@ def _interrupt(signum: int, frame: object) -> None:
     """Treat the first SIGTERM as Ctrl-C, and let the clean-up that follows finish."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt("terminated")
-
-
-def _version() -> str:
-    try:
-        return version("lrrt-stage")
-    except PackageNotFoundError:  # run from a checkout, as MLflow Projects do
-        return "not installed"
-
-
-@click.group(
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        # MLflow hands -P batch_size=32 on as --batch_size 32.
-        "token_normalize_func": lambda token: token.replace("_", "-"),
-        "max_content_width": 100,
-    }
-)
-@click.version_option(_version(), prog_name="lrrt-stage")
-def commands() -> None:
-    """Pick a learning rate on exactly seeded initial weights, and train from those weights."""
-
-
-@commands.command(
-    "lrrt",
-    epilog=examples(
-        "lrrt-stage lrrt",
-        "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --augment crop-flip",
-        "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --recipe keras",
-        "lrrt-stage lrrt --tests 5 --agreement 0.8",
-        "mlflow run . -e lrrt -P seed=3 -P rule=steepest",
-    ),
-)
-@options_of("Recipe", RecipeOptions)
-@options_of("Task", Task)
-@options_of("Range test", RangeTestOptions, ValidationOptions)
-@options_of("Suggestion", SuggestionOptions, Smoothing, ConsensusOptions)
-@options_of("Where it runs", Runtime)
-@tracked
-def lrrt_command(**values: Any) -> None:
-    """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
-    preset = from_values(RecipeOptions, values).values
-    _run("Range test", lrrt, (Task, Runtime, RangeTestPlan, ConsensusOptions), values, preset)
-
-
-@commands.command(
-    "refine",
-    epilog=examples(
-        "lrrt-stage refine",
-        "lrrt-stage refine --trials 16 --storage sqlite:///optuna.db",
-        "mlflow run . -e refine -P lrrt_run_id=RUN_ID",
-    ),
-)
-@options_of("Range test", HandoffOptions)
-@options_of("Narrowing", Narrowing)
-@options_of("Search", RefineOptions)
-@options_of("Training that follows", TrainOptions, only=["schedule"])
-@options_of("Task (taken from the range test)", Task, defaults=False)
-@options_of("Where it runs", Runtime)
-@tracked
-def refine_command(**values: Any) -> None:
-    """Search the peak learning rate inside the narrowed range, every trial from those weights."""
-    _run(
-        "Refinement",
-        refine_stage,
-        (HandoffOptions, Runtime, Narrowing, RefineOptions),
-        values,
-        schedule=TrainOptions(schedule=values["schedule"]).schedule,
-        changes=given(values, Task),
-    )
-
-
-@commands.command(
-    "train",
-    epilog=examples(
-        "lrrt-stage train",
-        "lrrt-stage train --lrrt-run-id RUN_ID --epochs 30 --schedule triangular",
-        "mlflow run . -e train -P lrrt_run_id=RUN_ID -P refine_run_id=latest",
-    ),
-)
-@options_of("Range test", HandoffOptions)
-@options_of("Narrowing", Narrowing)
-@options_of("Training", TrainOptions, TrainRunOptions)
-@options_of("Task (taken from the range test)", Task, defaults=False)
-@options_of("Where it runs", Runtime)
-@tracked
-def train_command(**values: Any) -> None:
-    """Train one-cycle from a range test's very weights, inside its narrowed range."""
-    _run(
-        "Training",
-        train_stage,
-        (HandoffOptions, Runtime, Narrowing, TrainOptions, TrainRunOptions),
-        values,
-        changes=given(values, Task),
-    )
-
-
-@commands.command(
-    "main",
-    epilog=examples(
-        "lrrt-stage main",
-        "lrrt-stage main --dataset imagefolder:photos --model resnet18 --epochs 30 --reuse true",
-        "mlflow run . -e main -P refine=false",
-    ),
-)
-@options_of("Chain", ChainOptions)
-@options_of("Recipe", RecipeOptions)
-@options_of("Task", Task)
-@options_of("Range test", RangeTestOptions, ValidationOptions)
-@options_of("Suggestion", SuggestionOptions, Smoothing, ConsensusOptions)
-@options_of("Narrowing", Narrowing)
-@options_of("Search", RefineOptions)
-@options_of("Training", TrainOptions)
-@options_of("Where it runs", Runtime)
-@tracked
-def main_command(**values: Any) -> None:
-    """Run the chain: range test, refinement, training, as children of one run."""
-    preset = from_values(RecipeOptions, values).values
-    _run(
-        "Chain",
-        chain,
-        (
-            Task,
-            Runtime,
-            RangeTestPlan,
-            ConsensusOptions,
-            Narrowing,
-            RefineOptions,
-            TrainOptions,
-            ChainOptions,
-        ),
-        values,
-        preset,
-    )
-
-
-@commands.command(
-    "study",
-    epilog=examples(
-        "lrrt-stage study",
-        "lrrt-stage study --kind data-order --dataset photographs --model resnet20",
-        "lrrt-stage study --kind grouped --study-run-id latest",
-        "mlflow run . -e study -P kind=batch-size -P batch_sizes=16,64,256",
-    ),
-)
-@options_of("Study", StudyOptions)
-@options_of("Recipe", RecipeOptions)
-@options_of("Task", Task)
-@options_of("Range test", RangeTestOptions, ValidationOptions)
-@options_of("Suggestion", SuggestionOptions, Smoothing)
-@options_of("Training (mismatch)", TrainOptions)
-@options_of("Where it runs", Runtime)
-@tracked
-def study_command(**values: Any) -> None:
-    """Ask how far a suggestion can be trusted: many range tests, with figures and a report."""
-    fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))
-    _run(
-        "Study",
-        study_stage,
-        (Task, Runtime, RangeTestPlan, TrainOptions, StudyOptions),
-        values,
-        from_values(RecipeOptions, values).values,
-        fixed=fixed,
-    )
-
-
-def _run(
-    title: str,
-    stage: Callable[..., str],
-    options: tuple[type, ...],
-    values: dict[str, Any],
-    preset: Mapping[str, Any] | None = None,
-    **more: Any,
-) -> None:
-    """Check all options, then the store, then run the stage and show what it found."""
-    filled: list[Any] = [from_values(each, values, preset) for each in options]
-    tracking.connect(values["tracking_uri"], values["experiment"])
-    _show(title, stage(*filled, **more))
-
-
-def _show(title: str, run_id: str) -> None:
-    """Print the result of a stage's run, and how to look at it."""
-    run = tracking.get_run(run_id)
-    metrics = run.data.metrics
-    rows = {}
-    for name in ("suggested", "narrowed", "refined", "trained"):
-        if f"{name}_lr_max" in metrics:
-            low, high = metrics[f"{name}_lr_min"], metrics[f"{name}_lr_max"]
-            rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
-        if name == "suggested" and tracking.VERDICT_TAG in run.data.tags:
-            rows["suggestion"] = run.data.tags[tracking.VERDICT_TAG]
-    if "val_accuracy" in metrics:
-        rows["final validation accuracy"] = f"{metrics['val_accuracy']:.4f}"
-    elif "val_loss" in metrics:
-        rows["best validation loss"] = f"{metrics['val_loss']:.4g}"
-    rows["run"] = run_id
-    if run.data.tags.get(tracking.STAGE_TAG) == "study":
-        rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"
-    display.summary(title, rows)
-    print(f"Open it in the MLflow UI: {display.ui_command(mlflow.get_tracking_uri())}")

@@ -16,6 +16,7 @@ from mlflow.store.db.utils import create_sqlalchemy_engine
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
+from lrrt_stage.settings import hide_passwords
 
 __all__ = ["connect", "experiment_id", "project_run"]
 
@@ -43,8 +44,10 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
             _probe(uri)
     except Exception as error:  # a socket's, a driver's, SQLAlchemy's, MLflow's
         raise LRRTError(
-            f"tracking store {uri} cannot be used ({first_line(error)}): correct tracking_uri or "
-            "MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
+            hide_passwords(
+                f"tracking store {uri} cannot be used ({first_line(error)}): correct tracking_uri "
+                "or MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
+            )
         ) from error
     if run_id:
         if not _holds(uri, run_id):
@@ -61,13 +64,13 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     except Exception as error:
         named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
         raise LRRTError(
-            f"experiment {named!r} in {uri} cannot be used ({first_line(error)}): name another "
-            "with --experiment"
+            f"experiment {named!r} in {hide_passwords(uri)} cannot be used ({first_line(error)}): "
+            "name another with --experiment"
         ) from error
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         raise LRRTError(
-            f"experiment {found.name!r} in {uri} was deleted: name another with --experiment, or "
-            f"restore it with mlflow experiments restore --experiment-id {found.experiment_id}"
+            f"experiment {found.name!r} in {hide_passwords(uri)} was deleted: name another with "
+            f"--experiment, or restore it with mlflow experiments restore --experiment-id {found.experiment_id}"
         )
 
 

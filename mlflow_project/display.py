@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from lrrt_stage.settings import hide_passwords
+
 __all__ = ["note", "progress", "summary", "ui_command"]
 
 OUT = Console(highlight=False, soft_wrap=True)
@@ -46,16 +48,17 @@ def note(text: str) -> None:
     ERR.print(text)
 
 
-def summary(title: str, rows: Mapping[str, str]) -> None:
+def summary(title: str, rows: Mapping[str, str], console: Console = OUT) -> None:
     """Print a short table of names and values."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    OUT.print(table)
+    console.print(table)
 
 
 def ui_command(tracking_uri: str) -> str:
     """Return the command that opens the MLflow UI on this store, or a server's address."""
+    tracking_uri = hide_passwords(tracking_uri)
     if tracking_uri.startswith(("http://", "https://")):
         return tracking_uri
     # Where its environment is not active, in a `make` for example, a shell does not find mlflow.

@@ -39,7 +39,7 @@ from mlflow_project.artifacts import (
     sha256,
 )
 from mlflow_project.tracking import STAGE_TAG
-from pipeline import Narrowing, Task, Workbench, build_schedule
+from pipeline import Narrowing, RangeTestPlan, Task, Workbench, build_schedule
 from pipeline.consensus import Consensus, settled
 from pipeline.plots import consensus_items
 
@@ -66,8 +66,9 @@ class Handoff:
     device: str
     weights: weights.State
     curve: LRCurve
-    smoothing: Smoothing
+    plan: RangeTestPlan
     rule: str
+    """Of which the range is: that of the plan, or one that stood in for it."""
     range: LRRange
     """The range that the chosen rule suggests; of several tests, their consensus."""
     confidence: Confidence | None = None
@@ -115,10 +116,10 @@ class Handoff:
 def publish(
     folder: Path,
     bench: Workbench,
+    plan: RangeTestPlan,
     state: weights.State,
     *,
     curve: LRCurve | None = None,
-    smoothing: Smoothing | None = None,
     answers: Mapping[str, LRRange | NoSuggestion] | None = None,
     sure: Mapping[str, Confidence] | None = None,
     rule: str = "",
@@ -138,12 +139,14 @@ def publish(
         {
             "contract_version": CONTRACT_VERSION,
             "task": asdict(bench.task),
+            "range_test": asdict(plan),
             "data_sha256": bench.data.digest,
             "device": str(bench.device),
             "environment": _environment(bench.device),
         },
     )
-    if curve is not None and smoothing is not None and answers is not None and sure is not None:
+    if curve is not None and answers is not None and sure is not None:
+        smoothing = plan.smoothing
         curve.to_csv(folder / CURVE, smoothing)
         suggestions = _suggestions(curve, smoothing, answers, sure, rule, agreed)
         _write_json(folder / SUGGESTIONS, suggestions)
@@ -183,8 +186,10 @@ def load_handoff(run_id: str = "latest") -> Handoff:
             "give another test of its study, or run lrrt on its task with another rule",
         )
         with readable(run, Path(SUGGESTIONS)):
-            smoothing = Smoothing(**suggestions["smoothing"])
             rule, lr_range = suggestions["rule"], LRRange(**suggestions["range"])
+            plan = RangeTestPlan(smoothing=Smoothing(**suggestions["smoothing"]))
+            if "range_test" in published:  # which runs of before there were checks do not have
+                plan = RangeTestPlan.from_dict(published["range_test"])
             stop, epochs = (suggestions["curve"][name] for name in ("stop", "epochs"))
             how_sure = _confidence(suggestions.get("consensus") or suggestions["rules"][rule])
         path = run_file(run, CURVE, folder)
@@ -199,7 +204,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         device=device,
         weights=state,
         curve=curve,
-        smoothing=smoothing,
+        plan=plan,
         rule=rule,
         range=lr_range,
         confidence=how_sure,

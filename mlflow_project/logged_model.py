@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlflow
@@ -42,8 +42,13 @@ class _Deployed(nn.Module):
         return self.model(inputs)
 
 
-def log_model(model: nn.Module, bench: Workbench, register: str | None = None) -> str:
+def log_model(
+    model: nn.Module, bench: Workbench, register: str | None, lineage: Mapping[str, str]
+) -> str:
     """Log the trained model with signature and input example; return its URI.
+
+    With a name to ``register`` it becomes the next version of that model, whose tags and
+    ``description`` are ``lineage``.
 
     It takes inputs as the dataset holds them (before normalisation), a batch of any size, and
     returns logits. It is a ``torch.export`` archive, which loads without this project and
@@ -72,7 +77,18 @@ def log_model(model: nn.Module, bench: Workbench, register: str | None = None) -
     info = mlflow.pytorch.log_model(
         deployed, serialization_format="pt2" if exports else "pickle", **options
     )
+    if info.registered_model_version is not None:
+        _tell_lineage(str(register), str(info.registered_model_version), lineage)
     return info.model_uri
+
+
+def _tell_lineage(name: str, version: str, lineage: Mapping[str, str]) -> None:
+    client = mlflow.MlflowClient()
+    for tag, value in lineage.items():
+        if tag == "description":
+            client.update_model_version(name, version, description=value)
+        else:
+            client.set_model_version_tag(name, version, tag, value)
 
 
 def _exports(model: nn.Module, example: Tensor) -> bool:

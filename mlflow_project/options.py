@@ -12,6 +12,7 @@ import rich_click as click
 from click.core import ParameterSource
 
 from lrrt_stage.settings import option_text
+from mlflow_project.outcome import OutputOptions
 
 __all__ = [
     "OptionType",
@@ -87,7 +88,8 @@ def options_of(
 
 
 def tracked(command: Command) -> Command:
-    """Add the options that say where a command's runs go."""
+    """Add the options that say where a command's runs go, and its result."""
+    command = options_of("Result", OutputOptions)(command)
     for option in (
         click.option("--experiment", help="Experiment, made if it is not there.", default=None),
         click.option(

@@ -9,12 +9,11 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import LifecycleStage, Metric, Param, Run
+from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.time import get_current_time_millis
@@ -27,7 +26,7 @@ from lrrt_stage import (
     NoSuggestion,
     Smoothing,
 )
-from lrrt_stage.settings import option_text, require
+from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.connection import RUN_ID, connect, experiment_id, project_run
 from pipeline import Training, Workbench
 from pipeline.consensus import Consensus, settled
@@ -35,6 +34,7 @@ from pipeline.studies import Trained
 
 __all__ = [
     "ERROR_TAG",
+    "RULE_TAG",
     "STAGE_TAG",
     "VERDICT_TAG",
     "connect",
@@ -43,7 +43,7 @@ __all__ = [
     "get_run",
     "log_curve",
     "log_dataset",
-    "log_params",
+    "log_range",
     "log_scalars",
     "log_series",
     "log_suggestions",
@@ -55,7 +55,7 @@ __all__ = [
 
 STAGE_TAG = "lrrt.stage"
 ERROR_TAG = "lrrt.error"
-VERDICT_TAG = "lrrt.verdict"
+RULE_TAG, VERDICT_TAG = "lrrt.rule", "lrrt.verdict"
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 # The names that MLflow makes up, "predicate-noun-number"; others are the user's.
 MADE_UP_NAME = re.compile(
@@ -105,7 +105,7 @@ def stage_run(stage: str) -> Iterator[Run]:
         raise
     except Exception as error:
         text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
-        mlflow.set_tag(ERROR_TAG, " ".join(text.split())[:5000])
+        mlflow.set_tag(ERROR_TAG, hide_passwords(" ".join(text.split())[:5000]))
         raise
     finally:
         mlflow.end_run(status)
@@ -135,16 +135,6 @@ def fail_project_run(stage: str, reason: str) -> None:
         client = mlflow.MlflowClient()
         client.set_tag(run_id, ERROR_TAG, reason)
         client.set_terminated(run_id, "FAILED")
-
-
-def log_params(run: Run, values: Mapping[str, Any]) -> None:
-    """Log options; those that ``mlflow run`` has logged already, as they were typed, stay."""
-    client = mlflow.MlflowClient()
-    there = client.get_run(run.info.run_id).data.params
-    params = [
-        Param(name, option_text(value)) for name, value in values.items() if name not in there
-    ]
-    client.log_batch(run.info.run_id, params=params)
 
 
 def log_series(
@@ -191,6 +181,11 @@ def log_scalars(run: Run, values: Mapping[str, float]) -> None:
     log_series(run, {name: [value] for name, value in values.items()})
 
 
+def log_range(run: Run, name: str, lr_range: LRRange) -> None:
+    """Log a range as ``<name>_lr_min`` and ``<name>_lr_max``."""
+    log_scalars(run, {f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max})
+
+
 @contextmanager
 def staged_files(run: Run) -> Iterator[Path]:
     """Yield an empty folder; what is in it at the end, also after an error, becomes artifacts."""
@@ -230,12 +225,10 @@ def log_suggestions(
     if isinstance(agreed, Consensus):
         scalars["consensus_decades"] = agreed.decades
     if isinstance(chosen, LRRange):
-        scalars |= {"suggested_lr_min": chosen.min, "suggested_lr_max": chosen.max}
-        scalars |= {"suggestion_decades": how_sure.decades}
+        scalars["suggestion_decades"] = how_sure.decades
+        log_range(run, "suggested", chosen)
     log_scalars(run, scalars)
-    mlflow.set_tags(
-        {"lrrt.stop": curve.stop, "lrrt.rule": rule, VERDICT_TAG: str(how_sure.verdict)}
-    )
+    mlflow.set_tags({"lrrt.stop": curve.stop, RULE_TAG: rule, VERDICT_TAG: str(how_sure.verdict)})
     return how_sure
 
 

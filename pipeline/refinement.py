@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import require, setting
+from lrrt_stage.settings import hide_passwords, require, setting
 from lrrt_stage.weights import State
 from pipeline.training import Training, TrainOptions, train
 from pipeline.workbench import Workbench
@@ -94,8 +94,10 @@ def refine(
         )
     except Exception as error:  # SQLAlchemy's, a driver's, Optuna's
         raise LRRTError(
-            f"storage {options.storage!r} cannot be used ({first_line(error)}): give an Optuna "
-            "storage URL such as sqlite:///optuna.db"
+            hide_passwords(
+                f"storage {options.storage!r} cannot be used ({first_line(error)}): give an Optuna "
+                "storage URL such as sqlite:///optuna.db"
+            )
         ) from error
     if mark is not None:
         _check_mark(study, mark)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from mlflow_project.cli import commands
+from mlflow_project.commands import commands
 from pipeline.recipes import RECIPES
 
 if sys.version_info >= (3, 11):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import mlflow
 from mlflow.entities import Run
@@ -11,10 +11,12 @@ from mlflow.entities import Run
 from lrrt_stage import LRRange
 from lrrt_stage.settings import setting
 from mlflow_project import display, tracking
+from mlflow_project.descriptions import describe, link
 from mlflow_project.handoff import WEIGHTS_TAG, Handoff, load_handoff
+from mlflow_project.params import log_options, log_params
 from mlflow_project.reuse import find_same
 from mlflow_project.stages.lrrt import lrrt, lrrt_fingerprint
-from mlflow_project.stages.opening import HandoffOptions, short_name
+from mlflow_project.stages.opening import HandoffOptions, short_name, task_words
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import VERDICT_TAG, stage_run, staged_files
@@ -74,11 +76,11 @@ def chain(
     with stage_run("main") as parent:
         tracking.name_run(parent, f"{short_name(task)} seed {task.seed}")
         # At once, so that a chain that fails has them too.
-        given = (task, consensus, narrowing, refine_options, train_options, options)
-        values = {name: value for part in given for name, value in asdict(part).items()}
-        tracking.log_params(parent, values | plan.flat())
+        log_options(
+            parent, task, plan, consensus, narrowing, refine_options, train_options, options
+        )
         bench = Workbench(task, runtime)
-        tracking.log_params(parent, {"device": str(bench.device)})
+        log_params(parent, device=str(bench.device))
         tracking.log_dataset(bench)
         lrrt_id = step(
             "lrrt",
@@ -136,7 +138,7 @@ def _conclude(
         summary_figure(
             handoff.curve,
             handoff.rule,
-            handoff.smoothing,
+            handoff.plan.smoothing,
             lr_range,
             values["lr"],
             values["train_loss"],
@@ -144,15 +146,13 @@ def _conclude(
             values["val_loss"],
             handoff.range,
         ).savefig(folder / "summary.png")
-    mlflow.set_tags(
-        {
-            WEIGHTS_TAG: handoff.weights_sha256,
-            VERDICT_TAG: verdict,
-            "mlflow.note.content": (
-                f"Range test `{lrrt_id}` suggests learning rates from {handoff.range} "
-                f"(rule `{handoff.rule}`, {verdict}). Training `{train_id}` went through "
-                f"{lr_range}, from the same initial weights, to a validation accuracy of "
-                f"{metrics['val_accuracy']:.4f}."
-            ),
-        }
+    mlflow.set_tags({WEIGHTS_TAG: handoff.weights_sha256, VERDICT_TAG: verdict})
+    refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
+    describe(
+        parent,
+        f"Range test {link(lrrt_id)} of {task_words(handoff.task)} suggests learning rates from "
+        f"**{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
+        f"Training {link(train_id)} began with the very weights of the range test, and went "
+        f"through the range {lr_range}{refined}.",
+        f"It ended with a validation accuracy of **{metrics['val_accuracy']:.4f}**.",
     )

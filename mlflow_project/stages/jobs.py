@@ -18,6 +18,7 @@ from lrrt_stage import LRCurve, LRRange, LRRTError, confidence_all, suggest_all
 from lrrt_stage.settings import require
 from mlflow_project import tracking
 from mlflow_project.handoff import CURVE, TASK, find_run, publish, run_file
+from mlflow_project.params import log_params
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Task, TrainOptions, Workbench
@@ -52,7 +53,7 @@ def log_outcome(bench: Workbench, outcome: Outcome, mark: str) -> None:
         with stage_run("test" if isinstance(job, RangeTestJob) else "training") as run:
             tracking.name_run(run, job.name)
             seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
-            tracking.log_params(run, {"batch_size": job.task.batch_size, **seeds, **job.labels})
+            log_params(run, batch_size=job.task.batch_size, **seeds, **job.labels)
             if result is None:
                 raise LRRTError(outcome.error)
             with staged_files(run) as folder:
@@ -72,9 +73,9 @@ def _log_test(run: Run, bench: Workbench, test: Measured, folder: Path) -> None:
     tags = publish(
         folder,
         bench.sibling(test.job.task),
+        plan,
         test.weights,
         curve=test.curve,
-        smoothing=plan.smoothing,
         answers=test.answers,
         sure=sure,
         rule=test.rule,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -25,6 +25,7 @@ from lrrt_stage import (
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import find_run, read_weights
+from mlflow_project.descriptions import describe, followed_by, link
 from mlflow_project.handoff import (
     CURVE,
     FINAL_WEIGHTS,
@@ -34,9 +35,10 @@ from mlflow_project.handoff import (
     WEIGHTS_TAG,
     publish,
 )
+from mlflow_project.params import log_options
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
-from mlflow_project.stages.opening import short_name
+from mlflow_project.stages.opening import short_name, task_words
 from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 from pipeline.consensus import Consensus, ConsensusOptions, consensus_all, further_jobs
@@ -65,8 +67,7 @@ def lrrt(
     with stage_run("lrrt") as run:
         tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
         bench = bench or Workbench(task, runtime)
-        options = {**plan.flat(), **asdict(consensus), "device": str(bench.device)}
-        tracking.log_params(run, {**asdict(task), **options})
+        log_options(run, task, plan, consensus, device=str(bench.device))
         tracking.log_dataset(bench)
         mark = lrrt_fingerprint(bench, plan, consensus)
         # At once, so that the tests of an interrupted run are found again.
@@ -75,7 +76,7 @@ def lrrt(
         state = _initial_weights(bench)
         with staged_files(run) as folder:
             # Before the test, so that the weights are kept however it ends.
-            mlflow.set_tags(publish(folder, bench, state))
+            mlflow.set_tags(publish(folder, bench, plan, state))
             try:
                 with display.progress("range test") as progress:
                     curve = bench.range_test(state, plan, progress)
@@ -94,9 +95,9 @@ def lrrt(
                 publish(
                     folder,
                     bench,
+                    plan,
                     state,
                     curve=curve,
-                    smoothing=plan.smoothing,
                     answers=answers,
                     sure=sure,
                     rule=rule,
@@ -104,7 +105,7 @@ def lrrt(
                 )
             )
         how_sure = tracking.log_suggestions(run, curve, answers, sure, rule, several)
-        _conclude(run, curve, agreed, plan.suggestion.rule, rule, how_sure)
+        _conclude(run, task, curve, agreed, plan.suggestion.rule, rule, how_sure)
     return run.info.run_id
 
 
@@ -172,6 +173,7 @@ def _rule_with_answer(asked: str, agreed: Mapping[str, Consensus | NoSuggestion]
 
 def _conclude(
     run: Run,
+    task: Task,
     curve: LRCurve,
     agreed: Mapping[str, Consensus | NoSuggestion],
     asked: str,
@@ -188,18 +190,22 @@ def _conclude(
     if rule != asked:
         display.note(f"rule {rule} is used in place of {asked}")
     if len(chosen.ranges) > 1:
-        found = str(chosen)
+        found = str(chosen).removeprefix(str(chosen.range))
         if how_sure.verdict is Verdict.STILL_FALLING:
             found += f"; {how_sure.verdict}"
-        display.note(f"rule {rule} suggests {found}")
+        display.note(f"rule {rule} suggests {chosen.range}{found}")
     else:
-        found = f"{chosen.range}: {how_sure}"
+        found = f": {how_sure}"
         if not how_sure.clear:
             display.note(f"the suggestion is {how_sure}")
-    mlflow.set_tag(
-        "mlflow.note.content",
-        f"LR range test over {len(curve)} iterations ({curve.stop}). "
-        f"Rule `{rule}` suggests learning rates from {found}. "
-        f"The initial weights are the artifact `{WEIGHTS}`; train with "
-        f"`mlflow run . -e train -P lrrt_run_id={run.info.run_id}`.",
+    source = mlflow.get_run(run.info.run_id).data.tags.get(SOURCE_TAG)
+    began = f", from the weights of {link(source)}" if source else ""
+    describe(
+        run,
+        f"LR range test of {task_words(task)}{began}: {len(curve)} iterations ({curve.stop}).",
+        f"Rule `{rule}` suggests learning rates from **{chosen.range}**{found}.",
+        f"The initial weights are the artifact `{WEIGHTS}`: train from them with "
+        f"`lrrt-stage train --lrrt-run-id {run.info.run_id}`.",
     )
+    if source:
+        followed_by(source, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlflow
@@ -14,7 +14,7 @@ from mlflow_project import tracking
 from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG, Handoff, load_handoff
 from pipeline import Narrowing, Runtime, Task, Workbench
 
-__all__ = ["HandoffOptions", "open_handoff", "short_name"]
+__all__ = ["HandoffOptions", "open_handoff", "short_name", "task_words"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,9 @@ def open_handoff(
     narrowed = narrowing(handoff.range)
     tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
     mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})
-    tracking.log_params(
-        run,
-        {**asdict(task), "device": str(bench.device), **asdict(narrowing), "rule": handoff.rule},
-    )
     tracking.log_dataset(bench)
-    tracking.log_scalars(run, {"narrowed_lr_min": narrowed.min, "narrowed_lr_max": narrowed.max})
+    for name, lr_range in (("suggested", handoff.range), ("narrowed", narrowed)):
+        tracking.log_range(run, name, lr_range)
     return handoff, bench, narrowed
 
 
@@ -70,3 +67,9 @@ def short_name(task: Task) -> str:
     dataset, _, factory = task.dataset.partition(":")
     named = dataset if "/" in factory or dataset == "imagefolder" else factory or dataset
     return f"{named} {task.model.rpartition(':')[2]}"
+
+
+def task_words(task: Task) -> str:
+    """Return what a description says of its task."""
+    dataset, _, model = short_name(task).rpartition(" ")
+    return f"`{model}` on {dataset} ({task.optimizer}, batches of {task.batch_size})"

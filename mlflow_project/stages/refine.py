@@ -17,9 +17,11 @@ from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
+from mlflow_project.descriptions import describe, followed_by, link
 from mlflow_project.handoff import SOURCE_TAG, Handoff
+from mlflow_project.params import log_options, log_params
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.opening import HandoffOptions, open_handoff
+from mlflow_project.stages.opening import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline import (
     Narrowing,
@@ -66,7 +68,16 @@ def refine_stage(
         study_mark = refine_fingerprint(bench, handoff, narrowed, same, schedule)
         name = options.study_name or f"lrrt-{study_mark[:16]}"
         mlflow.set_tag(FINGERPRINT_TAG, mark)
-        tracking.log_params(run, {**asdict(options), "study_name": name, "schedule": schedule})
+        named = replace(options, study_name=name)
+        log_options(
+            run,
+            bench.task,
+            narrowing,
+            named,
+            device=str(bench.device),
+            rule=handoff.rule,
+            schedule=schedule,
+        )
         with display.progress("refinement") as progress:
             study = refine(
                 bench,
@@ -88,21 +99,17 @@ def refine_stage(
                 f"no trial of study {name!r} ended with a finite loss: lower the maximum with "
                 "narrowing_fraction, or raise trials"
             )
-        tracking.log_scalars(
+        tracking.log_range(run, "refined", refined)
+        tracking.log_scalars(run, {"val_loss": study.best_value})
+        describe(
             run,
-            {
-                "refined_lr_min": refined.min,
-                "refined_lr_max": refined.max,
-                "val_loss": study.best_value,
-            },
+            f"Searched the peak learning rate of {task_words(bench.task)} in {narrowed}, inside "
+            f"the range that {link(handoff.run_id)} suggests.",
+            f"{options.trials} trainings of {options.trial_epochs} epochs, each from the very "
+            "weights of the range test, are its child runs.",
+            f"The best range is **{refined}**, with a validation loss of {study.best_value:.4g}.",
         )
-        mlflow.set_tag(
-            "mlflow.note.content",
-            f"{options.trials} short trainings on the initial weights of range-test run "
-            f"`{handoff.run_id}`, with peak learning rates in {narrowed}. The best range is "
-            f"{refined}, with a validation loss of {study.best_value:.4g} after "
-            f"{options.trial_epochs} epochs.",
-        )
+        followed_by(handoff.run_id, run)
     return run.info.run_id
 
 
@@ -160,10 +167,8 @@ class _TrialRuns:
     ) -> Iterator[Callable[[Training, bool], None]]:
         with stage_run("trial") as run:
             tracking.name_run(run, f"{number}: peak {lr_range.max:.3g}")
-            tracking.log_params(run, {"trial": number})
-            tracking.log_scalars(
-                run, {"trained_lr_min": lr_range.min, "trained_lr_max": lr_range.max}
-            )
+            log_params(run, trial=number)
+            tracking.log_range(run, "trained", lr_range)
             ended: list[tuple[Training, bool]] = []
 
             def after_epoch(training: Training, pruned: bool) -> None:

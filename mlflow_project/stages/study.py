@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,10 +13,12 @@ from mlflow.entities import Run
 from lrrt_stage import NoSuggestion
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
+from mlflow_project.descriptions import describe
+from mlflow_project.params import log_options
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
 from mlflow_project.stages.jobs import KIND_TAG, finished_tests
-from mlflow_project.stages.opening import short_name
+from mlflow_project.stages.opening import short_name, task_words
 from mlflow_project.stages.report import (
     SUBJECT_TAG,
     report_subject,
@@ -68,11 +70,7 @@ def study_stage(
         )
         bench = Workbench(task, runtime)
         tracking.name_run(run, f"{options.kind} {short_name(task)}")
-        tracking.log_params(
-            run,
-            {**asdict(task), **plan.flat(), **asdict(training), **asdict(options)}
-            | {"device": str(bench.device)},
-        )
+        log_options(run, task, plan, training, options, device=str(bench.device))
         tracking.log_dataset(bench)
         source_id, source = None, None
         if options.study_run_id is not None:
@@ -105,7 +103,7 @@ def study_stage(
                 _write_tables(folder, tests.outcomes)
             findings = with_failures(findings, tests.outcomes)
             write_study_report(folder, findings, options.kind, tests.outcomes, subject, source_id)
-        _conclude(run, findings, tests.outcomes)
+        _conclude(run, task, findings, tests.outcomes)
     return run.info.run_id
 
 
@@ -164,13 +162,15 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
     return finished_children(found)
 
 
-def _conclude(run: Run, findings: Findings, outcomes: Sequence[Outcome]) -> None:
+def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[Outcome]) -> None:
     failed = sum(bool(each.error) for each in outcomes)
     known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
     tracking.log_scalars(run, {**known, "failed_tests": failed})
-    mlflow.set_tag(
-        "mlflow.note.content",
-        " ".join([findings.question, *findings.sentences, "See `report.html`."]),
+    describe(
+        run,
+        f"Study of {task_words(task)}: {findings.question}",
+        *findings.sentences,
+        "The figures are in `report.html`, among the artifacts.",
     )
     for sentence in findings.sentences:
         display.note(sentence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ from lrrt_stage import LRRange, LRRTError, weights
 from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import readable, run_file
-from mlflow_project.handoff import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, Handoff
+from mlflow_project.descriptions import describe, followed_by, link
+from mlflow_project.handoff import (
+    FINAL_WEIGHTS,
+    FINAL_WEIGHTS_TAG,
+    SOURCE_TAG,
+    WEIGHTS_TAG,
+    Handoff,
+)
 from mlflow_project.logged_model import log_model
+from mlflow_project.params import log_options
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.opening import HandoffOptions, open_handoff
+from mlflow_project.stages.opening import HandoffOptions, open_handoff, task_words
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline import Narrowing, Runtime, Training, TrainOptions, Workbench, train
@@ -61,13 +69,16 @@ def train_stage(
         handoff, bench, lr_range = open_handoff(
             run, handoff_options, runtime, narrowing, changes, bench
         )
+        refine_run_id = None
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
             mlflow.set_tag("lrrt.refine_run_id", refine_run_id)
         mark = train_fingerprint(bench, handoff, lr_range, options)
         mlflow.set_tag(FINGERPRINT_TAG, mark)
-        tracking.log_params(run, asdict(options))
-        tracking.log_scalars(run, {"trained_lr_min": lr_range.min, "trained_lr_max": lr_range.max})
+        log_options(
+            run, bench.task, narrowing, options, device=str(bench.device), rule=handoff.rule
+        )
+        tracking.log_range(run, "trained", lr_range)
         with staged_files(run) as folder:
             checkpoint = folder / CHECKPOINT
             if run_options.resume:
@@ -90,14 +101,20 @@ def train_stage(
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or choose another rule"
             )
         last = training.epochs[-1]
-        log_model(training.model, bench, run_options.register)
-        mlflow.set_tag(
-            "mlflow.note.content",
-            f"{options.schedule} training over learning rates from {lr_range}, on the initial "
-            f"weights of range-test run `{handoff.run_id}`. Validation accuracy "
-            f"{last.val_accuracy:.4f}, validation loss {last.val_loss:.4g} after "
-            f"{len(training.epochs)} epochs.",
+        log_model(training.model, bench, run_options.register, _lineage(run, handoff, lr_range))
+        refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
+        describe(
+            run,
+            f"Trained {task_words(bench.task)} over learning rates from **{lr_range}** "
+            f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
+            f"{refined}.",
+            f"After {len(training.epochs)} epochs the validation accuracy is "
+            f"**{last.val_accuracy:.4f}**, the validation loss {last.val_loss:.4g}.",
+            "It began with the very weights of the range test.",
         )
+        followed_by(handoff.run_id, run)
+        if refine_run_id:
+            followed_by(refine_run_id, run)
     return run.info.run_id
 
 
@@ -135,6 +152,22 @@ def _train(
         )
     log_new(training)  # a training that was interrupted after its last epoch has no other
     return training
+
+
+def _lineage(run: Run, handoff: Handoff, lr_range: LRRange) -> dict[str, str]:
+    """Return what the version of a registered model says of where it comes from."""
+    return {
+        SOURCE_TAG: handoff.run_id,
+        WEIGHTS_TAG: handoff.weights_sha256,
+        "lrrt.suggested_lr_min": repr(handoff.range.min),
+        "lrrt.suggested_lr_max": repr(handoff.range.max),
+        "lrrt.trained_lr_min": repr(lr_range.min),
+        "lrrt.trained_lr_max": repr(lr_range.max),
+        "description": (
+            f"Trained over learning rates from {lr_range} by {link(run.info.run_id)}, from the "
+            f"initial weights of range test {link(handoff.run_id)}, which suggests {handoff.range}."
+        ),
+    }
 
 
 def _fetch_checkpoint(run_id: str, mark: str, folder: Path) -> None:

@@ -14,7 +14,7 @@ from lrrt_stage import RULES
 # The names are a contract with other projects: written out here, not imported.
 ARTIFACTS = {
     "initial_weights.safetensors", "task.json", "curve.csv", "suggestions.json",
-    "lrrt_curve.png", "lrrt_curve.html",
+    "lrrt_curve.png", "lrrt_curve.html", "options.json",
 }  # fmt: skip
 
 

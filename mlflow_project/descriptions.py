@@ -1,0 +1,48 @@
+"""What a run says of itself on its page in the UI, with links to the runs around it."""
+
+from __future__ import annotations
+
+import mlflow
+from mlflow.entities import Run
+
+from mlflow_project.tracking import get_run
+
+__all__ = ["describe", "followed_by", "link", "page"]
+
+NOTE = "mlflow.note.content"
+FOLLOWED = "Followed by "
+
+
+def page(run: Run) -> str:
+    """Return the run's page, relative to the address of the UI.
+
+    The UI opens in what it calls GenAI, which hides a training run's columns and charts, until it
+    is told otherwise once; the address tells it.
+    """
+    return (
+        f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        "?workflowType=machine_learning"
+    )
+
+
+def link(run: Run | str) -> str:
+    """Return a Markdown link to a run's page, by its name."""
+    run = get_run(run) if isinstance(run, str) else run
+    return f"[{run.info.run_name}]({page(run)})"
+
+
+def describe(run: Run, *sentences: str) -> None:
+    """Set the run's description, in the UI's Markdown."""
+    mlflow.MlflowClient().set_tag(run.info.run_id, NOTE, " ".join(sentences))
+
+
+def followed_by(run_id: str, follower: Run) -> None:
+    """Add a link to ``follower``, which began with what ``run_id`` found, to its description."""
+    text = get_run(run_id).data.tags.get(NOTE, "")
+    told, _, others = text.partition(f"\n\n{FOLLOWED}")
+    links = [
+        *(others.rstrip(".").split(", ") if others else []),
+        link(get_run(follower.info.run_id)),
+    ]
+    note = f"{told}\n\n{FOLLOWED}{', '.join(links)}."
+    mlflow.MlflowClient().set_tag(run_id, NOTE, note)

@@ -1,0 +1,133 @@
+"""What a command says when its stage is done: a table for people, JSON for the next step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage.settings import require, setting
+from mlflow_project import display, tracking
+from mlflow_project.artifacts import CONTRACT_VERSION
+from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG
+
+__all__ = ["OutputOptions", "outcome", "report"]
+
+RANGES = ("suggested", "narrowed", "refined", "trained")
+METRICS = (
+    *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
+    "suggestion_decades",
+    "lr_in_use",
+    "moved_decades",
+    "val_loss",
+    "val_accuracy",
+)
+TAGS = {
+    "rule": tracking.RULE_TAG,
+    "verdict": tracking.VERDICT_TAG,
+    "weights_sha256": WEIGHTS_TAG,
+    "lrrt_run_id": "lrrt.lrrt_run_id",
+    "refine_run_id": "lrrt.refine_run_id",
+    "train_run_id": "lrrt.train_run_id",
+    "baseline_run_id": "lrrt.baseline_run_id",
+    "fits": "lrrt.fits",
+    "reason": "lrrt.reason",
+}
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the result goes, beside the store."""
+
+    output_json: str | None = setting(
+        None,
+        "File for the result as JSON, or - for standard output: run ids and ranges for the next "
+        "step of a pipeline.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.output_json in (None, "-"):
+            return
+        path = Path(self.output_json)
+        require(
+            os.access(path.parent, os.W_OK) and not path.is_dir(),
+            f"output_json={self.output_json!r} cannot be written: give a file in a folder that is "
+            "there",
+        )
+
+
+def outcome(run_id: str) -> dict[str, Any]:
+    """Return what the next step of a pipeline needs of a finished run, flat and as JSON has it.
+
+    ``stage``, ``run_id``, ``run_name``, ``experiment``, and of the rest what the stage has:
+    ``lrrt_run_id`` (what :func:`load_handoff` takes), ``suggested_lr_min`` and ``suggested_lr_max``
+    (likewise ``narrowed``, ``refined``, ``trained``), ``rule``, ``verdict``, ``weights_sha256``,
+    ``val_loss``, ``val_accuracy``; of ``check``, ``fits`` and ``reason``.
+    """
+    run = tracking.get_run(run_id)
+    stage = run.data.tags[tracking.STAGE_TAG]
+    found: dict[str, Any] = {
+        "contract_version": CONTRACT_VERSION,
+        "stage": stage,
+        "run_id": run_id,
+        "run_name": run.info.run_name,
+        "experiment": mlflow.get_experiment(run.info.experiment_id).name,
+    }
+    found |= {key: run.data.tags[tag] for key, tag in TAGS.items() if tag in run.data.tags}
+    if "fits" in found:
+        found["fits"] = found["fits"] == "true"
+    source = run_id if stage == "lrrt" else run.data.tags.get(SOURCE_TAG)
+    if source is not None:
+        found.setdefault("lrrt_run_id", source)
+    metrics = run.data.metrics
+    return found | {
+        name: metrics[name] for name in METRICS if math.isfinite(metrics.get(name, math.nan))
+    }
+
+
+def report(title: str, run_id: str, output: OutputOptions) -> None:
+    """Print the result of a stage's run and how to look at it, and write it as JSON if asked."""
+    found = outcome(run_id)
+    console = display.ERR if output.output_json == "-" else display.OUT
+    display.summary(title, _rows(found, tracking.get_run(run_id)), console)
+    uri = mlflow.get_tracking_uri()
+    console.print(f"Open it in the MLflow UI: {display.ui_command(uri)}")
+    text = json.dumps(found, indent=2) + "\n"
+    if output.output_json == "-":
+        print(text, end="")
+    elif output.output_json is not None:
+        _write_whole(Path(output.output_json), text)
+
+
+def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
+    rows = {}
+    for name in RANGES:
+        if f"{name}_lr_max" in found:
+            low, high = found[f"{name}_lr_min"], found[f"{name}_lr_max"]
+            rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
+        if name == "suggested" and "verdict" in found:
+            rows["suggestion"] = found["verdict"]
+    if "val_accuracy" in found:
+        rows["final validation accuracy"] = f"{found['val_accuracy']:.4f}"
+    elif "val_loss" in found:
+        rows["best validation loss"] = f"{found['val_loss']:.4g}"
+    if "fits" in found:
+        rows["learning rate in use"] = "fits" if found["fits"] else "does not fit"
+        rows["because"] = found["reason"]
+    rows["run"] = found["run_id"]
+    if found["stage"] == "study":
+        rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"
+    return rows
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
