@@ -70,7 +70,8 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         raise LRRTError(
             f"experiment {found.name!r} in {hide_passwords(uri)} was deleted: name another with "
-            f"--experiment, or restore it with mlflow experiments restore --experiment-id {found.experiment_id}"
+            "--experiment, or restore it with mlflow experiments restore --experiment-id "
+            f"{found.experiment_id}"
         )
 
 

@@ -40,9 +40,8 @@ def followed_by(run_id: str, follower: Run) -> None:
     """Add a link to ``follower``, which began with what ``run_id`` found, to its description."""
     text = get_run(run_id).data.tags.get(NOTE, "")
     told, _, others = text.partition(f"\n\n{FOLLOWED}")
-    links = [
-        *(others.rstrip(".").split(", ") if others else []),
-        link(get_run(follower.info.run_id)),
-    ]
-    note = f"{told}\n\n{FOLLOWED}{', '.join(links)}."
+    followers = others.rstrip(".").split(", ") if others else []
+    # By its id: it was given its name after it was opened.
+    followers.append(link(follower.info.run_id))
+    note = f"{told}\n\n{FOLLOWED}{', '.join(followers)}."
     mlflow.MlflowClient().set_tag(run_id, NOTE, note)

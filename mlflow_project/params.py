@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
     """Log options (dataclasses) and ``more`` as parameters, and all of them as ``options.json``.
 
     A default is left out of the parameters unless it is in :data:`COLUMNS` or the recipe sets the
-    option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has logged already, as they were typed,
-    stay. Folders and passwords are left out of what is shown.
+    option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
+    logged already, as they were typed, stay. Folders and passwords are left out of what is shown.
     """
     shown, everything = dict(more), dict(more)
     plans = [each for each in options if isinstance(each, RangeTestPlan)]
@@ -38,12 +38,12 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
         everything[field.name] = value
         if field.name in columns or value != _default(field):
             shown[field.name] = value
-    log_params(run, **shown)
+    log_params(run, shown)
     hidden = {k: hide_passwords(v) if isinstance(v, str) else v for k, v in everything.items()}
     mlflow.MlflowClient().log_dict(run.info.run_id, dict(sorted(hidden.items())), OPTIONS)
 
 
-def log_params(run: Run, **values: Any) -> None:
+def log_params(run: Run, values: Mapping[str, Any]) -> None:
     """Log parameters, all of them; those that are there already stay."""
     client = mlflow.MlflowClient()
     there = client.get_run(run.info.run_id).data.params

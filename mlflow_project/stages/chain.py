@@ -80,7 +80,7 @@ def chain(
             parent, task, plan, consensus, narrowing, refine_options, train_options, options
         )
         bench = Workbench(task, runtime)
-        log_params(parent, device=str(bench.device))
+        log_params(parent, {"device": str(bench.device)})
         tracking.log_dataset(bench)
         lrrt_id = step(
             "lrrt",

@@ -53,7 +53,7 @@ def log_outcome(bench: Workbench, outcome: Outcome, mark: str) -> None:
         with stage_run("test" if isinstance(job, RangeTestJob) else "training") as run:
             tracking.name_run(run, job.name)
             seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
-            log_params(run, batch_size=job.task.batch_size, **seeds, **job.labels)
+            log_params(run, {"batch_size": job.task.batch_size, **seeds, **job.labels})
             if result is None:
                 raise LRRTError(outcome.error)
             with staged_files(run) as folder:

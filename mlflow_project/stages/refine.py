@@ -167,7 +167,7 @@ class _TrialRuns:
     ) -> Iterator[Callable[[Training, bool], None]]:
         with stage_run("trial") as run:
             tracking.name_run(run, f"{number}: peak {lr_range.max:.3g}")
-            log_params(run, trial=number)
+            log_params(run, {"trial": number})
             tracking.log_range(run, "trained", lr_range)
             ended: list[tuple[Training, bool]] = []
 

@@ -83,10 +83,14 @@ def test_the_parent_has_all_options_even_if_the_chain_fails(store):
     assert parent.info.status == "FAILED"
     expected = {
         "model": "mlp", "batch_size": "128", "device": "cpu", "lr_end": "1e-06", "beta": "0.97",
-        "rule": "valley", "validation": "none", "narrowing": "top", "search_seed": "4",
-        "trials": "2", "epochs": "2", "schedule": "one-cycle", "refine": "true", "reuse": "false",
+        "rule": "valley", "search_seed": "4", "trials": "2", "epochs": "2", "schedule": "one-cycle",
     }  # fmt: skip
     assert expected.items() <= parent.data.params.items()
+    # What is a default is in the file alone.
+    assert "narrowing" not in parent.data.params
+    options = store.json(parent, "options.json")
+    assert (options["narrowing"], options["refine"], options["reuse"]) == ("top", True, False)
+    assert options["beta"] == 0.97
 
 
 def test_refinement_takes_the_schedule_of_the_training(store):

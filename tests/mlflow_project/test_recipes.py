@@ -32,7 +32,7 @@ def test_a_recipe_is_what_its_options_typed_out_are(store):
     typed += ["--stop-multiple", 3.46667]
     store.run("lrrt", *store.SMALL, *typed)
     by_hand = store.runs("lrrt")[0]
-    assert by_hand.data.params["recipe"] == "none"
+    assert "recipe" not in by_hand.data.params
     assert losses(store, by_hand) == losses(store, by_name)
 
     store.run("lrrt", *store.SMALL)
@@ -81,4 +81,4 @@ def test_an_unknown_recipe_brings_the_nearest_name_before_a_run_is_opened(store,
 def test_a_recipe_of_none_is_no_recipe(store):
     store.run("lrrt", *store.SMALL, "--recipe", "none")
     params = store.one("lrrt").data.params
-    assert (params["recipe"], params["clip_norm"], params["l2"]) == ("none", "none", "0.0")
+    assert not {"recipe", "clip_norm", "l2"} & set(params)
