@@ -52,9 +52,9 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     if run_id:
         if not _holds(uri, run_id):
             raise LRRTError(
-                f"run {run_id} of {RUN_ID} is not in {uri}: a relative path is another file in "
-                "another folder, and mlflow run changes the folder; set MLFLOW_TRACKING_URI to "
-                "sqlite:////FULL/PATH/mlflow.db or http://HOST:PORT"
+                f"run {run_id} of {RUN_ID} is not in {hide_passwords(uri)}: a relative path is "
+                "another file in another folder, and mlflow run changes the folder; set "
+                "MLFLOW_TRACKING_URI to sqlite:////FULL/PATH/mlflow.db or http://HOST:PORT"
             )
         return
     try:

@@ -10,6 +10,7 @@ from functools import reduce
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 
@@ -57,6 +58,21 @@ def test_the_shell_script_trains_with_the_range_test_that_it_ran(shell, tmp_path
     assert training["lrrt_run_id"] == test["run_id"]
     assert training["weights_sha256"] == test["weights_sha256"]
     assert f"trained up to {training['trained_lr_max']}" in done.stdout
+
+
+def test_as_an_entry_point_its_stages_are_children_of_the_run(shell, tmp_path):
+    work = tmp_path / "work"
+    entry = {"main": {"command": f"bash {FOLDER / 'pipeline.sh'} train"}}
+    (work / "MLproject").write_text(yaml.safe_dump({"name": "nightly", "entry_points": entry}))
+    done = shell("mlflow", "run", ".", "--env-manager", "local", TASK=SMALL, EPOCHS="1")
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{work}/mlflow.db")
+    runs = {run.data.tags.get("lrrt.stage"): run for run in client.search_runs(["0"])}
+    assert set(runs) == {None, "lrrt", "train"}
+    outer = runs[None]
+    assert outer.info.status == "FINISHED"
+    for stage in ("lrrt", "train"):
+        assert runs[stage].data.tags["mlflow.parentRunId"] == outer.info.run_id
 
 
 def test_the_shell_script_ends_with_the_exit_code_of_the_stage_that_failed(shell, tmp_path):
