@@ -21,9 +21,12 @@ from mlflow_project.options import (
 from mlflow_project.outcome import OutputOptions, report
 from mlflow_project.stages import (
     ChainOptions,
+    CheckOptions,
     HandoffOptions,
     TrainRunOptions,
     chain,
+    check_stage,
+    compare_stage,
     lrrt,
     refine_stage,
     study_stage,
@@ -44,6 +47,9 @@ from pipeline.consensus import ConsensusOptions
 from pipeline.studies import StudyOptions
 
 __all__ = ["commands"]
+
+FITS, FITS_NO_LONGER = 0, 3
+"""Exit codes of ``check``."""
 
 
 def _version() -> str:
@@ -180,6 +186,51 @@ def main_command(**values: Any) -> None:
 
 
 @commands.command(
+    "check",
+    epilog=examples(
+        "lrrt-stage check",
+        "lrrt-stage check --baseline models:/digits/3 --lr 0.05",
+        "lrrt-stage check --baseline RUN_ID --batch-size 256",
+        "mlflow run . -e check -P baseline=models:/digits@champion",
+    ),
+)
+@options_of("Check", CheckOptions)
+@options_of("Several tests", ConsensusOptions)
+@options_of("Task (taken from the baseline)", Task, defaults=False)
+@options_of("Where it runs", Runtime)
+@tracked
+def check_command(**values: Any) -> int:
+    """Test again: does the learning rate in use still fit today's code and data? Exit code 0 or 3.
+
+    The range test of the baseline is run on the code and the data as they are now. 3 says that the
+    learning rate lies outside the range that is suggested today, or that the range has moved by
+    more than the uncertainty of both.
+    """
+    options = (Runtime, CheckOptions, ConsensusOptions)
+    found = _run("Check", check_stage, options, values, changes=given(values, Task))
+    return FITS if found["fits"] else FITS_NO_LONGER
+
+
+@commands.command(
+    "compare",
+    epilog=examples(
+        "lrrt-stage compare RUN_ID RUN_ID",
+        "lrrt-stage compare latest models:/digits/3",
+        "mlflow run . -e compare -P runs=RUN_ID,RUN_ID",
+    ),
+)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…")
+@tracked
+def compare_command(runs: tuple[str, ...], **values: Any) -> None:
+    """Draw range tests over each other: curves, ranges, and what the tests differ in.
+
+    RUN is the id of a run (lrrt, train, main or a test of a study), or models:/NAME/VERSION.
+    """
+    named = [name for each in runs for name in each.split(",") if name]
+    _run("Comparison", compare_stage, (), values, runs=named)
+
+
+@commands.command(
     "study",
     epilog=examples(
         "lrrt-stage study",
@@ -216,9 +267,9 @@ def _run(
     values: dict[str, Any],
     preset: Mapping[str, Any] | None = None,
     **more: Any,
-) -> None:
-    """Check all options, then the store, then run the stage and show what it found."""
+) -> dict[str, Any]:
+    """Check all options, then the store, then run the stage; show and return what it found."""
     filled: list[Any] = [from_values(each, values, preset) for each in options]
     output = from_values(OutputOptions, values)
     connect(values["tracking_uri"], values["experiment"])
-    report(title, stage(*filled, **more), output)
+    return report(title, stage(*filled, **more), output)

@@ -15,6 +15,7 @@ from mlflow.entities import Run
 from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import CONTRACT_VERSION
+from mlflow_project.descriptions import page
 from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG
 
 __all__ = ["OutputOptions", "outcome", "report"]
@@ -91,18 +92,25 @@ def outcome(run_id: str) -> dict[str, Any]:
     }
 
 
-def report(title: str, run_id: str, output: OutputOptions) -> None:
-    """Print the result of a stage's run and how to look at it, and write it as JSON if asked."""
+def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
+    """Print and return the :func:`outcome` of a stage's run; write it as JSON if asked."""
     found = outcome(run_id)
     console = display.ERR if output.output_json == "-" else display.OUT
-    display.summary(title, _rows(found, tracking.get_run(run_id)), console)
+    run = tracking.get_run(run_id)
+    display.summary(title, _rows(found, run), console)
+    if "reason" in found:
+        console.print(f"{'Fits' if found['fits'] else 'No longer fits'}: {found['reason']}")
     uri = mlflow.get_tracking_uri()
-    console.print(f"Open it in the MLflow UI: {display.ui_command(uri)}")
+    command = display.ui_command(uri)
+    served = command if uri.startswith("http") else "http://127.0.0.1:5000"
+    console.print(f"Open it in the MLflow UI: {command}")
+    console.print(f"Its page there: {served}/{page(run)}")
     text = json.dumps(found, indent=2) + "\n"
     if output.output_json == "-":
         print(text, end="")
     elif output.output_json is not None:
         _write_whole(Path(output.output_json), text)
+    return found
 
 
 def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
@@ -118,8 +126,7 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
     elif "val_loss" in found:
         rows["best validation loss"] = f"{found['val_loss']:.4g}"
     if "fits" in found:
-        rows["learning rate in use"] = "fits" if found["fits"] else "does not fit"
-        rows["because"] = found["reason"]
+        rows["LR in use"] = f"{found['lr_in_use']:.3g}"
     rows["run"] = found["run_id"]
     if found["stage"] == "study":
         rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"

@@ -1,0 +1,92 @@
+"""The comparison of range tests: their curves over each other, where the UI's charts fall short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import mlflow
+import pandas as pd
+
+from lrrt_stage.charts import write_page
+from lrrt_stage.settings import require
+from mlflow_project import display, tracking
+from mlflow_project.descriptions import describe, link
+from mlflow_project.handoff import Handoff
+from mlflow_project.lineage import source_of
+from mlflow_project.tracking import stage_run, staged_files
+from pipeline.overlay import Overlaid, overlay_chart
+
+__all__ = ["compare_stage"]
+
+
+def compare_stage(*, runs: Sequence[str]) -> str:
+    """Draw the range tests behind ``runs`` over each other, as a run; return its id.
+
+    Its artifacts are ``overlay.png``, ``overlay.html`` and ``ranges.csv``, a row for each test.
+
+    Raises
+    ------
+    LRRTError
+        If there are fewer than two, one is named twice, or one cannot be read.
+    """
+    require(len(runs) >= 2, f"{len(runs)} run to compare: give two or more")
+    with stage_run("compare") as run:
+        handoffs = [source_of(name).handoff for name in runs]
+        ids = [each.run_id for each in handoffs]
+        twice = {each for each in ids if ids.count(each) > 1}
+        require(not twice, f"range test {', '.join(twice)} is given more than once: give others")
+        names = _names(handoffs)
+        two = " against ".join(names)
+        tracking.name_run(run, two if len(names) == 2 else f"{len(names)} tests")
+        rows = _rows(names, handoffs)
+        with staged_files(run) as folder:
+            tests = [
+                Overlaid(name, each.curve, each.plan.smoothing, each.range, each.confidence)
+                for name, each in zip(names, handoffs, strict=True)
+            ]
+            chart = overlay_chart("", tests)
+            chart.figure().savefig(folder / "overlay.png")
+            write_page(chart.page(), folder / "overlay.html")
+            rows.to_csv(folder / "ranges.csv", index=False)
+        mlflow.set_tag("lrrt.compared_run_ids", ",".join(ids))
+        found = [
+            f"{link(each.run_id)} ({name}): {each.range}"
+            for name, each in zip(names, handoffs, strict=True)
+        ]
+        describe(run, f"Range tests over each other. They suggest: {'; '.join(found)}.")
+        for name, each in zip(names, handoffs, strict=True):
+            display.note(f"{name}: {each.range}")
+    return run.info.run_id
+
+
+def _names(handoffs: Sequence[Handoff]) -> list[str]:
+    """Return what each test's task has that another's has not; else the run's name, or its id."""
+    tasks = [asdict(each.task) for each in handoffs]
+    differing = [field for field in tasks[0] if any(t[field] != tasks[0][field] for t in tasks)]
+    names = [", ".join(f"{field}={task[field]}" for field in differing) for task in tasks]
+    if len(set(names)) == len(names):
+        return names
+    # Tasks that are the same: of other data, code or options.
+    return [
+        f"{name or tracking.get_run(each.run_id).info.run_name} ({each.run_id[:6]})"
+        for name, each in zip(names, handoffs, strict=True)
+    ]
+
+
+def _rows(names: Sequence[str], handoffs: Sequence[Handoff]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "test": name,
+            "run_id": each.run_id,
+            "rule": each.rule,
+            "lr_min": each.range.min,
+            "lr_max": each.range.max,
+            "max_low": each.confidence.low if each.confidence else None,
+            "max_high": each.confidence.high if each.confidence else None,
+            "verdict": str(each.confidence.verdict) if each.confidence else "",
+            "iterations": len(each.curve),
+            "ended": each.curve.stop,
+        }
+        for name, each in zip(names, handoffs, strict=True)
+    )

@@ -1,0 +1,91 @@
+"""Whether the learning rate in use still fits: two range tests of one task, then and now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite, log10, nan
+
+from lrrt_stage import Confidence, LRRange
+from lrrt_stage.settings import require, setting
+from lrrt_stage.trust import CLEAR_DECADES
+
+__all__ = ["Answer", "Finding", "GateOptions", "still_fits"]
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What is checked, and how strictly."""
+
+    lr: float | None = setting(
+        None, "Learning rate in use; none: the largest that the baseline was trained with."
+    )
+    tolerance: float = setting(
+        round(CLEAR_DECADES, 2),
+        "Decades by which the suggested maximum may always move: what reading one curve does not "
+        "tell, such as another order of the data.",
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.lr is None or (self.lr > 0 and isfinite(self.lr)),
+            f"lr={self.lr} is not a positive number: give the learning rate in use, or none",
+        )
+        require(
+            self.tolerance >= 0 and isfinite(self.tolerance),
+            f"tolerance={self.tolerance} is negative: use 0 for none",
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a range test came to: its range, and how sure its maximum is."""
+
+    range: LRRange
+    confidence: Confidence | None = None
+
+    @property
+    def lowest(self) -> float:
+        """The lower end of the interval of the maximum, a learning rate."""
+        return self.range.max if self.confidence is None else self.confidence.low
+
+    @property
+    def highest(self) -> float:
+        """The upper end of the interval of the maximum, a learning rate."""
+        return self.range.max if self.confidence is None else self.confidence.high
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What :func:`still_fits` found, with the reason in one line."""
+
+    fits: bool
+    reason: str
+    moved: float = nan
+    """Decades from the baseline's suggested maximum to today's; positive: it went up."""
+    allowed: float = nan
+    """Decades that it may move by: the uncertainty of both, or the tolerance if that is more."""
+
+
+def still_fits(baseline: Answer, today: Answer, lr: float, tolerance: float) -> Finding:
+    """Return whether ``lr`` lies inside today's range, and the range where the baseline's was.
+
+    The range moved if its maximum did by more than the uncertainty of both, which is the sum of the
+    parts of their intervals that face each other, and by more than ``tolerance`` decades. What
+    ``lr`` may not exceed is the upper end of the interval of today's maximum.
+    """
+    then, now = baseline.range, today.range
+    moved = log10(now.max / then.max)
+    facing = (baseline.highest / then.max, now.max / today.lowest)
+    if moved < 0:
+        facing = (then.max / baseline.lowest, today.highest / now.max)
+    allowed = max(tolerance, sum(map(log10, facing)))
+    shift = f"its maximum moved by {moved:+.2f} decades, {allowed:.2f} are within the uncertainty"
+    if not now.min <= lr <= max(today.highest, now.max):
+        side = "above" if lr > now.max else "below"
+        reason = f"LR {lr:.3g} lies {side} today's range, {now}; the baseline's was {then}"
+        return Finding(False, reason, moved, allowed)
+    if abs(moved) > allowed:
+        reason = f"the range moved from {then} to {now}: {shift}"
+        return Finding(False, reason, moved, allowed)
+    reason = f"LR {lr:.3g} lies inside today's range, {now}; {shift}"
+    return Finding(True, reason, moved, allowed)
