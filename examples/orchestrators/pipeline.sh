@@ -27,7 +27,7 @@ train() {
 
 check() {
     local status=0
-    lrrt-stage check --baseline "$(value "$RESULTS/lrrt.json" run_id)" \
+    lrrt-stage check --baseline "$(value "$RESULTS/train.json" run_id)" \
         --output-json "$RESULTS/check.json" || status=$?
     case $status in
         0) echo "the learning rate still fits" ;;
