@@ -32,12 +32,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0, 2 for input that cannot be used, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     try:
         code = commands.main(arguments, standalone_mode=False)
     except LRRTError as error:
-        code = _fail(str(error))
+        code = _fail(stage, str(error))
     except click.ClickException as error:
-        code = _fail(error.format_message())
+        code = _fail(stage, error.format_message())
     except (KeyboardInterrupt, click.Abort) as interrupt:
         # click raises an Abort of its own while it handles what a stage raised.
         print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
@@ -45,11 +46,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(reason: str) -> int:
+def _fail(stage: str, reason: str) -> int:
     line = " ".join(reason.split())
     print(f"Error: {line}", file=sys.stderr)
     try:
-        tracking.fail_project_run(line)
+        tracking.fail_project_run(stage, line)
     except Exception as error:  # the store itself may be what is wrong
         print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
     return USAGE_ERROR

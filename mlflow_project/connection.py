@@ -11,15 +11,17 @@ from urllib.parse import urlparse
 
 import mlflow
 from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import create_sqlalchemy_engine
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords
 
-__all__ = ["connect", "experiment_id"]
+__all__ = ["connect", "experiment_id", "project_run"]
 
 CONNECT_SECONDS = 5
+RUN_ID, ENTRY_POINT_TAG = "MLFLOW_RUN_ID", "mlflow.project.entryPoint"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -36,8 +38,10 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     if tracking_uri:
         mlflow.set_tracking_uri(tracking_uri)
     uri = mlflow.get_tracking_uri()
+    run_id = os.environ.get(RUN_ID)
     try:
-        _probe(uri)
+        if not (run_id and _is_absent(uri)):
+            _probe(uri)
     except Exception as error:  # a socket's, a driver's, SQLAlchemy's, MLflow's
         raise LRRTError(
             hide_passwords(
@@ -45,7 +49,13 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
                 "or MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
             )
         ) from error
-    if "MLFLOW_RUN_ID" in os.environ:
+    if run_id:
+        if not _holds(uri, run_id):
+            raise LRRTError(
+                f"run {run_id} of {RUN_ID} is not in {hide_passwords(uri)}: a relative path is "
+                "another file in another folder, and mlflow run changes the folder; set "
+                "MLFLOW_TRACKING_URI to sqlite:////FULL/PATH/mlflow.db or http://HOST:PORT"
+            )
         return
     try:
         if experiment:
@@ -71,6 +81,37 @@ def experiment_id() -> str:
     if run is not None:
         return str(run.info.experiment_id)
     return str(mlflow.tracking.fluent._get_experiment_id())
+
+
+def project_run(stage: str) -> tuple[str | None, bool]:
+    """Return the id of the run that ``mlflow run`` opened, if any, and whether it is the stage's.
+
+    It is, if the entry point that it was opened for has the stage's name. Else it belongs to
+    another project that calls the stage among other things.
+    """
+    run_id = os.environ.get(RUN_ID)
+    if not run_id or not _holds(mlflow.get_tracking_uri(), run_id):
+        return None, False
+    tags = mlflow.MlflowClient().get_run(run_id).data.tags
+    return run_id, tags.get(ENTRY_POINT_TAG, stage) == stage
+
+
+def _is_absent(uri: str) -> bool:
+    """Tell whether a store is a SQLite file that is not there yet, and would be made if asked."""
+    path = urlparse(uri).path.removeprefix("/")
+    return uri.startswith("sqlite:") and bool(path) and not Path(path).exists()
+
+
+def _holds(uri: str, run_id: str) -> bool:
+    if _is_absent(uri):
+        return False
+    try:
+        mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def _probe(uri: str) -> None:

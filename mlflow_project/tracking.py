@@ -27,7 +27,7 @@ from lrrt_stage import (
     Smoothing,
 )
 from lrrt_stage.settings import hide_passwords, require
-from mlflow_project.connection import connect, experiment_id
+from mlflow_project.connection import RUN_ID, connect, experiment_id, project_run
 from pipeline import Training, Workbench
 from pipeline.consensus import Consensus, settled
 from pipeline.studies import Trained
@@ -87,10 +87,11 @@ def get_run(run_id: str) -> Run:
 def stage_run(stage: str) -> Iterator[Run]:
     """Open the run of a stage: that of ``mlflow run`` where there is one, else a new one.
 
-    Inside another stage's run it is a child of it. It ends FINISHED, KILLED on Ctrl-C, or FAILED
+    Inside another stage's run, or where ``mlflow run`` runs another project's entry point, it is
+    a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED
     with the reason as the tag ``lrrt.error``.
     """
-    run = mlflow.start_run(nested=mlflow.active_run() is not None)
+    run = _start_run(stage)
     status = "FAILED"
     try:
         mlflow.set_tag(STAGE_TAG, stage)
@@ -110,6 +111,16 @@ def stage_run(stage: str) -> Iterator[Run]:
         mlflow.end_run(status)
 
 
+def _start_run(stage: str) -> Run:
+    if mlflow.active_run() is not None:
+        return mlflow.start_run(nested=True)
+    run_id, is_the_stages = project_run(stage)
+    if run_id is None or is_the_stages:
+        return mlflow.start_run()
+    del os.environ[RUN_ID]  # else start_run would resume it
+    return mlflow.start_run(experiment_id=get_run(run_id).info.experiment_id, parent_run_id=run_id)
+
+
 def name_run(run: Run, name: str) -> None:
     """Name a stage's run after its stage and ``name``, unless the user has named it."""
     if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
@@ -117,10 +128,10 @@ def name_run(run: Run, name: str) -> None:
         mlflow.set_tag("mlflow.runName", f"{stage} {name}")
 
 
-def fail_project_run(reason: str) -> None:
-    """Mark the run that ``mlflow run`` opened as FAILED, if no stage has taken it over yet."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
+def fail_project_run(stage: str, reason: str) -> None:
+    """Mark the run that ``mlflow run`` opened as FAILED, if it is the stage's and not open yet."""
+    run_id, is_the_stages = project_run(stage)
+    if run_id and is_the_stages:
         client = mlflow.MlflowClient()
         client.set_tag(run_id, ERROR_TAG, reason)
         client.set_terminated(run_id, "FAILED")

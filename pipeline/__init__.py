@@ -1,6 +1,7 @@
 """What a range test is for: a task, its training, and the refinement between them."""
 
-from pipeline.data import Data
+from pipeline.data import Data, Split
+from pipeline.factories import DatasetFactory, ModelFactory
 from pipeline.narrowing import Narrowing
 from pipeline.plan import RangeTestPlan
 from pipeline.recipes import RECIPES, RecipeOptions, published_ranges
@@ -15,11 +16,14 @@ __all__ = [
     "RECIPES",
     "SCHEDULES",
     "Data",
+    "DatasetFactory",
+    "ModelFactory",
     "Narrowing",
     "RangeTestPlan",
     "RecipeOptions",
     "RefineOptions",
     "Runtime",
+    "Split",
     "Task",
     "TrainOptions",
     "Training",

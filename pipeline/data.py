@@ -12,17 +12,18 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from lrrt_stage import weights
 from lrrt_stage.errors import LRRTError, loader_error
 from lrrt_stage.settings import require
 
-__all__ = ["Data", "Split", "channel_statistics"]
+__all__ = ["Data", "Split", "channel_statistics", "describe"]
 
 Split = tuple[Tensor, Tensor] | Dataset
 """Inputs ``[n, …]`` and integer labels ``[n]`` in memory, or a map-style dataset of
 ``(input tensor, int label)`` that is read batch by batch."""
+SPLIT = "a pair of tensors (inputs, labels) or a torch Dataset with a length"
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ class Data:
             if _is_split(train) and _is_split(val):
                 return cls(train, val, _count_classes(train, source))
         raise LRRTError(
-            f"{source} returned {_describe(made)}: expected pipeline.data.Data, or a pair "
-            "(train, val), each a pair of tensors (inputs, labels) or a torch Dataset with a length"
+            f"{source} returned {describe(made)}, expected pipeline.data.Data or a pair "
+            f"(train, val), each {SPLIT}: {_remedy(made)}"
         )
 
 
@@ -163,7 +164,7 @@ def check_example(example: Any) -> None:
     if not (
         isinstance(example, (tuple, list)) and len(example) == 2 and isinstance(example[0], Tensor)
     ):
-        raise TypeError(f"{_describe(example)} in place of (input tensor, int label)")
+        raise TypeError(f"{describe(example)} in place of (input tensor, int label)")
 
 
 def check_batch(
@@ -181,7 +182,7 @@ def check_batch(
     """
     require(
         isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1,
-        f"the {split} labels of a batch are {_describe(labels)}: integer class indices [b] are "
+        f"the {split} labels of a batch are {describe(labels)}: integer class indices [b] are "
         "needed",
     )
     outside = (labels < 0) | (labels >= num_classes)
@@ -202,6 +203,10 @@ def check_batch(
 
 
 def _check_split(name: str, split: Split, num_classes: int) -> None:
+    require(
+        _is_split(split),
+        f"the {name} split is {describe(split)}, expected {SPLIT}: {_remedy(split)}",
+    )
     require(split_size(split) > 0, f"the {name} split is empty: check the dataset and its options")
     labels = split[1] if isinstance(split, tuple) else getattr(split, "targets", None)
     if isinstance(split, tuple):
@@ -219,7 +224,7 @@ def _check_split(name: str, split: Split, num_classes: int) -> None:
         labels = torch.as_tensor(labels)
         require(
             not labels.is_floating_point() and labels.dim() == 1,
-            f"the {name} labels are {_describe(labels)}: integer class indices [n] are needed",
+            f"the {name} labels are {describe(labels)}: integer class indices [n] are needed",
         )
         low, high = int(labels.min()), int(labels.max())
         require(
@@ -247,9 +252,35 @@ def _count_classes(split: Split, source: str) -> int:
     return len(classes)
 
 
-def _describe(made: Any) -> str:
+def describe(made: Any) -> str:
+    """Return what ``made`` is, in a few words: type, dtype and shape, or what it consists of."""
     if isinstance(made, Tensor):
         return f"a {str(made.dtype).removeprefix('torch.')} tensor of shape {list(made.shape)}"
+    if isinstance(made, np.ndarray):
+        return f"a {made.dtype} array of shape {list(made.shape)}"
     if isinstance(made, (tuple, list)):
-        return f"{type(made).__name__} of ({', '.join(_describe(each) for each in made)})"
-    return type(made).__name__
+        shown = ", ".join(describe(each) for each in made[:4])
+        more = f", and {len(made) - 4} more" if len(made) > 4 else ""
+        return f"{type(made).__name__} of ({shown}{more})"
+    if isinstance(made, type):
+        return f"the class {made.__name__}"
+    return "None" if made is None else type(made).__name__
+
+
+def _remedy(made: Any) -> str:
+    """Return what to do about something that is no data, or no split."""
+    parts = made if isinstance(made, (tuple, list)) else [made]
+    flat = [one for part in parts for one in (part if isinstance(part, (tuple, list)) else [part])]
+    if made is None:
+        return "is its return missing?"
+    if any(isinstance(each, DataLoader) for each in flat):
+        return "return the Dataset of a DataLoader, batches are made here"
+    if any(isinstance(each, np.ndarray) for each in flat):
+        return "make tensors of arrays, with torch.from_numpy"
+    if any(isinstance(each, type) for each in flat):
+        return "return an object of a class, not the class"
+    if all(isinstance(each, Tensor) for each in parts) and len(parts) == 2:
+        return "these are inputs and labels of one split, hold some examples back for validation"
+    if all(isinstance(each, Tensor) for each in parts) and len(parts) == 4:
+        return "pair them, ((train inputs, train labels), (val inputs, val labels))"
+    return "return one of these"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.weights import check_sizes
+from pipeline.data import describe
 from pipeline.factories import call_factory, is_factory
 
 __all__ = ["MODELS", "build_model"]
@@ -42,7 +43,8 @@ def build_model(
         made = call_factory("model", name, arguments)
         if not isinstance(made, nn.Module):
             raise LRRTError(
-                f"model {name!r} returned {type(made).__name__}: expected a torch.nn.Module"
+                f"model {name!r} returned {describe(made)}, expected a torch.nn.Module: "
+                f"{_remedy(made)}"
             )
         check_sizes(made, f"model {name!r}")
         return made
@@ -56,6 +58,19 @@ def build_model(
         raise LRRTError(
             f"model {name!r}: {first_line(error)}: check model_args {dict(arguments)}"
         ) from error
+
+
+def _remedy(made: Any) -> str:
+    """Return what to do about something that is no model."""
+    if made is None:
+        return "is its return missing?"
+    if isinstance(made, type):
+        return "return an object of the class, not the class"
+    if isinstance(made, (tuple, list)) and any(isinstance(each, nn.Module) for each in made):
+        return "return the model alone"
+    if isinstance(made, Mapping):
+        return "load these weights into a model and return that"
+    return "return the model"
 
 
 def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:

@@ -13,6 +13,7 @@ from lrrt_stage.settings import setting
 from mlflow_project import tracking
 from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG, Handoff, load_handoff
 from pipeline import Narrowing, Runtime, Task, Workbench
+from pipeline.datasets import is_dataset_factory
 
 __all__ = ["HandoffOptions", "open_handoff", "short_name", "task_words"]
 
@@ -64,9 +65,8 @@ def open_handoff(
 
 def short_name(task: Task) -> str:
     """Return what a run's name says of its task: dataset and model, without folders."""
-    dataset, _, factory = task.dataset.partition(":")
-    named = dataset if "/" in factory or dataset == "imagefolder" else factory or dataset
-    return f"{named} {task.model.rpartition(':')[2]}"
+    own = is_dataset_factory(task.dataset)
+    return f"{task.dataset if own else task.dataset.partition(':')[0]} {task.model}"
 
 
 def task_words(task: Task) -> str:

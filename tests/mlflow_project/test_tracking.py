@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import mlflow
 import pytest
 from sqlalchemy.orm import loading
@@ -47,3 +50,57 @@ def test_interrupted_amid_a_query_the_run_still_ends_as_killed(store, monkeypatc
     killed = mlflow.get_run(run.info.run_id)
     assert killed.info.status == "KILLED"
     assert killed.data.tags["lrrt.error"] == "terminated"
+
+
+def opened_by_mlflow_run(entry_point):
+    return mlflow.MlflowClient().create_run(
+        mlflow.get_experiment_by_name("test").experiment_id,
+        tags={"mlflow.project.entryPoint": entry_point},
+    )
+
+
+def test_a_stage_takes_over_the_run_of_the_entry_point_of_its_name(store, monkeypatch):
+    run = opened_by_mlflow_run("lrrt")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    with stage_run("lrrt") as opened:
+        assert opened.info.run_id == run.info.run_id
+
+
+def test_inside_another_projects_run_every_stage_is_a_child_of_it(store, monkeypatch):
+    outer = opened_by_mlflow_run("nightly")
+    # As in a shell script, whose every command gets the variable.
+    for stage in ("lrrt", "train"):
+        monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
+        with stage_run(stage) as run:
+            assert run.info.run_id != outer.info.run_id
+            with stage_run("test") as inner:
+                assert inner.data.tags["mlflow.parentRunId"] == run.info.run_id
+        assert run.data.tags["mlflow.parentRunId"] == outer.info.run_id
+        assert run.info.experiment_id == outer.info.experiment_id
+    after = mlflow.get_run(outer.info.run_id)
+    assert after.info.status == "RUNNING"
+    assert "lrrt.stage" not in after.data.tags
+
+
+def test_another_projects_run_is_not_failed_for_a_mistake_in_a_stages_options(store, monkeypatch):
+    outer = opened_by_mlflow_run("nightly")
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
+    store.run("lrrt", "--iterations", 3, code=2)
+    after = mlflow.get_run(outer.info.run_id)
+    assert after.info.status == "RUNNING"
+    assert "lrrt.error" not in after.data.tags
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_relative_store_of_another_folder_is_named_and_none_is_made(
+    store, monkeypatch, there, empty_database
+):
+    run = opened_by_mlflow_run("lrrt")
+    if there:
+        shutil.copy(empty_database, "relative.db")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    outcome = store.run("lrrt", "--tracking-uri", "sqlite:///relative.db", code=2)
+    assert f"run {run.info.run_id} of MLFLOW_RUN_ID is not in sqlite:///rel" in outcome.error
+    assert "FULL/PATH" in outcome.error
+    assert outcome.err.count("\n") == 1
+    assert Path("relative.db").exists() == there

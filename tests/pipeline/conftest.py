@@ -32,10 +32,11 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
     def write(name: str, source: str) -> None:
         folder = tmp_path / "modules"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.py").write_text(source)
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
         monkeypatch.syspath_prepend(folder)
-        written.append(name)
+        written.append(name.partition("/")[0])
 
     yield write
     for name in written:

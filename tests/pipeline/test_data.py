@@ -160,7 +160,7 @@ class TestOf:
     @pytest.mark.parametrize(
         ("made", "description"),
         [
-            (None, "NoneType"),
+            (None, "None"),
             ({"train": 1}, "dict"),
             ((images(), labels()), "float32 tensor of shape [6, 3, 2, 2]"),
             (((images(), [0, 1]), (images(), labels())), "list"),

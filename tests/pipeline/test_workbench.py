@@ -332,7 +332,7 @@ class TestMistakes:
             ("Unbuilt", ["no trainable parameter", "have the constructor make all of them"]),
             ("text", ["returned str", "torch.nn.Module"]),
             ("raises", ["raised OSError: no weights here", "check model_args"]),
-            ("nothing", ["cannot be imported"]),
+            ("nothing", ["unknown name 'nothing'"]),
         ],
     )
     def test_a_model_that_cannot_be_trained_is_named(self, complains, factory, words):

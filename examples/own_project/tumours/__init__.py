@@ -1,0 +1,1 @@
+"""Cell nuclei, measured in images of fine needle aspirates: malignant or benign?"""

@@ -1,0 +1,150 @@
+"""Somebody else's MLflow project that runs the range test on its own model and data."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+from torch.nn.functional import cross_entropy
+
+from lrrt_stage import LRRTError, weights
+from mlflow_project import load_handoff
+from pipeline import Workbench
+
+ROOT = Path(__file__).parents[2]
+PROJECT = ROOT / "examples" / "own_project"
+
+
+def shell(folder, *command, **variables):
+    """Run a command as from a shell in ``folder``; the stage comes from this checkout."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    outside |= {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    outside |= {"OMP_NUM_THREADS": "1"} | variables
+    return subprocess.run(command, cwd=folder, env=outside, capture_output=True, text=True)
+
+
+def files():
+    """What runs could leave in the checkout; other tests compile modules meanwhile."""
+    found = {*ROOT.iterdir(), *(ROOT / "examples").rglob("*")}
+    return {path for path in found if not {"__pycache__"} & {*path.parts}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The project's two runs, and the folder that it was started from."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    before = files()
+    options = ["--env-manager", "local", "--experiment-name", "tumours"]
+    done = shell(folder, "mlflow", "run", str(PROJECT), *options)
+    assert done.returncode == 0, done.stderr
+    uri = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    found = mlflow.search_runs(experiment_names=["tumours"], output_format="list")
+    (training,) = [run for run in found if run.data.tags["mlflow.project.entryPoint"] == "main"]
+    (test,) = [run for run in found if run.data.tags.get("lrrt.stage") == "lrrt"]
+    yield SimpleNamespace(
+        folder=folder,
+        training=training,
+        test=test,
+        count=len(found),
+        left=files() - before,
+        handoff=load_handoff(test.info.run_id),
+    )
+    mlflow.set_tracking_uri(uri)
+
+
+@pytest.fixture
+def tumours(monkeypatch):
+    """The project's own modules, imported as its script imports them."""
+    monkeypatch.syspath_prepend(PROJECT)
+    from tumours import data, model
+
+    yield SimpleNamespace(load=data.load, build=model.build)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tumours"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_the_range_test_is_a_finished_child_of_the_training(finished):
+    assert finished.count == 2
+    assert finished.training.info.status == finished.test.info.status == "FINISHED"
+    assert finished.test.data.tags["mlflow.parentRunId"] == finished.training.info.run_id
+    assert finished.training.data.tags["lrrt.source_run_id"] == finished.test.info.run_id
+    assert finished.test.data.params["dataset"] == "tumours.data:load"
+    assert finished.test.info.run_name == "lrrt tumours.data:load tumours.model:build seed 0"
+
+
+def test_it_trains_at_the_narrowed_range_and_well(finished):
+    metrics = finished.training.data.metrics
+    client = mlflow.MlflowClient()
+    rates = client.get_metric_history(finished.training.info.run_id, "lr")
+    assert max(each.value for each in rates) == pytest.approx(finished.handoff.narrowed().max)
+    assert metrics["narrowed_lr_max"] == pytest.approx(finished.handoff.narrowed().max)
+    assert metrics["val_accuracy"] > 0.9
+    assert metrics["val_auc"] > 0.98
+
+
+def test_it_starts_from_the_weights_of_the_range_test_and_its_first_loss(finished, tumours):
+    task = finished.handoff.task
+    model = tumours.build(**task.model_args)
+    finished.handoff.load_weights(model)
+    digest = weights.digest(weights.state_of(model))
+    for run in (finished.training, finished.test):
+        assert run.data.tags["lrrt.weights_sha256"] == digest
+
+    inputs, labels = next(iter(Workbench(task).start(finished.handoff.weights).batches))
+    loss = cross_entropy(model(inputs), labels).item()
+    assert loss == pytest.approx(finished.handoff.curve.loss[0], rel=1e-6)
+
+
+def test_another_model_is_refused_with_the_first_differences(finished, tumours):
+    with pytest.raises(LRRTError) as caught:
+        finished.handoff.load_weights(tumours.build(width=32))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "0.weight" in message
+    assert "[32, 30]" in message.replace("(", "[").replace(")", "]")
+
+
+def test_the_runs_are_where_it_was_started_and_nothing_is_left_in_the_checkout(finished):
+    assert {path.name for path in finished.folder.iterdir()} == {"mlflow.db", "mlruns"}
+    assert finished.left == set()
+
+
+def test_the_stage_refuses_a_store_that_is_relative_to_the_projects_folder(tmp_path):
+    shutil.copytree(PROJECT, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    uri = "sqlite:///relative.db"
+    command = ["python", "train.py", "--lrrt", str(ROOT)]
+    done = shell(tmp_path / "copy", *command, MLFLOW_TRACKING_URI=uri)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert f"is not in {uri}: a relative path" in line
+    assert not (ROOT / "relative.db").exists()
+
+
+def test_the_project_is_as_short_as_it_says():
+    lines = [
+        line for path in PROJECT.rglob("*.py") for line in path.read_text("utf-8").splitlines()
+    ]
+    assert len(lines) < 150
+
+
+def test_the_guide_shows_the_projects_files_as_they_are():
+    guide = (ROOT / "docs" / "how-to" / "own-project.md").read_text(encoding="utf-8")
+    excerpts = re.findall(r"```(?:py|yaml)\n(.*?)```", guide, re.DOTALL)
+    assert len(excerpts) >= 2
+    sources = [path.read_text("utf-8") for path in PROJECT.rglob("*.py")]
+    sources = [*map(dedent, sources), (PROJECT / "MLproject").read_text("utf-8")]
+    for excerpt in excerpts:
+        assert any(squeezed(excerpt) in squeezed(source) for source in sources), excerpt
+
+
+def squeezed(text):
+    """Text whose lines are not indented: an excerpt of a function starts at the margin."""
+    return "\n".join(line.strip() for line in text.strip().splitlines())
