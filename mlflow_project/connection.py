@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
 import mlflow
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.utils import create_sqlalchemy_engine
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords
+from mlflow_project.reachable import require_reachable
 
 __all__ = ["connect", "experiment_id", "project_run"]
 
-CONNECT_SECONDS = 5
 RUN_ID, ENTRY_POINT_TAG = "MLFLOW_RUN_ID", "mlflow.project.entryPoint"
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def connect(tracking_uri: str | None, experiment: str | None) -> None:
@@ -39,16 +34,8 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         mlflow.set_tracking_uri(tracking_uri)
     uri = mlflow.get_tracking_uri()
     run_id = os.environ.get(RUN_ID)
-    try:
-        if not (run_id and _is_absent(uri)):
-            _probe(uri)
-    except Exception as error:  # a socket's, a driver's, SQLAlchemy's, MLflow's
-        raise LRRTError(
-            hide_passwords(
-                f"tracking store {uri} cannot be used ({first_line(error)}): correct tracking_uri "
-                "or MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
-            )
-        ) from error
+    if not (run_id and _is_absent(uri)):
+        require_reachable(uri)
     if run_id:
         if not _holds(uri, run_id):
             raise LRRTError(
@@ -112,37 +99,3 @@ def _holds(uri: str, run_id: str) -> bool:
             raise
         return False
     return True
-
-
-def _probe(uri: str) -> None:
-    """Try once, and soon, what MLflow itself retries for minutes before it says so."""
-    parts = urlparse(uri)
-    if parts.scheme in ("http", "https"):
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
-        except OSError as error:
-            raise OSError(f"it cannot be reached: {first_line(error)}") from None
-    elif parts.scheme.partition("+")[0] in DATABASES:
-        engine = create_sqlalchemy_engine(uri)
-        file = engine.url.database
-        if engine.url.get_backend_name() == "sqlite" and file not in (None, "", ":memory:"):
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with engine.connect() as connection:
-            engine.dialect.get_table_names(connection)
-        engine.dispose()
-    with _one_try():
-        mlflow.MlflowClient().search_experiments(max_results=1)
-
-
-@contextmanager
-def _one_try() -> Iterator[None]:
-    kept = dict(os.environ)
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(4 * CONNECT_SECONDS)
-    try:
-        yield
-    finally:
-        for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-            os.environ.pop(name)
-            os.environ.update({name: kept[name]} if name in kept else {})

@@ -103,6 +103,69 @@ def test_a_server_that_is_not_mlflows_is_named_within_seconds(store, status):
     assert f"tracking store {uri} cannot be used" in outcome.error
 
 
+class AnyPage(BaseHTTPRequestHandler):
+    """Answers every request with one page, as what stands before a server does."""
+
+    status, page = 200, ""
+
+    def do_GET(self):
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(self.page.encode())
+
+    do_POST = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "path", "advice"),
+    [
+        (200, "<html>Sign in</html>", "", "a web page answered in place of MLflow"),
+        (401, "", "", "it asks for a login, which a browser remembers: set MLFLOW_TRACKING_USER"),
+        (403, "Forbidden", "", "this login may not use it"),
+        (403, "Invalid Host header", "", "start it with --allowed-hosts"),
+        (404, "", "/#/experiments/1", "give {address}, without what the browser shows after it"),
+    ],
+)
+def test_what_a_browser_shows_and_the_client_cannot_use_is_told(store, status, page, path, advice):
+    handler = type("Handler", (AnyPage,), {"status": status, "page": page})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{other.server_port}"
+        outcome = store.run("lrrt", "--tracking-uri", address + path, code=2)
+        other.shutdown()
+    assert advice.format(address=address) in outcome.error
+
+
+def test_a_server_that_is_not_there_may_be_there_for_a_browser(store):
+    outcome = store.run("lrrt", "--tracking-uri", "http://no-such-host.invalid:5000", code=2)
+    assert "it cannot be reached" in outcome.error
+    assert "set HTTP_PROXY or HTTPS_PROXY" in outcome.error
+
+
+def test_a_server_behind_a_proxy_is_asked_through_it(store, monkeypatch):
+    """The name is known to the proxy alone."""
+    asked = []
+
+    class Proxy(AnyPage):
+        def do_POST(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        do_GET = do_POST
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        store.run("lrrt", "--tracking-uri", "http://inside.invalid:5000", code=2)
+        proxy.shutdown()
+    assert asked[0].startswith("http://inside.invalid:5000/api/")
+
+
 @pytest.mark.parametrize(
     "uri", ["foo://bar", "sqlite:////proc/x.db", "http://127.0.0.1:99999", "sqlite:///text.db"]
 )
