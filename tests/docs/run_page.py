@@ -5,12 +5,13 @@
 - `python`: in one namespace for the whole page; with a title, the content of the file of that name.
 - `console`: by bash, line by line, as on a reader's terminal: folder and variables are kept. A line
   that fails ends the page.
-- `text`: what the line before it prints; every line of the block must be among the lines printed.
+- `text`: lines that the block before it prints, among others.
 - `json`, `yaml`, `toml`: must be valid.
 
 A command that would take long is shortened by :data:`SHORTENED`, one that would install something
 or run the tests is left out by :data:`LEFT_OUT`, and a server gets a free port, is asked once over
-loopback, and stays until the page ends. Everything else runs as it is written.
+loopback, and stays until the page ends. `make run` is what make would run once all is installed.
+Everything else runs as it is written.
 """
 
 import json
@@ -24,7 +25,9 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import yaml
@@ -34,28 +37,27 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# A command's beginning -> what is appended. The first that matches is taken.
+# A command's beginning -> what is appended to it. The first that matches is taken.
 SHORTENED = {
-    # One test has nothing to compare, so no --tests; the others take as few as they can.
-    r"lrrt-stage study --kind validation\b": "--iterations 60 --model mlp --workers 1",
-    r"lrrt-stage study --kind mismatch\b": "--tests 2 --iterations 60 --model mlp --epochs 1",
-    r"lrrt-stage study\b": "--tests 2 --iterations 60 --model mlp --workers 1",
-    r"mlflow run \. -e study\b": "-P tests=2 -P iterations=60 -P model=mlp -P workers=1",
-    # Training: the same steps, of one epoch.
-    r"lrrt-stage main\b": "--trials 1 --epochs 1 --iterations 60",
-    r"lrrt-stage train\b": "--epochs 1",
-    r"lrrt-stage refine\b": "--trials 2",
-    r"mlflow run \. -e main\b": "-P trials=1 -P epochs=1 -P iterations=60",
+    # As few tests as a kind can do with; `validation` has one, and no number to choose.
+    r"lrrt-stage study --kind validation\b": "--iterations 60 --model mlp",
+    r"lrrt-stage study\b": "--tests 2 --iterations 60 --model mlp --epochs 1",
+    r"lrrt-stage lrrt .*--tests": "--tests 2 --iterations 60 --model mlp",
+    r"mlflow run \. -e (lrrt|main)\b.* -P tests=": "-P tests=2 -P model=mlp -P trials=1 -P epochs=1",
+    # One epoch in place of 20, one trial in place of eight.
+    r"(PATH=\S+ )?mlflow run \. -e main\b": "-P trials=1 -P epochs=1",
     r"mlflow run \. -e train\b": "-P epochs=1",
+    r"lrrt-stage main\b": "--trials 1 --epochs 1",
+    r"lrrt-stage train\b": "--epochs 1",
 }
 # A command's beginning -> why it is not run.
 LEFT_OUT = {
-    r"git clone\b": "this is the clone",
-    r"(python3? -m )?(pip|venv)\b": "the environment of the tests is installed already",
-    r"python3 -m venv\b": "likewise",
-    r"\. \.venv/bin/activate": "likewise",
-    r"make (run|test|docs|suggestions|bench)\b": "they install first; the chain, this very suite, "
-    "the build of these pages and the benchmarks have tests of their own",
+    r"(python3? -m )?pip install\b": "the environment of the tests is installed already",
+    r"python3 -m venv\b": "the environment of the tests is installed already",
+    r"\. \.venv/bin/activate": "the environment of the tests is active already",
+    r"make test\b": "it runs this very test",
+    r"make docs\b": "test_build.py builds the pages",
+    r"make (suggestions|bench)\b": "it takes an hour; tests/benchmarks runs its parts",
 }
 # A server's beginning -> its port where none is given, and what is asked.
 SERVERS = {
@@ -100,12 +102,18 @@ class Page:
             Path(title[1]).write_text(content, encoding="utf-8")
         elif language == "python":
             # With the lines before it, so that a traceback names the page's own line.
-            exec(compile("\n" * line + content, str(self.path), "exec"), self.namespace)
+            code = compile("\n" * line + content, str(self.path), "exec")
+            with redirect_stdout(StringIO()) as printed:
+                exec(code, self.namespace)
+            self.printed = printed.getvalue()
+            print(self.printed, flush=True)
         elif language == "console":
+            self.printed = ""
             for command in commands_of(content):
                 self.command(command)
         elif language == "text":
-            missing = [each for each in content.splitlines() if each.strip() not in self.printed]
+            lines = content.splitlines()
+            missing = [each for each in lines if each.strip() not in self.printed]
             assert not missing, f"not printed: {missing}"
         else:
             assert language in CHECKS, f"{language!r} is no language that is checked"
@@ -122,7 +130,9 @@ class Page:
             if re.match(pattern, command):
                 self.serve(command, port, path)
                 return
-        self.printed = run(shortened(command))
+        if command.partition("#")[0].strip() == "make run":
+            command = run("make --dry-run --old-file=.venv/installed run").strip()
+        self.printed += run(shortened(command))
 
     def serve(self, command: str, default: int, path: str) -> None:
         """Start a server on a free port, and ask it once."""
@@ -139,8 +149,7 @@ class Page:
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-                    self.printed = answer.read().decode()
-                    print(self.printed, flush=True)
+                    print(answer.read().decode(), flush=True)
                     return
             except OSError:
                 assert server.poll() is None, "the server ended"

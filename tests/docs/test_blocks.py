@@ -14,7 +14,7 @@ PAGES = [
     *sorted(str(each.relative_to(ROOT)) for each in (ROOT / "docs").rglob("*.md")),
 ]
 # What a reader's clone holds, as far as pages use it.
-CLONE = ("lrrt_stage", "pipeline", "mlflow_project", "examples", "MLproject", "conda.yaml")
+CLONE = ("lrrt_stage", "pipeline", "mlflow_project", "MLproject", "conda.yaml", "Makefile")
 SECONDS = 600
 
 
