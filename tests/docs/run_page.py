@@ -43,7 +43,8 @@ SHORTENED = {
     r"lrrt-stage study --kind validation\b": "--iterations 60 --model mlp",
     r"lrrt-stage study\b": "--tests 2 --iterations 60 --model mlp --epochs 1",
     r"lrrt-stage lrrt .*--tests": "--tests 2 --iterations 60 --model mlp",
-    r"mlflow run \. -e (lrrt|main)\b.* -P tests=": "-P tests=2 -P model=mlp -P trials=1 -P epochs=1",
+    r"mlflow run \. -e study\b": "-P tests=2 -P iterations=60 -P model=mlp",
+    r"mlflow run \. -e main\b.* -P tests=": "-P tests=2 -P model=mlp -P trials=1 -P epochs=1",
     # One epoch in place of 20, one trial in place of eight.
     r"(PATH=\S+ )?mlflow run \. -e main\b": "-P trials=1 -P epochs=1",
     r"mlflow run \. -e train\b": "-P epochs=1",
