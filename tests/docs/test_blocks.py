@@ -1,12 +1,14 @@
-"""Every command and every code block of the documentation runs; see ``run_page.py`` for how."""
+"""Every command and every code block of the documentation runs; ``readers.py`` says how."""
 
 import os
 import shutil
-import subprocess
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from readers import carry_out, forked, make_database
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -15,34 +17,57 @@ PAGES = [
 ]
 # What a reader's clone holds, as far as pages use it.
 CLONE = ("lrrt_stage", "pipeline", "mlflow_project", "MLproject", "conda.yaml", "Makefile")
-SECONDS = 600
 
 
-def carried_out(page, folder):
-    """Carry out a page in a clone of the project; return the process that has ended."""
+@pytest.fixture(scope="module")
+def variables():
+    """What a reader's variables are at the beginning; those of the process forked from as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            patch.delenv(name)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        patch.setenv("MPLBACKEND", "agg")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield dict(os.environ)
+
+
+@pytest.fixture(scope="module")
+def empty_database(variables, tmp_path_factory):
+    """A database with MLflow's tables, made once: it takes seconds."""
+    folder = tmp_path_factory.mktemp("database")
+    assert forked("forkserver", make_database, folder, output=folder / "output.txt") == 0
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def carried_out(variables, empty_database, tmp_path):
+    """A function from a page to the exit code and the output of carrying it out in a clone."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
     for name in CLONE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MPLBACKEND": "agg",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-        "TMPDIR": str(folder),
-    }
-    return subprocess.run(
-        [sys.executable, Path(__file__).with_name("run_page.py"), page],
-        cwd=folder, env=environment, text=True, timeout=SECONDS,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        copy(ROOT / name, clone / name)
+    shutil.copy(empty_database, clone)
+    with closing(sqlite3.connect(clone / "mlflow.db")) as database, database:
+        place = ((clone / "mlruns" / "0").as_uri(),)
+        database.execute("UPDATE experiments SET artifact_location = ?", place)
+
+    def carry_out_page(page):
+        output = tmp_path / "output.txt"
+        code = forked("forkserver", carry_out, page, clone, variables, output=output)
+        return code, output.read_text(encoding="utf-8")
+
+    return carry_out_page
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs(page, tmp_path):
-    done = carried_out(ROOT / page, tmp_path)
-    assert done.returncode == 0, done.stdout
+def test_every_block_of_a_page_runs(page, carried_out):
+    code, printed = carried_out(ROOT / page)
+    assert code == 0, printed
 
 
 FENCE = "```"
@@ -58,15 +83,15 @@ FENCE = "```"
         (f"{FENCE}c\nint main()\n{FENCE}\n", "no language"),
     ],
 )
-def test_a_block_that_does_not_run_is_an_error(block, reason, tmp_path):
+def test_a_block_that_does_not_run_is_an_error(block, reason, carried_out, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(block, encoding="utf-8")
-    done = carried_out(page, tmp_path)
-    assert done.returncode == 1
-    assert reason in done.stdout
+    code, printed = carried_out(page)
+    assert code == 1
+    assert reason in printed
 
 
-def test_a_reader_keeps_folder_variables_names_and_files(tmp_path):
+def test_a_reader_keeps_folder_variables_names_and_files(carried_out, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         f"{FENCE}console\nmkdir inner\ncd inner  # a comment\nexport NAME=value\n{FENCE}\n"
@@ -77,5 +102,5 @@ def test_a_reader_keeps_folder_variables_names_and_files(tmp_path):
         f"{FENCE}python\nassert four == 4\n{FENCE}\n",
         encoding="utf-8",
     )
-    done = carried_out(page, tmp_path)
-    assert done.returncode == 0, done.stdout
+    code, printed = carried_out(page)
+    assert code == 0, printed
