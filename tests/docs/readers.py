@@ -42,12 +42,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SMALL = "--iterations 60 --model mlp"
 # A command's beginning -> what is appended to it. The first that matches is taken.
 SHORTENED = {
     # As few tests as a kind can do with; three have no number of tests to choose.
-    r"lrrt-stage study --kind (grouped|smoothing|validation)\b": "--iterations 60 --model mlp --workers 1",
-    r"lrrt-stage study\b": "--tests 2 --iterations 60 --model mlp --epochs 1 --workers 1",
-    r"lrrt-stage lrrt .*--tests": "--tests 2 --iterations 60 --model mlp --workers 1",
+    r"lrrt-stage study --kind (grouped|smoothing|validation)\b": f"{SMALL} --workers 1",
+    r"lrrt-stage study --kind batch-size\b": f"--tests 2 --batch-sizes 64,128 {SMALL} --workers 1",
+    r"lrrt-stage study\b": f"--tests 2 --epochs 1 {SMALL} --workers 1",
+    r"lrrt-stage lrrt .*--tests": f"--tests 2 {SMALL} --workers 1",
     r"mlflow run \. -e study\b": "-P tests=2 -P iterations=60 -P model=mlp -P workers=1",
     # One epoch in place of 20, one trial in place of eight.
     r"(PATH=\S+ )?mlflow run \. -e main\b": "-P trials=1 -P epochs=1",
