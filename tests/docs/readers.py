@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -71,7 +72,7 @@ SERVERS = {
     r"mlflow (ui|server)\b": (5000, "/health"),
     r"optuna-dashboard\b": (8080, "/api/studies"),
 }
-SECONDS, SERVER_SECONDS = 600, 90
+SECONDS, SERVER_SECONDS, END_SECONDS = 600, 90, 30
 BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]+)"')
 OPERATOR = re.compile(r" (?=2>&1|\|\|? |&& |; |#)")
@@ -95,6 +96,9 @@ def forked(method: str, function: Callable[..., None], *arguments: object, outpu
     process.start()
     process.join(SECONDS)
     if process.exitcode is None:
+        print(f"ended after {SECONDS} s")
+        process.terminate()
+        process.join(2 * END_SECONDS)
         process.kill()
         process.join()
     return process.exitcode
@@ -118,6 +122,8 @@ def make_database(folder: Path) -> None:
 def carry_out(page: Path, folder: Path, variables: dict[str, str]) -> None:
     """Carry out ``page`` in ``folder``; exit with 1 at the first block that does not run."""
     os.chdir(folder)
+    # So that servers are ended where the page takes too long.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     reader = Reader(page, variables)
     try:
         reader.carry_out()
@@ -128,8 +134,8 @@ def carry_out(page: Path, folder: Path, variables: dict[str, str]) -> None:
     finally:
         reader.interpreter.end()
         for server in reader.servers:
-            os.killpg(server.pid, 15)
-            server.wait(30)
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(END_SECONDS)
 
 
 def lrrt_stage(arguments: list[str], folder: str, variables: dict[str, str]) -> None:
