@@ -6,8 +6,8 @@
 - `text`: lines that the block before it prints, among others.
 - `json`, `yaml`, `toml`: must be valid.
 
-A command that would take long is shortened by :data:`SHORTENED`, one that would install something
-or run the tests is left out by :data:`LEFT_OUT`, and a server gets a free port, is asked once over
+A command that would take long is shortened by :data:`shortening.SHORTENED`, one that would install something
+or run the tests is left out by :data:`shortening.LEFT_OUT`, and a server gets a free port, is asked once over
 loopback, and stays until the page ends. `make run` is what make would run once all is installed.
 Everything else runs as it is written.
 
@@ -37,36 +37,13 @@ from pathlib import Path
 from types import CodeType
 
 import yaml
+from shortening import LEFT_OUT, OPERATOR, commands_of, shortened
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-SMALL = "--iterations 60 --model mlp"
-# A command's beginning -> what is appended to it. The first that matches is taken.
-SHORTENED = {
-    # As few tests as a kind can do with; three have no number of tests to choose.
-    r"lrrt-stage study --kind (grouped|smoothing|validation)\b": f"{SMALL} --workers 1",
-    r"lrrt-stage study --kind batch-size\b": f"--tests 2 --batch-sizes 64,128 {SMALL} --workers 1",
-    r"lrrt-stage study\b": f"--tests 2 --epochs 1 {SMALL} --workers 1",
-    r"lrrt-stage lrrt .*--tests": f"--tests 2 {SMALL} --workers 1",
-    r"mlflow run \. -e study\b": "-P tests=2 -P iterations=60 -P model=mlp -P workers=1",
-    # One epoch in place of 20, one trial in place of eight.
-    r"(PATH=\S+ )?mlflow run \. -e main\b": "-P trials=1 -P epochs=1",
-    r"mlflow run \. -e train\b": "-P epochs=1",
-    r"lrrt-stage main\b": "--trials 1 --epochs 1",
-    r"lrrt-stage train\b": "--epochs 1",
-    # Processes, not work.
-    r"mlflow (ui|server)\b": "--workers 1",
-}
-# A command's beginning -> why it is not run.
-LEFT_OUT = {
-    r"pip install\b": "the environment of the tests is installed already",
-    r"python3 -m venv\b": "the environment of the tests is installed already",
-    r"\. \.venv/bin/activate": "the environment of the tests is active already",
-    r"make test\b": "it runs this very test",
-}
 # A server's beginning -> its port where none is given, and what is asked.
 SERVERS = {
     r"mlflow (ui|server)\b": (5000, "/health"),
@@ -75,7 +52,6 @@ SERVERS = {
 SECONDS, SERVER_SECONDS, END_SECONDS = 600, 90, 30
 BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]+)"')
-OPERATOR = re.compile(r" (?=2>&1|\|\|? |&& |; |#)")
 CHECKS: dict[str, Callable[[str], object]] = {
     "json": json.loads,
     "yaml": yaml.safe_load,
@@ -245,11 +221,11 @@ class Reader:
         """Run a line, keep what it changes in folder and variables, and return its output."""
         print(f"+ {command}", flush=True)
         before, kept = "", Path(".kept").absolute()
-        call = shlex.split(OPERATOR.split(command)[0])
-        if call[0] == "lrrt-stage":
+        if command.startswith("lrrt-stage "):
             # Bash gets a function that prints and returns what the command did.
             output = Path(".output").absolute()
-            arguments = (call[1:], os.getcwd(), self.variables)
+            words = shlex.split(OPERATOR.split(command)[0])
+            arguments = (words[1:], os.getcwd(), self.variables)
             code = forked("fork", lrrt_stage, *arguments, output=output)
             before = f"lrrt-stage() {{ cat {shlex.quote(str(output))}; return {code}; }}\n"
         after = f"\ncode=$?\n{{ pwd; env -0; }} > {shlex.quote(str(kept))}\nexit $code"
@@ -289,21 +265,3 @@ class Reader:
                 assert server.poll() is None, "the server ended"
                 assert time.monotonic() < deadline, "the server did not answer"
                 time.sleep(0.3)
-
-
-def commands_of(content: str) -> list[str]:
-    """Return a block's commands, with continued lines joined and without comments."""
-    lines = content.replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def shortened(command: str) -> str:
-    """Return a command with the options that make it short, in front of what follows it."""
-    for pattern, options in SHORTENED.items():
-        if re.match(pattern, command):
-            call, *after = OPERATOR.split(command, maxsplit=1)
-            for name in re.findall(r"-P (\w+)=", options):
-                # `mlflow run` refuses a parameter that is given twice.
-                call = re.sub(rf" -P {name}=\S+", "", call)
-            return " ".join([call, options, *after])
-    return command

@@ -16,7 +16,8 @@ PAGES = [
     *sorted(str(each.relative_to(ROOT)) for each in (ROOT / "docs").rglob("*.md")),
 ]
 # What a reader's clone holds, as far as pages use it.
-CLONE = ("lrrt_stage", "pipeline", "mlflow_project", "MLproject", "conda.yaml", "Makefile")
+CODE = ("lrrt_stage", "pipeline", "mlflow_project", "examples")
+CLONE = (*CODE, "MLproject", "conda.yaml", "Makefile")
 
 
 @pytest.fixture(scope="module")
