@@ -6,10 +6,10 @@
 - `text`: lines that the block before it prints, among others.
 - `json`, `yaml`, `toml`: must be valid.
 
-A command that would take long is shortened by :data:`shortening.SHORTENED`, one that would install something
-or run the tests is left out by :data:`shortening.LEFT_OUT`, and a server gets a free port, is asked once over
-loopback, and stays until the page ends. `make run` is what make would run once all is installed.
-Everything else runs as it is written.
+A command that would take long is shortened, and one that would install something or run the tests
+is left out: `shortening.py` has the tables. A server gets a free port, is asked once over loopback,
+and stays until the page ends. `make run` is what make would run once all is installed. Everything
+else runs as it is written.
 
 To import the project takes longer than most commands. So a page is a process that is forked from
 one which has imported it, and so are its `lrrt-stage` commands and its Python interpreter.

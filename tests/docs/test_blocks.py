@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from readers import carry_out, forked, make_database
+from readers import BLOCK, carry_out, forked, make_database
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -69,6 +69,12 @@ def carried_out(variables, empty_database, tmp_path):
 def test_every_block_of_a_page_runs(page, carried_out):
     code, printed = carried_out(ROOT / page)
     assert code == 0, printed
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_block_is_overlooked(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text.count(FENCE) == 2 * len(BLOCK.findall(text)), "an indented or open block"
 
 
 FENCE = "```"
