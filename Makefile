@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test lint bench suggestions clean
+.PHONY: run test lint docs bench suggestions clean
 
 run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
@@ -16,6 +16,9 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/step_time.py
@@ -35,6 +38,10 @@ clean:
 
 .venv/installed-test: .venv/installed
 	$(PIP) --editable ".[test]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 .venv/installed-benchmarks: .venv/installed

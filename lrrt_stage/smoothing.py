@@ -12,6 +12,7 @@ from lrrt_stage.settings import check_choices, require, setting
 __all__ = ["AVERAGES", "Smoothing", "mean_age", "zero_phase"]
 
 AVERAGES = ("biased", "corrected", "from-first")
+"""The exponential averages; they differ in how they begin."""
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,8 @@ def documented(start):
         for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
     ]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith(start)]
+    commands = [re.split(r" (?:2>&1|\|\|?) ", line)[0] for line in lines]
+    return [command for command in commands if command.startswith(start)]
 
 
 def test_the_documented_commands_take_their_options():
