@@ -52,7 +52,19 @@ SERVERS = {
 SECONDS, SERVER_SECONDS, END_SECONDS = 600, 90, 30
 BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]+)"')
+
+
+def excerpt(content: str) -> None:
+    """Check that a block, whose lines may stand further left, is in a file of the examples."""
+    squeezed = [
+        "\n".join(map(str.strip, text.strip().splitlines())) for text in (content, *EXAMPLES)
+    ]
+    assert any(squeezed[0] in source for source in squeezed[1:]), "not in any file of examples/"
+
+
+EXAMPLES = [path.read_text(encoding="utf-8") for path in (ROOT / "examples").rglob("*.py")]
 CHECKS: dict[str, Callable[[str], object]] = {
+    "py": excerpt,
     "json": json.loads,
     "yaml": yaml.safe_load,
     "toml": tomllib.loads,
@@ -224,7 +236,9 @@ class Reader:
         if command.startswith("lrrt-stage "):
             # Bash gets a function that prints and returns what the command did.
             output = Path(".output").absolute()
-            words = shlex.split(OPERATOR.split(command)[0])
+            # As bash splits it, and with what it puts in for $(…).
+            split = ["bash", "-c", f"printf '%s\\0' {OPERATOR.split(command)[0]}"]
+            words = subprocess.check_output(split, text=True, env=self.variables).split("\0")[:-1]
             arguments = (words[1:], os.getcwd(), self.variables)
             code = forked("fork", lrrt_stage, *arguments, output=output)
             before = f"lrrt-stage() {{ cat {shlex.quote(str(output))}; return {code}; }}\n"
