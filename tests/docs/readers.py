@@ -56,13 +56,15 @@ TITLE = re.compile(r'title="([^"]+)"')
 
 def excerpt(content: str) -> None:
     """Check that a block, whose lines may stand further left, is in a file of the examples."""
-    squeezed = [
-        "\n".join(map(str.strip, text.strip().splitlines())) for text in (content, *EXAMPLES)
-    ]
-    assert any(squeezed[0] in source for source in squeezed[1:]), "not in any file of examples/"
+    files = (Path(__file__).parents[2] / "examples").rglob("*.py")
+    sources = [path.read_text(encoding="utf-8") for path in files]
+    assert any(squeezed(content) in squeezed(each) for each in sources), "not in examples/"
 
 
-EXAMPLES = [path.read_text(encoding="utf-8") for path in (ROOT / "examples").rglob("*.py")]
+def squeezed(text: str) -> str:
+    return "\n".join(map(str.strip, text.strip().splitlines()))
+
+
 CHECKS: dict[str, Callable[[str], object]] = {
     "py": excerpt,
     "json": json.loads,
