@@ -11,6 +11,8 @@ __all__ = ["describe", "followed_by", "link", "page"]
 
 NOTE = "mlflow.note.content"
 FOLLOWED = "Followed by "
+FOLLOWERS = 10
+"""Of a run that is checked every night the newest are named: MLflow bounds the length of a tag."""
 
 
 def page(run: Run) -> str:
@@ -37,11 +39,14 @@ def describe(run: Run, *sentences: str) -> None:
 
 
 def followed_by(run_id: str, follower: Run) -> None:
-    """Add a link to ``follower``, which began with what ``run_id`` found, to its description."""
+    """Add a link to ``follower``, which began with what ``run_id`` found, to its description.
+
+    The newest :data:`FOLLOWERS` are kept there.
+    """
     text = get_run(run_id).data.tags.get(NOTE, "")
     told, _, others = text.partition(f"\n\n{FOLLOWED}")
     followers = others.rstrip(".").split(", ") if others else []
     # By its id: it was given its name after it was opened.
     followers.append(link(follower.info.run_id))
-    note = f"{told}\n\n{FOLLOWED}{', '.join(followers)}."
+    note = f"{told}\n\n{FOLLOWED}{', '.join(followers[-FOLLOWERS:])}."
     mlflow.MlflowClient().set_tag(run_id, NOTE, note)

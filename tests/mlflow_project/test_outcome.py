@@ -7,6 +7,7 @@ import mlflow
 import pytest
 
 from mlflow_project import load_handoff
+from mlflow_project.descriptions import describe, followed_by
 
 
 def test_a_range_tests_json_is_enough_to_go_on_with(store, tmp_path):
@@ -144,6 +145,20 @@ class TestDescriptions:
             assert "mlp" in told
             assert told.endswith(".")
             assert "**" in told
+
+
+def test_a_run_that_many_follow_names_the_newest(store):
+    runs = []
+    for name in map(str, range(13)):
+        with mlflow.start_run(run_name=name) as run:
+            runs.append(run)
+    describe(runs[0], "A sentence.")
+    for run in runs[1:]:
+        followed_by(runs[0].info.run_id, run)
+    note = mlflow.get_run(runs[0].info.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("A sentence.\n\nFollowed by [3](")
+    assert note.count("[") == 10
+    assert "[12](" in note
 
 
 def test_a_registered_version_tells_its_lineage(store):
