@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
+import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import LifecycleStage, Metric, Run
@@ -198,8 +199,12 @@ def staged_files(run: Run) -> Iterator[Path]:
 
 
 def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
-    """Log learning rates and losses, one value per iteration."""
+    """Log learning rates and losses, one value per iteration.
+
+    The UI can draw a metric over another one on a linear axis alone: ``log10_lr`` is for that.
+    """
     frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
+    frame["log10_lr"] = np.log10(frame["lr"])
     for name in frame.columns.drop("iteration"):
         known = frame[name].notna() if name == "full_val_loss" else slice(None)
         log_series(run, {name: frame.loc[known, name]}, frame.loc[known, "iteration"])

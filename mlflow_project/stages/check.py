@@ -87,7 +87,7 @@ def check_stage(
                 options.tolerance,
             )
         with staged_files(run) as folder:
-            title = finding.reason[0].upper() + finding.reason[1:]
+            title = f"LR {lr:.3g} {'still fits' if finding.fits else 'no longer fits'}"
             chart = overlay_chart(title, [earlier, today], lr)
             chart.figure().savefig(folder / "overlay.png")
             write_page(chart.page(), folder / "overlay.html")

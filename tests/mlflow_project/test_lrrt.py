@@ -63,6 +63,7 @@ def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store)
         steps, values = store.history(run, metric)
         assert steps == curve["iteration"].tolist()
         assert np.allclose(values, curve[column], rtol=1e-12)
+    assert np.allclose(store.history(run, "log10_lr")[1], np.log10(curve["lr"]))
 
 
 def test_a_run_says_what_it_is(store):
