@@ -205,9 +205,11 @@ def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
     """
     frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
     frame["log10_lr"] = np.log10(frame["lr"])
-    for name in frame.columns.drop("iteration"):
-        known = frame[name].notna() if name == "full_val_loss" else slice(None)
-        log_series(run, {name: frame.loc[known, name]}, frame.loc[known, "iteration"])
+    steps = frame.pop("iteration")
+    looks = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
+    log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
+    if looks is not None:
+        log_series(run, {"full_val_loss": looks.tolist()}, steps[looks.index].tolist())
 
 
 def log_suggestions(
