@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
@@ -50,7 +51,14 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def chromium():
+    if CHROMIUM is None or find_spec("playwright") is None:
+        pytest.skip("needs playwright and Chromium (apt-get install chromium, or set CHROMIUM)")
+    return CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def site(chromium, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ui")
     store = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
@@ -104,12 +112,12 @@ def healthy(address: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(chromium):
     # Not for the session: while it is open, this thread has an event loop that is running.
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
 
