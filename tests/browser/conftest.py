@@ -125,11 +125,7 @@ def browser(chromium):
 @pytest.fixture
 def page(browser, request):
     """A page of a browser that has never been here; its picture, if SCREENSHOTS is a folder."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
-    # The panel of the assistant, which opens by itself once, takes a quarter of the width.
-    context.add_init_script(
-        "localStorage.setItem('mlflow.assistant.autoOpenedOnFirstLoad_v1', 'true')"
-    )
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(30_000)
     yield page
