@@ -1,5 +1,6 @@
 """What a person finds in the MLflow UI, by the clicks that docs/how-to/read-the-ui.md names."""
 
+import contextlib
 import re
 import time
 
@@ -93,12 +94,8 @@ def test_the_steps_of_a_chain_are_under_it(page, site):
 
 def test_the_suggested_range_becomes_columns_to_sort_by(page, site):
     open_runs(page, site)
-    page.get_by_test_id("column-selection-dropdown").filter(has_text="Columns").click()
-    # Unticked, the first makes room; the list is too long to look through.
-    for name in ("Dataset", "batch_size", "suggested_lr_min", "suggested_lr_max"):
-        page.get_by_placeholder("Search columns").fill(name)
-        page.get_by_role("tree").locator("..").get_by_text(name, exact=True).click()
-    page.keyboard.press("Escape")
+    # Without the first there is room.
+    show_columns(page, "Dataset", "batch_size", "suggested_lr_min", "suggested_lr_max")
     header = page.get_by_role("columnheader", name="suggested_lr_max").last
     suggested = [each.data.metrics.get("suggested_lr_max") for each in site.runs]
     rising = sorted(filter(None, suggested))
@@ -108,6 +105,34 @@ def test_the_suggested_range_becomes_columns_to_sort_by(page, site):
         while (shown := column(page, "suggested_lr_max")) != in_order:
             assert time.monotonic() < deadline, shown
             page.wait_for_timeout(200)
+
+
+def test_a_saved_view_is_there_for_everyone(page, site):
+    open_runs(page, site)
+    show_columns(page, "Dataset", "batch_size")
+    page.get_by_role("button", name="Views").click()
+    page.get_by_text("Save as new view").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("textbox").fill("Batch sizes")
+    dialog.get_by_role("button", name="Save").click()
+    dialog.get_by_role("button", name="Copy").wait_for()
+    with contextlib.closing(page.context.browser.new_context(viewport=page.viewport_size)) as new:
+        other = new.new_page()
+        open_runs(other, site)
+        header = other.get_by_role("columnheader", name="batch_size")
+        assert header.count() == 0
+        other.get_by_role("button", name="Views").click()
+        other.get_by_text("Batch sizes", exact=True).click()
+        header.last.wait_for()
+
+
+def show_columns(page, *names):
+    """Tick (or untick) columns; the list is too long to look through."""
+    page.get_by_test_id("column-selection-dropdown").filter(has_text="Columns").click()
+    for name in names:
+        page.get_by_placeholder("Search columns").fill(name)
+        page.get_by_role("tree").locator("..").get_by_text(name, exact=True).click()
+    page.keyboard.press("Escape")
 
 
 def column(page, name):
