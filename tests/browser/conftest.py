@@ -1,4 +1,7 @@
-"""One store filled by the product's own commands, a server on it, and a browser."""
+"""One store filled by the product's own commands, a server on it, and a browser.
+
+They are made once a module: `make test` gives all tests of a file to one worker.
+"""
 
 import contextlib
 import os

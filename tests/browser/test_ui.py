@@ -6,9 +6,6 @@ import time
 
 import pytest
 
-# One worker fills one store.
-pytestmark = pytest.mark.xdist_group("browser")
-
 CHAIN = "main digits mlp seed 0"
 STUDY = "study initializations digits mlp"
 RANGE_TEST = "lrrt digits cnn seed 0"
