@@ -10,7 +10,7 @@ run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest --numprocesses 2 --quiet
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
