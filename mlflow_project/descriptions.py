@@ -7,7 +7,7 @@ from mlflow.entities import Run
 
 from mlflow_project.tracking import get_run
 
-__all__ = ["describe", "followed_by", "link", "page"]
+__all__ = ["describe", "followed_by", "link", "link_to_model", "page"]
 
 NOTE = "mlflow.note.content"
 FOLLOWED = "Followed by "
@@ -31,6 +31,15 @@ def link(run: Run | str) -> str:
     """Return a Markdown link to a run's page, by its name."""
     run = get_run(run) if isinstance(run, str) else run
     return f"[{run.info.run_name}]({page(run)})"
+
+
+def link_to_model(run_id: str) -> str:
+    """Return a Markdown link to the version of a registered model that a run made, if it did."""
+    found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    return "".join(
+        f"[{each.name} version {each.version}](#/models/{each.name}/versions/{each.version})"
+        for each in found[:1]
+    )
 
 
 def describe(run: Run, *sentences: str) -> None:

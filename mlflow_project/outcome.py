@@ -17,6 +17,7 @@ from mlflow_project import display, tracking
 from mlflow_project.artifacts import CONTRACT_VERSION
 from mlflow_project.descriptions import page
 from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG
+from mlflow_project.views import view_page
 
 __all__ = ["OutputOptions", "outcome", "report"]
 
@@ -104,7 +105,8 @@ def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
     command = display.ui_command(uri)
     served = command if uri.startswith("http") else "http://127.0.0.1:5000"
     console.print(f"Open it in the MLflow UI: {command}")
-    console.print(f"Its page there: {served}/{page(run)}")
+    console.print(f"This run: {served}/{page(run)}")
+    console.print(f"All runs with their ranges: {served}/{view_page(run.info.experiment_id)}")
     text = json.dumps(found, indent=2) + "\n"
     if output.output_json == "-":
         print(text, end="")

@@ -29,6 +29,7 @@ from lrrt_stage import (
 )
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.connection import RUN_ID, connect, experiment_id, project_run
+from mlflow_project.views import save_view
 from pipeline import Training, Workbench
 from pipeline.consensus import Consensus, settled
 from pipeline.studies import Trained
@@ -92,10 +93,13 @@ def stage_run(stage: str) -> Iterator[Run]:
     a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED
     with the reason as the tag ``lrrt.error``.
     """
+    outermost = mlflow.active_run() is None
     run = _start_run(stage)
     status = "FAILED"
     try:
         mlflow.set_tag(STAGE_TAG, stage)
+        if outermost:
+            save_view(run.info.experiment_id)
         yield run
         status = "FINISHED"
     except KeyboardInterrupt as interrupt:

@@ -11,12 +11,12 @@ from mlflow.entities import Run
 from lrrt_stage import LRRange
 from lrrt_stage.settings import setting
 from mlflow_project import display, tracking
-from mlflow_project.descriptions import describe, link
+from mlflow_project.descriptions import describe, link, link_to_model
 from mlflow_project.handoff import WEIGHTS_TAG, Handoff, load_handoff
 from mlflow_project.params import log_options, log_params
 from mlflow_project.reuse import find_same
 from mlflow_project.stages.lrrt import lrrt, lrrt_fingerprint
-from mlflow_project.stages.opening import HandoffOptions, short_name, task_words
+from mlflow_project.stages.opening import HandoffOptions, run_name, task_words
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import VERDICT_TAG, stage_run, staged_files
@@ -74,7 +74,7 @@ def chain(
         return run_id
 
     with stage_run("main") as parent:
-        tracking.name_run(parent, f"{short_name(task)} seed {task.seed}")
+        tracking.name_run(parent, run_name(task))
         # At once, so that a chain that fails has them too.
         log_options(
             parent, task, plan, consensus, narrowing, refine_options, train_options, options
@@ -147,6 +147,8 @@ def _conclude(
             handoff.range,
         ).savefig(folder / "summary.png")
     mlflow.set_tags({WEIGHTS_TAG: handoff.weights_sha256, VERDICT_TAG: verdict})
+    model = link_to_model(train_id)
+    registered = f", and its model is {model}" if model else ""
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     describe(
         parent,
@@ -154,5 +156,5 @@ def _conclude(
         f"**{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
         f"Training {link(train_id)} began with the very weights of the range test, and went "
         f"through the range {lr_range}{refined}.",
-        f"It ended with a validation accuracy of **{metrics['val_accuracy']:.4f}**.",
+        f"It ended with a validation accuracy of **{metrics['val_accuracy']:.4f}**{registered}.",
     )

@@ -19,7 +19,7 @@ from mlflow_project.handoff import CURVE, WEIGHTS_TAG, load_handoff
 from mlflow_project.lineage import Source, source_of
 from mlflow_project.params import log_options
 from mlflow_project.stages.lrrt import lrrt
-from mlflow_project.stages.opening import short_name, task_words
+from mlflow_project.stages.opening import run_name, task_words
 from mlflow_project.tracking import RULE_TAG, STAGE_TAG, VERDICT_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 from pipeline.consensus import ConsensusOptions
@@ -64,7 +64,7 @@ def check_stage(
         baseline = source_of(options.baseline)
         then = baseline.handoff
         task = replace(then.task, **changes or {})
-        tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
+        tracking.name_run(run, run_name(task))
         lr = baseline.peak_lr if options.lr is None else options.lr
         bench = Workbench(task, runtime)
         # The rule that was used, which may have stood in for the one that was asked for.

@@ -38,7 +38,7 @@ from mlflow_project.handoff import (
 from mlflow_project.params import log_options
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
-from mlflow_project.stages.opening import short_name, task_words
+from mlflow_project.stages.opening import run_name, task_words
 from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 from pipeline.consensus import Consensus, ConsensusOptions, consensus_all, further_jobs
@@ -65,7 +65,7 @@ def lrrt(
         If no rule has an answer; the run keeps its weights and its curve.
     """
     with stage_run("lrrt") as run:
-        tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
+        tracking.name_run(run, run_name(task))
         bench = bench or Workbench(task, runtime)
         log_options(run, task, plan, consensus, device=str(bench.device))
         tracking.log_dataset(bench)

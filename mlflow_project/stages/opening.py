@@ -15,7 +15,7 @@ from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG, Handoff, load_handof
 from pipeline import Narrowing, Runtime, Task, Workbench
 from pipeline.datasets import is_dataset_factory
 
-__all__ = ["HandoffOptions", "open_handoff", "short_name", "task_words"]
+__all__ = ["HandoffOptions", "open_handoff", "run_name", "short_name", "task_words"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_handoff(
     if not options.allow_mismatch:
         handoff.check(task, bench.data.digest)
     narrowed = narrowing(handoff.range)
-    tracking.name_run(run, f"{short_name(task)} seed {task.seed}")
+    tracking.name_run(run, run_name(task))
     mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})
     tracking.log_dataset(bench)
     for name, lr_range in (("suggested", handoff.range), ("narrowed", narrowed)):
@@ -67,6 +67,11 @@ def short_name(task: Task) -> str:
     """Return what a run's name says of its task: dataset and model, without folders."""
     own = is_dataset_factory(task.dataset)
     return f"{task.dataset if own else task.dataset.partition(':')[0]} {task.model}"
+
+
+def run_name(task: Task) -> str:
+    """Return a run's name, after that of its stage."""
+    return f"{short_name(task)} batch {task.batch_size} seed {task.seed}"
 
 
 def task_words(task: Task) -> str:

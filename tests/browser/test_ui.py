@@ -6,9 +6,11 @@ import time
 
 import pytest
 
-CHAIN = "main digits mlp seed 0"
+from mlflow_project.views import view_page
+
+CHAIN = "main digits mlp batch 128 seed 0"
 STUDY = "study initializations digits mlp"
-RANGE_TEST = "lrrt digits cnn seed 0"
+RANGE_TESTS = [f"lrrt digits cnn batch {size} seed 0" for size in (256, 32)]
 
 
 def open_page(page, site, path, switched=True):
@@ -74,19 +76,33 @@ def test_model_training_is_a_click_away(page, site):
     page.get_by_role("link", name="Runs", exact=True).click()
     row(page, CHAIN).first.wait_for()
     assert row(page, STUDY).count() == 1
-    assert row(page, RANGE_TEST).count() == 2
-    assert row(page, "main digits mlp seed 1").count() == 0
+    assert [row(page, name).count() for name in RANGE_TESTS] == [1, 1]
+    assert row(page, "main digits mlp batch 128 seed 1").count() == 0
 
 
 def test_the_steps_of_a_chain_are_under_it(page, site):
     open_runs(page, site)
-    assert row(page, "refine digits mlp seed 0").count() == 0
+    assert row(page, "refine digits mlp batch 128 seed 0").count() == 0
     expand(page, CHAIN)
     for stage in ("lrrt", "refine", "train"):
-        row(page, f"{stage} digits mlp seed 0").first.wait_for()
+        row(page, f"{stage} digits mlp batch 128 seed 0").first.wait_for()
     assert row(page, "test seed 4").count() == 0
     expand(page, STUDY)
     row(page, "test seed 4").first.wait_for()
+
+
+def test_a_commands_address_shows_the_suggested_ranges_as_columns(page, site):
+    # As it is printed, in a browser that has never been here.
+    page.goto(f"{site.address}{view_page(site.experiment_id)}", wait_until="domcontentloaded")
+    page.get_by_role("button", name="Close").click()
+    row(page, CHAIN).first.wait_for()
+    for name in ("suggested_lr_min", "suggested_lr_max", "batch_size", "lrrt.verdict"):
+        page.get_by_role("columnheader", name=name).last.wait_for()
+    shown = column(page, "suggested_lr_max")
+    # Of the runs that are not under another: the chain, the training, two range tests.
+    outer = [each for each in site.runs if "mlflow.parentRunId" not in each.data.tags]
+    found = [each.data.metrics.get("suggested_lr_max") for each in outer]
+    assert shown == [each for each in found if each is not None]
 
 
 def test_the_suggested_range_becomes_columns_to_sort_by(page, site):
@@ -159,8 +175,8 @@ def test_a_range_tests_page_leads_to_the_training(page, site):
     open_run(page, site, test)
     told = description(page)
     assert told.get_by_role("link").all_inner_texts() == [
-        "refine digits mlp seed 0",
-        *2 * ["train digits mlp seed 0"],
+        "refine digits mlp batch 128 seed 0",
+        *2 * ["train digits mlp batch 128 seed 0"],
     ]
     training = site.run("train", schedule="constant")
     assert leads_to(page, told.get_by_role("link").last, training)
@@ -242,7 +258,7 @@ def compared(page, parameter):
 
 def test_two_batch_sizes_differ_in_one_parameter(page, site):
     open_runs(page, site)
-    compare(page, row(page, RANGE_TEST).all())
+    compare(page, [row(page, name) for name in RANGE_TESTS])
     shown = compared(page, "batch_size")
     assert len(shown) <= 15
     page.get_by_text("Show diff only").first.click()
@@ -254,7 +270,7 @@ def test_two_batch_sizes_differ_in_one_parameter(page, site):
 def test_two_trainings_differ_in_what_was_asked(page, site):
     open_runs(page, site)
     expand(page, CHAIN)
-    names = row(page, "train digits mlp seed 0")
+    names = row(page, "train digits mlp batch 128 seed 0")
     names.nth(1).wait_for()
     compare(page, names.all())
     shown = compared(page, "schedule")
@@ -276,11 +292,12 @@ def test_losses_of_several_runs_are_drawn_over_the_learning_rate(page, site):
     dialog.get_by_role("radio", name="Metric").check()
     axis = dialog.get_by_role("combobox").first
     axis.click()
-    axis.fill("lr")
-    page.get_by_title("lr", exact=True).last.click()
+    axis.fill("log10_lr")
+    page.get_by_title("log10_lr", exact=True).last.click()
     dialog.get_by_role("button", name="Save changes").click()
     dialog.wait_for(state="hidden")
     chart = page.locator(".js-plotly-plot").first
-    chart.locator(".xtitle").filter(has_text=re.compile("^lr$")).wait_for()
+    chart.locator(".xtitle").filter(has_text=re.compile("^log10_lr$")).wait_for()
     chart.locator("path.js-line").nth(1).wait_for()
-    assert page.get_by_text(f"{RANGE_TEST} (smoothed_loss)").count() == 2
+    for name in RANGE_TESTS:
+        assert page.get_by_text(f"{name} (smoothed_loss)").count() == 1

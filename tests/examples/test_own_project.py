@@ -75,7 +75,9 @@ def test_the_range_test_is_a_finished_child_of_the_training(finished):
     assert finished.test.data.tags["mlflow.parentRunId"] == finished.training.info.run_id
     assert finished.training.data.tags["lrrt.source_run_id"] == finished.test.info.run_id
     assert finished.test.data.params["dataset"] == "tumours.data:load"
-    assert finished.test.info.run_name == "lrrt tumours.data:load tumours.model:build seed 0"
+    assert (
+        finished.test.info.run_name == "lrrt tumours.data:load tumours.model:build batch 64 seed 0"
+    )
 
 
 def test_it_trains_at_the_narrowed_range_and_well(finished):

@@ -195,7 +195,7 @@ def test_mlflow_run_runs_an_entry_point_and_passes_any_option_on(store, tmp_path
     assert done.returncode == 0, done.stderr
     run = store.one("lrrt")
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "lrrt digits mlp seed 0"
+    assert run.info.run_name == "lrrt digits mlp batch 128 seed 0"
     assert run.data.tags["mlflow.project.entryPoint"] == "lrrt"
     assert run.data.params["weight_decay"] == "0.001"
     assert store.history(run, "lr")[1][0] == pytest.approx(1e-6)

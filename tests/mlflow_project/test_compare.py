@@ -36,7 +36,7 @@ def test_two_of_one_task_are_told_apart_by_their_ids(store, two):
     rows = pd.read_csv(store.file(store.one("compare"), "ranges.csv"))
     assert rows["run_id"].tolist() == [two[1].info.run_id, again.info.run_id]
     assert rows["test"].tolist() == [
-        f"lrrt digits mlp seed 0 ({run.info.run_id[:6]})" for run in (two[1], again)
+        f"lrrt digits mlp batch 128 seed 0 ({run.info.run_id[:6]})" for run in (two[1], again)
     ]
 
 

@@ -69,7 +69,7 @@ def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store)
 def test_a_run_says_what_it_is(store):
     store.run("lrrt", *store.SMALL, "--seed", 3)
     run = store.one("lrrt")
-    assert run.info.run_name == "lrrt digits mlp seed 3"
+    assert run.info.run_name == "lrrt digits mlp batch 128 seed 3"
     assert f"--lrrt-run-id {run.info.run_id}" in run.data.tags["mlflow.note.content"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "digits"

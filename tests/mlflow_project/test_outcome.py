@@ -68,9 +68,18 @@ def test_a_file_that_cannot_be_written_is_named_before_any_work(store, path):
 def test_a_command_says_where_its_run_is_in_the_ui(store):
     outcome = store.run("lrrt", *store.SMALL)
     run = store.one("lrrt").info
-    assert f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}" in (
-        outcome.out.replace("\n", "")
-    )
+    address = f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs"
+    assert f"This run: {address}/{run.run_id}?workflowType=machine_learning\n" in outcome.out
+    assert f"{address}?viewStateShareKey=lrrt-suggested-ranges&" in outcome.out
+
+
+def test_the_view_of_the_ranges_is_saved_once_with_an_experiment(store):
+    store.run("lrrt", *store.SMALL)
+    tag = "mlflow.sharedViewState.lrrt-suggested-ranges"
+    experiment = mlflow.get_experiment_by_name("test")
+    first = experiment.tags[tag]
+    store.run("train", "--epochs", 1)
+    assert mlflow.get_experiment_by_name("test").tags[tag] == first
 
 
 class TestParameters:
@@ -174,6 +183,8 @@ def test_a_registered_version_tells_its_lineage(store):
         suggested = lrrt.data.metrics[f"suggested_lr_{end}"]
         assert float(version.tags[f"lrrt.suggested_lr_{end}"]) == suggested
     assert lrrt.info.run_id in version.description
+    note = store.one("main").data.tags["mlflow.note.content"]
+    assert "[digits version 1](#/models/digits/versions/1)" in note
     assert train.info.run_id in version.description
 
 
