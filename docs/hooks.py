@@ -27,6 +27,9 @@ def on_page_content(html: str, **_: Any) -> str:
 def _section(command: Command) -> str:
     """Return a command as Markdown: what it does, and a table of options for each of its panels."""
     lines = [f"## {command.name}", "", str(command.help), ""]
+    for argument in command.params:
+        if argument.param_type_name == "argument":
+            lines += [f"`{argument.metavar}` is given without a name.", ""]
     options = {name: each for each in command.params for name in each.opts}
     for panel in command.panels:
         lines += [f"### {panel.name} {{ #{command.name}-{_slug(panel.name)} }}", ""]

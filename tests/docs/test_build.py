@@ -100,7 +100,8 @@ def test_the_reference_shows_every_option_with_its_default(site):
     for name, command in commands.commands.items():
         section = text[text.index(f'id="{name}"') :]
         for option in command.params:
-            assert f"<code>{option.opts[0]}</code>" in section, (name, option.name)
+            shown = option.opts[0] if option.opts[0].startswith("-") else option.metavar
+            assert f"<code>{shown}</code>" in section, (name, option.name)
     assert "<code>sqlite:///optuna.db</code>" in text
     assert "[default:" not in text
 
