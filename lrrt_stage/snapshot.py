@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from lrrt_stage.attributes import preserve_attributes
 from lrrt_stage.randomness import preserved_randomness
 
 __all__ = ["preserved", "preserved_sources"]
@@ -28,11 +29,6 @@ MAX_DEPTH = 10
 ``wrapper.loader.dataset.dataset.dataset.transform.transforms[0].generator`` there are ten."""
 MAX_ENTRIES = 64
 """Longer lists hold examples, not parts of a loader."""
-
-PLAIN = (bool, int, float, str, type(None), Tensor, list, dict, torch.device, torch.dtype)
-"""Types of a module's attributes that are put back."""
-OF_MODULES = vars(nn.Module()).keys()
-"""Attributes that every module has: its parameters, buffers, modules and hooks."""
 
 
 @contextmanager
@@ -46,10 +42,10 @@ def preserved(
     """Put everything back when the block ends, by whichever way it ends.
 
     That is: parameters (values, device, layout, gradients, ``requires_grad``), buffers, the
-    train/eval mode and plain attributes (numbers, tensors, lists, as counters and metrics keep) of
-    every submodule, of ``model`` and of ``losses``; the optimizer's state and
-    options; the Python, NumPy and torch random states; and the random generators that are found
-    as attributes, up to ten steps away, of ``batches``: of a wrapper, its loader, samplers,
+    train/eval mode and plain attributes (see :func:`preserve_attributes`) of every submodule, of
+    ``model`` and of ``losses``; the optimizer's state and options; the Python, NumPy and torch
+    random states; and the random generators that are found as attributes, up to ten steps away, of
+    ``batches``: of a wrapper, its loader, samplers,
     datasets and transforms. What a function holds in its closure is not seen.
 
     Inside the block the optimizer works on a copy of its state, on ``device``, and a
@@ -63,12 +59,10 @@ def preserved(
     buffers = _once([buffer for module in modules for buffer in module.buffers()])
     parts = list(_parts(batches))
     submodules = _once([part for module in modules for part in module.modules()])
-    plain = [value for part in submodules for value in _plain(part).values()]
-    states = [value for value in plain if isinstance(value, Tensor) and value.is_leaf]
     restores = [
         _modules(submodules),
-        _attributes(submodules),
-        _tensors(_once([*parameters, *buffers, *states])),
+        preserve_attributes(submodules),
+        _tensors(_once([*parameters, *buffers])),
         _optimizer(optimizer),
         *(_generator(part) for part in parts if isinstance(part, GENERATORS)),
         *(_processes(part) for part in parts if isinstance(part, DataLoader)),
@@ -110,41 +104,6 @@ def _modules(modules: list[nn.Module]) -> Callable[[], None]:
             module._buffers.update(entries)
         for module, training in modes:
             module.training = training
-
-    return restore
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that hold data and are no parameters, buffers or modules.
-
-    torch's own modules have none, and wrappers as that of DDP would not bear having theirs put
-    back.
-    """
-    if type(module).__module__.partition(".")[0] == "torch":
-        return {}
-    return {name: value for name, value in vars(module).items() if isinstance(value, PLAIN)}
-
-
-def _attributes(modules: list[nn.Module]) -> Callable[[], None]:
-    found = [(module, _plain(module)) for module in modules]
-    entries = [
-        (value, copy.copy(value))
-        for _, attributes in found
-        for name, value in attributes.items()
-        if isinstance(value, (list, dict)) and name not in OF_MODULES
-    ]
-
-    def restore() -> None:
-        for module, attributes in found:
-            for name in _plain(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
-        for value, saved in entries:
-            if isinstance(value, list):
-                value[:] = saved
-            else:
-                value.clear()
-                value.update(saved)
 
     return restore
 

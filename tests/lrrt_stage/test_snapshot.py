@@ -1,4 +1,5 @@
 import random
+from collections import deque
 
 import numpy as np
 import pytest
@@ -194,6 +195,59 @@ def test_counters_lists_and_states_that_a_model_keeps_are_put_back():
     assert (model.calls, model.total.item(), model.mean.item()) == (0, 0.0, 0.0)
     assert model.outputs == []
     assert model.seen == {}
+
+
+class Refusing(dict):
+    """As the outputs of transformers: a dict that is neither emptied nor filled."""
+
+    def clear(self):
+        raise TypeError("not supported")
+
+    update = clear
+
+
+class Curious(nn.Module):
+    """A model with attributes of many kinds, some of which no one can copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.drop = nn.Linear(3, 2), nn.Dropout(0.1)
+        self.adjacency = torch.eye(3).to_sparse()
+        self.expanded = torch.full((1,), float("nan")).expand(4)
+        self.shape = torch.empty(2, device="meta")
+        self.output = Refusing(loss=1.0)
+        self.ring, self.rate, self.seen = np.zeros(4), np.float64(0.5), {0}
+        self.recent, self.pair, self.hooked = deque([0], maxlen=3), (0, 0), False
+
+    def forward(self, x):
+        self.drop.p = min(0.9, self.drop.p + 0.05)
+        self.ring[:] += 1
+        self.rate, self.pair = self.rate * 2, (1, 1)
+        self.seen.add(len(self.seen))
+        self.recent.append(1)
+        self.output = Refusing(loss=2.0)
+        if not self.hooked:
+            self.linear.register_forward_hook(lambda *_: None)
+            self.hooked = True
+        return self.linear(self.drop(self.adjacency @ x.T).T)
+
+
+def test_attributes_of_any_kind_are_put_back_or_left_alone_and_never_cost_the_curve():
+    model = Curious()
+    before = dict(vars(model))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batches = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.long))]
+    curve = range_test(model, optimizer, cross_entropy, batches, iterations=10, stop_multiple=None)
+    assert len(curve) == 10
+    after = dict(vars(model))
+    assert after.pop("output") == Refusing(loss=2.0)  # of a type that is not known
+    assert all(after[name] is before[name] for name in after)
+    assert model.drop.p == 0.1
+    assert (model.ring.tolist(), model.rate, model.pair) == ([0.0] * 4, 0.5, (0, 0))
+    assert (model.seen, model.recent, model.recent.maxlen) == ({0}, deque([0]), 3)
+    # The hook goes with the flag that guards it.
+    assert not model.hooked
+    assert not model.linear._forward_hooks
 
 
 def test_parameters_of_the_loss_are_put_back_too():
