@@ -58,6 +58,18 @@ def option_text(value: Any) -> str:
     return str(value)
 
 
+SECRETS = (
+    # In an address of the web, what stands before the @ of the host; a name is shown.
+    (re.compile(r"(https?://[^:/@\s]*):[^/\s]*@"), r"\1:***@"),
+    (re.compile(r"(https?://)[^:/@\s]+@"), r"\1***@"),
+    # In that of a database a password may have any character.
+    (re.compile(r"((?<!http)(?<!https)://[^:/@\s]*):\S*@"), r"\1:***@"),
+    (re.compile(r"([?&](?:password|passwd|pwd|secret|token|key)=)[^&\s'\"]*", re.I), r"\1***"),
+)
+
+
 def hide_passwords(text: str) -> str:
-    """Return a text in which the password of every ``scheme://user:password@host`` is ``***``."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)
+    """Return a text with ``***`` in place of the passwords and tokens in its addresses."""
+    for secret, shown in SECRETS:
+        text = secret.sub(shown, text)
+    return text

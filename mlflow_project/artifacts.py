@@ -17,7 +17,8 @@ from mlflow.exceptions import MlflowException
 from lrrt_stage import LRRTError, weights
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
-from mlflow_project.tracking import ERROR_TAG, STAGE_TAG, experiment_id, get_run
+from mlflow_project.tags import ERROR_TAG, STAGE_TAG
+from mlflow_project.tracking import experiment_id, get_run
 
 __all__ = [
     "CONTRACT_VERSION",

@@ -195,7 +195,7 @@ def main_command(**values: Any) -> None:
     ),
 )
 @options_of("Check", CheckOptions)
-@options_of("Several tests", ConsensusOptions)
+@options_of("Several tests (taken from the baseline)", ConsensusOptions, defaults=False)
 @options_of("Task (taken from the baseline)", Task, defaults=False)
 @options_of("Where it runs", Runtime)
 @tracked
@@ -206,8 +206,14 @@ def check_command(**values: Any) -> int:
     learning rate lies outside the range that is suggested today, or that the range has moved by
     more than the uncertainty of both.
     """
-    options = (Runtime, CheckOptions, ConsensusOptions)
-    found = _run("Check", check_stage, options, values, changes=given(values, Task))
+    found = _run(
+        "Check",
+        check_stage,
+        (Runtime, CheckOptions),
+        values,
+        changes=given(values, Task),
+        tests=given(values, ConsensusOptions),
+    )
     return FITS if found["fits"] else FITS_NO_LONGER
 
 

@@ -14,6 +14,7 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords
 from mlflow_project.reachable import require_reachable
+from mlflow_project.tags import STAGE_TAG
 
 __all__ = ["connect", "experiment_id", "project_run"]
 
@@ -30,6 +31,8 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         was deleted.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A server's addresses would stand among a command's result, which may be read as JSON.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if tracking_uri:
         mlflow.set_tracking_uri(tracking_uri)
     uri = mlflow.get_tracking_uri()
@@ -73,14 +76,14 @@ def experiment_id() -> str:
 def project_run(stage: str) -> tuple[str | None, bool]:
     """Return the id of the run that ``mlflow run`` opened, if any, and whether it is the stage's.
 
-    It is, if the entry point that it was opened for has the stage's name. Else it belongs to
-    another project that calls the stage among other things.
+    It is, if the entry point that it was opened for has the stage's name, and no stage has taken it
+    yet. Else it belongs to another project that calls the stage among other things.
     """
     run_id = os.environ.get(RUN_ID)
     if not run_id or not _holds(mlflow.get_tracking_uri(), run_id):
         return None, False
     tags = mlflow.MlflowClient().get_run(run_id).data.tags
-    return run_id, tags.get(ENTRY_POINT_TAG, stage) == stage
+    return run_id, tags.get(ENTRY_POINT_TAG, stage) == stage and STAGE_TAG not in tags
 
 
 def _is_absent(uri: str) -> bool:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import mlflow
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
+from mlflow_project import display
 from mlflow_project.tracking import get_run
 
 __all__ = ["describe", "followed_by", "link", "link_to_model", "page"]
 
 NOTE = "mlflow.note.content"
 FOLLOWED = "Followed by "
+LINKS = re.compile(rf"\n\n{FOLLOWED}((?:\[[^\]]*\]\([^)]*\)(?:, )?)+)\.$")
+"""What :func:`followed_by` has written, at the end; what a person adds after it is left alone."""
 FOLLOWERS = 10
 """Of a run that is checked every night the newest are named: MLflow bounds the length of a tag."""
 
@@ -50,12 +58,17 @@ def describe(run: Run, *sentences: str) -> None:
 def followed_by(run_id: str, follower: Run) -> None:
     """Add a link to ``follower``, which began with what ``run_id`` found, to its description.
 
-    The newest :data:`FOLLOWERS` are kept there.
+    The newest :data:`FOLLOWERS` are kept there. Of runs that end at the same moment one may be
+    left out; where the earlier run cannot be changed any more, nothing is.
     """
-    text = get_run(run_id).data.tags.get(NOTE, "")
-    told, _, others = text.partition(f"\n\n{FOLLOWED}")
-    followers = others.rstrip(".").split(", ") if others else []
-    # By its id: it was given its name after it was opened.
-    followers.append(link(follower.info.run_id))
-    note = f"{told}\n\n{FOLLOWED}{', '.join(followers[-FOLLOWERS:])}."
-    mlflow.MlflowClient().set_tag(run_id, NOTE, note)
+    try:
+        text = get_run(run_id).data.tags.get(NOTE, "")
+        links = LINKS.search(text)
+        followers = links[1].split(", ") if links else []
+        # By its id: it was given its name after it was opened.
+        followers.append(link(follower.info.run_id))
+        told = text[: links.start()] if links else text
+        note = f"{told}\n\n{FOLLOWED}{', '.join(followers[-FOLLOWERS:])}."
+        mlflow.MlflowClient().set_tag(run_id, NOTE, note)
+    except (LRRTError, MlflowException) as error:
+        display.note(f"run {run_id} could not be told what follows it: {first_line(error)}")

@@ -24,8 +24,8 @@ from lrrt_stage.settings import hide_passwords
 
 __all__ = ["note", "progress", "summary", "ui_command"]
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, markup=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def ui_command(tracking_uri: str) -> str:
     """Return the command that opens the MLflow UI on this store, or a server's address."""
     tracking_uri = hide_passwords(tracking_uri)
     if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri
+        return tracking_uri.rstrip("/")
     # Where its environment is not active, in a `make` for example, a shell does not find mlflow.
     active = sys.prefix in (os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"))
     beside = Path(sys.executable).parent / "mlflow"

@@ -6,7 +6,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,15 @@ from mlflow_project.artifacts import (
     run_file,
     sha256,
 )
-from mlflow_project.tracking import STAGE_TAG
+from mlflow_project.tags import STAGE_TAG, WEIGHTS_TAG
 from pipeline import Narrowing, RangeTestPlan, Task, Workbench, build_schedule
-from pipeline.consensus import Consensus, settled
+from pipeline.consensus import Consensus, ConsensusOptions, settled
 from pipeline.plots import consensus_items
 
 __all__ = ["CONTRACT_VERSION", "Handoff", "find_run", "load_handoff", "publish", "run_file"]
 
 WEIGHTS, TASK, CURVE = "initial_weights.safetensors", "task.json", "curve.csv"
 SUGGESTIONS, PICTURE, PAGE = "suggestions.json", "lrrt_curve.png", "lrrt_curve.html"
-WEIGHTS_TAG, SOURCE_TAG = "lrrt.weights_sha256", "lrrt.source_run_id"
 FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
 FILE_TAGS = {
     TASK: "lrrt.task_sha256",
@@ -71,6 +70,8 @@ class Handoff:
     """Of which the range is: that of the plan, or one that stood in for it."""
     range: LRRange
     """The range that the chosen rule suggests; of several tests, their consensus."""
+    consensus: ConsensusOptions = field(default_factory=ConsensusOptions)
+    """How many tests the range is the consensus of; one, where it is that of the curve."""
     confidence: Confidence | None = None
     """How far it can be trusted; None where a run of an earlier version does not say."""
 
@@ -100,11 +101,16 @@ class Handoff:
         """Return torch's scheduler over the narrowed range; call ``step()`` every iteration."""
         return build_schedule(schedule, optimizer, self.narrowed(), total_steps)
 
-    def check(self, task: Task, data_sha256: str | None = None) -> None:
-        """Raise LRRTError if ``task`` or its data is not what the range test ran on."""
+    def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
+        """Return what ``task`` or its data has that the range test's has not, in words."""
         differences = task.differences(self.task)
         if not differences and data_sha256 not in (None, self.data_sha256):
-            differences = [f"content of dataset {task.dataset!r}"]
+            return [f"content of dataset {task.dataset!r}"]
+        return differences
+
+    def check(self, task: Task, data_sha256: str | None = None) -> None:
+        """Raise LRRTError if ``task`` or its data is not what the range test ran on."""
+        differences = self.differences(task, data_sha256)
         if differences:
             raise LRRTError(
                 f"the task differs from range-test run {self.run_id} in "
@@ -191,7 +197,12 @@ def load_handoff(run_id: str = "latest") -> Handoff:
             if "range_test" in published:  # which runs of before there were checks do not have
                 plan = RangeTestPlan.from_dict(published["range_test"])
             stop, epochs = (suggestions["curve"][name] for name in ("stop", "epochs"))
-            how_sure = _confidence(suggestions.get("consensus") or suggestions["rules"][rule])
+            agreed = suggestions.get("consensus")
+            how_sure = _confidence(agreed or suggestions["rules"][rule])
+            consensus = ConsensusOptions()
+            if agreed is not None:
+                names = ("tests", "vary", "agreement")
+                consensus = ConsensusOptions(**{name: agreed[name] for name in names})
         path = run_file(run, CURVE, folder)
         require_digest(run, CURVE, FILE_TAGS[CURVE], sha256(path))
         with readable(run, path):
@@ -207,6 +218,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         plan=plan,
         rule=rule,
         range=lr_range,
+        consensus=consensus,
         confidence=how_sure,
     )
 

@@ -11,8 +11,8 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
 from mlflow_project.artifacts import find_run
-from mlflow_project.handoff import SOURCE_TAG, Handoff, load_handoff
-from mlflow_project.tracking import STAGE_TAG
+from mlflow_project.handoff import Handoff, load_handoff
+from mlflow_project.tags import MISMATCH_TAG, SOURCE_TAG, STAGE_TAG, STEP_TAGS
 
 __all__ = ["Source", "source_of"]
 
@@ -30,9 +30,13 @@ class Source:
 
     @property
     def peak_lr(self) -> float:
-        """The largest LR of the training; of a range test, that of ``Handoff.scheduler``."""
-        trained = self.run.data.metrics.get("trained_lr_max")
-        return self.handoff.narrowed().max if trained is None else trained
+        """The largest LR of the training, or of what a refinement found; of a range test, that of
+        ``Handoff.scheduler``."""
+        metrics = self.run.data.metrics
+        for name in ("trained_lr_max", "refined_lr_max"):
+            if name in metrics:
+                return metrics[name]
+        return self.handoff.narrowed().max
 
 
 def source_of(name: str) -> Source:
@@ -45,14 +49,21 @@ def source_of(name: str) -> Source:
     Raises
     ------
     LRRTError
-        If there is no such run or model, it comes from no range test, or that cannot be read.
+        If there is no such run or model, it comes from no range test, or that cannot be read; or
+        for a training of another task than its range test's.
     """
     run = find_run(
         _run_of_model(name) if name.startswith(MODELS) else name,
         *("train", *RANGE_TESTS, "main", "refine"),
     )
     if run.data.tags[STAGE_TAG] == "main":
-        run = find_run(run.data.tags["lrrt.train_run_id"], "train")
+        run = find_run(run.data.tags[STEP_TAGS["train"]], "train")
+    mismatch = run.data.tags.get(MISMATCH_TAG)
+    require(
+        mismatch is None,
+        f"run {run.info.run_id} is of another task than its range test ({mismatch}), which so says "
+        "nothing of its learning rate: run lrrt on that task, and name that run",
+    )
     of_test = run.data.tags[STAGE_TAG] in RANGE_TESTS
     return Source(run, load_handoff(run.info.run_id if of_test else run.data.tags[SOURCE_TAG]))
 

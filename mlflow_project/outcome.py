@@ -16,7 +16,17 @@ from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import CONTRACT_VERSION
 from mlflow_project.descriptions import page
-from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG
+from mlflow_project.tags import (
+    BASELINE_TAG,
+    FITS_TAG,
+    REASON_TAG,
+    RULE_TAG,
+    SOURCE_TAG,
+    STAGE_TAG,
+    STEP_TAGS,
+    VERDICT_TAG,
+    WEIGHTS_TAG,
+)
 from mlflow_project.views import view_page
 
 __all__ = ["OutputOptions", "outcome", "report"]
@@ -31,15 +41,15 @@ METRICS = (
     "val_accuracy",
 )
 TAGS = {
-    "rule": tracking.RULE_TAG,
-    "verdict": tracking.VERDICT_TAG,
+    "rule": RULE_TAG,
+    "verdict": VERDICT_TAG,
     "weights_sha256": WEIGHTS_TAG,
-    "lrrt_run_id": "lrrt.lrrt_run_id",
-    "refine_run_id": "lrrt.refine_run_id",
-    "train_run_id": "lrrt.train_run_id",
-    "baseline_run_id": "lrrt.baseline_run_id",
-    "fits": "lrrt.fits",
-    "reason": "lrrt.reason",
+    "lrrt_run_id": STEP_TAGS["lrrt"],
+    "refine_run_id": STEP_TAGS["refine"],
+    "train_run_id": STEP_TAGS["train"],
+    "baseline_run_id": BASELINE_TAG,
+    "fits": FITS_TAG,
+    "reason": REASON_TAG,
 }
 
 
@@ -73,7 +83,7 @@ def outcome(run_id: str) -> dict[str, Any]:
     ``val_loss``, ``val_accuracy``; of ``check``, ``fits`` and ``reason``.
     """
     run = tracking.get_run(run_id)
-    stage = run.data.tags[tracking.STAGE_TAG]
+    stage = run.data.tags[STAGE_TAG]
     found: dict[str, Any] = {
         "contract_version": CONTRACT_VERSION,
         "stage": stage,

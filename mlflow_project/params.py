@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -14,7 +13,7 @@ from mlflow.entities import Param, Run
 from lrrt_stage.settings import hide_passwords, option_text
 from pipeline import RangeTestPlan
 
-__all__ = ["OPTIONS", "log_options", "log_params"]
+__all__ = ["OPTIONS", "log_options", "log_params", "shown"]
 
 OPTIONS = "options.json"
 COLUMNS = {
@@ -22,6 +21,10 @@ COLUMNS = {
     *("lr_start", "lr_end", "rule", "schedule", "epochs", "trials", "kind"),
 }
 """Options that are always a parameter; any other is one where it is not the default."""
+
+FOLDER = re.compile(r"^(file://|(?:[\w+.-]+:)?(?:///(?=/))?)(?!//)[~/](?:.*/)?([^/]+)$")
+"""A path that does not depend on where a command is run, as it stands alone or after a kind
+(``imagefolder:``) or in an address (``sqlite:///``): what is before it, and its last part."""
 
 
 def log_options(run: Run, *options: Any, **more: Any) -> None:
@@ -31,15 +34,15 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
     option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
     logged already, as they were typed, stay. Folders and passwords are left out of what is shown.
     """
-    shown, everything = dict(more), dict(more)
+    columns_shown, everything = dict(more), dict(more)
     plans = [each for each in options if isinstance(each, RangeTestPlan)]
     columns = COLUMNS.union(*(plan.recipe.values for plan in plans))
     for field, value in _fields(options):
         everything[field.name] = value
         if field.name in columns or value != _default(field):
-            shown[field.name] = value
-    log_params(run, shown)
-    hidden = {k: hide_passwords(v) if isinstance(v, str) else v for k, v in everything.items()}
+            columns_shown[field.name] = value
+    log_params(run, columns_shown)
+    hidden = _within(everything, hide_passwords)
     mlflow.MlflowClient().log_dict(run.info.run_id, dict(sorted(hidden.items())), OPTIONS)
 
 
@@ -47,7 +50,7 @@ def log_params(run: Run, values: Mapping[str, Any]) -> None:
     """Log parameters, all of them; those that are there already stay."""
     client = mlflow.MlflowClient()
     there = client.get_run(run.info.run_id).data.params
-    params = [Param(name, _text(value)) for name, value in values.items() if name not in there]
+    params = [Param(name, shown(value)) for name, value in values.items() if name not in there]
     client.log_batch(run.info.run_id, params=params)
 
 
@@ -66,20 +69,17 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def _text(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return an option as it was typed, without the folder of a path and without a password."""
+    return option_text(_within(value, lambda text: FOLDER.sub(r"\1\2", hide_passwords(text))))
+
+
+def _within(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a value with every text in it changed, however deep in lists and dicts."""
+    if isinstance(value, str):
+        return change(value)
     if isinstance(value, dict):
-        return option_text({name: _bare(each) for name, each in value.items()})
-    return _bare(option_text(value))
-
-
-def _bare(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    value = hide_passwords(value)
-    # "imagefolder:/data/photos", "sqlite:////data/optuna.db" and a plain "/data/photos" alike.
-    scheme, colon, path = value.rpartition(":")
-    root = "///" if path.startswith("////") else ""
-    if os.path.isabs(path) and (root or not path.startswith("//")):
-        return f"{scheme}{colon}{root}{Path(path).name}"
+        return {key: _within(each, change) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_within(each, change) for each in value]
     return value

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 import mlflow
 from mlflow.store.db.utils import create_sqlalchemy_engine
-from requests.utils import get_environ_proxies
+from requests.utils import get_environ_proxies, select_proxy
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
@@ -72,7 +72,7 @@ def _probe(uri: str) -> None:
     parts = urlparse(uri)
     if parts.scheme in ("http", "https"):
         # Through a proxy nothing else than the request itself tells.
-        if not get_environ_proxies(uri):
+        if not select_proxy(uri, get_environ_proxies(uri)):
             port = parts.port or (443 if parts.scheme == "https" else 80)
             try:
                 socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()

@@ -29,16 +29,13 @@ from lrrt_stage import (
 )
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.connection import RUN_ID, connect, experiment_id, project_run
+from mlflow_project.tags import ERROR_TAG, RULE_TAG, STAGE_TAG, VERDICT_TAG
 from mlflow_project.views import save_view
 from pipeline import Training, Workbench
 from pipeline.consensus import Consensus, settled
 from pipeline.studies import Trained
 
 __all__ = [
-    "ERROR_TAG",
-    "RULE_TAG",
-    "STAGE_TAG",
-    "VERDICT_TAG",
     "connect",
     "experiment_id",
     "fail_project_run",
@@ -55,9 +52,6 @@ __all__ = [
     "staged_files",
 ]
 
-STAGE_TAG = "lrrt.stage"
-ERROR_TAG = "lrrt.error"
-RULE_TAG, VERDICT_TAG = "lrrt.rule", "lrrt.verdict"
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 # The names that MLflow makes up, "predicate-noun-number"; others are the user's.
 MADE_UP_NAME = re.compile(
@@ -94,6 +88,8 @@ def stage_run(stage: str) -> Iterator[Run]:
     with the reason as the tag ``lrrt.error``.
     """
     outermost = mlflow.active_run() is None
+    # Which is used up by the first run that is opened; another stage may follow.
+    of_project = os.environ.get(RUN_ID)
     run = _start_run(stage)
     status = "FAILED"
     try:
@@ -114,11 +110,14 @@ def stage_run(stage: str) -> Iterator[Run]:
         raise
     finally:
         mlflow.end_run(status)
+        if of_project and of_project != run.info.run_id:
+            os.environ[RUN_ID] = of_project
 
 
 def _start_run(stage: str) -> Run:
-    if mlflow.active_run() is not None:
-        return mlflow.start_run(nested=True)
+    active = mlflow.active_run()
+    if active is not None:
+        return mlflow.start_run(nested=True, experiment_id=active.info.experiment_id)
     run_id, is_the_stages = project_run(stage)
     if run_id is None or is_the_stages:
         return mlflow.start_run()

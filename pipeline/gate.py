@@ -71,7 +71,7 @@ def still_fits(baseline: Answer, today: Answer, lr: float, tolerance: float) -> 
 
     The range moved if its maximum did by more than the uncertainty of both, which is the sum of the
     parts of their intervals that face each other, and by more than ``tolerance`` decades. ``lr``
-    lies outside if it does by more than that, and above the interval of today's maximum.
+    lies outside if it does by more than ``tolerance``, however wide an interval is.
     """
     then, now = baseline.range, today.range
     moved = log10(now.max / then.max)
@@ -82,7 +82,7 @@ def still_fits(baseline: Answer, today: Answer, lr: float, tolerance: float) -> 
     shift = f"its maximum moved by {moved:+.2f} decades, {allowed:.2f} are within the uncertainty"
     factor = 10**tolerance
     inside = "inside" if now.min <= lr <= now.max else "within the uncertainty of"
-    if not now.min / factor <= lr <= max(today.highest, now.max * factor):
+    if not now.min / factor <= lr <= now.max * factor:
         side = "above" if lr > now.max else "below"
         reason = f"LR {lr:.3g} lies {side} today's range, {now}; the baseline's was {then}"
         return Finding(False, reason, moved, allowed)

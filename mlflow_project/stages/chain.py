@@ -12,14 +12,15 @@ from lrrt_stage import LRRange
 from lrrt_stage.settings import setting
 from mlflow_project import display, tracking
 from mlflow_project.descriptions import describe, link, link_to_model
-from mlflow_project.handoff import WEIGHTS_TAG, Handoff, load_handoff
+from mlflow_project.handoff import Handoff, load_handoff
 from mlflow_project.params import log_options, log_params
 from mlflow_project.reuse import find_same
 from mlflow_project.stages.lrrt import lrrt, lrrt_fingerprint
 from mlflow_project.stages.opening import HandoffOptions, run_name, task_words
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
-from mlflow_project.tracking import VERDICT_TAG, stage_run, staged_files
+from mlflow_project.tags import STEP_TAGS, VERDICT_TAG, WEIGHTS_TAG
+from mlflow_project.tracking import stage_run, staged_files
 from pipeline import Narrowing, RangeTestPlan, RefineOptions, Runtime, Task, TrainOptions, Workbench
 from pipeline.consensus import ConsensusOptions
 from pipeline.plots import summary_figure
@@ -70,7 +71,7 @@ def chain(
         if same:
             display.note(f"{name}: reusing run {same}")
         run_id = same or run_it()
-        mlflow.set_tag(f"lrrt.{name}_run_id", run_id)
+        mlflow.set_tag(STEP_TAGS[name], run_id)
         return run_id
 
     with stage_run("main") as parent:

@@ -15,20 +15,28 @@ from lrrt_stage.settings import setting
 from mlflow_project import tracking
 from mlflow_project.artifacts import run_file
 from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import CURVE, WEIGHTS_TAG, load_handoff
+from mlflow_project.handoff import CURVE, load_handoff
 from mlflow_project.lineage import Source, source_of
 from mlflow_project.params import log_options
 from mlflow_project.stages.lrrt import lrrt
 from mlflow_project.stages.opening import run_name, task_words
-from mlflow_project.tracking import RULE_TAG, STAGE_TAG, VERDICT_TAG, stage_run, staged_files
+from mlflow_project.tags import (
+    BASELINE_TAG,
+    FITS_TAG,
+    REASON_TAG,
+    RULE_TAG,
+    STAGE_TAG,
+    STEP_TAGS,
+    VERDICT_TAG,
+    WEIGHTS_TAG,
+)
+from mlflow_project.tracking import stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 from pipeline.consensus import ConsensusOptions
 from pipeline.gate import Answer, Finding, GateOptions, still_fits
 from pipeline.overlay import Overlaid, overlay_chart
 
 __all__ = ["CheckOptions", "check_stage"]
-
-FITS_TAG, REASON_TAG = "lrrt.fits", "lrrt.reason"
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,15 @@ class CheckOptions(GateOptions):
 def check_stage(
     runtime: Runtime,
     options: CheckOptions,
-    consensus: ConsensusOptions,
     *,
     changes: dict[str, Any] | None = None,
+    tests: dict[str, Any] | None = None,
 ) -> str:
     """Run the baseline's range test again, on today's code and data, as a run; return its id.
 
     The run's tag ``lrrt.fits`` says ``true`` or ``false``, and ``lrrt.reason`` why, in one line.
-    ``changes`` are fields of the task that are others today. The range test is a child run, and
-    training can go on from it.
+    ``changes`` are fields of the task that are others today, and ``tests`` such of the
+    :class:`ConsensusOptions`. The range test is a child run, and training can go on from it.
 
     Raises
     ------
@@ -68,11 +76,12 @@ def check_stage(
         lr = baseline.peak_lr if options.lr is None else options.lr
         bench = Workbench(task, runtime)
         # The rule that was used, which may have stood in for the one that was asked for.
+        consensus = replace(then.consensus, **tests or {})
         rule = replace(then.plan.suggestion, rule=then.rule)
         plan = replace(then.plan, suggestion=rule)
         log_options(run, task, plan, consensus, options, device=str(bench.device))
         tracking.log_dataset(bench)
-        mlflow.set_tag("lrrt.baseline_run_id", baseline.run.info.run_id)
+        mlflow.set_tag(BASELINE_TAG, baseline.run.info.run_id)
         tracking.log_range(run, "baseline", then.range)
         tracking.log_scalars(run, {"lr_in_use": lr})
         run_id, today, problem = _test_again(run, task, runtime, plan, consensus, bench)
@@ -137,7 +146,7 @@ def _conclude(
             FITS_TAG: str(finding.fits).lower(),
             REASON_TAG: finding.reason,
             RULE_TAG: then.rule,
-            "lrrt.lrrt_run_id": run_id,
+            STEP_TAGS["lrrt"]: run_id,
         }
     )
     if today.range is not None:

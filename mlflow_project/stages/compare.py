@@ -14,10 +14,14 @@ from mlflow_project import display, tracking
 from mlflow_project.descriptions import describe, link
 from mlflow_project.handoff import Handoff
 from mlflow_project.lineage import source_of
+from mlflow_project.params import shown
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline.overlay import Overlaid, overlay_chart
 
 __all__ = ["compare_stage"]
+
+MAX_NAME, MAX_LINKS = 100, 10
+"""A longer name is that of no run; what is left of a description is in the table."""
 
 
 def compare_stage(*, runs: Sequence[str]) -> str:
@@ -37,8 +41,8 @@ def compare_stage(*, runs: Sequence[str]) -> str:
         twice = {each for each in ids if ids.count(each) > 1}
         require(not twice, f"range test {', '.join(twice)} is given more than once: give others")
         names = _names(handoffs)
-        two = " against ".join(names)
-        tracking.name_run(run, two if len(names) == 2 else f"{len(names)} tests")
+        both = " against ".join(names)
+        tracking.name_run(run, both if len(both) <= MAX_NAME else f"{len(names)} tests")
         rows = _rows(names, handoffs)
         with staged_files(run) as folder:
             tests = [
@@ -54,7 +58,9 @@ def compare_stage(*, runs: Sequence[str]) -> str:
             f"{link(each.run_id)} ({name}): {each.range}"
             for name, each in zip(names, handoffs, strict=True)
         ]
-        describe(run, f"Range tests over each other. They suggest: {'; '.join(found)}.")
+        more = f"; and {len(found) - MAX_LINKS} more" if len(found) > MAX_LINKS else ""
+        told = "; ".join(found[:MAX_LINKS]) + more
+        describe(run, f"Range tests over each other. They suggest: {told}.")
         for name, each in zip(names, handoffs, strict=True):
             display.note(f"{name}: {each.range}")
     return run.info.run_id
@@ -64,7 +70,7 @@ def _names(handoffs: Sequence[Handoff]) -> list[str]:
     """Return what each test's task has that another's has not; else the run's name, or its id."""
     tasks = [asdict(each.task) for each in handoffs]
     differing = [field for field in tasks[0] if any(t[field] != tasks[0][field] for t in tasks)]
-    names = [", ".join(f"{field}={task[field]}" for field in differing) for task in tasks]
+    names = [", ".join(f"{field}={shown(task[field])}" for field in differing) for task in tasks]
     if len(set(names)) == len(names):
         return names
     # Tasks that are the same: of other data, code or options.

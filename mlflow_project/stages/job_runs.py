@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from mlflow_project import display
 from mlflow_project.reuse import FINGERPRINT_TAG
 from mlflow_project.stages.jobs import children, job_fingerprints, log_outcome, read_result
-from mlflow_project.tracking import STAGE_TAG
+from mlflow_project.tags import STAGE_TAG
 from pipeline import Runtime, Workbench
 from pipeline.studies import Job, Outcome, run_jobs
 

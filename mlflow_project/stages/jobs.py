@@ -20,7 +20,8 @@ from mlflow_project import tracking
 from mlflow_project.handoff import CURVE, TASK, find_run, publish, run_file
 from mlflow_project.params import log_params
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
+from mlflow_project.tags import STAGE_TAG
+from mlflow_project.tracking import stage_run, staged_files
 from pipeline import RangeTestPlan, Task, TrainOptions, Workbench
 from pipeline.studies import Job, Measured, Outcome, RangeTestJob, Trained, TrainingJob
 from pipeline.training import Epoch

@@ -26,20 +26,13 @@ from lrrt_stage.settings import require
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import find_run, read_weights
 from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import (
-    CURVE,
-    FINAL_WEIGHTS,
-    FINAL_WEIGHTS_TAG,
-    SOURCE_TAG,
-    WEIGHTS,
-    WEIGHTS_TAG,
-    publish,
-)
+from mlflow_project.handoff import CURVE, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, WEIGHTS, publish
 from mlflow_project.params import log_options
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
 from mlflow_project.stages.opening import run_name, task_words
-from mlflow_project.tracking import STAGE_TAG, stage_run, staged_files
+from mlflow_project.tags import SOURCE_TAG, STAGE_TAG, WEIGHTS_TAG
+from mlflow_project.tracking import stage_run, staged_files
 from pipeline import RangeTestPlan, Runtime, Task, Workbench
 from pipeline.consensus import Consensus, ConsensusOptions, consensus_all, further_jobs
 from pipeline.studies import Measured, RangeTestJob

@@ -11,7 +11,8 @@ from mlflow.entities import Run
 from lrrt_stage import LRRange
 from lrrt_stage.settings import setting
 from mlflow_project import tracking
-from mlflow_project.handoff import SOURCE_TAG, WEIGHTS_TAG, Handoff, load_handoff
+from mlflow_project.handoff import Handoff, load_handoff
+from mlflow_project.tags import MISMATCH_TAG, SOURCE_TAG, WEIGHTS_TAG
 from pipeline import Narrowing, Runtime, Task, Workbench
 from pipeline.datasets import is_dataset_factory
 
@@ -54,6 +55,8 @@ def open_handoff(
     bench = bench or Workbench(task, runtime)
     if not options.allow_mismatch:
         handoff.check(task, bench.data.digest)
+    elif differences := handoff.differences(task, bench.data.digest):
+        mlflow.set_tag(MISMATCH_TAG, "; ".join(differences))
     narrowed = narrowing(handoff.range)
     tracking.name_run(run, run_name(task))
     mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})

@@ -18,10 +18,11 @@ from lrrt_stage.settings import require
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
 from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import SOURCE_TAG, Handoff
+from mlflow_project.handoff import Handoff
 from mlflow_project.params import log_options, log_params
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import HandoffOptions, open_handoff, task_words
+from mlflow_project.tags import SOURCE_TAG
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline import (
     Narrowing,
@@ -105,8 +106,8 @@ def refine_stage(
             run,
             f"Searched the peak learning rate of {task_words(bench.task)} in {narrowed}, inside "
             f"the range that {link(handoff.run_id)} suggests.",
-            f"{options.trials} trainings of {options.trial_epochs} epochs, each from the very "
-            "weights of the range test, are its child runs.",
+            f"{len(study.trials)} trainings of {options.trial_epochs} epochs began with the very "
+            "weights of the range test; those that this run made are its child runs.",
             f"The best range is **{refined}**, with a validation loss of {study.best_value:.4g}.",
         )
         followed_by(handoff.run_id, run)

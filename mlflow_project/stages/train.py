@@ -15,18 +15,13 @@ from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import readable, run_file
 from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import (
-    FINAL_WEIGHTS,
-    FINAL_WEIGHTS_TAG,
-    SOURCE_TAG,
-    WEIGHTS_TAG,
-    Handoff,
-)
+from mlflow_project.handoff import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, Handoff
 from mlflow_project.logged_model import log_model
 from mlflow_project.params import log_options
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import HandoffOptions, open_handoff, task_words
 from mlflow_project.stages.refine import load_refined
+from mlflow_project.tags import SOURCE_TAG, STEP_TAGS, WEIGHTS_TAG
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline import Narrowing, Runtime, Training, TrainOptions, Workbench, train
 from pipeline.plots import training_figure
@@ -72,7 +67,7 @@ def train_stage(
         refine_run_id = None
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
-            mlflow.set_tag("lrrt.refine_run_id", refine_run_id)
+            mlflow.set_tag(STEP_TAGS["refine"], refine_run_id)
         mark = train_fingerprint(bench, handoff, lr_range, options)
         mlflow.set_tag(FINGERPRINT_TAG, mark)
         log_options(

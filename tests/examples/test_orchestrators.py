@@ -14,8 +14,6 @@ import mlflow
 import pytest
 import yaml
 
-from mlflow_project.commands import commands
-
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "orchestrators"
 SMALL = "--dataset digits --model mlp --batch-size 128 --device cpu"
@@ -84,7 +82,6 @@ def test_the_shell_script_ends_with_the_exit_code_of_the_stage_that_failed(shell
     assert shell(script, "trian").returncode == 2
 
 
-@pytest.mark.skipif("check" not in commands.commands, reason="there is no command check yet")
 def test_the_shell_script_says_that_the_learning_rate_still_fits(shell, tmp_path):
     script = str(FOLDER / "pipeline.sh")
     assert shell(script, "train", TASK=SMALL, EPOCHS="1").returncode == 0

@@ -153,6 +153,32 @@ def test_several_tests_of_today_are_their_consensus(store, trained):
     assert run.data.metrics["suggested_lr_max"] == today.data.metrics["suggested_lr_max"]
 
 
+def test_a_baseline_of_several_tests_is_compared_with_as_many(store):
+    store.run("lrrt", *store.SMALL, "--tests", 2)
+    baseline = store.runs("lrrt")[0].info.run_id
+    store.run("check", "--baseline", baseline)
+    # With one it would have moved: a consensus of two lies lower.
+    assert store.one("check").data.metrics["moved_decades"] == 0
+    assert load_handoff(store.one("check").data.tags["lrrt.lrrt_run_id"]).consensus.tests == 2
+
+
+def test_of_a_refinement_the_learning_rate_is_what_it_found(store):
+    store.run("lrrt", *store.SMALL)
+    store.run("refine", "--trials", 2)
+    refined = store.one("refine")
+    store.run("check", "--baseline", refined.info.run_id)
+    found = store.one("check").data.metrics["lr_in_use"]
+    assert found == refined.data.metrics["refined_lr_max"]
+
+
+def test_a_training_of_another_task_than_its_range_tests_is_no_baseline(store):
+    store.run("lrrt", *store.SMALL)
+    store.run("train", "--epochs", 1, "--batch-size", 16, "--allow-mismatch", "true")
+    assert store.one("train").data.tags["lrrt.mismatch"] == "batch_size: 16, not 128"
+    error = store.run("check", code=2).error
+    assert "another task than its range test (batch_size: 16, not 128)" in error
+
+
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [

@@ -121,6 +121,15 @@ class TestParameters:
         assert "secret" not in run.data.tags["lrrt.error"]
         assert "secret" not in json.dumps(store.json(run, "options.json"))
 
+    def test_nor_however_deep_they_lie(self, store):
+        arguments = '{"db": {"url": "postgresql://u:hunter2@h/d"}, "at": ["/home/me/x"]}'
+        store.run("lrrt", *store.SMALL, "--dataset-args", arguments, code=2)
+        run = store.one("lrrt")
+        for text in (run.data.params["dataset_args"], str(store.json(run, "options.json"))):
+            assert "hunter2" not in text
+            assert "u:***@h/d" in text
+        assert "/home" not in run.data.params["dataset_args"]
+
 
 class TestDescriptions:
     """What a run's page says, with the runs around it."""
@@ -168,6 +177,25 @@ def test_a_run_that_many_follow_names_the_newest(store):
     assert note.startswith("A sentence.\n\nFollowed by [3](")
     assert note.count("[") == 10
     assert "[12](" in note
+
+
+def test_what_a_person_adds_to_a_description_stays(store):
+    with mlflow.start_run(run_name="first") as run:
+        pass
+    describe(run, "A sentence.")
+    followed_by(run.info.run_id, run)
+    note = mlflow.get_run(run.info.run_id).data.tags["mlflow.note.content"] + " I doubt it, Al."
+    mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.note.content", note)
+    followed_by(run.info.run_id, run)
+    assert mlflow.get_run(run.info.run_id).data.tags["mlflow.note.content"].startswith(note)
+
+
+def test_a_stage_does_not_fail_for_want_of_a_link(store, capfd):
+    with mlflow.start_run() as run:
+        pass
+    mlflow.delete_run(run.info.run_id)
+    followed_by(run.info.run_id, run)
+    assert "could not be told what follows it" in capfd.readouterr().err
 
 
 def test_a_registered_version_tells_its_lineage(store):

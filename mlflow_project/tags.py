@@ -1,0 +1,18 @@
+"""The tags of runs that more than one stage reads or writes. Their names are a public contract."""
+
+from __future__ import annotations
+
+STAGE_TAG = "lrrt.stage"
+ERROR_TAG = "lrrt.error"
+RULE_TAG, VERDICT_TAG = "lrrt.rule", "lrrt.verdict"
+WEIGHTS_TAG = "lrrt.weights_sha256"
+FITS_TAG, REASON_TAG = "lrrt.fits", "lrrt.reason"
+
+SOURCE_TAG = "lrrt.source_run_id"
+"""The run that a run began with: its range test, or of ``init=run:ID`` that run."""
+BASELINE_TAG = "lrrt.baseline_run_id"
+STEP_TAGS = {step: f"lrrt.{step}_run_id" for step in ("lrrt", "refine", "train")}
+"""Step -> the tag for its run, on a run that is made of it or goes on from it."""
+
+MISMATCH_TAG = "lrrt.mismatch"
+"""What a training's task has that its range test's has not."""
