@@ -123,8 +123,8 @@ class TestParameters:
 
     def test_nor_however_deep_they_lie(self, store):
         arguments = '{"db": {"url": "postgresql://u:hunter2@h/d"}, "at": ["/home/me/x"]}'
-        store.run("lrrt", *store.SMALL, "--dataset-args", arguments, code=2)
-        run = store.one("lrrt")
+        store.run("main", *store.SMALL, "--dataset-args", arguments, code=2)
+        run = store.one("main")
         for text in (run.data.params["dataset_args"], str(store.json(run, "options.json"))):
             assert "hunter2" not in text
             assert "u:***@h/d" in text

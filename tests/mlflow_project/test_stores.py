@@ -1,5 +1,6 @@
 """The commands on a tracking server over HTTP; the other tests use a sqlite store."""
 
+import json
 import os
 import socket
 import subprocess
@@ -56,6 +57,10 @@ def test_the_chain_runs_on_a_server_over_http(store, server):
     assert len(store.history(store.one("train"), "train_loss")[0]) == 22
     handoff = load_handoff(parent.data.tags["lrrt.lrrt_run_id"])
     assert handoff.weights_sha256 == parent.data.tags["lrrt.weights_sha256"]
+    # MLflow itself prints addresses of a server's runs.
+    options = ("--experiment", "served", "--tracking-uri", server, "--output-json", "-")
+    found = json.loads(store.run("lrrt", *store.SMALL, *options).out)
+    assert found["weights_sha256"] == handoff.weights_sha256
     (logged,) = store.one("train").outputs.model_outputs
     assert mlflow.pytorch.load_model(f"models:/{logged.model_id}") is not None
 

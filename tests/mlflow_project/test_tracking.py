@@ -68,9 +68,9 @@ def test_a_stage_takes_over_the_run_of_the_entry_point_of_its_name(store, monkey
 
 def test_inside_another_projects_run_every_stage_is_a_child_of_it(store, monkeypatch):
     outer = opened_by_mlflow_run("nightly")
-    # As in a shell script, whose every command gets the variable.
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
+    # Of one process, as in a script that calls both.
     for stage in ("lrrt", "train"):
-        monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
         with stage_run(stage) as run:
             assert run.info.run_id != outer.info.run_id
             with stage_run("test") as inner:
@@ -80,6 +80,24 @@ def test_inside_another_projects_run_every_stage_is_a_child_of_it(store, monkeyp
     after = mlflow.get_run(outer.info.run_id)
     assert after.info.status == "RUNNING"
     assert "lrrt.stage" not in after.data.tags
+
+
+def test_a_run_that_a_stage_has_taken_over_is_not_taken_again(store, monkeypatch):
+    """Another project's entry point `lrrt` may call the stage twice."""
+    outer = opened_by_mlflow_run("lrrt")
+    ids = []
+    for _ in range(2):
+        monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
+        with stage_run("lrrt") as run:
+            ids.append(run.info.run_id)
+    assert ids[0] == outer.info.run_id != ids[1]
+    assert mlflow.get_run(ids[1]).data.tags["mlflow.parentRunId"] == outer.info.run_id
+
+
+def test_a_nested_stage_is_in_its_parents_experiment(store):
+    elsewhere = mlflow.create_experiment("elsewhere")
+    with mlflow.start_run(experiment_id=elsewhere), stage_run("lrrt") as run:
+        assert run.info.experiment_id == elsewhere
 
 
 def test_another_projects_run_is_not_failed_for_a_mistake_in_a_stages_options(store, monkeypatch):
