@@ -169,6 +169,12 @@ def range_test(
             "through a model that makes its parameters then"
         )
     check_sizes(model, "the model")
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    require(
+        any(id(parameter) in moved for parameter in model.parameters()),
+        "the optimizer has no parameter of the model, it was made for another: make it again, with "
+        "model.parameters()",
+    )
     here = next(model.parameters()).device
     target = here if device is None else resolve_device(device)
     lr = ramp(

@@ -139,6 +139,8 @@ def load_into(model: nn.Module, state: State) -> None:
     remedy = "use the model and arguments that the weights were made with"
     if set(own) != set(state) and _kinds(own) == _kinds(state):
         remedy = "have the model name its weights alike at every construction, only names differ"
+        if any(name.startswith(("module.", "_orig_mod.")) for name in own):
+            remedy = "load them before the model is wrapped (DataParallel) or compiled"
     differences = [f"{name} is missing from the weights" for name in own if name not in state]
     differences += [f"{name} is not in the model" for name in state if name not in own]
     differences += [

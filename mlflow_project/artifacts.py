@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from lrrt_stage import LRRTError, weights
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import require
+from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tags import ERROR_TAG, STAGE_TAG
 from mlflow_project.tracking import experiment_id, get_run
 
@@ -48,11 +49,10 @@ def find_run(run_id: str, *stages: str) -> Run:
         return _latest(stages[0])
     run = get_run(run_id)
     of_stage = run.data.tags.get(STAGE_TAG)
-    latest = ", or latest" if len(stages) == 1 else ""
     require(
         of_stage in stages,
-        f"run {run_id} is of stage {of_stage!r}, not {' or '.join(map(repr, stages))}: give a "
-        f"{' or '.join(stages)} run's id{latest}",
+        f"run {run_id} is of stage {of_stage!r}: give the id of a run of {' or '.join(stages)}, or "
+        f"latest, the newest of {stages[0]}",
     )
     reason = run.data.tags.get(ERROR_TAG, "it did not finish")
     require(
@@ -64,6 +64,8 @@ def find_run(run_id: str, *stages: str) -> Run:
 
 def run_file(run: Run, name: str, folder: str | Path) -> Path:
     """Download the artifact ``name`` into ``folder``; raise LRRTError if the run has none."""
+    # Bars of MLflow's would stand among what a script prints.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         path = mlflow.artifacts.download_artifacts(
             run_id=run.info.run_id, artifact_path=name, dst_path=str(folder)
@@ -158,7 +160,8 @@ def _latest(stage: str) -> Run:
     name = client.get_experiment(experiment).name
     require(
         bool(found),
-        f"experiment {name!r} has no finished {stage} run: run {stage} first, or name the "
+        f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no finished "
+        f"{stage} run: run {stage} first, or name the "
         "experiment that has one with --experiment or MLFLOW_EXPERIMENT_NAME",
     )
     return found[0]

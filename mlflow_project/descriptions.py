@@ -6,6 +6,7 @@ import re
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from lrrt_stage import LRRTError
@@ -13,7 +14,7 @@ from lrrt_stage.errors import first_line
 from mlflow_project import display
 from mlflow_project.tracking import get_run
 
-__all__ = ["describe", "followed_by", "link", "link_to_model", "page"]
+__all__ = ["describe", "followed_by", "link", "link_to_model", "page", "registered_model"]
 
 NOTE = "mlflow.note.content"
 FOLLOWED = "Followed by "
@@ -41,13 +42,16 @@ def link(run: Run | str) -> str:
     return f"[{run.info.run_name}]({page(run)})"
 
 
-def link_to_model(run_id: str) -> str:
-    """Return a Markdown link to the version of a registered model that a run made, if it did."""
+def registered_model(run_id: str) -> ModelVersion | None:
+    """Return the version of a registered model that a run made, if it did."""
     found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
-    return "".join(
-        f"[{each.name} version {each.version}](#/models/{each.name}/versions/{each.version})"
-        for each in found[:1]
-    )
+    return found[0] if found else None
+
+
+def link_to_model(model: ModelVersion) -> str:
+    """Return a Markdown link to the page of a registered model's version."""
+    page = f"#/models/{model.name}/versions/{model.version}"
+    return f"[{model.name} version {model.version}]({page})"
 
 
 def describe(run: Run, *sentences: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mlflow.entities import Run
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -38,7 +39,7 @@ from mlflow_project.artifacts import (
     run_file,
     sha256,
 )
-from mlflow_project.tags import STAGE_TAG, WEIGHTS_TAG
+from mlflow_project.tags import SOURCE_TAG, STAGE_TAG, STEP_TAGS, WEIGHTS_TAG
 from pipeline import Narrowing, RangeTestPlan, Task, Workbench, build_schedule
 from pipeline.consensus import Consensus, ConsensusOptions, settled
 from pipeline.plots import consensus_items
@@ -172,13 +173,15 @@ def publish(
 def load_handoff(run_id: str = "latest") -> Handoff:
     """Return the hand-off of a finished range-test run: by id, or the experiment's latest.
 
+    The id of a run that goes back to one (``main``, ``train``, ``refine``, ``check``) does as well.
+
     Raises
     ------
     LRRTError
         If there is no such run, it is of another stage or did not finish, an artifact is
         missing or unreadable, or does not match the digest that the run recorded.
     """
-    run = find_run(run_id, "lrrt", "test")
+    run = _range_test(run_id)
     state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
         published = read_json(run, TASK, FILE_TAGS[TASK], folder)
@@ -221,6 +224,15 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         consensus=consensus,
         confidence=how_sure,
     )
+
+
+def _range_test(run_id: str) -> Run:
+    """Return the range test that a run is, is made of, or goes on from."""
+    run = find_run(run_id, "lrrt", "test", "main", "train", "refine", "check")
+    tag = {"main": STEP_TAGS["lrrt"], "check": STEP_TAGS["lrrt"]}
+    tag |= {"train": SOURCE_TAG, "refine": SOURCE_TAG}
+    stage = run.data.tags[STAGE_TAG]
+    return find_run(run.data.tags[tag[stage]], "lrrt", "test") if stage in tag else run
 
 
 def _suggestions(

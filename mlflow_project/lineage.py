@@ -12,12 +12,11 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
 from mlflow_project.artifacts import find_run
 from mlflow_project.handoff import Handoff, load_handoff
-from mlflow_project.tags import MISMATCH_TAG, SOURCE_TAG, STAGE_TAG, STEP_TAGS
+from mlflow_project.tags import MISMATCH_TAG, STAGE_TAG, STEP_TAGS
 
 __all__ = ["Source", "source_of"]
 
 MODELS = "models:/"
-RANGE_TESTS = ("lrrt", "test")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Source:
         """The largest LR of the training, or of what a refinement found; of a range test, that of
         ``Handoff.scheduler``."""
         metrics = self.run.data.metrics
-        for name in ("trained_lr_max", "refined_lr_max"):
+        for name in ("trained_lr_max", "refined_lr_max", "lr_in_use"):
             if name in metrics:
                 return metrics[name]
         return self.handoff.narrowed().max
@@ -43,8 +42,8 @@ def source_of(name: str) -> Source:
     """Return the range test behind a run, by its id, or a model: ``models:/NAME/VERSION`` or
     ``models:/NAME@ALIAS``.
 
-    Runs are of ``train``, ``lrrt``, ``main``, ``refine``, or a test of a study; ``latest`` is the
-    experiment's newest finished training.
+    Runs are of ``train``, ``lrrt``, ``main``, ``refine``, ``check``, or a test of a study;
+    ``latest`` is the experiment's newest finished training.
 
     Raises
     ------
@@ -54,7 +53,7 @@ def source_of(name: str) -> Source:
     """
     run = find_run(
         _run_of_model(name) if name.startswith(MODELS) else name,
-        *("train", *RANGE_TESTS, "main", "refine"),
+        *("train", "lrrt", "test", "main", "refine", "check"),
     )
     if run.data.tags[STAGE_TAG] == "main":
         run = find_run(run.data.tags[STEP_TAGS["train"]], "train")
@@ -64,8 +63,7 @@ def source_of(name: str) -> Source:
         f"run {run.info.run_id} is of another task than its range test ({mismatch}), which so says "
         "nothing of its learning rate: run lrrt on that task, and name that run",
     )
-    of_test = run.data.tags[STAGE_TAG] in RANGE_TESTS
-    return Source(run, load_handoff(run.info.run_id if of_test else run.data.tags[SOURCE_TAG]))
+    return Source(run, load_handoff(run.info.run_id))
 
 
 def _run_of_model(uri: str) -> str:

@@ -12,12 +12,15 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import CONTRACT_VERSION
-from mlflow_project.descriptions import page
+from mlflow_project.descriptions import page, registered_model
 from mlflow_project.tags import (
     BASELINE_TAG,
+    COMPARED_TAG,
     FITS_TAG,
     REASON_TAG,
     RULE_TAG,
@@ -35,8 +38,7 @@ RANGES = ("suggested", "narrowed", "refined", "trained")
 METRICS = (
     *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
     "suggestion_decades",
-    "lr_in_use",
-    "moved_decades",
+    *("baseline_lr_min", "baseline_lr_max", "lr_in_use", "moved_decades", "allowed_decades"),
     "val_loss",
     "val_accuracy",
 )
@@ -68,7 +70,7 @@ class OutputOptions:
             return
         path = Path(self.output_json)
         require(
-            os.access(path.parent, os.W_OK) and not path.is_dir(),
+            bool(self.output_json) and os.access(path.parent, os.W_OK) and not path.is_dir(),
             f"output_json={self.output_json!r} cannot be written: give a file in a folder that is "
             "there",
         )
@@ -80,7 +82,8 @@ def outcome(run_id: str) -> dict[str, Any]:
     ``stage``, ``run_id``, ``run_name``, ``experiment``, and of the rest what the stage has:
     ``lrrt_run_id`` (what :func:`load_handoff` takes), ``suggested_lr_min`` and ``suggested_lr_max``
     (likewise ``narrowed``, ``refined``, ``trained``), ``rule``, ``verdict``, ``weights_sha256``,
-    ``val_loss``, ``val_accuracy``; of ``check``, ``fits`` and ``reason``.
+    ``val_loss``, ``val_accuracy``; ``model`` (``models:/NAME/VERSION``), where it was registered;
+    of ``check``, ``fits`` and ``reason``; of ``compare``, ``tests``.
     """
     run = tracking.get_run(run_id)
     stage = run.data.tags[STAGE_TAG]
@@ -97,6 +100,11 @@ def outcome(run_id: str) -> dict[str, Any]:
     source = run_id if stage == "lrrt" else run.data.tags.get(SOURCE_TAG)
     if source is not None:
         found.setdefault("lrrt_run_id", source)
+    model = registered_model(found.get("train_run_id", run_id))
+    if model is not None:
+        found["model"] = f"models:/{model.name}/{model.version}"
+    if COMPARED_TAG in run.data.tags:
+        found["tests"] = [_test(each) for each in run.data.tags[COMPARED_TAG].split(",")]
     metrics = run.data.metrics
     return found | {
         name: metrics[name] for name in METRICS if math.isfinite(metrics.get(name, math.nan))
@@ -121,8 +129,21 @@ def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
     if output.output_json == "-":
         print(text, end="")
     elif output.output_json is not None:
-        _write_whole(Path(output.output_json), text)
+        try:
+            _write_whole(Path(output.output_json), text)
+        except OSError as error:
+            raise LRRTError(
+                f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
+                f"{first_line(error)}"
+            ) from error
     return found
+
+
+def _test(run_id: str) -> dict[str, Any]:
+    """Return what a comparison found of a range test."""
+    metrics = tracking.get_run(run_id).data.metrics
+    ends = {name: metrics[name] for name in ("suggested_lr_min", "suggested_lr_max")}
+    return {"lrrt_run_id": run_id, **ends}
 
 
 def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
@@ -139,6 +160,10 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
         rows["best validation loss"] = f"{found['val_loss']:.4g}"
     if "fits" in found:
         rows["LR in use"] = f"{found['lr_in_use']:.3g}"
+    if found.get("lrrt_run_id", found["run_id"]) != found["run_id"]:
+        rows["range test"] = found["lrrt_run_id"]
+    if "model" in found:
+        rows["model"] = found["model"]
     rows["run"] = found["run_id"]
     if found["stage"] == "study":
         rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"

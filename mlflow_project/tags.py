@@ -10,7 +10,7 @@ FITS_TAG, REASON_TAG = "lrrt.fits", "lrrt.reason"
 
 SOURCE_TAG = "lrrt.source_run_id"
 """The run that a run began with: its range test, or of ``init=run:ID`` that run."""
-BASELINE_TAG = "lrrt.baseline_run_id"
+BASELINE_TAG, COMPARED_TAG = "lrrt.baseline_run_id", "lrrt.compared_run_ids"
 STEP_TAGS = {step: f"lrrt.{step}_run_id" for step in ("lrrt", "refine", "train")}
 """Step -> the tag for its run, on a run that is made of it or goes on from it."""
 

@@ -115,6 +115,9 @@ def _no_module(source: str, module_name: str, error: ModuleNotFoundError) -> LRR
     siblings = [each.name for each in pkgutil.iter_modules(path)] if path is not None else []
     if siblings:
         return LRRTError(f"{source}: {unknown_name(f'module of {package_name}', last, siblings)}")
+    if module_name.endswith(".py"):
+        without = module_name.removesuffix(".py")
+        return LRRTError(f"{source} names a file: name its module, {without}, without .py")
     return LRRTError(
         f"{source} cannot be imported, there is no module {missing!r} in {Path.cwd()} or on the "
         f"path: run from the folder that holds {module_name.split('.')[0]!r}, or put that folder "

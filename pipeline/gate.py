@@ -32,7 +32,7 @@ class GateOptions:
         )
         require(
             self.tolerance >= 0 and isfinite(self.tolerance),
-            f"tolerance={self.tolerance} is negative: use 0 for none",
+            f"tolerance={self.tolerance} is not 0 or a number above: use 0 for none, in decades",
         )
 
 
@@ -79,15 +79,22 @@ def still_fits(baseline: Answer, today: Answer, lr: float, tolerance: float) -> 
     if moved < 0:
         facing = (then.max / baseline.lowest, today.highest / now.max)
     allowed = max(tolerance, sum(map(log10, facing)))
-    shift = f"its maximum moved by {moved:+.2f} decades, {allowed:.2f} are within the uncertainty"
+    sign = 1 if moved >= 0 else -1
+    shift = (
+        f"its maximum is {10**moved:.2g} times the baseline's, "
+        f"{10 ** (sign * allowed):.2g} times is within the uncertainty"
+    )
     factor = 10**tolerance
-    inside = "inside" if now.min <= lr <= now.max else "within the uncertainty of"
     if not now.min / factor <= lr <= now.max * factor:
         side = "above" if lr > now.max else "below"
-        reason = f"LR {lr:.3g} lies {side} today's range, {now}; the baseline's was {then}"
-        return Finding(False, reason, moved, allowed)
-    if abs(moved) > allowed:
-        reason = f"the range moved from {then} to {now}: {shift}"
-        return Finding(False, reason, moved, allowed)
-    reason = f"LR {lr:.3g} lies {inside} today's range, {now}; {shift}"
-    return Finding(True, reason, moved, allowed)
+        outside = f"LR {lr:.3g} lies {side} today's range, {_words(now)}"
+        return Finding(False, f"{outside}; the baseline's was {_words(then)}", moved, allowed)
+    fits = abs(moved) <= allowed
+    inside = "inside" if now.min <= lr <= now.max else "within the uncertainty of"
+    lies = f"LR {lr:.3g} lies {inside} today's range, {_words(now)}"
+    return Finding(fits, f"{lies}{';' if fits else ', but'} {shift}", moved, allowed)
+
+
+def _words(lr_range: LRRange) -> str:
+    # Not "from 0.01 to 0.1", which cannot be told from a change.
+    return f"{lr_range.min:.3g}–{lr_range.max:.3g}"

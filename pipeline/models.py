@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
@@ -232,9 +233,12 @@ def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) 
             with torch.no_grad():
                 output = model(inputs)
         except Exception as error:
+            remedy = "choose another model, model_args or image size"
+            if "more than 1 value per channel" in str(error):
+                remedy = "raise batch_size, batch norm needs two examples"
             raise LRRTError(
                 f"model {name!r} does not take inputs of shape {shape}: {first_line(error)}: "
-                "choose another model, model_args or image size"
+                f"{remedy}"
             ) from error
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
@@ -242,4 +246,11 @@ def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) 
                 f"model {name!r} returns {got} for {len(inputs)} inputs"
                 f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {num_classes}), a "
                 "logit per class: set its number of classes, switch other outputs off"
+            )
+        rows = output.float()
+        if not mode and bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4:
+            warnings.warn(
+                f"model {name!r} returns numbers that add up to 1, as a softmax does: the loss "
+                "takes logits, and applies a softmax of its own; leave the model's out",
+                stacklevel=2,
             )

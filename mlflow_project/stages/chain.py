@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from lrrt_stage import LRRange
 from lrrt_stage.settings import setting
 from mlflow_project import display, tracking
-from mlflow_project.descriptions import describe, link, link_to_model
+from mlflow_project.descriptions import describe, link, link_to_model, registered_model
 from mlflow_project.handoff import Handoff, load_handoff
 from mlflow_project.params import log_options, log_params
 from mlflow_project.reuse import find_same
@@ -30,7 +30,10 @@ __all__ = ["ChainOptions", "chain"]
 SHOWN = (
     ("suggested_lr_min", "suggested_lr_max", "suggestion_decades"),
     ("refined_lr_min", "refined_lr_max"),
-    ("narrowed_lr_min", "narrowed_lr_max", "val_loss", "val_accuracy"),
+    (
+        *("narrowed_lr_min", "narrowed_lr_max", "trained_lr_min", "trained_lr_max"),
+        *("val_loss", "val_accuracy"),
+    ),
 )
 """Metrics of the range test, the refinement and the training that the parent run shows."""
 
@@ -70,7 +73,13 @@ def chain(
         same = find_same(mark) if options.reuse and not registers else None
         if same:
             display.note(f"{name}: reusing run {same}")
-        run_id = same or run_it()
+        try:
+            run_id = same or run_it()
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(
+                f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true takes "
+                "over the steps that are finished"
+            ) from None
         mlflow.set_tag(STEP_TAGS[name], run_id)
         return run_id
 
@@ -148,8 +157,8 @@ def _conclude(
             handoff.range,
         ).savefig(folder / "summary.png")
     mlflow.set_tags({WEIGHTS_TAG: handoff.weights_sha256, VERDICT_TAG: verdict})
-    model = link_to_model(train_id)
-    registered = f", and its model is {model}" if model else ""
+    model = registered_model(train_id)
+    registered = f", and its model is {link_to_model(model)}" if model else ""
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     describe(
         parent,

@@ -68,10 +68,11 @@ def check_stage(
     LRRTError
         If the baseline cannot be used, or today's code and data have no range test.
     """
+    # Before there is a run: one for a baseline that was mistyped is in everybody's way.
+    baseline = source_of(options.baseline)
+    then = baseline.handoff
+    task = replace(then.task, **changes or {})
     with stage_run("check") as run:
-        baseline = source_of(options.baseline)
-        then = baseline.handoff
-        task = replace(then.task, **changes or {})
         tracking.name_run(run, run_name(task))
         lr = baseline.peak_lr if options.lr is None else options.lr
         bench = Workbench(task, runtime)

@@ -15,6 +15,7 @@ from mlflow_project.descriptions import describe, link
 from mlflow_project.handoff import Handoff
 from mlflow_project.lineage import source_of
 from mlflow_project.params import shown
+from mlflow_project.tags import COMPARED_TAG
 from mlflow_project.tracking import stage_run, staged_files
 from pipeline.overlay import Overlaid, overlay_chart
 
@@ -35,11 +36,17 @@ def compare_stage(*, runs: Sequence[str]) -> str:
         If there are fewer than two, one is named twice, or one cannot be read.
     """
     require(len(runs) >= 2, f"{len(runs)} run to compare: give two or more")
+    handoffs = [source_of(name).handoff for name in runs]
+    ids = [each.run_id for each in handoffs]
+    for name, run_id in zip(runs, ids, strict=True):
+        first = runs[ids.index(run_id)]
+        require(
+            ids.count(run_id) == 1,
+            f"{first!r} and {name!r} have one range test, {run_id}: give runs of two"
+            if first != name
+            else f"range test {run_id} is given more than once: give another",
+        )
     with stage_run("compare") as run:
-        handoffs = [source_of(name).handoff for name in runs]
-        ids = [each.run_id for each in handoffs]
-        twice = {each for each in ids if ids.count(each) > 1}
-        require(not twice, f"range test {', '.join(twice)} is given more than once: give others")
         names = _names(handoffs)
         both = " against ".join(names)
         tracking.name_run(run, both if len(both) <= MAX_NAME else f"{len(names)} tests")
@@ -53,7 +60,7 @@ def compare_stage(*, runs: Sequence[str]) -> str:
             chart.figure().savefig(folder / "overlay.png")
             write_page(chart.page(), folder / "overlay.html")
             rows.to_csv(folder / "ranges.csv", index=False)
-        mlflow.set_tag("lrrt.compared_run_ids", ",".join(ids))
+        mlflow.set_tag(COMPARED_TAG, ",".join(ids))
         found = [
             f"{link(each.run_id)} ({name}): {each.range}"
             for name, each in zip(names, handoffs, strict=True)

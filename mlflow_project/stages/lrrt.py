@@ -39,6 +39,8 @@ from pipeline.studies import Measured, RangeTestJob
 
 __all__ = ["lrrt", "lrrt_fingerprint"]
 
+WHY = {"robust": ", a tenth of the learning rate at which the loss rises again,"}
+
 
 def lrrt(
     task: Task,
@@ -196,7 +198,7 @@ def _conclude(
     describe(
         run,
         f"LR range test of {task_words(task)}{began}: {len(curve)} iterations ({curve.stop}).",
-        f"Rule `{rule}` suggests learning rates from **{chosen.range}**{found}.",
+        f"Rule `{rule}`{WHY.get(rule, '')} suggests learning rates from **{chosen.range}**{found}.",
         f"The initial weights are the artifact `{WEIGHTS}`: train from them with "
         f"`lrrt-stage train --lrrt-run-id {run.info.run_id}`.",
     )

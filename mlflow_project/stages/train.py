@@ -142,9 +142,15 @@ def _train(
             log_new(training)
             progress(len(training.epochs), options.epochs)
 
-        training = train(
-            bench, handoff.weights, lr_range, options, on_epoch=on_epoch, checkpoint=checkpoint
-        )
+        try:
+            training = train(
+                bench, handoff.weights, lr_range, options, on_epoch=on_epoch, checkpoint=checkpoint
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "the training is kept up to its last whole epoch; the same command with --resume "
+                f"{run.info.run_id} goes on from there"
+            ) from None
     log_new(training)  # a training that was interrupted after its last epoch has no other
     return training
 

@@ -485,3 +485,12 @@ def test_an_optimizer_that_needs_a_closure_is_refused():
     with pytest.raises(LRRTError, match=r"LBFGS\.step\(\) needs a closure.*SGD or AdamW") as error:
         range_test(model, optimizer, nn.functional.cross_entropy, loader())
     assert "\n" not in str(error.value)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    """As in a notebook, where the model was made again and the optimizer was not."""
+    model, before = nn.Linear(4, 2), nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(before.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    with pytest.raises(LRRTError, match="no parameter of the model, it was made for another"):
+        range_test(model, optimizer, nn.functional.cross_entropy, batches)

@@ -190,10 +190,11 @@ def test_a_training_of_another_task_than_its_range_tests_is_no_baseline(store):
 )
 def test_a_baseline_that_is_not_there_is_one_line(store, baseline, message):
     assert message in store.run("check", "--baseline", baseline, code=2).error
+    assert not store.runs("check")
 
 
 def test_a_model_of_another_project_is_no_baseline(store):
     with mlflow.start_run() as other:
         pass
-    message = "is of stage None, not 'train'"
+    message = "is of stage None: give the id of a run of train or lrrt"
     assert message in store.run("check", "--baseline", other.info.run_id, code=2).error

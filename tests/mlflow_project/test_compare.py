@@ -1,6 +1,8 @@
 import pandas as pd
 import pytest
 
+from mlflow_project.outcome import outcome as found
+
 
 @pytest.fixture
 def two(store):
@@ -24,6 +26,9 @@ def test_tests_are_named_after_what_they_differ_in(store, two):
         # A link to each.
         assert f"/runs/{test.info.run_id}" in run.data.tags["mlflow.note.content"]
     assert "batch_size=32: " in outcome.err
+    tests = found(run.info.run_id)["tests"]
+    assert [each["lrrt_run_id"] for each in tests] == [test.info.run_id for test in two]
+    assert tests[0]["suggested_lr_max"] == two[0].data.metrics["suggested_lr_max"]
 
 
 def test_two_of_one_task_are_told_apart_by_their_ids(store, two):
@@ -45,4 +50,6 @@ def test_what_cannot_be_compared_is_one_line(store, two):
     assert "1 run to compare: give two" in store.run("compare", first, code=2).error
     assert "given more than once" in store.run("compare", first, first, code=2).error
     assert "there is no run" in store.run("compare", first, "0" * 32, code=2).error
+    # Before a run is opened.
+    assert not store.runs("compare")
     assert "Missing argument" in store.run("compare", code=2).error

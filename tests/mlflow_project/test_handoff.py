@@ -191,3 +191,18 @@ def test_a_newer_contract_is_refused(run):
 def test_weights_that_do_not_fit_a_model_list_the_differences(run):
     with pytest.raises(LRRTError, match=r"the weights do not fit the model: .* is missing from"):
         load_handoff().load_weights(nn.Sequential(nn.Conv2d(1, 2, 3)))
+
+
+def test_a_run_that_goes_back_to_a_range_test_stands_for_it(store):
+    store.run("main", *store.SMALL, "--epochs", 1, "--trials", 1)
+    lrrt = store.one("lrrt").info.run_id
+    for stage in ("main", "refine", "train"):
+        assert load_handoff(store.one(stage).info.run_id).run_id == lrrt
+    store.run("train", "--lrrt-run-id", store.one("main").info.run_id, "--epochs", 1)
+    assert store.runs("train")[0].data.tags["lrrt.source_run_id"] == lrrt
+
+
+def test_a_wrapped_model_is_told_to_be_loaded_before(run):
+    model = nn.DataParallel(Workbench(load_handoff().task).model())
+    with pytest.raises(LRRTError, match="load them before the model is wrapped"):
+        load_handoff().load_weights(model)

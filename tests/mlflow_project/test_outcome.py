@@ -8,6 +8,7 @@ import pytest
 
 from mlflow_project import load_handoff
 from mlflow_project.descriptions import describe, followed_by
+from mlflow_project.outcome import outcome
 
 
 def test_a_range_tests_json_is_enough_to_go_on_with(store, tmp_path):
@@ -36,6 +37,7 @@ def test_every_later_stage_names_its_range_test_and_its_ranges(store, tmp_path):
     assert main["refine_run_id"] == refine.info.run_id
     assert main["train_run_id"] == train.info.run_id
     assert main["val_accuracy"] == train.data.metrics["val_accuracy"]
+    assert main["trained_lr_max"] == train.data.metrics["trained_lr_max"]
 
     store.run("train", "--epochs", 1, "--output-json", tmp_path / "train.json")
     found = json.loads((tmp_path / "train.json").read_text())
@@ -58,11 +60,19 @@ def test_a_failed_stage_leaves_the_file_as_it_was(store, tmp_path):
     assert out.read_text() == "before"
 
 
-@pytest.mark.parametrize("path", ["no-folder/lrrt.json", "."])
+@pytest.mark.parametrize("path", ["no-folder/lrrt.json", ".", ""])
 def test_a_file_that_cannot_be_written_is_named_before_any_work(store, path):
     outcome = store.run("lrrt", *store.SMALL, "--output-json", path, code=2)
     assert f"output_json={path!r} cannot be written" in outcome.error
     assert not store.runs()
+
+
+def test_a_file_that_fails_at_the_end_is_one_line_with_the_run(store):
+    # It looks as if it could be written.
+    result = store.run("lrrt", *store.SMALL, "--output-json", "/proc/lrrt.json", code=2)
+    run = store.one("lrrt")
+    assert run.info.status == "FINISHED"
+    assert f"run {run.info.run_id} is done, but output_json='/proc/lrrt.json'" in result.error
 
 
 def test_a_command_says_where_its_run_is_in_the_ui(store):
@@ -211,6 +221,7 @@ def test_a_registered_version_tells_its_lineage(store):
         suggested = lrrt.data.metrics[f"suggested_lr_{end}"]
         assert float(version.tags[f"lrrt.suggested_lr_{end}"]) == suggested
     assert lrrt.info.run_id in version.description
+    assert outcome(store.one("main").info.run_id)["model"] == "models:/digits/1"
     note = store.one("main").data.tags["mlflow.note.content"]
     assert "[digits version 1](#/models/digits/versions/1)" in note
     assert train.info.run_id in version.description

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torchvision
@@ -217,3 +219,19 @@ class TestCheckOutput:
         model = build_model("squeezenet1_1", {}, IMAGE, 10)
         with complains("'squeezenet1_1'", "(3, 4, 4)", "image size"):
             check_output(model, torch.rand(2, 3, 4, 4), 10, "squeezenet1_1")
+
+
+def test_a_softmax_in_the_model_is_warned_of_and_a_log_softmax_is_not():
+    inputs = torch.randn(2, 4)
+    with pytest.warns(UserWarning, match="add up to 1, as a softmax does: the loss takes logits"):
+        check_output(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)), inputs, 3, "soft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_output(nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(dim=1)), inputs, 3, "log")
+        check_output(nn.Linear(4, 3), inputs, 3, "logits")
+
+
+def test_a_batch_of_one_for_batch_norm_is_told_as_such():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    with pytest.raises(LRRTError, match="raise batch_size, batch norm needs two examples"):
+        check_output(model, torch.randn(1, 4), 3, "normed")
