@@ -70,7 +70,7 @@ class OutputOptions:
             return
         path = Path(self.output_json)
         require(
-            bool(self.output_json) and os.access(path.parent, os.W_OK) and not path.is_dir(),
+            os.access(path.parent, os.W_OK) and not path.is_dir(),
             f"output_json={self.output_json!r} cannot be written: give a file in a folder that is "
             "there",
         )

@@ -438,7 +438,7 @@ def test_a_model_that_makes_its_parameters_later_is_told_to_run_first():
 
 def test_a_first_loss_that_is_not_finite_is_refused():
     with pytest.raises(LRRTError, match=r"loss of the first batch is nan.*check the data"):
-        range_test(scalar(), sgd(scalar()), mse, [batch(float("nan"), 0)])
+        range_test((model := scalar()), sgd(model), mse, [batch(float("nan"), 0)])
 
 
 @pytest.mark.parametrize("batches", [[], iter([batch(1, 0)] * 15)])

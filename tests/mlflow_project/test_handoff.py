@@ -71,7 +71,7 @@ def test_latest_is_the_newest_finished_range_test_of_the_experiment(store, run):
 
 
 def test_latest_without_any_says_what_to_run(store):
-    message = "experiment 'test' has no finished lrrt run: run lrrt .*MLFLOW_EXPERIMENT_NAME"
+    message = r"'test' in sqlite:.* has no finished lrrt run: run lrrt .*MLFLOW_EXPERIMENT_NAME"
     with pytest.raises(LRRTError, match=message):
         load_handoff("latest")
 
@@ -82,13 +82,9 @@ def test_a_run_that_does_not_exist_is_named(store):
 
 
 def test_a_run_of_another_stage_is_refused(store, run):
-    store.run("train", "--epochs", 1)
-    train = store.one("train").info.run_id
-    with pytest.raises(LRRTError, match=f"run {train} is of stage 'train', not 'lrrt'"):
-        load_handoff(train)
     with mlflow.start_run() as foreign:
         pass
-    with pytest.raises(LRRTError, match="is of stage None, not 'lrrt'"):
+    with pytest.raises(LRRTError, match="is of stage None: give the id of a run of lrrt or test"):
         load_handoff(foreign.info.run_id)
 
 

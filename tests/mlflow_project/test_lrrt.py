@@ -224,7 +224,9 @@ def test_a_start_from_a_run_that_has_no_weights_to_give_is_refused(store):
     store.run("refine", "--trials", 1, "--trial-epochs", 1)
     refine = store.one("refine").info.run_id
     outcome = store.run("lrrt", *store.SMALL, "--init", f"run:{refine}", code=2)
-    assert f"run {refine} is of stage 'refine', not 'train' or 'lrrt'" in outcome.error
+    assert (
+        f"run {refine} is of stage 'refine': give the id of a run of train or lrrt" in outcome.error
+    )
     store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
     failed = store.runs("lrrt")[0].info.run_id
     outcome = store.run("lrrt", *store.SMALL, "--init", f"run:{failed}", code=2)

@@ -135,7 +135,7 @@ def test_training_goes_on_from_a_test_by_its_id_but_latest_is_never_one(studied,
     # Where a range test is asked for, other stages stay refused.
     study = store.one("study").info.run_id
     message = store.run("train", "--lrrt-run-id", study, code=2).error
-    assert "is of stage 'study', not 'lrrt'" in message
+    assert "is of stage 'study': give the id of a run of lrrt or test" in message
 
 
 def test_results_do_not_depend_on_the_number_of_workers(studied):
@@ -190,7 +190,7 @@ def test_a_study_that_cannot_be_taken_fails_in_one_line_before_anything_runs(stu
     before = len(store.runs())
     cases = {
         ("nonesuch",): "there is no run 'nonesuch'",
-        (child.info.run_id,): "is of stage 'test', not 'study'",
+        (child.info.run_id,): "is of stage 'test': give the id of a run of study",
         (empty.info.run_id,): "has no finished range test",
         (source.info.run_id, "--momentum", 0.5): "of another task: momentum: 0.5, not 0.9",
         (source.info.run_id, "--batch-size", 64): "of another task: batch_size: 64, not 128",

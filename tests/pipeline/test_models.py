@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from lrrt_stage import LRRTError
 from pipeline.models import MODELS, build_model, check_output
 
 IMAGE = (3, 32, 32)
