@@ -1,17 +1,13 @@
-"""What a range-test run publishes, what a training run takes, and the checks between them."""
+"""What a training run takes from a range-test run, and the checks on the way."""
 
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from mlflow.entities import Run
 from torch import nn
 from torch.optim import Optimizer
@@ -22,15 +18,12 @@ from lrrt_stage import (
     LRCurve,
     LRRange,
     LRRTError,
-    NoSuggestion,
     Smoothing,
     Verdict,
-    plots,
     weights,
 )
 from lrrt_stage.settings import require
 from mlflow_project.artifacts import (
-    CONTRACT_VERSION,
     find_run,
     read_json,
     read_weights,
@@ -39,21 +32,12 @@ from mlflow_project.artifacts import (
     run_file,
     sha256,
 )
+from mlflow_project.publishing import CURVE, FILE_TAGS, SUGGESTIONS, TASK, WEIGHTS
 from mlflow_project.tags import SOURCE_TAG, STAGE_TAG, STEP_TAGS, WEIGHTS_TAG
-from pipeline import Narrowing, RangeTestPlan, Task, Workbench, build_schedule
-from pipeline.consensus import Consensus, ConsensusOptions, settled
-from pipeline.plots import consensus_items
+from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
+from pipeline.consensus import ConsensusOptions
 
-__all__ = ["CONTRACT_VERSION", "Handoff", "find_run", "load_handoff", "publish", "run_file"]
-
-WEIGHTS, TASK, CURVE = "initial_weights.safetensors", "task.json", "curve.csv"
-SUGGESTIONS, PICTURE, PAGE = "suggestions.json", "lrrt_curve.png", "lrrt_curve.html"
-FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
-FILE_TAGS = {
-    TASK: "lrrt.task_sha256",
-    SUGGESTIONS: "lrrt.suggestions_sha256",
-    CURVE: "lrrt.curve_sha256",
-}
+__all__ = ["Handoff", "load_handoff"]
 
 
 @dataclass(frozen=True)
@@ -118,56 +102,6 @@ class Handoff:
                 f"{'; '.join(differences)}: run lrrt on this task, or pass allow_mismatch=true "
                 "to train on purpose with a range that was measured on another"
             )
-
-
-def publish(
-    folder: Path,
-    bench: Workbench,
-    plan: RangeTestPlan,
-    state: weights.State,
-    *,
-    curve: LRCurve | None = None,
-    answers: Mapping[str, LRRange | NoSuggestion] | None = None,
-    sure: Mapping[str, Confidence] | None = None,
-    rule: str = "",
-    agreed: Consensus | NoSuggestion | None = None,
-    page: bool = True,
-) -> dict[str, str]:
-    """Write a range-test run's files into ``folder`` and return its tags.
-
-    Called before the test with the weights and the task alone, and after it with all of it, so
-    that the weights are kept however the test ends. Of several tests, ``agreed`` is what they came
-    to; the curve and the answers are those of the first. Without ``page`` the interactive plot,
-    5 MB, is left out.
-    """
-    weights.save(state, folder / WEIGHTS)
-    _write_json(
-        folder / TASK,
-        {
-            "contract_version": CONTRACT_VERSION,
-            "task": asdict(bench.task),
-            "range_test": asdict(plan),
-            "data_sha256": bench.data.digest,
-            "device": str(bench.device),
-            "environment": _environment(bench.device),
-        },
-    )
-    if curve is not None and answers is not None and sure is not None:
-        smoothing = plan.smoothing
-        curve.to_csv(folder / CURVE, smoothing)
-        suggestions = _suggestions(curve, smoothing, answers, sure, rule, agreed)
-        _write_json(folder / SUGGESTIONS, suggestions)
-        # A consensus takes the place of the range that the rule reads from this curve alone.
-        drawn = (curve, answers, rule if agreed is None else "", smoothing)
-        more = consensus_items(agreed) if isinstance(agreed, Consensus) else []
-        plots.curve_figure(*drawn, more).savefig(folder / PICTURE)
-        if page:
-            plots.write_page(plots.curve_page(*drawn, more), folder / PAGE)
-    files = {tag: folder / name for name, tag in FILE_TAGS.items()}
-    return {
-        WEIGHTS_TAG: weights.digest(state),
-        **{tag: sha256(path) for tag, path in files.items() if path.exists()},
-    }
 
 
 def load_handoff(run_id: str = "latest") -> Handoff:
@@ -235,75 +169,8 @@ def _range_test(run_id: str) -> Run:
     return find_run(run.data.tags[tag[stage]], "lrrt", "test") if stage in tag else run
 
 
-def _suggestions(
-    curve: LRCurve,
-    smoothing: Smoothing,
-    answers: Mapping[str, LRRange | NoSuggestion],
-    sure: Mapping[str, Confidence],
-    rule: str,
-    agreed: Consensus | NoSuggestion | None,
-) -> dict[str, Any]:
-    chosen, how_sure = settled(answers[rule], sure[rule], agreed)
-    content = {
-        "contract_version": CONTRACT_VERSION,
-        "rule": rule,
-        "range": _range(chosen),
-        "rules": {name: _answer(answer, sure[name]) for name, answer in answers.items()},
-        "smoothing": asdict(smoothing),
-        "curve": {"stop": curve.stop, "iterations": len(curve), "epochs": curve.epochs},
-    }
-    if isinstance(agreed, Consensus):
-        content["consensus"] = _consensus(agreed, how_sure)
-    elif agreed is not None:
-        content["consensus"] = _answer(agreed, how_sure)
-    return content
-
-
-def _range(answer: LRRange | NoSuggestion | None) -> dict[str, float] | None:
-    return asdict(answer) if isinstance(answer, LRRange) else None
-
-
-def _consensus(agreed: Consensus, how_sure: Confidence) -> dict[str, Any]:
-    return {
-        "tests": len(agreed.ranges),
-        "vary": agreed.options.vary,
-        "agreement": agreed.options.agreement,
-        "ranges": [_range(each) for each in agreed.ranges],
-        "without_suggestion": agreed.without_suggestion,
-        "overlap": agreed.overlap,
-        "decades": agreed.decades,
-        **_interval(how_sure),
-    }
-
-
 def _confidence(answer: dict[str, Any]) -> Confidence | None:
     """Return what :func:`_interval` wrote; None for a run of before there were intervals."""
     if "interval" not in answer:
         return None
     return Confidence(**answer["interval"], verdict=Verdict(answer["verdict"]))
-
-
-def _answer(answer: LRRange | NoSuggestion, how_sure: Confidence) -> dict[str, Any]:
-    if isinstance(answer, NoSuggestion):
-        return {"no_suggestion": str(answer), "verdict": answer.verdict}
-    return {**asdict(answer), **_interval(how_sure)}
-
-
-def _interval(how_sure: Confidence) -> dict[str, Any]:
-    interval = {"low": how_sure.low, "high": how_sure.high}
-    return {"interval": interval, "verdict": how_sure.verdict}
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = ("torch", "torchvision", "numpy", "mlflow", "optuna", "scikit-learn")
-    return {
-        "device_name": name,
-        "torch_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,9 +15,10 @@ from lrrt_stage.settings import setting
 from mlflow_project import tracking
 from mlflow_project.artifacts import run_file
 from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import CURVE, load_handoff
+from mlflow_project.handoff import load_handoff
 from mlflow_project.lineage import Source, source_of
 from mlflow_project.params import log_options
+from mlflow_project.publishing import CURVE
 from mlflow_project.stages.lrrt import lrrt
 from mlflow_project.stages.opening import run_name, task_words
 from mlflow_project.tags import (

@@ -17,8 +17,9 @@ from mlflow.entities import Run
 from lrrt_stage import LRCurve, LRRange, LRRTError, confidence_all, suggest_all
 from lrrt_stage.settings import require
 from mlflow_project import tracking
-from mlflow_project.handoff import CURVE, TASK, find_run, publish, run_file
+from mlflow_project.artifacts import find_run, run_file
 from mlflow_project.params import log_params
+from mlflow_project.publishing import CURVE, TASK, publish
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.tags import STAGE_TAG
 from mlflow_project.tracking import stage_run, staged_files

@@ -15,7 +15,7 @@ import pandas as pd
 from lrrt_stage import LRRTError
 from lrrt_stage.settings import option_text
 from mlflow_project import tracking
-from mlflow_project.handoff import run_file
+from mlflow_project.artifacts import run_file
 from mlflow_project.stages.jobs import KIND_TAG
 from mlflow_project.stages.opening import short_name
 from pipeline import RangeTestPlan, Task, Workbench

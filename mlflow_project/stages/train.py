@@ -15,9 +15,10 @@ from lrrt_stage.settings import require, setting
 from mlflow_project import display, tracking
 from mlflow_project.artifacts import readable, run_file
 from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, Handoff
+from mlflow_project.handoff import Handoff
 from mlflow_project.logged_model import log_model
 from mlflow_project.params import log_options
+from mlflow_project.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.opening import HandoffOptions, open_handoff, task_words
 from mlflow_project.stages.refine import load_refined
