@@ -32,13 +32,13 @@ def preserve_attributes(modules: Iterable[nn.Module]) -> Callable[[], None]:
     and dense tensors and arrays of up to a million elements. Entries of entries are not: a list in
     a dict keeps what was appended to it. Attributes of these types that are new are removed.
     """
-    found = [(module, _plain(module)) for module in modules]
-    values = {id(value): value for _, plain in found for value in plain.values()}
+    found = [(module, _plain(module), set(vars(module))) for module in modules]
+    values = {id(value): value for _, plain, _ in found for value in plain.values()}
     contents = [content for value in values.values() if (content := _content(value)) is not None]
 
     def restore() -> None:
-        for module, plain in found:
-            for name in _plain(module).keys() - plain.keys():
+        for module, plain, names in found:
+            for name in _plain(module).keys() - names:
                 del vars(module)[name]
             vars(module).update(plain)
         for put_back in contents:
@@ -85,14 +85,18 @@ def _tensor(tensor: Tensor) -> Callable[[], None] | None:
     dense = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
     if not dense or tensor.numel() > MAX_ELEMENTS or tensor.is_inference():
         return None
-    memory, values, version = tensor.data, tensor.detach().clone(), tensor._version
+    memory, values = tensor.data, tensor.detach().clone()
+    requires_grad, gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
 
     def restore() -> None:
         with torch.no_grad():
             # A move to another device has replaced the memory.
             tensor.data = memory
             # What did not change is not written: it may be expanded, or shared.
-            if tensor._version != version:
+            if not torch.allclose(tensor, values, rtol=0, atol=0, equal_nan=True):
                 tensor.copy_(values)
+            if tensor.is_leaf:
+                tensor.requires_grad_(requires_grad)
+                tensor.grad = gradient
 
     return restore

@@ -51,8 +51,7 @@ def find_run(run_id: str, *stages: str) -> Run:
     of_stage = run.data.tags.get(STAGE_TAG)
     require(
         of_stage in stages,
-        f"run {run_id} is of stage {of_stage!r}: give the id of a run of {' or '.join(stages)}, or "
-        f"latest, the newest of {stages[0]}",
+        f"run {run_id} is of stage {of_stage!r}: give the id of a run of {' or '.join(stages)}",
     )
     reason = run.data.tags.get(ERROR_TAG, "it did not finish")
     require(

@@ -20,6 +20,7 @@ import rich_click as click  # noqa: E402
 
 from lrrt_stage import LRRTError  # noqa: E402
 from lrrt_stage.errors import first_line  # noqa: E402
+from lrrt_stage.settings import hide_passwords  # noqa: E402
 from mlflow_project import tracking  # noqa: E402
 from mlflow_project.commands import commands  # noqa: E402
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(stage: str, reason: str) -> int:
-    line = " ".join(reason.split())
+    line = hide_passwords(" ".join(reason.split()))
     print(f"Error: {line}", file=sys.stderr)
     try:
         tracking.fail_project_run(stage, line)

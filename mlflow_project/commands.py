@@ -230,7 +230,8 @@ def check_command(**values: Any) -> int:
 def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     """Draw range tests over each other: curves, ranges, and what the tests differ in.
 
-    RUN is the id of a run (lrrt, train, main or a test of a study), or models:/NAME/VERSION.
+    RUN is the id of a run (lrrt, train, main, refine, check or a test of a study), or
+    models:/NAME/VERSION.
     """
     named = [name for each in runs for name in each.split(",") if name]
     _run("Comparison", compare_stage, (), values, runs=named)

@@ -70,6 +70,9 @@ def experiment_id() -> str:
     run = mlflow.active_run()
     if run is not None:
         return str(run.info.experiment_id)
+    run_id = os.environ.get(RUN_ID)
+    if run_id:  # that `mlflow run` has opened, and no stage has taken yet
+        return str(mlflow.MlflowClient().get_run(run_id).info.experiment_id)
     return str(mlflow.tracking.fluent._get_experiment_id())
 
 

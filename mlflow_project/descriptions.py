@@ -39,12 +39,19 @@ def page(run: Run) -> str:
 def link(run: Run | str) -> str:
     """Return a Markdown link to a run's page, by its name."""
     run = get_run(run) if isinstance(run, str) else run
-    return f"[{run.info.run_name}]({page(run)})"
+    name = (run.info.run_name or run.info.run_id).translate({ord("["): "(", ord("]"): ")"})
+    return f"[{name}]({page(run)})"
 
 
 def registered_model(run_id: str) -> ModelVersion | None:
-    """Return the version of a registered model that a run made, if it did."""
-    found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    """Return the version of a registered model that a run made; None if it did not.
+
+    None too where the registry cannot be asked: nothing else depends on it.
+    """
+    try:
+        found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    except MlflowException:
+        return None
     return found[0] if found else None
 
 

@@ -12,7 +12,7 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
 from mlflow_project.artifacts import find_run
 from mlflow_project.handoff import Handoff, load_handoff
-from mlflow_project.tags import MISMATCH_TAG, STAGE_TAG, STEP_TAGS
+from mlflow_project.tags import STAGE_TAG, STEP_TAGS
 
 __all__ = ["Source", "source_of"]
 
@@ -48,8 +48,7 @@ def source_of(name: str) -> Source:
     Raises
     ------
     LRRTError
-        If there is no such run or model, it comes from no range test, or that cannot be read; or
-        for a training of another task than its range test's.
+        If there is no such run or model, it comes from no range test, or that cannot be read.
     """
     run = find_run(
         _run_of_model(name) if name.startswith(MODELS) else name,
@@ -57,12 +56,6 @@ def source_of(name: str) -> Source:
     )
     if run.data.tags[STAGE_TAG] == "main":
         run = find_run(run.data.tags[STEP_TAGS["train"]], "train")
-    mismatch = run.data.tags.get(MISMATCH_TAG)
-    require(
-        mismatch is None,
-        f"run {run.info.run_id} is of another task than its range test ({mismatch}), which so says "
-        "nothing of its learning rate: run lrrt on that task, and name that run",
-    )
     return Source(run, load_handoff(run.info.run_id))
 
 

@@ -100,7 +100,9 @@ def outcome(run_id: str) -> dict[str, Any]:
     source = run_id if stage == "lrrt" else run.data.tags.get(SOURCE_TAG)
     if source is not None:
         found.setdefault("lrrt_run_id", source)
-    model = registered_model(found.get("train_run_id", run_id))
+    model = None
+    if stage in ("train", "main"):
+        model = registered_model(found.get("train_run_id", run_id))
     if model is not None:
         found["model"] = f"models:/{model.name}/{model.version}"
     if COMPARED_TAG in run.data.tags:

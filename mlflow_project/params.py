@@ -22,7 +22,7 @@ COLUMNS = {
 }
 """Options that are always a parameter; any other is one where it is not the default."""
 
-FOLDER = re.compile(r"^(file://|(?:[\w+.-]+:)?(?:///(?=/))?)(?!//)[~/](?:.*/)?([^/]+)$")
+FOLDER = re.compile(r"^(file://|(?:[\w+.-]+:)?(?:///(?=/))?)(?!//)[~/](?:.*/)?([^/]+)/*$")
 """A path that does not depend on where a command is run, as it stands alone or after a kind
 (``imagefolder:``) or in an address (``sqlite:///``): what is before it, and its last part."""
 

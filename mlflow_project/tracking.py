@@ -100,8 +100,7 @@ def stage_run(stage: str) -> Iterator[Run]:
         status = "FINISHED"
     except KeyboardInterrupt as interrupt:
         status = "KILLED"
-        # Interrupted amid a query, its frames hold a cursor that keeps SQLite's file locked.
-        traceback.clear_frames(interrupt.__traceback__)
+        _let_go(interrupt)
         mlflow.set_tag(ERROR_TAG, str(interrupt) or "interrupted")
         raise
     except Exception as error:
@@ -112,6 +111,16 @@ def stage_run(stage: str) -> Iterator[Run]:
         mlflow.end_run(status)
         if of_project and of_project != run.info.run_id:
             os.environ[RUN_ID] = of_project
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames of an error and of those before it.
+
+    Interrupted amid a query, they hold a cursor that keeps SQLite's file locked.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _start_run(stage: str) -> Run:

@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from lrrt_stage import LRCurve, NoSuggestion
 from lrrt_stage.charts import write_page
-from lrrt_stage.settings import setting
+from lrrt_stage.settings import hide_passwords, require, setting
 from mlflow_project import tracking
 from mlflow_project.artifacts import run_file
 from mlflow_project.descriptions import describe, followed_by, link
@@ -24,6 +24,7 @@ from mlflow_project.stages.opening import run_name, task_words
 from mlflow_project.tags import (
     BASELINE_TAG,
     FITS_TAG,
+    MISMATCH_TAG,
     REASON_TAG,
     RULE_TAG,
     STAGE_TAG,
@@ -46,8 +47,8 @@ class CheckOptions(GateOptions):
 
     baseline: str = setting(
         "latest",
-        "Run (train, lrrt or main) or models:/NAME/VERSION to compare with; latest: the newest "
-        "finished training of the experiment.",
+        "Run (train, main, refine, lrrt, check) or models:/NAME/VERSION to compare with; latest: "
+        "the newest finished training of the experiment.",
     )
 
 
@@ -72,13 +73,20 @@ def check_stage(
     # Before there is a run: one for a baseline that was mistyped is in everybody's way.
     baseline = source_of(options.baseline)
     then = baseline.handoff
+    mismatch = baseline.run.data.tags.get(MISMATCH_TAG)
+    require(
+        mismatch is None or options.lr is not None,
+        f"run {baseline.run.info.run_id} is of another task than its range test ({mismatch}), "
+        "which so says nothing of its learning rate: run lrrt on that task and name that run, or "
+        "give lr",
+    )
+    consensus = replace(then.consensus, **tests or {})
     task = replace(then.task, **changes or {})
     with stage_run("check") as run:
         tracking.name_run(run, run_name(task))
         lr = baseline.peak_lr if options.lr is None else options.lr
         bench = Workbench(task, runtime)
         # The rule that was used, which may have stood in for the one that was asked for.
-        consensus = replace(then.consensus, **tests or {})
         rule = replace(then.plan.suggestion, rule=then.rule)
         plan = replace(then.plan, suggestion=rule)
         log_options(run, task, plan, consensus, options, device=str(bench.device))
@@ -169,6 +177,6 @@ def _conclude(
         f"The learning rate in use by {link(baseline.run)} **{verdict}** {task_words(bench.task)}: "
         f"{finding.reason}.",
         f"The range test behind it is {link(then.run_id)}, that of today {link(run_id)}.",
-        f"What is known to differ: {'; '.join(changed) or 'nothing'}.",
+        f"What is known to differ: {hide_passwords('; '.join(changed)) or 'nothing'}.",
     )
     followed_by(baseline.run.info.run_id, run)

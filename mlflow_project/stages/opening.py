@@ -9,7 +9,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange
-from lrrt_stage.settings import setting
+from lrrt_stage.settings import hide_passwords, setting
 from mlflow_project import tracking
 from mlflow_project.handoff import Handoff, load_handoff
 from mlflow_project.tags import MISMATCH_TAG, SOURCE_TAG, WEIGHTS_TAG
@@ -56,7 +56,7 @@ def open_handoff(
     if not options.allow_mismatch:
         handoff.check(task, bench.data.digest)
     elif differences := handoff.differences(task, bench.data.digest):
-        mlflow.set_tag(MISMATCH_TAG, "; ".join(differences))
+        mlflow.set_tag(MISMATCH_TAG, hide_passwords("; ".join(differences)))
     narrowed = narrowing(handoff.range)
     tracking.name_run(run, run_name(task))
     mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})

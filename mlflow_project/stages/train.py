@@ -148,9 +148,11 @@ def _train(
                 bench, handoff.weights, lr_range, options, on_epoch=on_epoch, checkpoint=checkpoint
             )
         except KeyboardInterrupt:
+            if not checkpoint.exists():  # in the first epoch
+                raise
             raise KeyboardInterrupt(
-                "the training is kept up to its last whole epoch; the same command with --resume "
-                f"{run.info.run_id} goes on from there"
+                f"{logged[1]} epochs are kept; lrrt-stage train with the same options, "
+                f"--lrrt-run-id {handoff.run_id} and --resume {run.info.run_id} goes on from there"
             ) from None
     log_new(training)  # a training that was interrupted after its last epoch has no other
     return training

@@ -218,6 +218,7 @@ class Curious(nn.Module):
         self.output = Refusing(loss=1.0)
         self.ring, self.rate, self.seen = np.zeros(4), np.float64(0.5), {0}
         self.recent, self.pair, self.hooked = deque([0], maxlen=3), (0, 0), False
+        self.cache, self.average = object(), torch.zeros(2)
 
     def forward(self, x):
         self.drop.p = min(0.9, self.drop.p + 0.05)
@@ -226,6 +227,8 @@ class Curious(nn.Module):
         self.seen.add(len(self.seen))
         self.recent.append(1)
         self.output = Refusing(loss=2.0)
+        self.cache = None  # of a type that can be put back now, but was none before
+        self.average.data += 1
         if not self.hooked:
             self.linear.register_forward_hook(lambda *_: None)
             self.hooked = True
@@ -241,6 +244,8 @@ def test_attributes_of_any_kind_are_put_back_or_left_alone_and_never_cost_the_cu
     assert len(curve) == 10
     after = dict(vars(model))
     assert after.pop("output") == Refusing(loss=2.0)  # of a type that is not known
+    assert after.pop("cache") is None
+    assert model.average.tolist() == [0.0, 0.0]
     assert all(after[name] is before[name] for name in after)
     assert model.drop.p == 0.1
     assert (model.ring.tolist(), model.rate, model.pair) == ([0.0] * 4, 0.5, (0, 0))
