@@ -64,10 +64,7 @@ SECRETS = (
     (re.compile(r"(https?://)[^:/@\s]+@"), r"\1***@"),
     # In that of a database a password may have any character.
     (re.compile(r"((?<!http)(?<!https)://[^:/@\s]*):\S*@"), r"\1:***@"),
-    (
-        re.compile(r"([?&][\w-]*(?:password|passwd|pwd|secret|token|key)=)[^&\s'\"]*", re.I),
-        r"\1***",
-    ),
+    (re.compile(r"(?i)([?&][\w-]*(?:passw(?:or)?d|pwd|secret|token)=)[^&\s'\"]*"), r"\1***"),
 )
 
 
