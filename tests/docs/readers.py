@@ -221,7 +221,7 @@ class Reader:
                 print(f"# {command}: {reason}")
                 return
         if re.match(r"make run\b", command):
-            command = self.run("make --dry-run --old-file=.venv/installed run").strip()
+            command = self.run("make --no-print-directory --dry-run --old-file=.venv/installed run").strip()
         for old, new in self.ports.items():
             command = command.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
         command = shortened(command)
