@@ -221,7 +221,9 @@ class Reader:
                 print(f"# {command}: {reason}")
                 return
         if re.match(r"make run\b", command):
-            command = self.run("make --no-print-directory --dry-run --old-file=.venv/installed run").strip()
+            # Also inside another make, which would name the folders.
+            recipe = "make --no-print-directory --dry-run --old-file=.venv/installed run"
+            command = self.run(recipe).strip()
         for old, new in self.ports.items():
             command = command.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
         command = shortened(command)
