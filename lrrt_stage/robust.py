@@ -56,6 +56,8 @@ class Valley:
     loss: np.ndarray
     """The losses that are fitted: ``start`` where all is lost."""
     fit: np.ndarray
+    fell: bool
+    """Whether the losses up to the floor fall by more than chance."""
 
     @classmethod
     def of(cls, curve: LRCurve, series: str) -> Valley:
@@ -67,12 +69,14 @@ class Valley:
         start = float(np.median(losses[:first]))
         lost = ~(np.isfinite(losses) & np.isfinite(curve.loss) & (losses < start))
         kept = np.where(lost, start, losses)
-        return cls(curve.lr, start, lost, kept, unimodal_fit(kept))
+        fit = unimodal_fit(kept)
+        fell = bool(np.isfinite(start)) and _fell(losses[: _floor(fit) + 1])
+        return cls(curve.lr, start, lost, kept, fit, fell)
 
     @property
     def floor(self) -> int:
         """Index of the last iteration on the floor."""
-        return int(np.flatnonzero(self.fit == self.fit.min())[-1])
+        return _floor(self.fit)
 
     @property
     def rise(self) -> float:
@@ -94,18 +98,23 @@ class Valley:
 
 
 def valley_of(curve: LRCurve) -> Valley:
-    """Fit the valley of the probe where there is one, else of the training losses.
+    """Fit the valley of the probe where there is one and it fell, else of the training losses.
 
     Raises
     ------
     NoSuggestion
         For too few points; a loss that never fell, by more than chance; and one that never rose
-        again.
+        again. Where neither fell, the message is about the probe.
     """
     require_points(curve)
     series = "loss" if curve.probe_loss is None else "probe_loss"
     valley = Valley.of(curve, series)
-    if not np.isfinite(valley.start) or not _fell(getattr(curve, series)[: valley.floor + 1]):
+    if series == "probe_loss" and np.isfinite(valley.start) and not valley.fell:
+        # A few examples may be unlike the others: where learning is slow, the first steps make
+        # their loss higher.
+        training = Valley.of(curve, "loss")
+        valley = training if training.fell else valley
+    if not valley.fell:
         raise never_fell(curve, valley.start, float(valley.fit.min()))
     if valley.floor == len(curve) - 1:
         if curve.stop == "completed":
@@ -113,6 +122,10 @@ def valley_of(curve: LRCurve) -> Valley:
         if curve.stop == "interrupted":
             raise NoSuggestion("the test was interrupted before the loss rose: run it again")
     return valley
+
+
+def _floor(fit: np.ndarray) -> int:
+    return int(np.flatnonzero(fit == fit.min())[-1])
 
 
 def _fell(losses: np.ndarray) -> bool:

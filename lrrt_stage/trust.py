@@ -56,7 +56,8 @@ def confidence(
     The interval holds the middle 90 % of what the rule answers to a hundred resampled curves.
     They are made by the wild bootstrap: the fitted valley plus its residuals with random signs,
     so that the noise stays as large where it was large. To a rule that reads the probe they are
-    given without it too: two witnesses that disagree widen the interval.
+    given without it too: two witnesses that disagree widen the interval. A descent that only one
+    of them shows makes every suggestion uncertain.
 
     It is the uncertainty of reading this curve. Another initialisation or data order gives
     another curve; how far that moves the answer only several tests tell.
@@ -98,7 +99,7 @@ def confidence(
     low, high = min(low, answers[0]), max(high, answers[0])
     if curve.stop == "completed" and recovered < 0.5:
         verdict = Verdict.STILL_FALLING
-    elif log10(high / low) > CLEAR_DECADES:
+    elif log10(high / low) > CLEAR_DECADES or _only_one_fell(curve):
         verdict = Verdict.NOISY
     else:
         verdict = Verdict.CLEAR
@@ -108,6 +109,13 @@ def confidence(
 def confidence_all(curve: LRCurve, smoothing: Smoothing | None = None) -> dict[str, Confidence]:
     """Return what :func:`confidence` says of every rule."""
     return {name: confidence(curve, name, smoothing) for name in RULES}
+
+
+def _only_one_fell(curve: LRCurve) -> bool:
+    """Tell whether only the probe or only the training losses show a descent."""
+    if curve.probe_loss is None:
+        return False
+    return Valley.of(curve, "loss").fell != Valley.of(curve, "probe_loss").fell
 
 
 def _answer(curve: LRCurve, rule: str, smoothing: Smoothing) -> list[float]:

@@ -157,3 +157,17 @@ def test_two_witnesses_that_disagree_widen_the_interval():
 def test_every_rule_has_an_interval():
     found = confidence(curve([*VALLEY, 99.0]), "steepest")
     assert found.low <= suggest(curve([*VALLEY, 99.0]), "steepest").max <= found.high
+
+
+def test_a_probe_that_never_fell_leaves_the_word_to_the_training_losses():
+    probe = [4.0 + 0.01 * i for i in range(len(VALLEY))]
+    assert suggest(curve(VALLEY, probe_loss=probe)) == suggest(curve(VALLEY))
+    with pytest.raises(NoSuggestion, match=r"never fell: 4 to"):
+        suggest(curve(probe, probe_loss=probe))
+
+
+def test_a_descent_that_only_one_witness_shows_is_uncertain():
+    flat = np.random.default_rng(0).normal(4.0, 0.1, len(VALLEY))
+    assert confidence(curve(flat, probe_loss=VALLEY)).verdict is Verdict.NOISY
+    assert confidence(curve(VALLEY, probe_loss=flat + 0.3)).verdict is Verdict.NOISY
+    assert confidence(curve(VALLEY, probe_loss=VALLEY)).verdict is Verdict.CLEAR
