@@ -98,24 +98,26 @@ class Valley:
 
 
 def valley_of(curve: LRCurve) -> Valley:
-    """Fit the valley of the probe where there is one and it fell, else of the training losses.
+    """Fit the valley of the probe where there is one, else of the training losses.
+
+    A few examples may be unlike the others: where learning is slow, the first steps make their
+    loss higher. So a descent of the training losses alone is enough for an answer, and the probe
+    says where it ends, unless it never was below its start.
 
     Raises
     ------
     NoSuggestion
-        For too few points; a loss that never fell, by more than chance; and one that never rose
-        again. Where neither fell, the message is about the probe.
+        For too few points; losses that never fell, by more than chance; and one that never rose
+        again.
     """
     require_points(curve)
-    series = "loss" if curve.probe_loss is None else "probe_loss"
-    valley = Valley.of(curve, series)
-    if series == "probe_loss" and np.isfinite(valley.start) and not valley.fell:
-        # A few examples may be unlike the others: where learning is slow, the first steps make
-        # their loss higher.
-        training = Valley.of(curve, "loss")
-        valley = training if training.fell else valley
-    if not valley.fell:
+    valley = training = Valley.of(curve, "loss")
+    if curve.probe_loss is not None:
+        valley = Valley.of(curve, "probe_loss")
+    if not np.isfinite(valley.start) or not (valley.fell or training.fell):
         raise never_fell(curve, valley.start, float(valley.fit.min()))
+    if valley.lost.all():
+        valley = training
     if valley.floor == len(curve) - 1:
         if curve.stop == "completed":
             raise still_falling(curve)
@@ -146,5 +148,6 @@ def _fell(losses: np.ndarray) -> bool:
     within = squares[-1] - before * early**2 - after * late**2
     # Without noise any fall counts; rounding makes what is left of it negative.
     error = np.sqrt(np.maximum(within, 0) / (n - 2) * (1 / before + 1 / after))
-    largest = np.max((early - late) / np.maximum(error, np.finfo(float).tiny), initial=0)
+    with np.errstate(over="ignore"):
+        largest = np.max((early - late) / np.maximum(error, np.finfo(float).tiny), initial=0)
     return bool(student.sf(largest, n - 2) * (n - 1) < SIGNIFICANCE)

