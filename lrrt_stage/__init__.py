@@ -9,9 +9,9 @@ from lrrt_stage import robust, rules  # which puts their rules into RULES
 from lrrt_stage.curve import LRCurve
 from lrrt_stage.device import deterministic, resolve_device
 from lrrt_stage.errors import LRRTError, NoSuggestion, Verdict
-from lrrt_stage.ramp import RAMPS, ramp
+from lrrt_stage.ramp import RAMPS, RangeTestOptions, ramp
 from lrrt_stage.randomness import preserved_randomness, seeded
-from lrrt_stage.range_test import RangeTestInterrupted, RangeTestOptions, range_test
+from lrrt_stage.range_test import RangeTestInterrupted, range_test
 from lrrt_stage.robust import Valley, valley_of
 from lrrt_stage.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
 from lrrt_stage.step import StepOptions, TrainingStep

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from lrrt_stage.ramp import REFERENCE_ITERATIONS
 from lrrt_stage.settings import require
 from lrrt_stage.smoothing import Smoothing
 
-__all__ = ["LRCurve", "Stop"]
+__all__ = ["LRCurve", "Stop", "reference_csv"]
 
 SERIES = ("lr", "loss", "probe_loss", "val_loss", "full_val_loss")
 
@@ -40,6 +42,9 @@ class LRCurve:
     stop: Stop = field(default="completed", kw_only=True)
     epochs: float | None = field(default=None, kw_only=True)
     """Passes over the data that the test took, where the data has a length."""
+    reference: LRCurve | None = field(default=None, kw_only=True)
+    """The ramp of always the same learning rates that the rule ``robust`` reads in place of this
+    curve, see :attr:`lrrt_stage.RangeTestOptions.reference`; None where this curve is read itself."""
 
     def __post_init__(self) -> None:
         for name in SERIES:
@@ -60,11 +65,12 @@ class LRCurve:
         return len(self.lr)
 
     def __eq__(self, other: object) -> bool:
-        """Bit-equal learning rates and losses (NaN equals NaN), and the same end."""
+        """Bit-equal learning rates and losses (NaN equals NaN), the same end and reference."""
         if not isinstance(other, LRCurve):
             return NotImplemented
         pairs = [(getattr(self, name), getattr(other, name)) for name in SERIES]
-        return (self.stop, self.epochs) == (other.stop, other.epochs) and all(
+        ours, theirs = ((x.stop, x.epochs, x.reference) for x in (self, other))
+        return ours == theirs and all(
             (a is None) == (b is None)
             and (a is None or b is None or np.array_equal(a, b, equal_nan=True))
             for a, b in pairs
@@ -80,8 +86,8 @@ class LRCurve:
 
     def __getitem__(self, part: slice) -> LRCurve:
         """Return a slice of the iterations as a curve."""
-        parts = {name: values[part] for name, values in self._series().items()}
-        return LRCurve(**parts, stop=self.stop, epochs=self.epochs)
+        parts: dict[str, Any] = {name: values[part] for name, values in self._series().items()}
+        return LRCurve(**parts, stop=self.stop, epochs=self.epochs, reference=self.reference)
 
     def to_frame(self, smoothing: Smoothing | None = None) -> pd.DataFrame:
         """Return a row for each iteration.
@@ -94,22 +100,32 @@ class LRCurve:
         return frame.rename_axis("iteration").reset_index()
 
     def to_csv(self, path: str | Path, smoothing: Smoothing | None = None) -> Path:
-        """Write :meth:`to_frame` to ``path``; floats are written so that they read back exactly."""
+        """Write :meth:`to_frame` to ``path``; floats are written so that they read back exactly.
+
+        A reference is written beside it, see :func:`reference_csv`.
+        """
         self.to_frame(smoothing).to_csv(path, index=False)
+        if self.reference is not None:
+            self.reference.to_csv(reference_csv(path), smoothing)
         return Path(path)
 
     @classmethod
     def from_csv(
         cls, path: str | Path, *, stop: Stop = "completed", epochs: float | None = None
     ) -> LRCurve:
-        """Read what :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``."""
+        """Read what :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``.
+
+        A reference beside it is read too; why that ended is seen from it.
+        """
         # Python's float reads back every digit; pandas' own parser does so only since version 3.
         numbers = dict.fromkeys(SERIES, lambda text: float(text or "nan"))
         frame = pd.read_csv(path, converters=numbers)
         missing = {"lr", "loss"} - set(frame.columns)
         require(not missing, f"{path} has no column {sorted(missing)}: it is not a curve.csv")
-        series = {name: frame[name].to_numpy() for name in SERIES if name in frame}
-        return cls(**series, stop=stop, epochs=epochs)
+        series: dict[str, Any] = {name: frame[name].to_numpy() for name in SERIES if name in frame}
+        curve = cls(**series, stop=stop, epochs=epochs)
+        beside = reference_csv(path)
+        return replace(curve, reference=_reference(beside)) if beside.exists() else curve
 
     def _repr_html_(self) -> str:
         """Return the curve as a notebook shows it: its plot, and every rule's suggestion."""
@@ -122,3 +138,15 @@ class LRCurve:
         """Return the arrays that there are, by name."""
         named = {name: getattr(self, name) for name in SERIES}
         return {name: values for name, values in named.items() if values is not None}
+
+
+def reference_csv(path: str | Path) -> Path:
+    """Return where the reference of the curve in ``path`` is written: ``reference_`` before it."""
+    return Path(path).with_name(f"reference_{Path(path).name}")
+
+
+def _reference(path: Path) -> LRCurve:
+    reference = LRCurve.from_csv(path)
+    if len(reference) in (0, REFERENCE_ITERATIONS):
+        return reference
+    return replace(reference, stop="diverged" if isfinite(reference.loss[-1]) else "non-finite")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from math import isfinite
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,68 +15,17 @@ from lrrt_stage.curve import LRCurve
 from lrrt_stage.device import deterministic, resolve_device
 from lrrt_stage.errors import LRRTError, unknown_name
 from lrrt_stage.probe import Probe
-from lrrt_stage.ramp import RAMPS, ramp
+from lrrt_stage.ramp import RangeTestOptions
 from lrrt_stage.randomness import seeded
 from lrrt_stage.record import Record
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import require
 from lrrt_stage.smoothing import Smoothing
 from lrrt_stage.snapshot import preserved
 from lrrt_stage.step import BatchLoss, BatchStream, StepOptions, TrainingStep, batch_loss_of
 from lrrt_stage.validation import Validation, Validator
 from lrrt_stage.weights import check_sizes
 
-__all__ = ["RangeTestInterrupted", "RangeTestOptions", "range_test"]
-
-MIN_ITERATIONS = 10
-ONE_EPOCH_BUT_AT_LEAST = 100
-
-
-@dataclass(frozen=True)
-class RangeTestOptions:
-    """The ramp and when to stop."""
-
-    lr_start: float = setting(1e-7, "First learning rate.")
-    lr_end: float = setting(100.0, "Last learning rate.")
-    ramp: str = setting("exponential", "How the learning rate grows.", choices=RAMPS)
-    iterations: int | None = setting(
-        None, "Optimizer steps; none: one epoch, but at least 100 (the data is reshuffled)."
-    )
-    stop_multiple: float | None = setting(
-        4.0, "Stop when the smoothed loss passes this multiple of its best; none: never."
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        for name, remedy in (("lr_start", "1e-7"), ("lr_end", "100")):
-            value = getattr(self, name)
-            require(
-                value > 0 and isfinite(value),
-                f"{name}={value:g} must be positive and finite: try {remedy}",
-            )
-        require(
-            self.lr_start < self.lr_end,
-            f"lr_start={self.lr_start:g} is not below lr_end={self.lr_end:g}: "
-            "lower lr_start or raise lr_end",
-        )
-        require(
-            self.iterations is None or self.iterations >= MIN_ITERATIONS,
-            f"iterations={self.iterations} is fewer than {MIN_ITERATIONS}: "
-            "raise it, or use none for one epoch",
-        )
-        require(
-            self.stop_multiple is None or self.stop_multiple > 1,
-            f"stop_multiple={self.stop_multiple} is not above 1: use none to switch it off",
-        )
-
-    def iterations_for(self, batches: Iterable[Any], accumulate: int) -> int:
-        """Return the number of steps for this data: one epoch, but at least 100."""
-        if self.iterations is not None:
-            return self.iterations
-        try:
-            epoch = len(batches) // accumulate  # type: ignore[arg-type]
-        except TypeError:
-            epoch = 0
-        return max(epoch, ONE_EPOCH_BUT_AT_LEAST)
+__all__ = ["RangeTestInterrupted", "range_test"]
 
 
 class RangeTestInterrupted(KeyboardInterrupt):
@@ -132,7 +81,9 @@ def range_test(
     probe
         A batch that is not trained on, such as 64 validation examples; its loss is taken at every
         iteration, see :class:`lrrt_stage.probe.Probe`, and is what the rule ``robust`` reads. It
-        costs a forward pass of its size; it does not change the training losses.
+        costs a forward pass of its size; it does not change the training losses. The ramp
+        that this rule reads follows, from the same weights and over the same batches, unless it
+        is the same or has more iterations; see :attr:`RangeTestOptions.reference`.
     validation
         What is evaluated at every iteration, at the same weights as the training loss. It does
         not change the training losses.
@@ -146,7 +97,8 @@ def range_test(
     -------
     LRCurve
         ``loss[i]``: loss of batch i at the weights before step i, which then uses ``lr[i]``;
-        ``val_loss[i]``: the validation loss at those weights.
+        ``val_loss[i]``: the validation loss at those weights. ``reference``: the same of the
+        reference ramp, where that was gone through apart.
         Under ``torch.distributed`` the losses are averaged over the ranks, so that all ranks
         stop at the same iteration.
 
@@ -177,13 +129,12 @@ def range_test(
     )
     here = next(model.parameters()).device
     target = here if device is None else resolve_device(device)
-    lr = ramp(
-        options.lr_start,
-        options.lr_end,
-        options.iterations_for(batches, step.accumulate),
-        options.ramp,
-    )
+    lr = options.learning_rates(batches, step.accumulate)
     record = Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
+    reference = options.reference.learning_rates(batches, step.accumulate)
+    # Fewer iterations were asked for to save time.
+    apart = probe is not None and len(lr) >= len(reference) and not np.array_equal(lr, reference)
+    total = len(lr) + len(reference) * apart
     losses = [
         loss
         for loss in (loss_fn, batch_loss, validation and validation.batch_loss)
@@ -207,12 +158,32 @@ def range_test(
                 others = look(iteration)
                 record.add(take_step(stream), **others)
                 if progress is not None:
-                    progress(iteration + 1, len(lr))
+                    progress(iteration + 1, total)
                 if record.should_stop():
                     break
         except KeyboardInterrupt:
             raise RangeTestInterrupted(record.curve(stream, "interrupted")) from None
-        return record.curve(stream)
+        curve = record.curve(stream)
+    if not apart:
+        return curve
+    try:
+        read_apart = range_test(
+            model,
+            optimizer,
+            loss_fn,
+            batches,
+            options.reference,
+            step=step,
+            smoothing=smoothing,
+            batch_loss=batch_loss,
+            probe=probe,
+            device=device,
+            progress=progress and (lambda done, _: progress(len(lr) + done, total)),
+        )
+    except RangeTestInterrupted:
+        raise RangeTestInterrupted(curve) from None
+    # Over how many passes is said by the curve that it belongs to.
+    return replace(curve, reference=replace(read_apart, epochs=None))
 
 
 def _with_changes(

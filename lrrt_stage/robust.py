@@ -21,7 +21,7 @@ SIGNIFICANCE = 0.05
 """p-value below which a fall is more than chance."""
 
 
-@rule("robust")
+@rule("robust", reference=True)
 def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """A tenth of the mean learning rate of the loss's rise; no smoothing, no fitted constant.
 

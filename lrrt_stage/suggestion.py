@@ -20,6 +20,7 @@ __all__ = [
     "RULES",
     "LRRange",
     "SuggestionOptions",
+    "read_by",
     "rule",
     "suggest",
     "suggest_all",
@@ -60,6 +61,8 @@ class LRRange:
 Rule = Callable[[LRCurve, Smoothing], LRRange]
 RULES: dict[str, Rule] = {}
 """Name of a rule -> the rule."""
+OF_REFERENCE: set[str] = set()
+"""Names of the rules that read a curve's reference, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def suggest(curve: LRCurve, rule: str = "robust", smoothing: Smoothing | None = 
     """
     if rule not in RULES:
         raise unknown_name("rule", rule, RULES)
-    return RULES[rule](curve, smoothing or Smoothing())
+    return RULES[rule](read_by(rule, curve), smoothing or Smoothing())
 
 
 def suggest_all(
@@ -100,11 +103,21 @@ def suggest_all(
     return answers
 
 
-def rule(name: str) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule ``name``."""
+def read_by(rule: str, curve: LRCurve) -> LRCurve:
+    """Return the curve that a rule reads: this one, or its reference."""
+    return curve.reference if rule in OF_REFERENCE and curve.reference is not None else curve
+
+
+def rule(name: str, *, reference: bool = False) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule ``name``.
+
+    With ``reference`` it reads the curve's reference where there is one.
+    """
 
     def register(function: Rule) -> Rule:
         RULES[name] = function
+        if reference:
+            OF_REFERENCE.add(name)
         return function
 
     return register

@@ -12,7 +12,7 @@ from lrrt_stage.curve import LRCurve
 from lrrt_stage.errors import NoSuggestion, Verdict
 from lrrt_stage.robust import Valley, valley_of
 from lrrt_stage.smoothing import Smoothing
-from lrrt_stage.suggestion import RULES, suggest
+from lrrt_stage.suggestion import RULES, read_by, suggest
 
 __all__ = ["CLEAR_DECADES", "Confidence", "confidence", "confidence_all"]
 
@@ -77,7 +77,7 @@ def confidence(
     C. F. J. Wu (1986), R. Y. Liu (1988); signs of equal probability: R. Davidson and
     E. Flachaire, *The wild bootstrap, tamed at last*, Journal of Econometrics 146 (2008).
     """
-    smoothing = smoothing or Smoothing()
+    curve, smoothing = read_by(rule, curve), smoothing or Smoothing()
     try:
         answers = [suggest(curve, rule, smoothing).max]
     except NoSuggestion as reason:

@@ -15,7 +15,8 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lrrt_stage import LRRTError, weights
+from lrrt_stage import LRCurve, LRRTError, weights
+from lrrt_stage.curve import reference_csv
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tags import ERROR_TAG, STAGE_TAG
@@ -23,7 +24,10 @@ from mlflow_project.tracking import experiment_id, get_run
 
 __all__ = [
     "CONTRACT_VERSION",
+    "CURVE",
+    "CURVE_TAGS",
     "find_run",
+    "read_curve",
     "read_json",
     "read_weights",
     "readable",
@@ -33,6 +37,9 @@ __all__ = [
 ]
 
 CONTRACT_VERSION = 1
+CURVE = "curve.csv"
+REFERENCE_CURVE = reference_csv(CURVE).name
+CURVE_TAGS = {CURVE: "lrrt.curve_sha256", REFERENCE_CURVE: "lrrt.reference_curve_sha256"}
 
 
 def find_run(run_id: str, *stages: str) -> Run:
@@ -75,6 +82,30 @@ def run_file(run: Run, name: str, folder: str | Path) -> Path:
             f"cannot be read; {_again(run)}"
         ) from error
     return Path(path)
+
+
+def read_curve(run: Run, folder: str | Path, **ended: Any) -> LRCurve:
+    """Return the curve of a range test, with its reference where there is one.
+
+    ``ended`` are ``stop`` and ``epochs``, which the files do not hold.
+
+    Raises
+    ------
+    LRRTError
+        If a file is missing, altered, unreadable or empty.
+    """
+    for name, tag in CURVE_TAGS.items():
+        recorded = tag in run.data.tags
+        if name == CURVE or recorded:
+            path = run_file(run, name, folder)
+            # A run that failed after its test kept the curve, but no digest.
+            if recorded or run.info.status == "FINISHED":
+                require_digest(run, name, tag, sha256(path))
+    path = Path(folder, CURVE)
+    with readable(run, path):
+        curve = LRCurve.from_csv(path, **ended)
+        require(len(curve) > 0, "it has no iteration")
+    return curve
 
 
 def read_json(run: Run, name: str, tag: str, folder: str | Path) -> dict[str, Any]:

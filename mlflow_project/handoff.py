@@ -25,14 +25,12 @@ from lrrt_stage import (
 from lrrt_stage.settings import require
 from mlflow_project.artifacts import (
     find_run,
+    read_curve,
     read_json,
     read_weights,
     readable,
-    require_digest,
-    run_file,
-    sha256,
 )
-from mlflow_project.publishing import CURVE, FILE_TAGS, SUGGESTIONS, TASK, WEIGHTS
+from mlflow_project.publishing import FILE_TAGS, SUGGESTIONS, TASK, WEIGHTS
 from mlflow_project.tags import SOURCE_TAG, STAGE_TAG, STEP_TAGS, WEIGHTS_TAG
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.consensus import ConsensusOptions
@@ -140,11 +138,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
             if agreed is not None:
                 names = ("tests", "vary", "agreement")
                 consensus = ConsensusOptions(**{name: agreed[name] for name in names})
-        path = run_file(run, CURVE, folder)
-        require_digest(run, CURVE, FILE_TAGS[CURVE], sha256(path))
-        with readable(run, path):
-            curve = LRCurve.from_csv(path, stop=stop, epochs=epochs)
-            require(len(curve) > 0, "it has no iteration")
+        curve = read_curve(run, folder, stop=stop, epochs=epochs)
     return Handoff(
         run_id=run.info.run_id,
         task=Task.from_json(task),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lrrt_stage import Confidence, LRCurve, LRRange, NoSuggestion, Smoothing, plots, weights
-from mlflow_project.artifacts import CONTRACT_VERSION, sha256
+from mlflow_project.artifacts import CONTRACT_VERSION, CURVE, CURVE_TAGS, sha256
 from mlflow_project.tags import WEIGHTS_TAG
 from pipeline import RangeTestPlan, Workbench
 from pipeline.consensus import Consensus, settled
@@ -21,13 +21,13 @@ from pipeline.plots import consensus_items
 
 __all__ = ["publish"]
 
-WEIGHTS, TASK, CURVE = "initial_weights.safetensors", "task.json", "curve.csv"
+WEIGHTS, TASK = "initial_weights.safetensors", "task.json"
 SUGGESTIONS, PICTURE, PAGE = "suggestions.json", "lrrt_curve.png", "lrrt_curve.html"
 FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
 FILE_TAGS = {
     TASK: "lrrt.task_sha256",
     SUGGESTIONS: "lrrt.suggestions_sha256",
-    CURVE: "lrrt.curve_sha256",
+    **CURVE_TAGS,
 }
 
 

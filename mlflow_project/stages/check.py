@@ -9,16 +9,15 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRCurve, NoSuggestion
+from lrrt_stage import NoSuggestion
 from lrrt_stage.charts import write_page
 from lrrt_stage.settings import hide_passwords, require, setting
 from mlflow_project import tracking
-from mlflow_project.artifacts import run_file
+from mlflow_project.artifacts import read_curve
 from mlflow_project.descriptions import describe, followed_by, link
 from mlflow_project.handoff import load_handoff
 from mlflow_project.lineage import Source, source_of
 from mlflow_project.params import log_options
-from mlflow_project.publishing import CURVE
 from mlflow_project.stages.lrrt import lrrt
 from mlflow_project.stages.opening import run_name, task_words
 from mlflow_project.tags import (
@@ -138,7 +137,7 @@ def _test_again(
         )
         run_id, problem = child.info.run_id, str(reason)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        curve = LRCurve.from_csv(run_file(tracking.get_run(run_id), CURVE, folder))
+        curve = read_curve(tracking.get_run(run_id), folder)
     return run_id, Overlaid("today", curve, plan.smoothing), problem
 
 

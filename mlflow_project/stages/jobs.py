@@ -14,12 +14,12 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRCurve, LRRange, LRRTError, confidence_all, suggest_all
+from lrrt_stage import LRRange, LRRTError, confidence_all, suggest_all
 from lrrt_stage.settings import require
 from mlflow_project import tracking
-from mlflow_project.artifacts import find_run, run_file
+from mlflow_project.artifacts import find_run, read_curve, run_file
 from mlflow_project.params import log_params
-from mlflow_project.publishing import CURVE, TASK, publish
+from mlflow_project.publishing import TASK, publish
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.tags import STAGE_TAG
 from mlflow_project.tracking import stage_run, staged_files
@@ -124,9 +124,7 @@ def read_result(run: Run, read_with: RangeTestPlan | None = None) -> Measured | 
         if read_with is not None:
             plan = replace(plan, smoothing=read_with.smoothing, suggestion=read_with.suggestion)
         job["plan"] = plan
-        curve = LRCurve.from_csv(
-            run_file(run, CURVE, folder), stop=result["stop"], epochs=result["epochs"]
-        )
+        curve = read_curve(run, folder, stop=result["stop"], epochs=result["epochs"])
     answers = suggest_all(curve, plan.smoothing)
     return Measured(RangeTestJob(**job), curve, answers, result["seconds"])
 

@@ -24,10 +24,10 @@ from lrrt_stage import (
 )
 from lrrt_stage.settings import require
 from mlflow_project import display, tracking
-from mlflow_project.artifacts import find_run, read_weights
+from mlflow_project.artifacts import CURVE, find_run, read_weights
 from mlflow_project.descriptions import describe, followed_by, link
 from mlflow_project.params import log_options
-from mlflow_project.publishing import CURVE, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, WEIGHTS, publish
+from mlflow_project.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, WEIGHTS, publish
 from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
 from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
 from mlflow_project.stages.opening import run_name, task_words

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from lrrt_stage import LRCurve, LRRange, NoSuggestion, RangeTestOptions, suggest_all
-from lrrt_stage.range_test import MIN_ITERATIONS
+from lrrt_stage.ramp import MIN_ITERATIONS
 from lrrt_stage.weights import State
 from pipeline.data import Data
 from pipeline.datasets import load_data

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from lrrt_stage import LRCurve, LRRTError, Smoothing
+from lrrt_stage.ramp import REFERENCE_ITERATIONS
 
 LR = [0.1, 0.2, 0.4]
 # Neither has a short decimal form: a round trip through text must not lose the last bit.
@@ -51,3 +52,19 @@ def test_a_file_that_is_no_curve_is_named(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(LRRTError, match="has no column"):
         LRCurve.from_csv(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("loss", "stop"),
+    [
+        ([1.0] * REFERENCE_ITERATIONS, "completed"),
+        ([1.0] * 50, "diverged"),
+        ([1.0] * 50 + [np.nan], "non-finite"),
+    ],
+)
+def test_a_reference_is_written_beside_the_curve(tmp_path, loss, stop):
+    reference = LRCurve(np.arange(1, len(loss) + 1), loss, probe_loss=loss, stop=stop)
+    curve = LRCurve(LR, LOSS, reference=reference)
+    path = curve.to_csv(tmp_path / "curve.csv")
+    assert {each.name for each in tmp_path.iterdir()} == {"curve.csv", "reference_curve.csv"}
+    assert LRCurve.from_csv(path) == curve != LRCurve(LR, LOSS)

@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from lrrt_stage import (
     RangeTestOptions,
     Smoothing,
     Validation,
+    confidence,
     range_test,
     seeded,
+    suggest,
+    suggest_all,
 )
 from lrrt_stage.record import CHECK_EVERY
 
@@ -494,3 +498,49 @@ def test_an_optimizer_of_another_model_is_refused():
     batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
     with pytest.raises(LRRTError, match="no parameter of the model, it was made for another"):
         range_test(model, optimizer, nn.functional.cross_entropy, batches)
+
+
+def probe():
+    return next(iter(loader(seed=7)))
+
+
+def test_another_ramp_is_followed_by_the_one_that_robust_reads():
+    plain = run(probe=probe())
+    assert plain.reference is None
+    for ramp in ({"iterations": 250}, {"lr_start": 1e-5}, {"lr_start": 1e-8}, {"ramp": "linear"}):
+        curve = run(probe=probe(), **ramp)
+        assert curve.reference == replace(plain, epochs=None)
+        assert not np.array_equal(curve.loss[:50], plain.loss[:50])
+        assert suggest(curve) == suggest(plain)
+        assert confidence(curve) == confidence(plain)
+        # The other rules read what was asked for.
+        assert (
+            suggest_all(curve)["minimum"] == suggest_all(replace(curve, reference=None))["minimum"]
+        )
+
+
+def test_fewer_iterations_or_no_probe_save_the_time():
+    assert run(probe=probe(), iterations=50).reference is None
+    assert run(iterations=250).reference is None
+
+
+def test_the_reference_ends_where_the_ramp_does():
+    curve = run(probe=probe(), lr_start=1e-6, lr_end=1e-3)
+    assert curve.reference.lr.tolist() == np.geomspace(1e-7, 1e-3, 100).tolist()
+    below = run(probe=probe(), lr_start=1e-9, lr_end=1e-8).reference.lr
+    assert (below[0], below[-1]) == (1e-9, 1e-8)
+
+
+def test_the_reference_counts_as_progress_and_ctrl_c_in_it_hands_back_the_curve():
+    told = []
+    run(probe=probe(), iterations=120, lr_end=1e-3, progress=lambda *at: told.append(at))
+    assert told == [(i, 220) for i in range(1, 221)]
+
+    def progress(done, total):
+        if done == 230:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RangeTestInterrupted) as caught:
+        run(probe=probe(), iterations=200, lr_end=1e-3, progress=progress)
+    whole = run(probe=probe(), iterations=200, lr_end=1e-3)
+    assert caught.value.curve == replace(whole, reference=None)

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from lrrt_stage import LRRTError, confidence, digest
+from lrrt_stage import LRRTError, confidence, digest, suggest
 from mlflow_project import load_handoff
 from pipeline import Task, Workbench
 
@@ -202,3 +202,16 @@ def test_a_wrapped_model_is_told_to_be_loaded_before(run):
     model = nn.DataParallel(Workbench(load_handoff().task).model())
     with pytest.raises(LRRTError, match="load them before the model is wrapped"):
         load_handoff().load_weights(model)
+
+
+def test_the_reference_that_robust_reads_goes_along(store):
+    store.run("lrrt", *store.SMALL, "--iterations", 130)
+    run = store.one("lrrt")
+    handoff = load_handoff()
+    assert len(handoff.curve.reference) <= 100
+    assert suggest(handoff.curve) == handoff.range
+    assert handoff.confidence == confidence(handoff.curve)
+    path = stored(run, "reference_curve.csv")
+    path.write_text(path.read_text().replace("1", "2", 1))
+    with pytest.raises(LRRTError, match=r"reference_curve.csv of run \w+ was altered"):
+        load_handoff()
