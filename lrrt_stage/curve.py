@@ -43,8 +43,8 @@ class LRCurve:
     epochs: float | None = field(default=None, kw_only=True)
     """Passes over the data that the test took, where the data has a length."""
     reference: LRCurve | None = field(default=None, kw_only=True)
-    """The ramp of always the same learning rates that the rule ``robust`` reads in place of this
-    curve, see :attr:`lrrt_stage.RangeTestOptions.reference`; None where this curve is read itself."""
+    """What the rule ``robust`` reads in place of this curve, see
+    :attr:`lrrt_stage.RangeTestOptions.reference`; None where it reads this one."""
 
     def __post_init__(self) -> None:
         for name in SERIES:

@@ -81,9 +81,9 @@ def range_test(
     probe
         A batch that is not trained on, such as 64 validation examples; its loss is taken at every
         iteration, see :class:`lrrt_stage.probe.Probe`, and is what the rule ``robust`` reads. It
-        costs a forward pass of its size; it does not change the training losses. The ramp
-        that this rule reads follows, from the same weights and over the same batches, unless it
-        is the same or has more iterations; see :attr:`RangeTestOptions.reference`.
+        costs a forward pass of its size; it does not change the training losses. The ramp that
+        this rule reads follows, from the same weights and over the same batches, unless this is
+        that one or has fewer iterations; see :attr:`lrrt_stage.RangeTestOptions.reference`.
     validation
         What is evaluated at every iteration, at the same weights as the training loss. It does
         not change the training losses.

@@ -514,9 +514,8 @@ def test_another_ramp_is_followed_by_the_one_that_robust_reads():
         assert suggest(curve) == suggest(plain)
         assert confidence(curve) == confidence(plain)
         # The other rules read what was asked for.
-        assert (
-            suggest_all(curve)["minimum"] == suggest_all(replace(curve, reference=None))["minimum"]
-        )
+        own = replace(curve, reference=None)
+        assert str(suggest_all(curve)["minimum"]) == str(suggest_all(own)["minimum"])
 
 
 def test_fewer_iterations_or_no_probe_save_the_time():
@@ -527,8 +526,8 @@ def test_fewer_iterations_or_no_probe_save_the_time():
 def test_the_reference_ends_where_the_ramp_does():
     curve = run(probe=probe(), lr_start=1e-6, lr_end=1e-3)
     assert curve.reference.lr.tolist() == np.geomspace(1e-7, 1e-3, 100).tolist()
-    below = run(probe=probe(), lr_start=1e-9, lr_end=1e-8).reference.lr
-    assert (below[0], below[-1]) == (1e-9, 1e-8)
+    below = run(probe=probe(), lr_start=1e-11, lr_end=1e-8).reference.lr
+    assert (below[0], below[-1]) == pytest.approx((1e-9, 1e-8))
 
 
 def test_the_reference_counts_as_progress_and_ctrl_c_in_it_hands_back_the_curve():
