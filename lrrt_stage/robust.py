@@ -111,13 +111,12 @@ def valley_of(curve: LRCurve) -> Valley:
         again.
     """
     require_points(curve)
-    valley = training = Valley.of(curve, "loss")
-    if curve.probe_loss is not None:
-        valley = Valley.of(curve, "probe_loss")
-    if not np.isfinite(valley.start) or not (valley.fell or training.fell):
-        raise never_fell(curve, valley.start, float(valley.fit.min()))
-    if valley.lost.all():
-        valley = training
+    valley = Valley.of(curve, "loss" if curve.probe_loss is None else "probe_loss")
+    if not valley.fell:
+        training = Valley.of(curve, "loss")
+        if not np.isfinite(valley.start) or not training.fell:
+            raise never_fell(curve, valley.start, float(valley.fit.min()))
+        valley = training if valley.lost.all() else valley
     if valley.floor == len(curve) - 1:
         if curve.stop == "completed":
             raise still_falling(curve)

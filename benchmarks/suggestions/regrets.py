@@ -51,7 +51,8 @@ def our_suggestions(curve: LRCurve) -> dict[str, LRRange | None]:
         for rule, answer in suggest_all(curve).items()
     }
     try:
-        found["robust, no probe"] = suggest(replace(curve, probe_loss=None), "robust")
+        without = replace(curve, probe_loss=None, reference=None)
+        found["robust, no probe"] = suggest(without)
     except NoSuggestion:
         found["robust, no probe"] = None
     return found

@@ -112,7 +112,10 @@ def test_colours_of_the_text_are_the_notebooks():
 
 
 def test_it_does_not_keep_anyone_waiting():
-    CURVES["a valley"]._repr_html_()
-    start = time.process_time()
-    CURVES["a valley"]._repr_html_()
-    assert time.process_time() - start < 1.0
+    # Half a second where nothing else runs; a shared machine can be three times as slow.
+    taken = []
+    for _ in range(4):  # of which the first loads libraries
+        start = time.process_time()
+        CURVES["a valley"]._repr_html_()
+        taken.append(time.process_time() - start)
+    assert min(taken) < 2.0
