@@ -85,9 +85,9 @@ class LRCurve:
         return self[: invalid[0]] if invalid.size else self
 
     def __getitem__(self, part: slice) -> LRCurve:
-        """Return a slice of the iterations as a curve."""
+        """Return a slice of the iterations as a curve, which has no reference."""
         parts: dict[str, Any] = {name: values[part] for name, values in self._series().items()}
-        return LRCurve(**parts, stop=self.stop, epochs=self.epochs, reference=self.reference)
+        return LRCurve(**parts, stop=self.stop, epochs=self.epochs)
 
     def to_frame(self, smoothing: Smoothing | None = None) -> pd.DataFrame:
         """Return a row for each iteration.
@@ -102,11 +102,15 @@ class LRCurve:
     def to_csv(self, path: str | Path, smoothing: Smoothing | None = None) -> Path:
         """Write :meth:`to_frame` to ``path``; floats are written so that they read back exactly.
 
-        A reference is written beside it, see :func:`reference_csv`.
+        A reference is written beside it, see :func:`reference_csv`; one of an earlier curve there
+        is removed.
         """
         self.to_frame(smoothing).to_csv(path, index=False)
+        beside = reference_csv(path)
         if self.reference is not None:
-            self.reference.to_csv(reference_csv(path), smoothing)
+            self.reference.to_frame(smoothing).to_csv(beside, index=False)
+        else:
+            beside.unlink(missing_ok=True)
         return Path(path)
 
     @classmethod

@@ -68,3 +68,7 @@ def test_a_reference_is_written_beside_the_curve(tmp_path, loss, stop):
     path = curve.to_csv(tmp_path / "curve.csv")
     assert {each.name for each in tmp_path.iterdir()} == {"curve.csv", "reference_curve.csv"}
     assert LRCurve.from_csv(path) == curve != LRCurve(LR, LOSS)
+    # It is of the whole curve, and goes with it.
+    assert curve[:2].reference is None
+    LRCurve(LR, LOSS).to_csv(path)
+    assert LRCurve.from_csv(path) == LRCurve(LR, LOSS)
