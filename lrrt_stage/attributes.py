@@ -1,4 +1,4 @@
-"""Plain attributes of modules, such as counters and the states of metrics: taken, and put back."""
+"""Plain attributes, such as counters and the states of metrics: taken, and put back."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ OF_MODULES = {name for name in vars(nn.Module()) if "hook" not in name}
 """Attributes that every module has, put back otherwise."""
 
 
-def preserve_attributes(modules: Iterable[nn.Module]) -> Callable[[], None]:
-    """Return a function that puts back the plain attributes that the modules have now.
+def preserve_attributes(owners: Iterable[Any]) -> Callable[[], None]:
+    """Return a function that puts back the plain attributes that modules, or others, have now.
 
     Those are numbers, strings and tuples; lists, dicts, sets and deques with their entries; hooks;
     and dense tensors and arrays of up to a million elements. Entries of entries are not: a list in
     a dict keeps what was appended to it. Attributes of these types that are new are removed.
     """
-    found = [(module, _plain(module), set(vars(module))) for module in modules]
+    found = [(owner, _plain(owner), set(vars(owner))) for owner in owners]
     values = {id(value): value for _, plain, _ in found for value in plain.values()}
     contents = [content for value in values.values() if (content := _content(value)) is not None]
 
     def restore() -> None:
-        for module, plain, names in found:
-            for name in _plain(module).keys() - names:
-                del vars(module)[name]
-            vars(module).update(plain)
+        for owner, plain, names in found:
+            for name in _plain(owner).keys() - names:
+                del vars(owner)[name]
+            vars(owner).update(plain)
         for put_back in contents:
             put_back()
 
     return restore
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    if f"{type(module).__module__}.".startswith(WRAPPERS):
+def _plain(owner: Any) -> dict[str, Any]:
+    if f"{type(owner).__module__}.".startswith(WRAPPERS):
         return {}
     return {
         name: value
-        for name, value in vars(module).items()
+        for name, value in vars(owner).items()
         if name not in OF_MODULES
         and (isinstance(value, (*VALUES, Tensor, np.ndarray)) or type(value) in CONTAINERS)
     }

@@ -82,7 +82,7 @@ class LRCurve:
     def finite(self) -> LRCurve:
         """The curve up to the first loss that is not finite."""
         invalid = np.flatnonzero(~np.isfinite(self.loss))
-        return self[: invalid[0]] if invalid.size else self
+        return replace(self[: invalid[0]], reference=self.reference) if invalid.size else self
 
     def __getitem__(self, part: slice) -> LRCurve:
         """Return a slice of the iterations as a curve, which has no reference."""
@@ -119,7 +119,8 @@ class LRCurve:
     ) -> LRCurve:
         """Read what :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``.
 
-        A reference beside it is read too; why that ended is seen from it.
+        A reference beside it is read too; why that ended is seen from it (what diverged at its
+        very last iteration counts as completed).
         """
         # Python's float reads back every digit; pandas' own parser does so only since version 3.
         numbers = dict.fromkeys(SERIES, lambda text: float(text or "nan"))
@@ -145,12 +146,14 @@ class LRCurve:
 
 
 def reference_csv(path: str | Path) -> Path:
-    """Return where the reference of the curve in ``path`` is written: ``reference_`` before it."""
-    return Path(path).with_name(f"reference_{Path(path).name}")
+    """Return where the reference of the curve in ``path`` is written: ``curve.reference.csv``."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.reference{path.suffix}")
 
 
 def _reference(path: Path) -> LRCurve:
     reference = LRCurve.from_csv(path)
-    if len(reference) in (0, REFERENCE_ITERATIONS):
-        return reference
-    return replace(reference, stop="diverged" if isfinite(reference.loss[-1]) else "non-finite")
+    if len(reference) and not isfinite(reference.loss[-1]):
+        return replace(reference, stop="non-finite")
+    completed = len(reference) == REFERENCE_ITERATIONS
+    return replace(reference, stop="completed" if completed else "diverged")

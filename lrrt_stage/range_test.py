@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any
@@ -12,28 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrrt_stage.curve import LRCurve
-from lrrt_stage.device import deterministic, resolve_device
+from lrrt_stage.device import resolve_device
 from lrrt_stage.errors import LRRTError, unknown_name
-from lrrt_stage.probe import Probe
+from lrrt_stage.measurement import Measurement, RangeTestInterrupted
 from lrrt_stage.ramp import RangeTestOptions
-from lrrt_stage.randomness import seeded
-from lrrt_stage.record import Record
 from lrrt_stage.settings import require
 from lrrt_stage.smoothing import Smoothing
-from lrrt_stage.snapshot import preserved
-from lrrt_stage.step import BatchLoss, BatchStream, StepOptions, TrainingStep, batch_loss_of
-from lrrt_stage.validation import Validation, Validator
+from lrrt_stage.step import BatchLoss, StepOptions, batch_loss_of
+from lrrt_stage.validation import Validation
 from lrrt_stage.weights import check_sizes
 
 __all__ = ["RangeTestInterrupted", "range_test"]
-
-
-class RangeTestInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a range test. ``curve`` is what was measured until then."""
-
-    def __init__(self, curve: LRCurve) -> None:
-        super().__init__(f"range test interrupted after {len(curve)} iterations")
-        self.curve = curve
 
 
 def range_test(
@@ -128,61 +118,42 @@ def range_test(
         "model.parameters()",
     )
     here = next(model.parameters()).device
-    target = here if device is None else resolve_device(device)
+    outside = None if validation is None else validation.batch_loss
+    losses = (loss_fn, batch_loss, outside)
+    test = Measurement(
+        model,
+        optimizer,
+        batches,
+        batch_loss or batch_loss_of(model, loss_fn),
+        step,
+        here if device is None else resolve_device(device),
+        options.stop_multiple,
+        (smoothing or Smoothing()).beta,
+        probe,
+        validation,
+        outside,
+        tuple(loss for loss in losses if isinstance(loss, nn.Module)),
+    )
     lr = options.learning_rates(batches, step.accumulate)
-    record = Record(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
     reference = options.reference.learning_rates(batches, step.accumulate)
     # Fewer iterations were asked for to save time.
     apart = probe is not None and len(lr) >= len(reference) and not np.array_equal(lr, reference)
     total = len(lr) + len(reference) * apart
-    losses = [
-        loss
-        for loss in (loss_fn, batch_loss, validation and validation.batch_loss)
-        if isinstance(loss, nn.Module)
-    ]
-    sources = batches, probe, validation
-    with preserved(model, optimizer, sources, target, losses), deterministic(), torch.enable_grad():
-        for loss in losses:
-            loss.to(target)
-        model.to(target).to(memory_format=step.memory_format)
-        model.train()
-        take_step = TrainingStep(
-            model, optimizer, batch_loss or batch_loss_of(model, loss_fn), step, target
-        )
-        look = _looks(model, probe, validation, take_step, len(lr), losses)
-        stream = BatchStream(batches, step.accumulate)
-        set_lr = _lr_setter(optimizer)
-        try:
-            for iteration, value in enumerate(lr.tolist()):
-                set_lr(value)
-                others = look(iteration)
-                record.add(take_step(stream), **others)
-                if progress is not None:
-                    progress(iteration + 1, total)
-                if record.should_stop():
-                    break
-        except KeyboardInterrupt:
-            raise RangeTestInterrupted(record.curve(stream, "interrupted")) from None
-        curve = record.curve(stream)
+    curve = test.along(lr, progress and (lambda done: progress(done, total)))
     if not apart:
         return curve
     try:
-        read_apart = range_test(
-            model,
-            optimizer,
-            loss_fn,
-            batches,
-            options.reference,
-            step=step,
-            smoothing=smoothing,
-            batch_loss=batch_loss,
-            probe=probe,
-            device=device,
-            progress=progress and (lambda done, _: progress(len(lr) + done, total)),
+        read_apart = replace(test, validation=None).along(
+            reference, progress and (lambda done: progress(len(lr) + done, total))
         )
-    except RangeTestInterrupted:
+    except KeyboardInterrupt:
         raise RangeTestInterrupted(curve) from None
-    # Over how many passes is said by the curve that it belongs to.
+    except LRRTError as error:
+        # What was measured is not lost for it.
+        reads = "the rule 'robust' reads the range test's own ramp, and moves with it"
+        warnings.warn(f"{reads}: {error}", stacklevel=2)
+        return curve
+    # A file of it does not hold the passes over the data.
     return replace(curve, reference=replace(read_apart, epochs=None))
 
 
@@ -199,62 +170,3 @@ def _with_changes(
         replace(options, **{k: v for k, v in changes.items() if k in of_options}),
         replace(step, **{k: v for k, v in changes.items() if k in of_step}),
     )
-
-
-def _looks(
-    model: nn.Module,
-    probe: Any | None,
-    validation: Validation | None,
-    take_step: TrainingStep,
-    iterations: int,
-    losses: list[nn.Module],
-) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function from an iteration to the losses of what is not trained on, by name.
-
-    What they draw at random is the same at every iteration, and training draws what it would.
-    """
-    looks: list[Callable[[int], dict[str, Tensor]]] = []
-    outside = None if validation is None else validation.batch_loss
-    if probe is not None:
-        probed = Probe(
-            model,
-            take_step.on_device(probe),
-            lambda batch: take_step.loss_of(batch, outside),
-            losses,
-        )
-        looks.append(lambda iteration: {"probe_loss": probed()})
-    if validation is not None:
-        sample = [take_step.on_device(batch) for batch in validation.sample]
-        looks.append(
-            Validator(
-                model,
-                replace(validation, sample=sample),
-                lambda batch: take_step.loss_of(batch, outside),
-                iterations,
-                take_step.device,
-            )
-        )
-    if not looks:
-        return lambda iteration: {}
-
-    def look(iteration: int) -> dict[str, Tensor]:
-        with seeded(0):
-            return {name: loss for each in looks for name, loss in each(iteration).items()}
-
-    return look
-
-
-def _lr_setter(optimizer: Optimizer) -> Callable[[float], None]:
-    """Return a function that sets every group's LR, keeping the ratios between the groups."""
-    found = [float(group["lr"]) for group in optimizer.param_groups]
-    largest = max(found)
-    ratios = [lr / largest if largest > 0 else 1.0 for lr in found]
-
-    def set_lr(value: float) -> None:
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value * ratio)
-            else:
-                group["lr"] = value * ratio
-
-    return set_lr

@@ -25,7 +25,8 @@ SIGNIFICANCE = 0.05
 def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """A tenth of the mean learning rate of the loss's rise; no smoothing, no fitted constant.
 
-    The loss is that of the probe where there is one, else of the training batches. What is above
+    The loss is that of the probe where there is one, else of the training batches; of both where
+    the probe does not fall (:func:`valley_of`). What is above
     the loss at the initial weights counts as that, so an explosion weighs no more than all being
     lost. To the rest, the least-squares curve that falls and then rises is fitted
     (:func:`lrrt_stage.unimodal.unimodal_fit`). Its rise ends the useful learning rates; where it
@@ -101,8 +102,9 @@ def valley_of(curve: LRCurve) -> Valley:
     """Fit the valley of the probe where there is one, else of the training losses.
 
     A few examples may be unlike the others: where learning is slow, the first steps make their
-    loss higher. So a descent of the training losses alone is enough for an answer, and the probe
-    says where it ends, unless it never was below its start.
+    loss higher. So a descent of the training losses alone is enough for an answer. Which of the
+    two then says where it ends? The one that rises later, since what little descent there is,
+    noise can feign to end early, but not to outlast the explosion.
 
     Raises
     ------
@@ -116,7 +118,8 @@ def valley_of(curve: LRCurve) -> Valley:
         training = Valley.of(curve, "loss")
         if not np.isfinite(valley.start) or not training.fell:
             raise never_fell(curve, valley.start, float(valley.fit.min()))
-        valley = training if valley.lost.all() else valley
+        risen = [each for each in (training, valley) if each.floor < len(curve) - 1]
+        valley = max(risen, key=lambda each: each.rise, default=training)
     if valley.floor == len(curve) - 1:
         if curve.stop == "completed":
             raise still_falling(curve)

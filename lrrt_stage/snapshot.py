@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lrrt_stage.attributes import preserve_attributes
@@ -45,8 +45,9 @@ def preserved(
     train/eval mode and plain attributes (see :func:`preserve_attributes`) of every submodule, of
     ``model`` and of ``losses``; the optimizer's state and options; the Python, NumPy and torch
     random states; and the random generators that are found as attributes, up to ten steps away, of
-    ``batches``: of a wrapper, its loader, samplers,
-    datasets and transforms. What a function holds in its closure is not seen.
+    ``batches``: of a wrapper, its loader, samplers, datasets and transforms; and the plain
+    attributes of loaders and samplers among them, such as a count of epochs. What a function holds
+    in its closure is not seen.
 
     Inside the block the optimizer works on a copy of its state, on ``device``, and a
     ``DataLoader`` starts processes of its own: persistent ones that run already are set aside,
@@ -64,7 +65,7 @@ def preserved(
         preserve_attributes(submodules),
         _tensors(_once([*parameters, *buffers])),
         _optimizer(optimizer),
-        *(_generator(part) for part in parts if isinstance(part, GENERATORS)),
+        *_sources(parts),
         *(_processes(part) for part in parts if isinstance(part, DataLoader)),
     ]
     with preserved_randomness(), ExitStack() as stack:
@@ -78,13 +79,12 @@ def preserved(
 
 @contextmanager
 def preserved_sources(batches: Any) -> Iterator[None]:
-    """Put the global random states and the generators that ``batches`` holds back at the end.
+    """Put the global random states and what ``batches`` draws by back at the end.
 
-    Those are found as :func:`preserved` finds them.
+    That is found as :func:`preserved` finds it.
     """
-    restores = [_generator(part) for part in _parts(batches) if isinstance(part, GENERATORS)]
     with preserved_randomness(), ExitStack() as stack:
-        for restore in restores:
+        for restore in _sources(list(_parts(batches))):
             stack.callback(restore)
         yield
 
@@ -194,6 +194,13 @@ def _below(part: Any) -> list[Any]:
         return list(entries) if len(part) <= MAX_ENTRIES else []
     attributes = getattr(part, "__dict__", None)
     return list(attributes.values()) if isinstance(attributes, dict) else []
+
+
+def _sources(parts: list[Any]) -> list[Callable[[], object]]:
+    """Return functions that put back what decides over the next batches."""
+    counting = [part for part in parts if isinstance(part, (DataLoader, Sampler))]
+    generators = [_generator(part) for part in parts if isinstance(part, GENERATORS)]
+    return [preserve_attributes(counting), *generators]
 
 
 def _generator(generator: Any) -> Callable[[], object]:

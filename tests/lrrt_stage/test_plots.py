@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,18 @@ def test_validation_on_the_full_set_is_marked_where_it_was_taken():
     trace = page.data[3]
     assert trace.mode == "markers"
     assert trace.text == ("iteration 0", "iteration 20", "iteration 40", "iteration 60")
+
+
+def test_the_ramp_that_robust_reads_is_dashed():
+    curve = replace(CURVES["descent"], probe_loss=CURVES["descent"].loss)
+    reference = replace(curve[:50], probe_loss=curve.loss[:50] / 2)
+    apart = replace(curve, reference=reference)
+    (axes,) = curve_figure(apart, suggest_all(curve), "article").axes
+    (drawn,) = [line for line in axes.get_lines() if "(read by robust)" in line.get_label()]
+    assert drawn.get_linestyle() == "--"
+    assert drawn.get_ydata().tolist() == reference.probe_loss.tolist()
+    page = curve_page(apart, suggest_all(curve), "article")
+    assert [each.line.dash for each in page.data if each.name == drawn.get_label()] == ["dash"]
 
 
 def test_an_explosion_leaves_the_axis_at_the_top():

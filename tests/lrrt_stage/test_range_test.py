@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lrrt_stage import (
     LRRTError,
     RangeTestInterrupted,
     RangeTestOptions,
     Smoothing,
+    StepOptions,
     Validation,
     confidence,
     range_test,
@@ -60,7 +61,8 @@ def loader(n=64, batch_size=8, seed=0):
 def run(model=None, batches=None, **options):
     model = model or classifier()
     cross_entropy = nn.functional.cross_entropy
-    return range_test(model, sgd(model), cross_entropy, batches or loader(), **options)
+    batches = loader() if batches is None else batches
+    return range_test(model, sgd(model), cross_entropy, batches, **options)
 
 
 def test_loss_i_is_that_of_batch_i_before_the_step_that_uses_lr_i():
@@ -521,6 +523,82 @@ def test_another_ramp_is_followed_by_the_one_that_robust_reads():
 def test_fewer_iterations_or_no_probe_save_the_time():
     assert run(probe=probe(), iterations=50).reference is None
     assert run(iterations=250).reference is None
+
+
+def without_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(loader().dataset)
+
+    return DataLoader(Stream(), 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {"step": StepOptions(accumulate=3, precision="bf16")},
+        lambda: {"batches": without_length()},
+        lambda: {"model": classifier(dropout=0.5)},
+        # Another loss for what is not trained on, which the probe is then of.
+        lambda: {"validation": Validation([probe()], batch_loss=lambda batch: batch[0].std())},
+    ],
+    ids=["step", "no length", "dropout", "loss of the validation"],
+)
+def test_the_reference_is_what_a_test_of_100_iterations_measures(make):
+    plain = run(probe=probe(), iterations=100, **make())
+    curve = run(probe=probe(), iterations=130, **make())
+    assert curve.reference == replace(plain, epochs=None, val_loss=None)
+
+
+def test_the_reference_is_over_the_same_batches_where_a_sampler_counts_its_passes():
+    class Sampler(torch.utils.data.Sampler):
+        epoch = passes = 0
+
+        def __iter__(self):
+            self.epoch += 1
+            return iter(torch.randperm(64, generator=seed(self.epoch)).tolist())
+
+        def __len__(self):
+            return 64
+
+    seed = torch.Generator().manual_seed
+    sampler = Sampler()
+    batches = DataLoader(loader().dataset, 8, sampler=sampler)
+    plain = run(batches=batches, probe=probe())
+    assert run(batches=batches, probe=probe(), iterations=130).reference == replace(
+        plain, epochs=None
+    )
+    assert sampler.epoch == 0
+
+
+class Again:
+    """Batches, with something to do before they are gone through for the second time."""
+
+    def __init__(self, batches, do):
+        self.batches, self.do, self.times = batches, do, 0
+
+    def __iter__(self):
+        self.times += 1
+        return self.do() if self.times == 2 else iter(self.batches)
+
+
+def test_ctrl_c_before_the_first_iteration_of_the_reference_hands_back_the_curve():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    batches = list(loader(n=8 * 120))
+    with pytest.raises(RangeTestInterrupted) as caught:
+        run(batches=Again(batches, interrupt), probe=probe(), iterations=110)
+    whole = run(batches=batches, probe=probe(), iterations=110)
+    assert caught.value.curve == replace(whole, reference=None, epochs=None)
+
+
+def test_batches_that_cannot_be_gone_through_again_cost_the_reference_not_the_curve():
+    once = iter(loader(n=8 * 120))
+    with pytest.warns(UserWarning, match="'robust' reads .* own ramp.*there are no batches left"):
+        curve = run(batches=once, probe=probe(), iterations=110, lr_end=1e-2)
+    assert len(curve) == 110
+    assert curve.reference is None
 
 
 def test_the_reference_ends_where_the_ramp_does():

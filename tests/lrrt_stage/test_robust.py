@@ -159,15 +159,30 @@ def test_every_rule_has_an_interval():
     assert found.low <= suggest(curve([*VALLEY, 99.0]), "steepest").max <= found.high
 
 
-def test_training_losses_vouch_for_a_descent_and_the_probe_says_where_it_ends():
-    # A single low loss is no descent.
-    dip = np.array([4.1, 4.0] * 12 + [4.1, 3.5, 4.1, 4.0] + [9.0] * 6)
-    falling = [*FALL, *[1.0] * 4, *RISE, 99.0, 99.0, 99.0]
+# A single low loss is no descent.
+DIP = np.array([4.1, 4.0] * 12 + [4.1, 3.5, 4.1, 4.0] + [9.0] * 6)
+
+
+def test_a_single_low_loss_is_no_descent():
     with pytest.raises(NoSuggestion, match="never fell: 4.1 to 3.5"):
-        suggest(curve(dip, probe_loss=dip))
-    found = suggest(curve(falling, probe_loss=dip))
-    assert at(25) < found.max * 10 < at(28)
-    assert found.max == pytest.approx(Valley.of(curve(dip), "loss").rise / 10)
+        suggest(curve(DIP, probe_loss=DIP))
+
+
+def test_where_the_probe_does_not_fall_the_later_rise_counts():
+    # Falls to iteration 8, rises by a half at 9 and by the other at 25.
+    early = curve([4.2] * 8 + [4.0] + [4.1] * 16 + [9.0] * 9, probe_loss=DIP)
+    assert Valley.of(early, "loss").rise == pytest.approx(at((8.5 + 24.5) / 2))
+    assert suggest(early).max == pytest.approx(Valley.of(early, "probe_loss").rise / 10)
+    assert suggest(early).max * 10 > at(25)
+    # One loss that is lower by a rounding is no floor.
+    never = np.array([4.0, 4.0 - 1e-6, *[4.0 + 0.01 * i for i in range(len(VALLEY) - 2)]])
+    assert suggest(curve(VALLEY, probe_loss=never)) == suggest(curve(VALLEY))
+
+
+def test_a_probe_that_did_not_rise_again_does_not_end_the_descent():
+    """A network that is dead says the same of all examples, which may be below its start."""
+    dead = np.array([4.1, 4.0] * 13 + [3.5])
+    assert suggest(curve(VALLEY, probe_loss=dead)) == suggest(curve(VALLEY))
 
 
 def test_a_fall_without_noise_counts():

@@ -211,7 +211,7 @@ def test_the_reference_that_robust_reads_goes_along(store):
     assert len(handoff.curve.reference) <= 100
     assert suggest(handoff.curve) == handoff.range
     assert handoff.confidence == confidence(handoff.curve)
-    path = stored(run, "reference_curve.csv")
+    path = stored(run, "curve.reference.csv")
     path.write_text(path.read_text().replace("1", "2", 1))
-    with pytest.raises(LRRTError, match=r"reference_curve.csv of run \w+ was altered"):
+    with pytest.raises(LRRTError, match=r"curve.reference.csv of run \w+ was altered"):
         load_handoff()
