@@ -121,18 +121,18 @@ def range_test(
     outside = None if validation is None else validation.batch_loss
     losses = (loss_fn, batch_loss, outside)
     test = Measurement(
-        model,
-        optimizer,
-        batches,
-        batch_loss or batch_loss_of(model, loss_fn),
-        step,
-        here if device is None else resolve_device(device),
-        options.stop_multiple,
-        (smoothing or Smoothing()).beta,
-        probe,
-        validation,
-        outside,
-        tuple(loss for loss in losses if isinstance(loss, nn.Module)),
+        model=model,
+        optimizer=optimizer,
+        batches=batches,
+        batch_loss=batch_loss or batch_loss_of(model, loss_fn),
+        step=step,
+        device=here if device is None else resolve_device(device),
+        stop_multiple=options.stop_multiple,
+        beta=(smoothing or Smoothing()).beta,
+        probe=probe,
+        validation=validation,
+        outside=outside,
+        losses=tuple(loss for loss in losses if isinstance(loss, nn.Module)),
     )
     lr = options.learning_rates(batches, step.accumulate)
     reference = options.reference.learning_rates(batches, step.accumulate)
