@@ -78,7 +78,7 @@ def commands() -> None:
         "lrrt-stage lrrt",
         "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --augment crop-flip",
         "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --recipe keras",
-        "lrrt-stage lrrt --tests 5 --agreement 0.8",
+        "lrrt-stage lrrt --tests 3 --vary initializations",
         "mlflow run . -e lrrt -P seed=3 -P rule=steepest",
     ),
 )

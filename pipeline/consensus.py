@@ -42,7 +42,7 @@ class ConsensusOptions:
         choices=VARIED,
     )
     agreement: float = setting(
-        1.0, "Share of the tests for which the range must be safe: above 0, 1 for all."
+        0.6, "Share of the tests for which the range must be safe: 0.6 for most, 1 for all."
     )
     workers: int | None = setting(
         None,

@@ -14,9 +14,12 @@ from benchmarks.suggestions.problems import Problem
 from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
 from benchmarks.suggestions.work import Work
 from lrrt_stage import LRCurve, LRRange, NoSuggestion, confidence, suggest, suggest_all
+from pipeline.consensus import consensus
 
 __all__ = [
     "GRID",
+    "SEVERAL",
+    "agreements",
     "curves",
     "grid_references",
     "our_suggestions",
@@ -30,6 +33,8 @@ Problems = Mapping[str, Problem]
 Key = tuple[str, int]
 """Name of a problem, and a seed."""
 
+SEVERAL = "robust, 3 tests"
+"""The rule robust, by the consensus of three initialisations."""
 GRID = np.geomspace(1e-4, 10, 20)
 """Peak learning rates that are all tried, to know the best."""
 
@@ -60,14 +65,37 @@ def our_suggestions(curve: LRCurve) -> dict[str, LRRange | None]:
 
 def suggested(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
     """Return the peaks that our rules suggest: ``problem, seed, rule, lr``."""
+    found = {key: our_suggestions(curve) for key, curve in measured.items()}
+    several = {key: {SEVERAL: agreed} for key, agreed in agreements(found).items()}
     return pd.DataFrame(
         [
-            (*key, rule, np.nan if found is None else found.max)
-            for key, curve in measured.items()
-            for rule, found in our_suggestions(curve).items()
+            (*key, rule, np.nan if answer is None else answer.max)
+            for answers in (found, several)
+            for key, by_rule in answers.items()
+            for rule, answer in by_rule.items()
         ],
         columns=["problem", "seed", "rule", "lr"],
     )
+
+
+def agreements(found: Mapping[Key, Mapping[str, LRRange | None]]) -> dict[Key, LRRange | None]:
+    """Return what ``robust`` suggests from a seed's test and those of the next two seeds.
+
+    After the last seed comes the first.
+    """
+    agreed: dict[Key, LRRange | None] = {}
+    for name, seed in found:
+        seeds = [other for problem, other in found if problem == name]
+        here = seeds.index(seed)
+        three = [seeds[(here + step) % len(seeds)] for step in range(min(3, len(seeds)))]
+        answers = [found[name, each]["robust"] for each in three]
+        try:
+            agreed[name, seed] = consensus(
+                [answer or NoSuggestion("it had none") for answer in answers]
+            ).range
+        except NoSuggestion:
+            agreed[name, seed] = None
+    return agreed
 
 
 def suggested_by_peers(

@@ -11,7 +11,7 @@ from benchmarks.suggestions import data, peers, scores
 from benchmarks.suggestions.models import mlp
 from benchmarks.suggestions.narrowing import POLICIES
 from benchmarks.suggestions.problems import PROBLEMS, Problem, half
-from benchmarks.suggestions.regrets import our_suggestions
+from benchmarks.suggestions.regrets import agreements, our_suggestions
 from benchmarks.suggestions.report import Sizes, Table, tables
 from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
 from benchmarks.suggestions.work import Work
@@ -112,6 +112,16 @@ def test_a_shift_is_in_decades():
     assert scores.shifts(before, after)["shift"].tolist() == pytest.approx([-2.0, nan], nan_ok=True)
 
 
+def test_three_tests_are_a_seeds_own_and_the_next_two():
+    lrs = {("p", 0): 0.1, ("p", 1): 0.4, ("p", 2): 0.2, ("p", 3): None, ("q", 0): 0.3}
+    found = {key: {"robust": lr and LRRange.below(lr)} for key, lr in lrs.items()}
+    agreed = {key: answer.max for key, answer in agreements(found).items()}
+    # The median; where one has no suggestion, the lower of the other two.
+    assert agreed == {("p", 0): 0.2, ("p", 1): 0.2, ("p", 2): 0.1, ("p", 3): 0.1, ("q", 0): 0.3}
+    lost = {key: {"robust": None} for key in lrs}
+    assert set(agreements(lost).values()) == {None}
+
+
 def test_markdown_has_three_decimals():
     table = Table("t", "Title", frame("rule regret runs", ("a", 0.12345, 3), ("b", nan, 4)))
     assert table.to_markdown().splitlines() == [
@@ -176,7 +186,7 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
 
     whole = computed(tmp_path / "whole")
     needed = Models.made
-    assert len(whole["runs"]) == len(whole["rules"]) == len(RULES) + 1
+    assert len(whole["runs"]) == len(whole["rules"]) == len(RULES) + 2
     assert whole["rules"]["mean regret"].between(0, 1).all()
     assert set(whole["narrowing"]["rule"]) == set(whole["narrowing-long"]["rule"]) == set(POLICIES)
 

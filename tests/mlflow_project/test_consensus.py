@@ -52,7 +52,8 @@ def children_of(store, run):
 def test_the_range_is_the_one_that_is_safe_for_all_tests(store):
     store.run(*LRRT, "--data-seed", 4)
     alone = store.one("lrrt")
-    outcome = store.run(*LRRT, "--data-seed", 4, "--tests", 3, "--workers", 1)
+    several = ("--tests", 3, "--agreement", 1, "--workers", 1)
+    outcome = store.run(*LRRT, "--data-seed", 4, *several)
     run = store.runs("lrrt")[0]
     tests = children_of(store, run)
     assert {name: each.data.params["data_seed"] for name, each in tests.items()} == {
@@ -95,7 +96,7 @@ def test_the_range_is_the_one_that_is_safe_for_all_tests(store):
 
 
 def test_the_number_of_workers_changes_nothing_and_the_number_of_tests_marks_the_run(store):
-    options = (*LRRT, "--tests", 3, "--vary", "initializations", "--agreement", 0.6)
+    options = (*LRRT, "--tests", 3, "--vary", "initializations")
     for workers in (1, 2):
         store.run(*options, "--workers", workers)
     store.run(*LRRT)
@@ -130,7 +131,7 @@ def test_an_interrupted_run_keeps_what_it_had_and_the_same_command_goes_on(store
 
 def test_a_test_that_fails_does_not_agree(store, factory):
     (factory / "fail").touch()
-    message = store.run(*INITIALIZATIONS, code=2).error
+    message = store.run(*INITIALIZATIONS, "--agreement", 1, code=2).error
     assert "2 of 3 tests gave a suggestion, 3 are needed for agreement=1" in message
     assert "seed 2 failed: " in message
     run = store.one("lrrt")
@@ -140,7 +141,7 @@ def test_a_test_that_fails_does_not_agree(store, factory):
     assert "an unlucky seed" in suggestions["consensus"]["no_suggestion"]
     assert "suggested_lr_max" not in run.data.metrics
 
-    outcome = store.run(*INITIALIZATIONS, "--agreement", 0.6)
+    outcome = store.run(*INITIALIZATIONS)
     assert "seed 2 failed: " in outcome.err
     consensus = store.json(store.runs("lrrt")[0], "suggestions.json")["consensus"]
     assert consensus["without_suggestion"] == 1

@@ -60,6 +60,12 @@ def test_a_share_that_is_a_whole_number_of_tests_is_not_rounded_up():
     assert ConsensusOptions(agreement=1e-12).needed(5) == 1
 
 
+def test_most_must_agree():
+    assert [ConsensusOptions().needed(tests) for tests in range(1, 8)] == [1, 2, 2, 3, 3, 4, 5]
+    # Of an odd number that is the median.
+    assert consensus(FIVE).range.max == 0.20
+
+
 def test_ranges_without_a_common_rate_leave_the_decade_below_the_least_maximum():
     found = agreed([LRRange(0.001, 0.01), LRRange(0.02, 0.2)])
     assert found.range == LRRange(0.001, 0.01)
