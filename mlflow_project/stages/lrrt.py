@@ -192,7 +192,7 @@ def _conclude(
     else:
         found = f": {how_sure}"
         if not how_sure.clear:
-            display.note(f"the suggestion is {how_sure}{_remedy(task, rule, how_sure.verdict)}")
+            display.note(f"the suggestion is {how_sure}{_more_tests(task, rule, how_sure.verdict)}")
     source = mlflow.get_run(run.info.run_id).data.tags.get(SOURCE_TAG)
     began = f", from the weights of {link(source)}" if source else ""
     describe(
@@ -206,9 +206,9 @@ def _conclude(
         followed_by(source, run)
 
 
-def _remedy(task: Task, rule: str, verdict: Verdict) -> str:
-    """Return what makes a single test's suggestion surer, where anything does."""
+def _more_tests(task: Task, rule: str, verdict: Verdict) -> str:
+    """Return how to ask for more tests, where that can change the answer."""
     given = task.init.startswith(("run:", "file:"))
     if rule != "robust" or verdict is not Verdict.NOISY or given:
         return ""
-    return "; the median of three initialisations is surer: --tests 3 --vary initializations"
+    return "; --tests 3 --vary initializations asks two more and takes the median"

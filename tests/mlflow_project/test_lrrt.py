@@ -133,18 +133,18 @@ def test_a_rule_without_an_answer_says_why_and_another_takes_its_place(store):
     assert "suggestion.article" not in run.data.metrics
 
 
-def test_an_uncertain_suggestion_is_told_with_what_makes_it_surer(store):
+def test_an_uncertain_suggestion_is_told_with_how_to_ask_more_tests(store):
     noisy = ("lrrt", "--model", "mlp", "--batch-size", 2, "--iterations", 30, "--device", "cpu")
     told = "the suggestion is uncertain: noisy curve (maximum "
-    surer = "); the median of three initialisations is surer: --tests 3 --vary initializations"
+    more = "); --tests 3 --vary initializations asks two more and takes the median"
     alone = store.run(*noisy).err
     assert told in alone
-    assert surer in alone
+    assert more in alone
     kept = store.file(store.one("lrrt"), "initial_weights.safetensors")
     # Of given weights there is one initialisation.
     given = store.run(*noisy, "--init", f"file:{kept}").err
     assert told in given
-    assert surer not in given
+    assert more not in given
 
 
 def test_without_any_suggestion_the_run_fails_and_keeps_weights_and_curve(store):
