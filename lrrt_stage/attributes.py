@@ -21,8 +21,8 @@ MAX_ELEMENTS = 2**20
 """Larger arrays are data, not states."""
 WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch.jit.", "torch._dynamo.")
 """Of modules that keep what belongs to a process or a compiler, not to the model."""
-OF_MODULES = {name for name in vars(nn.Module()) if "hook" not in name}
-"""Attributes that every module has, put back otherwise."""
+OTHERWISE = {"_iterator", *(name for name in vars(nn.Module()) if "hook" not in name)}
+"""Attributes that every module and loader has, put back otherwise."""
 
 
 def preserve_attributes(owners: Iterable[Any]) -> Callable[[], None]:
@@ -53,7 +53,7 @@ def _plain(owner: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(owner).items()
-        if name not in OF_MODULES
+        if name not in OTHERWISE
         and (isinstance(value, (*VALUES, Tensor, np.ndarray)) or type(value) in CONTAINERS)
     }
 

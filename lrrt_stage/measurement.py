@@ -66,7 +66,7 @@ class Measurement:
         LRRTError
             For batches, an optimizer or a loss that cannot be used.
         RangeTestInterrupted
-            On Ctrl-C after the first step.
+            On Ctrl-C; before the first step its curve is empty.
         """
         record = Record(lr, self.stop_multiple, self.beta)
         sources = self.batches, self.probe, self.validation

@@ -100,6 +100,11 @@ def range_test(
     RangeTestInterrupted
         On Ctrl-C; it is a KeyboardInterrupt and carries the curve so far.
 
+    Warns
+    -----
+    UserWarning
+        If the reference ramp failed; the curve is then without it.
+
     References
     ----------
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
@@ -148,8 +153,8 @@ def range_test(
         )
     except KeyboardInterrupt:
         raise RangeTestInterrupted(curve) from None
-    except LRRTError as error:
-        # What was measured is not lost for it.
+    except Exception as error:
+        # Whatever it was, what was measured is not lost for it.
         reads = "the rule 'robust' reads the range test's own ramp, and moves with it"
         warnings.warn(f"{reads}: {error}", stacklevel=2)
         return curve

@@ -118,8 +118,8 @@ def valley_of(curve: LRCurve) -> Valley:
         training = Valley.of(curve, "loss")
         if not np.isfinite(valley.start) or not training.fell:
             raise never_fell(curve, valley.start, float(valley.fit.min()))
-        risen = [each for each in (training, valley) if each.floor < len(curve) - 1]
-        valley = max(risen, key=lambda each: each.rise, default=training)
+        risen = valley.floor < len(curve) - 1
+        valley = max(training, valley, key=lambda each: each.rise) if risen else training
     if valley.floor == len(curve) - 1:
         if curve.stop == "completed":
             raise still_falling(curve)

@@ -198,7 +198,11 @@ def _below(part: Any) -> list[Any]:
 
 def _sources(parts: list[Any]) -> list[Callable[[], object]]:
     """Return functions that put back what decides over the next batches."""
-    counting = [part for part in parts if isinstance(part, (DataLoader, Sampler))]
+    loaders = [part for part in parts if isinstance(part, DataLoader)]
+    # Any class of one's own can be a loader's sampler.
+    samplers = [sampler for each in loaders for sampler in (each.sampler, each.batch_sampler)]
+    samplers += [part for part in parts if isinstance(part, Sampler)]
+    counting = [part for part in _once([*loaders, *samplers]) if hasattr(part, "__dict__")]
     generators = [_generator(part) for part in parts if isinstance(part, GENERATORS)]
     return [preserve_attributes(counting), *generators]
 

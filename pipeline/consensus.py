@@ -55,7 +55,7 @@ class ConsensusOptions:
         require(self.tests >= 1, f"tests={self.tests} is below 1: raise it")
         require(
             0 < self.agreement <= 1,
-            f"agreement={self.agreement} is not in (0, 1]: use 1 for all tests, 0.8 for most",
+            f"agreement={self.agreement} is not in (0, 1]: use 1 for all tests, 0.6 for most",
         )
         require(
             self.workers is None or self.workers >= 1,

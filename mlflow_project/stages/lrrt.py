@@ -211,4 +211,4 @@ def _more_tests(task: Task, rule: str, verdict: Verdict) -> str:
     given = task.init.startswith(("run:", "file:"))
     if rule != "robust" or verdict is not Verdict.NOISY or given:
         return ""
-    return "; --tests 3 --vary initializations asks two more and takes the median"
+    return "; --tests 3 --vary initializations asks two other initialisations too"

@@ -550,9 +550,10 @@ def test_the_reference_is_what_a_test_of_100_iterations_measures(make):
     assert curve.reference == replace(plain, epochs=None, val_loss=None)
 
 
-def test_the_reference_is_over_the_same_batches_where_a_sampler_counts_its_passes():
-    class Sampler(torch.utils.data.Sampler):
-        epoch = passes = 0
+@pytest.mark.parametrize("base", [torch.utils.data.Sampler, object])
+def test_the_reference_is_over_the_same_batches_where_a_sampler_counts_its_passes(base):
+    class Sampler(base):
+        epoch = 0
 
         def __iter__(self):
             self.epoch += 1
@@ -591,6 +592,16 @@ def test_ctrl_c_before_the_first_iteration_of_the_reference_hands_back_the_curve
         run(batches=Again(batches, interrupt), probe=probe(), iterations=110)
     whole = run(batches=batches, probe=probe(), iterations=110)
     assert caught.value.curve == replace(whole, reference=None, epochs=None)
+
+
+def test_a_reference_that_fails_costs_the_curve_nothing():
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.warns(UserWarning, match="'robust' reads .* own ramp.*out of memory"):
+        curve = run(batches=Again(list(loader(n=8 * 140)), fail), probe=probe(), iterations=130)
+    assert curve.reference is None
+    assert curve.loss.min() < curve.loss[0]
 
 
 def test_batches_that_cannot_be_gone_through_again_cost_the_reference_not_the_curve():

@@ -179,6 +179,13 @@ def test_where_the_probe_does_not_fall_the_later_rise_counts():
     assert suggest(curve(VALLEY, probe_loss=never)) == suggest(curve(VALLEY))
 
 
+def test_training_losses_that_never_rise_are_still_falling_whatever_a_flat_probe_does():
+    flat = np.array([4.0, *[3.99, 4.01] * 14])
+    falling = [*FALL, *np.linspace(1.0, 0.5, 6)]
+    with pytest.raises(NoSuggestion, match="still falling"):
+        suggest(curve(falling, probe_loss=flat))
+
+
 def test_a_probe_that_did_not_rise_again_does_not_end_the_descent():
     """A network that is dead says the same of all examples, which may be below its start."""
     dead = np.array([4.1, 4.0] * 13 + [3.5])

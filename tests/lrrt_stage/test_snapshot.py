@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from lrrt_stage import Validation, digest, range_test, seeded
+from lrrt_stage.snapshot import preserved_sources
 from lrrt_stage.weights import state_of
 
 OPTIMIZERS = {
@@ -283,6 +284,15 @@ def test_generators_of_sampler_and_dataset_are_put_back():
     range_test(model, optimizer, cross_entropy, DataLoader(data, 4, sampler=sampler), iterations=10)
     assert torch.equal(generator.get_state(), before[0])
     assert data.rng.bit_generator.state == before[1]
+
+
+def test_processes_that_start_meanwhile_go_on():
+    data = TensorDataset(torch.randn(16, 4))
+    loader = DataLoader(data, 4, num_workers=1, persistent_workers=True)
+    with preserved_sources(loader):
+        next(iter(loader))
+        started = loader._iterator
+    assert loader._iterator is started is not None
 
 
 class Noisy(Dataset):

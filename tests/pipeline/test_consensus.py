@@ -62,7 +62,7 @@ def test_a_share_that_is_a_whole_number_of_tests_is_not_rounded_up():
 
 def test_most_must_agree():
     assert [ConsensusOptions().needed(tests) for tests in range(1, 8)] == [1, 2, 2, 3, 3, 4, 5]
-    # Of an odd number that is the median.
+    # Of three, and of five, that is the median.
     assert consensus(FIVE).range.max == 0.20
 
 
