@@ -26,9 +26,9 @@ def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """A tenth of the mean learning rate of the loss's rise; no smoothing, no fitted constant.
 
     The loss is that of the probe where there is one, else of the training batches; of both where
-    the probe does not fall (:func:`valley_of`). What is above
-    the loss at the initial weights counts as that, so an explosion weighs no more than all being
-    lost. To the rest, the least-squares curve that falls and then rises is fitted
+    the probe does not fall (:func:`valley_of`). What is above the loss at the initial weights
+    counts as that, so an explosion weighs no more than all being lost. To the rest, the
+    least-squares curve that falls and then rises is fitted
     (:func:`lrrt_stage.unimodal.unimodal_fit`). Its rise ends the useful learning rates; where it
     is, is averaged over the heights from the floor up to the start, so that neither the place of
     a flat floor nor a single level decides. A tenth of it, as in the article's rule, since a
