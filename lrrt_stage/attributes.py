@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,24 +21,27 @@ MAX_ELEMENTS = 2**20
 """Larger arrays are data, not states."""
 WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch.jit.", "torch._dynamo.")
 """Of modules that keep what belongs to a process or a compiler, not to the model."""
-OTHERWISE = {"_iterator", *(name for name in vars(nn.Module()) if "hook" not in name)}
-"""Attributes that every module and loader has, put back otherwise."""
+OF_MODULES = {name for name in vars(nn.Module()) if "hook" not in name}
+"""Attributes that every module has, put back otherwise."""
 
 
-def preserve_attributes(owners: Iterable[Any]) -> Callable[[], None]:
+def preserve_attributes(
+    owners: Iterable[Any], but: Collection[str] = OF_MODULES
+) -> Callable[[], None]:
     """Return a function that puts back the plain attributes that modules, or others, have now.
 
     Those are numbers, strings and tuples; lists, dicts, sets and deques with their entries; hooks;
     and dense tensors and arrays of up to a million elements. Entries of entries are not: a list in
     a dict keeps what was appended to it. Attributes of these types that are new are removed.
+    Those named in ``but`` are left alone.
     """
-    found = [(owner, _plain(owner), set(vars(owner))) for owner in owners]
+    found = [(owner, _plain(owner, but), set(vars(owner))) for owner in owners]
     values = {id(value): value for _, plain, _ in found for value in plain.values()}
     contents = [content for value in values.values() if (content := _content(value)) is not None]
 
     def restore() -> None:
         for owner, plain, names in found:
-            for name in _plain(owner).keys() - names:
+            for name in _plain(owner, but).keys() - names:
                 del vars(owner)[name]
             vars(owner).update(plain)
         for put_back in contents:
@@ -47,13 +50,13 @@ def preserve_attributes(owners: Iterable[Any]) -> Callable[[], None]:
     return restore
 
 
-def _plain(owner: Any) -> dict[str, Any]:
+def _plain(owner: Any, but: Collection[str]) -> dict[str, Any]:
     if f"{type(owner).__module__}.".startswith(WRAPPERS):
         return {}
     return {
         name: value
         for name, value in vars(owner).items()
-        if name not in OTHERWISE
+        if name not in but
         and (isinstance(value, (*VALUES, Tensor, np.ndarray)) or type(value) in CONTAINERS)
     }
 

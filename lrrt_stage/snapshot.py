@@ -204,7 +204,8 @@ def _sources(parts: list[Any]) -> list[Callable[[], object]]:
     samplers += [part for part in parts if isinstance(part, Sampler)]
     counting = [part for part in _once([*loaders, *samplers]) if hasattr(part, "__dict__")]
     generators = [_generator(part) for part in parts if isinstance(part, GENERATORS)]
-    return [preserve_attributes(counting), *generators]
+    # A loader's processes are no state of it: those that start meanwhile go on.
+    return [preserve_attributes(counting, but=("_iterator",)), *generators]
 
 
 def _generator(generator: Any) -> Callable[[], object]:

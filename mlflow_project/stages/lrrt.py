@@ -15,6 +15,7 @@ from lrrt_stage import (
     Confidence,
     LRCurve,
     LRRange,
+    LRRTError,
     NoSuggestion,
     RangeTestInterrupted,
     Verdict,
@@ -100,7 +101,7 @@ def lrrt(
                 )
             )
         how_sure = tracking.log_suggestions(run, curve, answers, sure, rule, several)
-        _conclude(run, task, curve, agreed, plan.suggestion.rule, rule, how_sure)
+        _conclude(run, task, plan, curve, agreed, rule, how_sure)
     return run.info.run_id
 
 
@@ -169,14 +170,14 @@ def _rule_with_answer(asked: str, agreed: Mapping[str, Consensus | NoSuggestion]
 def _conclude(
     run: Run,
     task: Task,
+    plan: RangeTestPlan,
     curve: LRCurve,
     agreed: Mapping[str, Consensus | NoSuggestion],
-    asked: str,
     rule: str,
     how_sure: Confidence,
 ) -> None:
     """Say what the rules answered; raise NoSuggestion if none did."""
-    chosen = agreed[rule]
+    chosen, asked = agreed[rule], plan.suggestion.rule
     if isinstance(chosen, NoSuggestion):
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {chosen}")
     for name, answer in agreed.items():
@@ -192,7 +193,8 @@ def _conclude(
     else:
         found = f": {how_sure}"
         if not how_sure.clear:
-            display.note(f"the suggestion is {how_sure}{_more_tests(task, rule, how_sure.verdict)}")
+            more = _more_tests(task, plan, rule, how_sure.verdict)
+            display.note(f"the suggestion is {how_sure}{more}")
     source = mlflow.get_run(run.info.run_id).data.tags.get(SOURCE_TAG)
     began = f", from the weights of {link(source)}" if source else ""
     describe(
@@ -206,9 +208,12 @@ def _conclude(
         followed_by(source, run)
 
 
-def _more_tests(task: Task, rule: str, verdict: Verdict) -> str:
+def _more_tests(task: Task, plan: RangeTestPlan, rule: str, verdict: Verdict) -> str:
     """Return how to ask for more tests, where that can change the answer."""
-    given = task.init.startswith(("run:", "file:"))
-    if rule != "robust" or verdict is not Verdict.NOISY or given:
+    if rule != "robust" or verdict is not Verdict.NOISY:
+        return ""
+    try:
+        further_jobs(task, plan, ConsensusOptions(tests=3, vary="initializations"))
+    except LRRTError:  # of given weights there is one initialisation
         return ""
     return "; --tests 3 --vary initializations asks two other initialisations too"
