@@ -1,7 +1,7 @@
 """What a range test costs per step, against a bare training loop over the same batches.
 
 Everything runs in one process, in rounds that take turns, so that a busy machine slows all of
-them alike; medians over the rounds are compared. Run it with ``make bench``.
+them alike; medians over the rounds are compared. Run it with ``make prepared``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import range_test, resolve_device, seeded
-from pipeline.batches import Batches
-from pipeline.data import Data
-from pipeline.models import build_model
+from pipeline.data.batches import Batches
+from pipeline.data.splits import Data
+from pipeline.models.networks import build_model
 
 
 def bare_loop(model, optimizer, batches, iterations, device):

@@ -1,7 +1,7 @@
 """What a study's workers gain, and what a validation loss at every iteration costs.
 
 Everything is measured in rounds that take turns, and medians are compared. On the CPU a test
-computes with one thread. Run it with ``make bench``.
+computes with one thread. Run it with ``make prepared``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import click
 import torch
 
 from lrrt_stage import RangeTestOptions
-from pipeline import RangeTestPlan, Runtime, Task, ValidationOptions, Workbench
-from pipeline.studies import RangeTestJob, run_jobs
+from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, ValidationOptions
+from pipeline.jobs.jobs import RangeTestJob
+from pipeline.jobs.pool import run_jobs
 
 
 def seconds(function):
@@ -44,8 +45,8 @@ def workers_speedup(task, tests, workers, rounds, runtime):
 
 def validation_cost(task, rounds, runtime):
     """Print how much longer a range test takes that is validated at every iteration."""
-    bench = Workbench(task, runtime)
-    state = bench.initial_weights()
+    prepared = PreparedTask(task, runtime)
+    state = prepared.initial_weights()
     ramp = RangeTestOptions(lr_end=1e-2, stop_multiple=None)
     plans = {
         kind: RangeTestPlan(ramp, validation=ValidationOptions(kind))
@@ -54,7 +55,7 @@ def validation_cost(task, rounds, runtime):
     taken = {kind: [] for kind in plans}
     for each in range(rounds + 1):
         for kind, plan in plans.items():
-            time_taken = seconds(lambda plan=plan: bench.range_test(state, plan))
+            time_taken = seconds(lambda plan=plan: prepared.range_test(state, plan))
             if each:  # the first round warms up
                 taken[kind].append(time_taken)
     base = median(taken["none"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich_click import Command
 
-from mlflow_project.cli import commands
+from mlflow_project.cli.entry import commands
 
 MARK = "<!-- commands -->"
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)")

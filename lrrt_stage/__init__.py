@@ -5,27 +5,21 @@
 LRRange(min=0.021, max=0.65)
 """
 
-from lrrt_stage import robust, rules  # which puts their rules into RULES
-from lrrt_stage.curve import LRCurve
-from lrrt_stage.device import deterministic, resolve_device
+from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.curve.lr_range import LRRange
+from lrrt_stage.curve.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
 from lrrt_stage.errors import LRRTError, NoSuggestion, Verdict
-from lrrt_stage.ramp import RAMPS, RangeTestOptions, ramp
-from lrrt_stage.randomness import preserved_randomness, seeded
-from lrrt_stage.range_test import RangeTestInterrupted, range_test
-from lrrt_stage.robust import Valley, valley_of
-from lrrt_stage.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
-from lrrt_stage.step import StepOptions, TrainingStep
-from lrrt_stage.suggestion import (
-    RULES,
-    LRRange,
-    SuggestionOptions,
-    rule,
-    suggest,
-    suggest_all,
-)
-from lrrt_stage.trust import Confidence, confidence, confidence_all
-from lrrt_stage.validation import Validation
-from lrrt_stage.weights import INITIALIZERS, digest, initialize
+from lrrt_stage.measure.lr_range_test import RangeTestInterrupted, range_test
+from lrrt_stage.measure.ramps import RAMPS, RangeTestOptions, ramp
+from lrrt_stage.measure.step import StepOptions, TrainingStep
+from lrrt_stage.measure.validation import Validation
+from lrrt_stage.rules import published, robust  # noqa: F401 - each registers its rules
+from lrrt_stage.rules.registry import RULES, SuggestionOptions, rule, suggest, suggest_all
+from lrrt_stage.rules.robust import UnimodalFit, fit_unimodal
+from lrrt_stage.rules.uncertainty import Confidence, confidence, confidence_all
+from lrrt_stage.state.device import deterministic, resolve_device
+from lrrt_stage.state.randomness import preserved_randomness, seeded
+from lrrt_stage.state.weights import INITIALIZERS, digest, initialize
 
 __all__ = [
     "AVERAGES",
@@ -43,25 +37,35 @@ __all__ = [
     "StepOptions",
     "SuggestionOptions",
     "TrainingStep",
+    "UnimodalFit",
     "Validation",
-    "Valley",
     "Verdict",
     "confidence",
     "confidence_all",
     "deterministic",
     "digest",
+    "fit_unimodal",
     "initialize",
     "mean_age",
     "preserved_randomness",
     "ramp",
     "range_test",
     "resolve_device",
-    "robust",
     "rule",
-    "rules",
     "seeded",
     "suggest",
     "suggest_all",
-    "valley_of",
     "zero_phase",
 ]
+
+
+def _curve_html(curve: LRCurve) -> str:
+    """Return a curve as a notebook shows it."""
+    # Imported at first use: drawing takes matplotlib, which measuring does not need.
+    from lrrt_stage.plots.notebook import curve_html
+
+    return curve_html(curve)
+
+
+# Attached here, so that the room `curve` does not know the room `plots`.
+LRCurve._repr_html_ = _curve_html  # type: ignore[attr-defined]

@@ -5,6 +5,6 @@
 >>> scheduler = handoff.scheduler(optimizer, total_steps=1000)   # doctest: +SKIP
 """
 
-from mlflow_project.handoff import Handoff, load_handoff
+from mlflow_project.handoff.handoff import Handoff, load_handoff
 
 __all__ = ["Handoff", "load_handoff"]

@@ -1,16 +1,16 @@
 """What a range test is for: a task, its training, and the refinement between them."""
 
-from pipeline.data import Data, Split
-from pipeline.factories import DatasetFactory, ModelFactory
-from pipeline.narrowing import Narrowing
-from pipeline.plan import RangeTestPlan
-from pipeline.recipes import RECIPES, RecipeOptions, published_ranges
-from pipeline.refinement import RefineOptions, best_range, refine
-from pipeline.schedules import SCHEDULES, build_schedule
-from pipeline.task import Runtime, Task
-from pipeline.training import Training, TrainOptions, train
-from pipeline.validation import ValidationOptions
-from pipeline.workbench import Workbench
+from pipeline.data.factories import DatasetFactory, ModelFactory
+from pipeline.data.splits import Data, Split
+from pipeline.task.evaluation import ValidationOptions
+from pipeline.task.plan import RangeTestPlan
+from pipeline.task.prepared import PreparedTask
+from pipeline.task.recipes import RECIPES, RecipeOptions, published_ranges
+from pipeline.task.tasks import Runtime, Task
+from pipeline.training.loop import Training, TrainOptions, train
+from pipeline.training.narrowing import Narrowing
+from pipeline.training.refinement import RefineOptions, best_range, refine
+from pipeline.training.schedules import SCHEDULES, build_schedule
 
 __all__ = [
     "RECIPES",
@@ -19,6 +19,7 @@ __all__ = [
     "DatasetFactory",
     "ModelFactory",
     "Narrowing",
+    "PreparedTask",
     "RangeTestPlan",
     "RecipeOptions",
     "RefineOptions",
@@ -28,7 +29,6 @@ __all__ = [
     "TrainOptions",
     "Training",
     "ValidationOptions",
-    "Workbench",
     "best_range",
     "build_schedule",
     "published_ranges",

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import LRRange, digest, range_test, seeded
-from pipeline import Task, TrainOptions, Workbench, train
+from pipeline import PreparedTask, Task, TrainOptions, train
 
 OPTIMIZERS = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=1e-4),
@@ -197,13 +197,15 @@ class TestFactory:
         task = Task(
             model="examples.keras_model:build", model_args={"width": 4}, init="own", batch_size=256
         )
-        bench = Workbench(task)
-        state = bench.initial_weights()
+        prepared = PreparedTask(task)
+        state = prepared.initial_weights()
 
         def run(checkpoint=None, on_epoch=None):
             options = TrainOptions(epochs=3)
             lr_range = LRRange(0.01, 0.1)
-            return train(bench, state, lr_range, options, checkpoint=checkpoint, on_epoch=on_epoch)
+            return train(
+                prepared, state, lr_range, options, checkpoint=checkpoint, on_epoch=on_epoch
+            )
 
         def interrupt(training):
             raise KeyboardInterrupt

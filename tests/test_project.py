@@ -14,8 +14,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from mlflow_project.commands import commands
-from pipeline.recipes import RECIPES
+from mlflow_project.cli.commands import commands
+from pipeline.task.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -134,7 +134,7 @@ def gapminder() -> Split:
 @cache
 def patches(size: int = 16) -> Split:
     """Which of eight photographs is a patch from: 2,048 and 512, 3 × size × size (scikit-image)."""
-    from pipeline.photographs import photographs
+    from pipeline.data.photographs import photographs
 
     data = photographs("", size=size)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (data.mean, data.std))

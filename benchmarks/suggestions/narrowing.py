@@ -17,7 +17,7 @@ from benchmarks.suggestions.regrets import (
 )
 from benchmarks.suggestions.work import Work
 from lrrt_stage import LRCurve, LRRange
-from pipeline.narrowing import Narrowing
+from pipeline.training.narrowing import Narrowing
 
 __all__ = ["LONG_GRID", "POLICIES", "compared", "narrowed"]
 
@@ -28,7 +28,7 @@ LONG_GRID = np.geomspace(1e-4, 10, 10)
 def _third(suggested: LRRange) -> LRRange:
     """Return the range up to a third of its maximum; a decade where its minimum lies above that."""
     peak = suggested.max / 3
-    return LRRange(suggested.min, peak) if suggested.min < peak else LRRange.below(peak)
+    return LRRange(suggested.min, peak) if suggested.min < peak else LRRange.decade_below(peak)
 
 
 POLICIES: dict[str, tuple[str, Callable[[LRRange], LRRange]]] = {

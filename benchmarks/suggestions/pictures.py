@@ -19,7 +19,7 @@ from benchmarks.suggestions.regrets import (
     trained,
 )
 from benchmarks.suggestions.work import Work
-from lrrt_stage import LRCurve, valley_of
+from lrrt_stage import LRCurve, fit_unimodal
 from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
 
 __all__ = ["SHOWN", "draw", "pictures"]
@@ -70,7 +70,7 @@ def draw(title: str, curve: LRCurve, peaks: Mapping[str, float], regrets: pd.Dat
 
     ``regrets`` has the columns ``lr`` and ``regret``.
     """
-    valley = valley_of(curve)
+    valley = fit_unimodal(curve)
     losses = (
         Line(curve.lr, curve.loss, "loss of each batch", "#9db4c8", 1),
         Line(curve.lr, curve.probe_loss, "loss of the probe", "#1f4e79", 2),

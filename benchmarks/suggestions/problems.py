@@ -19,8 +19,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from benchmarks.suggestions import data
 from benchmarks.suggestions.models import Attention, cnn, image_to_image, mlp
 from lrrt_stage import initialize, seeded
-from pipeline.optimizers import build_optimizer
-from pipeline.validation import ValidationOptions
+from pipeline.models.optimizers import build_optimizer
+from pipeline.task.evaluation import ValidationOptions
 
 __all__ = ["PROBLEMS", "Problem", "half"]
 

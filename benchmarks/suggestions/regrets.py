@@ -14,7 +14,7 @@ from benchmarks.suggestions.problems import Problem
 from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
 from benchmarks.suggestions.work import Work
 from lrrt_stage import LRCurve, LRRange, NoSuggestion, confidence, suggest, suggest_all
-from pipeline.consensus import consensus
+from pipeline.decide.several_tests import consensus
 
 __all__ = [
     "GRID",

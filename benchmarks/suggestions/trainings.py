@@ -16,8 +16,8 @@ from lrrt_stage import (
     range_test,
     seeded,
 )
-from lrrt_stage.step import BatchStream, batch_loss_of
-from pipeline.schedules import build_schedule
+from lrrt_stage.measure.step import BatchStream, batch_loss_of
+from pipeline.training.schedules import build_schedule
 
 __all__ = ["final_loss", "initial_loss", "lr_curve"]
 

@@ -8,10 +8,10 @@ from typing import Any, TypedDict
 from torch import nn
 from torch.optim import Optimizer
 
-from lrrt_stage.randomness import seeded
+from lrrt_stage.measure.step import BatchLoss
 from lrrt_stage.settings import require
-from lrrt_stage.snapshot import preserved_sources
-from lrrt_stage.step import BatchLoss
+from lrrt_stage.state.preserve import preserved_sources
+from lrrt_stage.state.randomness import seeded
 
 __all__ = ["Batches", "RangeTestArguments", "first_batch", "require_methods"]
 

@@ -9,15 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrrt_stage.adapters.arguments import (
-    Batches,
-    RangeTestArguments,
-    first_batch,
-    require_methods,
-)
+from lrrt_stage.adapters.arguments import Batches, RangeTestArguments, first_batch, require_methods
 from lrrt_stage.errors import LRRTError
-from lrrt_stage.randomness import preserved_randomness
 from lrrt_stage.settings import require
+from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = ["from_fastai"]
 

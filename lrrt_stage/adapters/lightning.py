@@ -15,15 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lrrt_stage.adapters.arguments import (
-    Batches,
-    RangeTestArguments,
-    first_batch,
-    require_methods,
-)
+from lrrt_stage.adapters.arguments import Batches, RangeTestArguments, first_batch, require_methods
 from lrrt_stage.errors import LRRTError
-from lrrt_stage.randomness import preserved_randomness
 from lrrt_stage.settings import require
+from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = ["from_lightning"]
 

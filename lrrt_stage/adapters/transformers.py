@@ -7,14 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lrrt_stage.adapters.arguments import (
-    Batches,
-    RangeTestArguments,
-    first_batch,
-    require_methods,
-)
-from lrrt_stage.randomness import preserved_randomness
+from lrrt_stage.adapters.arguments import Batches, RangeTestArguments, first_batch, require_methods
 from lrrt_stage.settings import require
+from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = ["from_transformers"]
 

@@ -12,15 +12,23 @@ from mlflow.entities import Run
 from lrrt_stage import NoSuggestion
 from lrrt_stage.charts import write_page
 from lrrt_stage.settings import hide_passwords, require, setting
-from mlflow_project import tracking
-from mlflow_project.artifacts import read_curve
-from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import load_handoff
-from mlflow_project.lineage import Source, source_of
-from mlflow_project.params import log_options
-from mlflow_project.stages.lrrt import lrrt
-from mlflow_project.stages.opening import run_name, task_words
-from mlflow_project.tags import (
+from mlflow_project.handoff.artifacts import read_curve
+from mlflow_project.handoff.handoff import load_handoff
+from mlflow_project.handoff.lineage import Source, source_of
+from mlflow_project.stages.lrrt import range_test_stage
+from mlflow_project.stages.shared import run_name, task_words
+from mlflow_project.tracking.descriptions import describe, followed_by, link
+from mlflow_project.tracking.params import log_options
+from mlflow_project.tracking.runs import (
+    get_run,
+    log_dataset,
+    log_range,
+    log_scalars,
+    name_run,
+    stage_run,
+    staged_files,
+)
+from mlflow_project.tracking.tags import (
     BASELINE_TAG,
     FITS_TAG,
     MISMATCH_TAG,
@@ -31,17 +39,16 @@ from mlflow_project.tags import (
     VERDICT_TAG,
     WEIGHTS_TAG,
 )
-from mlflow_project.tracking import stage_run, staged_files
-from pipeline import RangeTestPlan, Runtime, Task, Workbench
-from pipeline.consensus import ConsensusOptions
-from pipeline.gate import Answer, Finding, GateOptions, still_fits
-from pipeline.overlay import Overlaid, overlay_chart
+from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
+from pipeline.decide.fit_check import Answer, CheckOptions, CheckResult, still_fits
+from pipeline.decide.overlay import Overlaid, overlay_chart
+from pipeline.decide.several_tests import ConsensusOptions
 
-__all__ = ["CheckOptions", "check_stage"]
+__all__ = ["CheckRunOptions", "check_stage"]
 
 
 @dataclass(frozen=True)
-class CheckOptions(GateOptions):
+class CheckRunOptions(CheckOptions):
     """What is compared with what."""
 
     baseline: str = setting(
@@ -53,7 +60,7 @@ class CheckOptions(GateOptions):
 
 def check_stage(
     runtime: Runtime,
-    options: CheckOptions,
+    options: CheckRunOptions,
     *,
     changes: dict[str, Any] | None = None,
     tests: dict[str, Any] | None = None,
@@ -82,34 +89,34 @@ def check_stage(
     consensus = replace(then.consensus, **tests or {})
     task = replace(then.task, **changes or {})
     with stage_run("check") as run:
-        tracking.name_run(run, run_name(task))
+        name_run(run, run_name(task))
         lr = baseline.peak_lr if options.lr is None else options.lr
-        bench = Workbench(task, runtime)
+        prepared = PreparedTask(task, runtime)
         # The rule that was used, which may have stood in for the one that was asked for.
         rule = replace(then.plan.suggestion, rule=then.rule)
         plan = replace(then.plan, suggestion=rule)
-        log_options(run, task, plan, consensus, options, device=str(bench.device))
-        tracking.log_dataset(bench)
+        log_options(run, task, plan, consensus, options, device=str(prepared.device))
+        log_dataset(prepared)
         mlflow.set_tag(BASELINE_TAG, baseline.run.info.run_id)
-        tracking.log_range(run, "baseline", then.range)
-        tracking.log_scalars(run, {"lr_in_use": lr})
-        run_id, today, problem = _test_again(run, task, runtime, plan, consensus, bench)
+        log_range(run, "baseline", then.range)
+        log_scalars(run, {"lr_in_use": lr})
+        run_id, today, problem = _test_again(run, task, runtime, plan, consensus, prepared)
         earlier = Overlaid("baseline", then.curve, then.plan.smoothing, then.range, then.confidence)
         if today.range is None:
-            finding = Finding(False, f"today's range test has no suggestion: {problem}")
+            result = CheckResult(False, f"today's range test has no suggestion: {problem}")
         else:
-            finding = still_fits(
+            result = still_fits(
                 Answer(then.range, then.confidence),
                 Answer(today.range, today.confidence),
                 lr,
                 options.tolerance,
             )
         with staged_files(run) as folder:
-            title = f"LR {lr:.3g} {'still fits' if finding.fits else 'no longer fits'}"
+            title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
             chart = overlay_chart(title, [earlier, today], lr)
             chart.figure().savefig(folder / "overlay.png")
             write_page(chart.page(), folder / "overlay.html")
-        _conclude(run, baseline, run_id, today, bench, finding)
+        _conclude(run, baseline, run_id, today, prepared, result)
     return run.info.run_id
 
 
@@ -119,12 +126,12 @@ def _test_again(
     runtime: Runtime,
     plan: RangeTestPlan,
     consensus: ConsensusOptions,
-    bench: Workbench,
+    prepared: PreparedTask,
 ) -> tuple[str, Overlaid, str]:
     """Return today's range test: its run, what is drawn of it, and why it has no suggestion."""
     rule, problem = plan.suggestion.rule, ""
     try:
-        found = load_handoff(lrrt(task, runtime, plan, consensus, bench=bench))
+        found = load_handoff(range_test_stage(task, runtime, plan, consensus, prepared=prepared))
         if found.rule == rule:
             drawn = Overlaid("today", found.curve, plan.smoothing, found.range, found.confidence)
             return found.run_id, drawn, ""
@@ -137,7 +144,7 @@ def _test_again(
         )
         run_id, problem = child.info.run_id, str(reason)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        curve = read_curve(tracking.get_run(run_id), folder)
+        curve = read_curve(get_run(run_id), folder)
     return run_id, Overlaid("today", curve, plan.smoothing), problem
 
 
@@ -146,35 +153,33 @@ def _conclude(
     baseline: Source,
     run_id: str,
     today: Overlaid,
-    bench: Workbench,
-    finding: Finding,
+    prepared: PreparedTask,
+    result: CheckResult,
 ) -> None:
     then = baseline.handoff
     mlflow.set_tags(
         {
-            FITS_TAG: str(finding.fits).lower(),
-            REASON_TAG: finding.reason,
+            FITS_TAG: str(result.fits).lower(),
+            REASON_TAG: result.reason,
             RULE_TAG: then.rule,
             STEP_TAGS["lrrt"]: run_id,
         }
     )
     if today.range is not None:
-        tracking.log_range(run, "suggested", today.range)
-        tracking.log_scalars(
-            run, {"moved_decades": finding.moved, "allowed_decades": finding.allowed}
-        )
+        log_range(run, "suggested", today.range)
+        log_scalars(run, {"moved_decades": result.moved, "allowed_decades": result.allowed})
     if today.confidence is not None:
         mlflow.set_tag(VERDICT_TAG, str(today.confidence.verdict))
-    changed = bench.task.differences(then.task)
-    if bench.data.digest != then.data_sha256:
-        changed.append(f"the content of dataset {bench.task.dataset!r}")
-    if tracking.get_run(run_id).data.tags[WEIGHTS_TAG] != then.weights_sha256:
+    changed = prepared.task.differences(then.task)
+    if prepared.data.digest != then.data_sha256:
+        changed.append(f"the content of dataset {prepared.task.dataset!r}")
+    if get_run(run_id).data.tags[WEIGHTS_TAG] != then.weights_sha256:
         changed.append("the initial weights, and so the model or its initialisation")
-    verdict = "still fits" if finding.fits else "no longer fits"
+    verdict = "still fits" if result.fits else "no longer fits"
     describe(
         run,
-        f"The learning rate in use by {link(baseline.run)} **{verdict}** {task_words(bench.task)}: "
-        f"{finding.reason}.",
+        f"The learning rate in use by {link(baseline.run)} **{verdict}** "
+        f"{task_words(prepared.task)}: {result.reason}.",
         f"The range test behind it is {link(then.run_id)}, that of today {link(run_id)}.",
         f"What is known to differ: {hide_passwords('; '.join(changed)) or 'nothing'}.",
     )

@@ -10,14 +10,14 @@ import pandas as pd
 
 from lrrt_stage.charts import write_page
 from lrrt_stage.settings import require
-from mlflow_project import display, tracking
-from mlflow_project.descriptions import describe, link
-from mlflow_project.handoff import Handoff
-from mlflow_project.lineage import source_of
-from mlflow_project.params import shown
-from mlflow_project.tags import COMPARED_TAG
-from mlflow_project.tracking import stage_run, staged_files
-from pipeline.overlay import Overlaid, overlay_chart
+from mlflow_project.handoff.handoff import Handoff
+from mlflow_project.handoff.lineage import source_of
+from mlflow_project.tracking import console
+from mlflow_project.tracking.descriptions import describe, link
+from mlflow_project.tracking.params import shown
+from mlflow_project.tracking.runs import get_run, name_run, stage_run, staged_files
+from mlflow_project.tracking.tags import COMPARED_TAG
+from pipeline.decide.overlay import Overlaid, overlay_chart
 
 __all__ = ["compare_stage"]
 
@@ -49,7 +49,7 @@ def compare_stage(*, runs: Sequence[str]) -> str:
     with stage_run("compare") as run:
         names = _names(handoffs)
         both = " against ".join(names)
-        tracking.name_run(run, both if len(both) <= MAX_NAME else f"{len(names)} tests")
+        name_run(run, both if len(both) <= MAX_NAME else f"{len(names)} tests")
         rows = _rows(names, handoffs)
         with staged_files(run) as folder:
             tests = [
@@ -69,7 +69,7 @@ def compare_stage(*, runs: Sequence[str]) -> str:
         told = "; ".join(found[:MAX_LINKS]) + more
         describe(run, f"Range tests over each other. They suggest: {told}.")
         for name, each in zip(names, handoffs, strict=True):
-            display.note(f"{name}: {each.range}")
+            console.note(f"{name}: {each.range}")
     return run.info.run_id
 
 
@@ -82,7 +82,7 @@ def _names(handoffs: Sequence[Handoff]) -> list[str]:
         return names
     # Tasks that are the same: of other data, code or options.
     return [
-        f"{name or tracking.get_run(each.run_id).info.run_name} ({each.run_id[:6]})"
+        f"{name or get_run(each.run_id).info.run_name} ({each.run_id[:6]})"
         for name, each in zip(names, handoffs, strict=True)
     ]
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import mlflow
 from mlflow.entities import Run
 
-from mlflow_project import display
-from mlflow_project.reuse import FINGERPRINT_TAG
-from mlflow_project.stages.jobs import children, job_fingerprints, log_outcome, read_result
-from mlflow_project.tags import STAGE_TAG
-from pipeline import Runtime, Workbench
-from pipeline.studies import Job, Outcome, run_jobs
+from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG
+from mlflow_project.stages.child_runs import children, job_fingerprints, log_outcome, read_result
+from mlflow_project.tracking import console
+from mlflow_project.tracking.tags import STAGE_TAG
+from pipeline import PreparedTask, Runtime
+from pipeline.jobs.jobs import Job
+from pipeline.jobs.pool import JobResult, run_jobs
 
 __all__ = ["JobRuns", "cut_off", "finished_children", "same_runs"]
 
@@ -27,19 +28,19 @@ class JobRuns:
     def __init__(
         self,
         run: Run,
-        bench: Workbench,
+        prepared: PreparedTask,
         runtime: Runtime,
         title: str,
         workers: int | None,
         finished: Mapping[str, Run],
     ) -> None:
-        self.run, self.bench, self.runtime = run, bench, runtime
+        self.run, self.prepared, self.runtime = run, prepared, runtime
         self.title, self.workers, self.finished = title, workers, finished
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[JobResult] = []
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def __call__(self, jobs: Sequence[Job]) -> list[JobResult]:
         """Return the outcomes of ``jobs`` in their order."""
-        marks = job_fingerprints(self.bench, jobs)
+        marks = job_fingerprints(self.prepared, jobs)
         taken = [self.finished.get(mark) for mark in marks]
         for found in taken:
             if found is not None:
@@ -48,21 +49,21 @@ class JobRuns:
                 )
         missing = [index for index, found in enumerate(taken) if found is None]
         if len(missing) < len(jobs):
-            display.note(f"{len(jobs) - len(missing)} of {len(jobs)} are finished already")
+            console.note(f"{len(jobs) - len(missing)} of {len(jobs)} are finished already")
         done = {
-            index: Outcome(jobs[index], read_result(found))
+            index: JobResult(jobs[index], read_result(found))
             for index, found in enumerate(taken)
             if found is not None
         }
-        with display.progress(self.title) as progress:
+        with console.progress(self.title) as progress:
             progress(len(done), len(jobs))
 
-            def on_done(index: int, outcome: Outcome) -> None:
-                log_outcome(self.bench, outcome, marks[missing[index]])
+            def on_done(index: int, outcome: JobResult) -> None:
+                log_outcome(self.prepared, outcome, marks[missing[index]])
                 done[missing[index]] = outcome
                 progress(len(done), len(jobs))
                 if outcome.error:
-                    display.note(f"{outcome.job.name} failed: {outcome.error}")
+                    console.note(f"{outcome.job.name} failed: {outcome.error}")
 
             try:
                 run_jobs([jobs[index] for index in missing], self.runtime, self.workers, on_done)

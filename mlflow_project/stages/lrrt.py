@@ -21,35 +21,42 @@ from lrrt_stage import (
     Verdict,
     confidence_all,
     suggest_all,
-    weights,
 )
 from lrrt_stage.settings import require
-from mlflow_project import display, tracking
-from mlflow_project.artifacts import CURVE, find_run, read_weights
-from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.params import log_options
-from mlflow_project.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, WEIGHTS, publish
-from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from lrrt_stage.state import weights
+from mlflow_project.handoff.artifacts import CURVE, find_run, read_weights
+from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
+from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, WEIGHTS, publish
 from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
-from mlflow_project.stages.opening import run_name, task_words
-from mlflow_project.tags import SOURCE_TAG, STAGE_TAG, WEIGHTS_TAG
-from mlflow_project.tracking import stage_run, staged_files
-from pipeline import RangeTestPlan, Runtime, Task, Workbench
-from pipeline.consensus import Consensus, ConsensusOptions, consensus_all, further_jobs
-from pipeline.studies import Measured, RangeTestJob
+from mlflow_project.stages.shared import run_name, task_words
+from mlflow_project.tracking import console
+from mlflow_project.tracking.descriptions import describe, followed_by, link
+from mlflow_project.tracking.params import log_options
+from mlflow_project.tracking.runs import (
+    log_curve,
+    log_dataset,
+    log_suggestions,
+    name_run,
+    stage_run,
+    staged_files,
+)
+from mlflow_project.tracking.tags import SOURCE_TAG, STAGE_TAG, WEIGHTS_TAG
+from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
+from pipeline.decide.several_tests import Consensus, ConsensusOptions, consensus_all, further_jobs
+from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 
-__all__ = ["lrrt", "lrrt_fingerprint"]
+__all__ = ["lrrt_fingerprint", "range_test_stage"]
 
 WHY = {"robust": ", a tenth of the learning rate at which the loss rises again,"}
 
 
-def lrrt(
+def range_test_stage(
     task: Task,
     runtime: Runtime,
     plan: RangeTestPlan,
     consensus: ConsensusOptions,
     *,
-    bench: Workbench | None = None,
+    prepared: PreparedTask | None = None,
 ) -> str:
     """Run a range test as a run of its own and return its id.
 
@@ -61,21 +68,21 @@ def lrrt(
         If no rule has an answer; the run keeps its weights and its curve.
     """
     with stage_run("lrrt") as run:
-        tracking.name_run(run, run_name(task))
-        bench = bench or Workbench(task, runtime)
-        log_options(run, task, plan, consensus, device=str(bench.device))
-        tracking.log_dataset(bench)
-        mark = lrrt_fingerprint(bench, plan, consensus)
+        name_run(run, run_name(task))
+        prepared = prepared or PreparedTask(task, runtime)
+        log_options(run, task, plan, consensus, device=str(prepared.device))
+        log_dataset(prepared)
+        mark = lrrt_fingerprint(prepared, plan, consensus)
         # At once, so that the tests of an interrupted run are found again.
         mlflow.set_tag(FINGERPRINT_TAG, mark)
         jobs = further_jobs(task, plan, consensus)
-        state = _initial_weights(bench)
+        state = _initial_weights(prepared)
         with staged_files(run) as folder:
             # Before the test, so that the weights are kept however it ends.
-            mlflow.set_tags(publish(folder, bench, plan, state))
+            mlflow.set_tags(publish(folder, prepared, plan, state))
             try:
-                with display.progress("range test") as progress:
-                    curve = bench.range_test(state, plan, progress)
+                with console.progress("range test") as progress:
+                    curve = prepared.range_test(state, plan, progress)
             except RangeTestInterrupted as interrupt:
                 if len(interrupt.curve):
                     _keep(run, interrupt.curve, plan, folder)
@@ -83,14 +90,14 @@ def lrrt(
             _keep(run, curve, plan, folder)
             answers = suggest_all(curve, plan.smoothing)
             sure = confidence_all(curve, plan.smoothing)
-            others = _further_tests(run, bench, runtime, jobs, consensus.workers, mark)
+            others = _further_tests(run, prepared, runtime, jobs, consensus.workers, mark)
             agreed = consensus_all([answers, *others], consensus)
             rule = _rule_with_answer(plan.suggestion.rule, agreed)
             several = agreed[rule] if jobs else None
             mlflow.set_tags(
                 publish(
                     folder,
-                    bench,
+                    prepared,
                     plan,
                     state,
                     curve=curve,
@@ -100,26 +107,28 @@ def lrrt(
                     agreed=several,
                 )
             )
-        how_sure = tracking.log_suggestions(run, curve, answers, sure, rule, several)
+        how_sure = log_suggestions(run, curve, answers, sure, rule, several)
         _conclude(run, task, plan, curve, agreed, rule, how_sure)
     return run.info.run_id
 
 
-def lrrt_fingerprint(bench: Workbench, plan: RangeTestPlan, consensus: ConsensusOptions) -> str:
+def lrrt_fingerprint(
+    prepared: PreparedTask, plan: RangeTestPlan, consensus: ConsensusOptions
+) -> str:
     """Return what marks range tests that would give the same curve and suggestion."""
     # Nothing depends on how many tests run at a time.
-    return fingerprint("lrrt", bench, plan=plan, consensus=replace(consensus, workers=None))
+    return fingerprint("lrrt", prepared, plan=plan, consensus=replace(consensus, workers=None))
 
 
 def _keep(run: Run, curve: LRCurve, plan: RangeTestPlan, folder: Path) -> None:
     """Log a curve before anything else can end the run."""
-    tracking.log_curve(run, curve, plan.smoothing)
+    log_curve(run, curve, plan.smoothing)
     curve.to_csv(folder / CURVE, plan.smoothing)
 
 
 def _further_tests(
     run: Run,
-    bench: Workbench,
+    prepared: PreparedTask,
     runtime: Runtime,
     jobs: list[RangeTestJob],
     workers: int | None,
@@ -132,19 +141,19 @@ def _further_tests(
     if not jobs:
         return []
     finished = finished_children(cut_off(same_runs(run, mark, "lrrt")))
-    outcomes = JobRuns(run, bench, runtime, "further tests", workers, finished)(jobs)
+    outcomes = JobRuns(run, prepared, runtime, "further tests", workers, finished)(jobs)
     return [
         each.result.answers
-        if isinstance(each.result, Measured)
+        if isinstance(each.result, RangeTestResult)
         else dict.fromkeys(RULES, NoSuggestion(f"{each.job.name} failed: {each.error}"))
         for each in outcomes
     ]
 
 
-def _initial_weights(bench: Workbench) -> weights.State:
-    init = bench.task.init
+def _initial_weights(prepared: PreparedTask) -> weights.State:
+    init = prepared.task.init
     if not init.startswith("run:"):
-        return bench.initial_weights()
+        return prepared.initial_weights()
     run_id = init.removeprefix("run:")
     require(
         run_id != "latest",
@@ -158,7 +167,7 @@ def _initial_weights(bench: Workbench) -> weights.State:
     else:
         state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        return bench.initial_weights(weights.save(state, Path(folder) / WEIGHTS))
+        return prepared.initial_weights(weights.save(state, Path(folder) / WEIGHTS))
 
 
 def _rule_with_answer(asked: str, agreed: Mapping[str, Consensus | NoSuggestion]) -> str:
@@ -182,19 +191,19 @@ def _conclude(
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {chosen}")
     for name, answer in agreed.items():
         if isinstance(answer, NoSuggestion):
-            display.note(f"rule {name} has no suggestion: {answer}")
+            console.note(f"rule {name} has no suggestion: {answer}")
     if rule != asked:
-        display.note(f"rule {rule} is used in place of {asked}")
+        console.note(f"rule {rule} is used in place of {asked}")
     if len(chosen.ranges) > 1:
         found = str(chosen).removeprefix(str(chosen.range))
         if how_sure.verdict is Verdict.STILL_FALLING:
             found += f"; {how_sure.verdict}"
-        display.note(f"rule {rule} suggests {chosen.range}{found}")
+        console.note(f"rule {rule} suggests {chosen.range}{found}")
     else:
         found = f": {how_sure}"
         if not how_sure.clear:
             more = _more_tests(task, plan, rule, how_sure.verdict)
-            display.note(f"the suggestion is {how_sure}{more}")
+            console.note(f"the suggestion is {how_sure}{more}")
     source = mlflow.get_run(run.info.run_id).data.tags.get(SOURCE_TAG)
     began = f", from the weights of {link(source)}" if source else ""
     describe(

@@ -15,25 +15,24 @@ import optuna
 
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require
-from mlflow_project import display, tracking
-from mlflow_project.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
-from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import Handoff
-from mlflow_project.params import log_options, log_params
-from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.opening import HandoffOptions, open_handoff, task_words
-from mlflow_project.tags import SOURCE_TAG
-from mlflow_project.tracking import stage_run, staged_files
-from pipeline import (
-    Narrowing,
-    RefineOptions,
-    Runtime,
-    Training,
-    Workbench,
-    best_range,
-    refine,
+from mlflow_project.handoff.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
+from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
+from mlflow_project.handoff.handoff import Handoff
+from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
+from mlflow_project.tracking import console
+from mlflow_project.tracking.descriptions import describe, followed_by, link
+from mlflow_project.tracking.params import log_options, log_params
+from mlflow_project.tracking.runs import (
+    log_range,
+    log_scalars,
+    log_training,
+    name_run,
+    stage_run,
+    staged_files,
 )
-from pipeline.plots import study_figures
+from mlflow_project.tracking.tags import SOURCE_TAG
+from pipeline import Narrowing, PreparedTask, RefineOptions, Runtime, Training, best_range, refine
+from pipeline.training.plots import study_figures
 
 __all__ = ["load_refined", "refine_fingerprint", "refine_stage"]
 
@@ -48,7 +47,7 @@ def refine_stage(
     schedule: str,
     *,
     changes: dict[str, Any] | None = None,
-    bench: Workbench | None = None,
+    prepared: PreparedTask | None = None,
 ) -> str:
     """Search the peak LR as a run of its own with a child run per trial; return its id.
 
@@ -60,28 +59,28 @@ def refine_stage(
         If the hand-off, the storage or the study cannot be used, or every trial diverged.
     """
     with stage_run("refine") as run:
-        handoff, bench, narrowed = open_handoff(
-            run, handoff_options, runtime, narrowing, changes, bench
+        handoff, prepared, narrowed = open_handoff(
+            run, handoff_options, runtime, narrowing, changes, prepared
         )
-        mark = refine_fingerprint(bench, handoff, narrowed, options, schedule)
+        mark = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
         # What more trials, or another storage or name, do not change: the study goes on.
         same = replace(options, trials=1, storage="", study_name=None)
-        study_mark = refine_fingerprint(bench, handoff, narrowed, same, schedule)
+        study_mark = refine_fingerprint(prepared, handoff, narrowed, same, schedule)
         name = options.study_name or f"lrrt-{study_mark[:16]}"
         mlflow.set_tag(FINGERPRINT_TAG, mark)
         named = replace(options, study_name=name)
         log_options(
             run,
-            bench.task,
+            prepared.task,
             narrowing,
             named,
-            device=str(bench.device),
+            device=str(prepared.device),
             rule=handoff.rule,
             schedule=schedule,
         )
-        with display.progress("refinement") as progress:
+        with console.progress("refinement") as progress:
             study = refine(
-                bench,
+                prepared,
                 handoff.weights,
                 narrowed,
                 options,
@@ -100,11 +99,11 @@ def refine_stage(
                 f"no trial of study {name!r} ended with a finite loss: lower the maximum with "
                 "narrowing_fraction, or raise trials"
             )
-        tracking.log_range(run, "refined", refined)
-        tracking.log_scalars(run, {"val_loss": study.best_value})
+        log_range(run, "refined", refined)
+        log_scalars(run, {"val_loss": study.best_value})
         describe(
             run,
-            f"Searched the peak learning rate of {task_words(bench.task)} in {narrowed}, inside "
+            f"Searched the peak learning rate of {task_words(prepared.task)} in {narrowed}, inside "
             f"the range that {link(handoff.run_id)} suggests.",
             f"{len(study.trials)} trainings of {options.trial_epochs} epochs began with the very "
             "weights of the range test; those that this run made are its child runs.",
@@ -115,7 +114,7 @@ def refine_stage(
 
 
 def refine_fingerprint(
-    bench: Workbench,
+    prepared: PreparedTask,
     handoff: Handoff,
     narrowed: LRRange,
     options: RefineOptions,
@@ -124,7 +123,7 @@ def refine_fingerprint(
     """Return what marks searches that would give the same range."""
     return fingerprint(
         "refine",
-        bench,
+        prepared,
         source=handoff.run_id,
         narrowed=narrowed,
         options=options,
@@ -167,9 +166,9 @@ class _TrialRuns:
         self, number: int, lr_range: LRRange
     ) -> Iterator[Callable[[Training, bool], None]]:
         with stage_run("trial") as run:
-            tracking.name_run(run, f"{number}: peak {lr_range.max:.3g}")
+            name_run(run, f"{number}: peak {lr_range.max:.3g}")
             log_params(run, {"trial": number})
-            tracking.log_range(run, "trained", lr_range)
+            log_range(run, "trained", lr_range)
             ended: list[tuple[Training, bool]] = []
 
             def after_epoch(training: Training, pruned: bool) -> None:
@@ -179,7 +178,7 @@ class _TrialRuns:
                 yield after_epoch
             finally:
                 for training, pruned in ended:
-                    tracking.log_training(run, training)
+                    log_training(run, training)
                     state = "pruned" if pruned else "diverged" if training.diverged else "complete"
                     mlflow.set_tag("lrrt.trial_state", state)
             self.progress(number + 1, self.options.trials)

@@ -12,32 +12,32 @@ from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
 from lrrt_stage.settings import require
-from mlflow_project import display, tracking
-from mlflow_project.descriptions import describe
-from mlflow_project.params import log_options
-from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
+from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
+from mlflow_project.stages.child_runs import KIND_TAG, finished_tests
 from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
-from mlflow_project.stages.jobs import KIND_TAG, finished_tests
-from mlflow_project.stages.opening import short_name, task_words
-from mlflow_project.stages.report import (
+from mlflow_project.stages.shared import short_name, task_words
+from mlflow_project.stages.study_report import (
     SUBJECT_TAG,
     report_subject,
     with_failures,
     write_study_report,
 )
-from mlflow_project.tracking import stage_run, staged_files
-from pipeline import RangeTestPlan, Runtime, Task, TrainOptions, Workbench
-from pipeline.studies import (
-    KINDS,
-    Findings,
-    Measured,
-    Outcome,
-    Study,
-    StudyOptions,
-    study_frame,
-    tests_frame,
+from mlflow_project.tracking import console
+from mlflow_project.tracking.descriptions import describe
+from mlflow_project.tracking.params import log_options
+from mlflow_project.tracking.runs import (
+    get_run,
+    log_dataset,
+    log_scalars,
+    name_run,
+    stage_run,
+    staged_files,
 )
-from pipeline.studies.pictures import bare_chart
+from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
+from pipeline.jobs.jobs import RangeTestResult
+from pipeline.jobs.pool import JobResult
+from pipeline.studies import KINDS, Findings, Study, StudyOptions, study_frame, tests_frame
+from pipeline.studies.figures import bare_chart
 
 __all__ = ["study_stage"]
 
@@ -68,30 +68,30 @@ def study_stage(
             f"init={task.init!r}: a study's tests make their weights themselves: download the "
             "run's weights and give init=file:PATH",
         )
-        bench = Workbench(task, runtime)
-        tracking.name_run(run, f"{options.kind} {short_name(task)}")
-        log_options(run, task, plan, training, options, device=str(bench.device))
-        tracking.log_dataset(bench)
+        prepared = PreparedTask(task, runtime)
+        name_run(run, f"{options.kind} {short_name(task)}")
+        log_options(run, task, plan, training, options, device=str(prepared.device))
+        log_dataset(prepared)
         source_id, source = None, None
         if options.study_run_id is not None:
-            source_id, source = finished_tests(options.study_run_id, bench, plan)
+            source_id, source = finished_tests(options.study_run_id, prepared, plan)
             mlflow.set_tag("lrrt.source_study_id", source_id)
-        mark = _study_fingerprint(bench, plan, training, options, fixed)
+        mark = _study_fingerprint(prepared, plan, training, options, fixed)
         finished = _taken_over(run, mark, options.resume)
-        tests = JobRuns(run, bench, runtime, options.kind, options.workers, finished)
-        tests.outcomes += [Outcome(each.job, each) for each in source or []]
-        subject = report_subject(bench)
+        tests = JobRuns(run, prepared, runtime, options.kind, options.workers, finished)
+        tests.outcomes += [JobResult(each.job, each) for each in source or []]
+        subject = report_subject(prepared)
         mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
         study = Study(
             task,
             plan,
             options,
             training,
-            bench.data.sizes[0],
+            prepared.data.sizes[0],
             tests,
             source,
             fixed,
-            lambda other: Workbench(other, runtime, bench.data),
+            lambda other: PreparedTask(other, runtime, prepared.data),
         )
         with staged_files(run) as folder:
             try:
@@ -107,13 +107,13 @@ def study_stage(
     return run.info.run_id
 
 
-def _draw_curves(folder: Path, outcomes: Sequence[Outcome]) -> None:
+def _draw_curves(folder: Path, outcomes: Sequence[JobResult]) -> None:
     """Draw what was measured, where that is all there is to show."""
-    measured = [each.result for each in outcomes if isinstance(each.result, Measured)]
+    measured = [each.result for each in outcomes if isinstance(each.result, RangeTestResult)]
     bare_chart(measured, "The loss of each test").figure().savefig(folder / "curves.png")
 
 
-def _write_tables(folder: Path, outcomes: Sequence[Outcome]) -> None:
+def _write_tables(folder: Path, outcomes: Sequence[JobResult]) -> None:
     """Write what there is of ``study.csv`` and ``tests.csv``."""
     results = [each.result for each in outcomes if each.result is not None]
     if results:
@@ -123,7 +123,7 @@ def _write_tables(folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _study_fingerprint(
-    bench: Workbench,
+    prepared: PreparedTask,
     plan: RangeTestPlan,
     training: TrainOptions,
     options: StudyOptions,
@@ -132,14 +132,20 @@ def _study_fingerprint(
     # Neither changes what is found; nor do the threads of this process.
     same = replace(options, workers=None, resume=None)
     return fingerprint(
-        "study", bench, threads=1, plan=plan, training=training, options=same, fixed=sorted(fixed)
+        "study",
+        prepared,
+        threads=1,
+        plan=plan,
+        training=training,
+        options=same,
+        fixed=sorted(fixed),
     )
 
 
 def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study to go on with, by fingerprint."""
     if resume is not None:
-        interrupted = tracking.get_run(resume)
+        interrupted = get_run(resume)
         require(
             interrupted.info.status != "FINISHED",
             f"study {resume} is finished: there is nothing to go on with; leave resume out",
@@ -155,17 +161,17 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
         found = cut_off(same)
         for each in same:
             if each.info.status == "RUNNING":
-                display.note(
+                console.note(
                     f"study {each.info.run_id}, of the same options, is marked as running: if it "
                     f"was cut off, stop this one and go on with --resume {each.info.run_id}"
                 )
     return finished_children(found)
 
 
-def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[Outcome]) -> None:
+def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobResult]) -> None:
     failed = sum(bool(each.error) for each in outcomes)
     known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
-    tracking.log_scalars(run, {**known, "failed_tests": failed})
+    log_scalars(run, {**known, "failed_tests": failed})
     describe(
         run,
         f"Study of {task_words(task)}: {findings.question}",
@@ -173,4 +179,4 @@ def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[Outco
         "The figures are in `report.html`, among the artifacts.",
     )
     for sentence in findings.sentences:
-        display.note(sentence)
+        console.note(sentence)

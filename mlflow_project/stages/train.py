@@ -10,22 +10,30 @@ import mlflow
 import torch
 from mlflow.entities import Run
 
-from lrrt_stage import LRRange, LRRTError, weights
+from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require, setting
-from mlflow_project import display, tracking
-from mlflow_project.artifacts import readable, run_file
-from mlflow_project.descriptions import describe, followed_by, link
-from mlflow_project.handoff import Handoff
-from mlflow_project.logged_model import log_model
-from mlflow_project.params import log_options
-from mlflow_project.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
-from mlflow_project.reuse import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.opening import HandoffOptions, open_handoff, task_words
+from lrrt_stage.state import weights
+from mlflow_project.handoff.artifacts import readable, run_file
+from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
+from mlflow_project.handoff.handoff import Handoff
+from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
-from mlflow_project.tags import SOURCE_TAG, STEP_TAGS, WEIGHTS_TAG
-from mlflow_project.tracking import stage_run, staged_files
-from pipeline import Narrowing, Runtime, Training, TrainOptions, Workbench, train
-from pipeline.plots import training_figure
+from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
+from mlflow_project.tracking import console
+from mlflow_project.tracking.descriptions import describe, followed_by, link
+from mlflow_project.tracking.logged_model import log_model
+from mlflow_project.tracking.params import log_options
+from mlflow_project.tracking.runs import (
+    get_run,
+    log_range,
+    log_scalars,
+    log_training,
+    stage_run,
+    staged_files,
+)
+from mlflow_project.tracking.tags import SOURCE_TAG, STEP_TAGS, WEIGHTS_TAG
+from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
+from pipeline.training.plots import training_figure
 
 __all__ = ["TrainRunOptions", "train_fingerprint", "train_stage"]
 
@@ -51,7 +59,7 @@ def train_stage(
     run_options: TrainRunOptions,
     *,
     changes: dict[str, Any] | None = None,
-    bench: Workbench | None = None,
+    prepared: PreparedTask | None = None,
 ) -> str:
     """Train from a range test's weights as a run of its own and return its id.
 
@@ -62,24 +70,24 @@ def train_stage(
         the run keeps its curves.
     """
     with stage_run("train") as run:
-        handoff, bench, lr_range = open_handoff(
-            run, handoff_options, runtime, narrowing, changes, bench
+        handoff, prepared, lr_range = open_handoff(
+            run, handoff_options, runtime, narrowing, changes, prepared
         )
         refine_run_id = None
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
             mlflow.set_tag(STEP_TAGS["refine"], refine_run_id)
-        mark = train_fingerprint(bench, handoff, lr_range, options)
+        mark = train_fingerprint(prepared, handoff, lr_range, options)
         mlflow.set_tag(FINGERPRINT_TAG, mark)
         log_options(
-            run, bench.task, narrowing, options, device=str(bench.device), rule=handoff.rule
+            run, prepared.task, narrowing, options, device=str(prepared.device), rule=handoff.rule
         )
-        tracking.log_range(run, "trained", lr_range)
+        log_range(run, "trained", lr_range)
         with staged_files(run) as folder:
             checkpoint = folder / CHECKPOINT
             if run_options.resume:
                 _fetch_checkpoint(run_options.resume, mark, folder)
-            training = _train(run, bench, handoff, lr_range, options, checkpoint)
+            training = _train(run, prepared, handoff, lr_range, options, checkpoint)
             checkpoint.unlink()
             final = weights.state_of(training.model)
             weights.save(final, folder / FINAL_WEIGHTS)
@@ -90,18 +98,18 @@ def train_stage(
                 [epoch.iteration for epoch in training.epochs],
                 [epoch.val_loss for epoch in training.epochs],
             ).savefig(folder / "training.png")
-        _check_first_loss(run, handoff, bench, training)
+        _check_first_loss(run, handoff, prepared, training)
         if training.diverged:
             raise LRRTError(
                 f"training diverged at iteration {len(training.train_loss)} with a maximum LR of "
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or choose another rule"
             )
         last = training.epochs[-1]
-        log_model(training.model, bench, run_options.register, _lineage(run, handoff, lr_range))
+        log_model(training.model, prepared, run_options.register, _lineage(run, handoff, lr_range))
         refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
         describe(
             run,
-            f"Trained {task_words(bench.task)} over learning rates from **{lr_range}** "
+            f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
             f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
             f"{refined}.",
             f"After {len(training.epochs)} epochs the validation accuracy is "
@@ -115,15 +123,15 @@ def train_stage(
 
 
 def train_fingerprint(
-    bench: Workbench, handoff: Handoff, lr_range: LRRange, options: TrainOptions
+    prepared: PreparedTask, handoff: Handoff, lr_range: LRRange, options: TrainOptions
 ) -> str:
     """Return what marks trainings that would give the same model."""
-    return fingerprint("train", bench, source=handoff.run_id, lr_range=lr_range, train=options)
+    return fingerprint("train", prepared, source=handoff.run_id, lr_range=lr_range, train=options)
 
 
 def _train(
     run: Run,
-    bench: Workbench,
+    prepared: PreparedTask,
     handoff: Handoff,
     lr_range: LRRange,
     options: TrainOptions,
@@ -134,10 +142,10 @@ def _train(
 
     def log_new(training: Training) -> None:
         nonlocal logged
-        tracking.log_training(run, training, *logged)
+        log_training(run, training, *logged)
         logged = len(training.train_loss), len(training.epochs)
 
-    with display.progress("training") as progress:
+    with console.progress("training") as progress:
 
         def on_epoch(training: Training) -> None:
             log_new(training)
@@ -145,7 +153,12 @@ def _train(
 
         try:
             training = train(
-                bench, handoff.weights, lr_range, options, on_epoch=on_epoch, checkpoint=checkpoint
+                prepared,
+                handoff.weights,
+                lr_range,
+                options,
+                on_epoch=on_epoch,
+                checkpoint=checkpoint,
             )
         except KeyboardInterrupt:
             if not checkpoint.exists():  # in the first epoch
@@ -175,7 +188,7 @@ def _lineage(run: Run, handoff: Handoff, lr_range: LRRange) -> dict[str, str]:
 
 
 def _fetch_checkpoint(run_id: str, mark: str, folder: Path) -> None:
-    interrupted = tracking.get_run(run_id)
+    interrupted = get_run(run_id)
     require(
         interrupted.data.tags.get(FINGERPRINT_TAG) == mark,
         f"run {run_id} cannot be resumed: it is no training run of this range test with these "
@@ -191,13 +204,19 @@ def _fetch_checkpoint(run_id: str, mark: str, folder: Path) -> None:
         torch.load(path, weights_only=True, map_location="cpu")
 
 
-def _check_first_loss(run: Run, handoff: Handoff, bench: Workbench, training: Training) -> None:
+def _check_first_loss(
+    run: Run, handoff: Handoff, prepared: PreparedTask, training: Training
+) -> None:
     """Log whether the first batch's loss is the range test's, bit for bit, and say if not."""
     first, expected = training.train_loss[0], float(handoff.curve.loss[0])
-    tracking.log_scalars(run, {"first_loss": first, "range_test_first_loss": expected})
+    log_scalars(run, {"first_loss": first, "range_test_first_loss": expected})
     mlflow.set_tag("lrrt.first_loss_equal", str(first == expected).lower())
-    if first != expected and bench.task == handoff.task and str(bench.device) == handoff.device:
-        display.note(
+    if (
+        first != expected
+        and prepared.task == handoff.task
+        and str(prepared.device) == handoff.device
+    ):
+        console.note(
             f"the first loss {first!r} is not the range test's {expected!r}, on the same device: "
             "another version of torch or another number of threads computes other last digits"
         )

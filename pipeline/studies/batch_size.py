@@ -12,9 +12,9 @@ import pandas as pd
 from lrrt_stage import LRCurve, Smoothing
 from lrrt_stage.charts import Chart, Line, Panel, limits
 from lrrt_stage.settings import require
+from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import lag_free, stacked
-from pipeline.studies.jobs import Measured
-from pipeline.studies.pictures import LR_AXIS, drawable, tests_table
+from pipeline.studies.figures import LR_AXIS, drawable, tests_table
 from pipeline.studies.statistics import Slope, slope
 from pipeline.studies.study import Findings, Study, kind, suggested
 
@@ -88,7 +88,7 @@ def batch_size_study(study: Study) -> Findings:
     )
 
 
-def _row(size: int, tests: Sequence[Measured]) -> dict[str, float]:
+def _row(size: int, tests: Sequence[RangeTestResult]) -> dict[str, float]:
     found = [each.range for each in tests if each.range is not None]
     smoothed = [_fall(_steady(each)(each.curve.finite.loss)) for each in tests]
     free = [_fall(lag_free(each.curve.finite)) for each in tests]
@@ -102,7 +102,7 @@ def _row(size: int, tests: Sequence[Measured]) -> dict[str, float]:
     }
 
 
-def _steady(test: Measured) -> Smoothing:
+def _steady(test: RangeTestResult) -> Smoothing:
     """Return the test's average, corrected if it is the biased one, which starts near zero."""
     smoothing = test.job.plan.smoothing
     return replace(smoothing, average="corrected") if smoothing.average == "biased" else smoothing
@@ -138,7 +138,7 @@ def _interval(fitted: Slope) -> str:
     return f"90 % interval {fitted.low:.2f} to {fitted.high:.2f}"
 
 
-def _curves_chart(groups: dict[int, list[Measured]]) -> Chart:
+def _curves_chart(groups: dict[int, list[RangeTestResult]]) -> Chart:
     smoothed: list[Line] = []
     free: list[Line] = []
     for size, tests in groups.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrrt_stage import LRCurve, LRRTError, Smoothing, zero_phase
-from lrrt_stage.descent import SKIP_FIRST, SKIP_LAST, descent, require_turn
+from lrrt_stage.rules.descent import SKIP_FIRST, SKIP_LAST, descent, require_turn
 from lrrt_stage.settings import require
 
 __all__ = ["Band", "Stacked", "band", "lag_free", "lag_of_minimum", "stacked"]

@@ -9,9 +9,9 @@ import pandas as pd
 
 from lrrt_stage import LRRTError
 from lrrt_stage.charts import Chart, Line, Panel, limits
+from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import stacked
-from pipeline.studies.jobs import Measured
-from pipeline.studies.pictures import LR_AXIS, published_spans
+from pipeline.studies.figures import LR_AXIS, published_spans
 from pipeline.studies.study import Findings, Study, alike, counted, kind, suggested
 
 __all__ = ["grouped_study"]
@@ -26,7 +26,7 @@ def grouped_study(study: Study) -> Findings:
         )
     source = alike(study, study.source)
     found = suggested(source)
-    groups: dict[int, list[Measured]] = {}
+    groups: dict[int, list[RangeTestResult]] = {}
     for each in source:
         if each.range is not None:
             groups.setdefault(_power(each.range.max), []).append(each)

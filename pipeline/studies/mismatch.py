@@ -11,10 +11,10 @@ import pandas as pd
 from lrrt_stage import LRRTError
 from lrrt_stage.charts import Chart, Heatmap, Interval, Line, Panel
 from lrrt_stage.settings import require
-from pipeline.studies.jobs import Measured, Trained, TrainingJob
-from pipeline.studies.pictures import LR_AXIS, tests_table
+from pipeline.jobs.jobs import RangeTestResult, TrainingJob, TrainingResult
+from pipeline.studies.figures import LR_AXIS, tests_table
+from pipeline.studies.initializations import varied_jobs
 from pipeline.studies.ranges import farthest_pair, gap
-from pipeline.studies.spread import varied_jobs
 from pipeline.studies.study import Findings, Study, alike, counted, kind, suggested
 
 __all__ = ["mismatch_study"]
@@ -51,7 +51,7 @@ def mismatch_study(study: Study) -> Findings:
         for donor, lr_range in (("A", a), ("B", b))
     ]
     outcomes = study.run(jobs)
-    done = [each.result for each in outcomes if isinstance(each.result, Trained)]
+    done = [each.result for each in outcomes if isinstance(each.result, TrainingResult)]
     if len(done) < len(jobs):
         error = next(each.error for each in outcomes if each.result is None)
         raise LRRTError(
@@ -89,12 +89,12 @@ def mismatch_study(study: Study) -> Findings:
     )
 
 
-def _initialisations(study: Study, source: Sequence[Measured]) -> list[Measured]:
+def _initialisations(study: Study, source: Sequence[RangeTestResult]) -> list[RangeTestResult]:
     """Return the first test of every seed of weights, of those of the study's very task.
 
     A finished study may hold tests of one seed in several orders, batch sizes or settings.
     """
-    by_seed: dict[int, Measured] = {}
+    by_seed: dict[int, RangeTestResult] = {}
     for each in alike(study, source):
         by_seed.setdefault(each.job.task.seed, each)
     require(
@@ -105,7 +105,7 @@ def _initialisations(study: Study, source: Sequence[Measured]) -> list[Measured]
     return list(by_seed.values())
 
 
-def _diverged(training: Trained) -> bool:
+def _diverged(training: TrainingResult) -> bool:
     """Whether a loss was not finite, or the last epoch's is no lower in the median than the first.
 
     A network whose units died stays at the loss of a guess, and batch norm keeps the loss of
@@ -116,7 +116,7 @@ def _diverged(training: Trained) -> bool:
     return training.diverged or float(np.median(last)) >= losses[0]
 
 
-def _row(training: Trained) -> dict[str, object]:
+def _row(training: TrainingResult) -> dict[str, object]:
     last = training.epochs[-1]
     finite = [each.val_loss for each in training.epochs if math.isfinite(each.val_loss)]
     return {
@@ -159,12 +159,12 @@ def _verdict(losses: dict[tuple[str, str], float]) -> str:
     return "Neither does better with its own range: the ranges themselves are not to be trusted."
 
 
-def _cell(training: Trained) -> str:
+def _cell(training: TrainingResult) -> str:
     texts = [f"{training.val_loss:.3g}"] if math.isfinite(training.val_loss) else []
     return ", ".join([*texts, *(["diverged"] if _diverged(training) else [])])
 
 
-def _ranges_chart(pair: dict[str, Measured]) -> Chart:
+def _ranges_chart(pair: dict[str, RangeTestResult]) -> Chart:
     ranges = [each.range for each in pair.values() if each.range is not None]
     rows = Interval(
         [f"{name}: {each.job.name}" for name, each in pair.items()],
@@ -176,7 +176,7 @@ def _ranges_chart(pair: dict[str, Measured]) -> Chart:
     return Chart(title, (Panel("", LR_AXIS, items=(rows,), xlog=True),))
 
 
-def _trainings_chart(trained: Sequence[Trained]) -> Chart:
+def _trainings_chart(trained: Sequence[TrainingResult]) -> Chart:
     cells = {(each.job.labels["weights"], each.job.labels["range"]): each for each in trained}
     square = [[cells[weights, donor] for donor in "AB"] for weights in "AB"]
     values = np.array([[each.val_loss for each in row] for row in square])

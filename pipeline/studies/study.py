@@ -11,11 +11,11 @@ import pandas as pd
 from lrrt_stage import LRRange, LRRTError, NoSuggestion
 from lrrt_stage.charts import Chart
 from lrrt_stage.settings import check_choices, require, setting
-from pipeline.plan import RangeTestPlan
-from pipeline.studies.jobs import Job, Measured, RangeTestJob
-from pipeline.studies.pool import Outcome
-from pipeline.task import Task
-from pipeline.training import TrainOptions
+from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult
+from pipeline.jobs.pool import JobResult
+from pipeline.task.plan import RangeTestPlan
+from pipeline.task.tasks import Task
+from pipeline.training.loop import TrainOptions
 
 __all__ = ["KINDS", "Findings", "Kind", "Study", "StudyOptions", "counted", "kind", "suggested"]
 
@@ -55,8 +55,8 @@ class Study:
     options: StudyOptions
     training: TrainOptions
     train_size: int
-    run: Callable[[Sequence[Job]], list[Outcome]]
-    source: Sequence[Measured] | None = None
+    run: Callable[[Sequence[Job]], list[JobResult]]
+    source: Sequence[RangeTestResult] | None = None
     fixed: frozenset[str] = frozenset()
     check: Callable[[Task], object] = _unchecked
 
@@ -82,7 +82,7 @@ class Study:
         """Return a range test of the study's task with ``changes`` to it."""
         return RangeTestJob(name, replace(self.task, **changes), self.plan, labels)
 
-    def measure(self, jobs: Sequence[RangeTestJob]) -> list[Measured]:
+    def measure(self, jobs: Sequence[RangeTestJob]) -> list[RangeTestResult]:
         """Run range tests and return the results of those that did not fail, in order.
 
         Raises
@@ -97,7 +97,7 @@ class Study:
                 self.check(task)
                 checked.add(task.to_json())
         outcomes = self.run(jobs)
-        results = [each.result for each in outcomes if isinstance(each.result, Measured)]
+        results = [each.result for each in outcomes if isinstance(each.result, RangeTestResult)]
         if not results:
             raise LRRTError(f"all {len(jobs)} range tests failed; the first: {outcomes[0].error}")
         return results
@@ -181,7 +181,7 @@ def kind(name: str, *, takes_tests: bool = False, one_test: bool = False) -> Cal
     return register
 
 
-def suggested(results: Sequence[Measured], at_least: int = 1) -> list[LRRange]:
+def suggested(results: Sequence[RangeTestResult], at_least: int = 1) -> list[LRRange]:
     """Return the ranges of the tests whose rule had an answer.
 
     Raises
@@ -199,7 +199,7 @@ def suggested(results: Sequence[Measured], at_least: int = 1) -> list[LRRange]:
     return found
 
 
-def alike(study: Study, tests: Sequence[Measured]) -> list[Measured]:
+def alike(study: Study, tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
     """Return the tests that differ from the study's task in seeds alone."""
     return [
         each

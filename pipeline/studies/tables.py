@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lrrt_stage import LRRange
-from pipeline.studies.jobs import Measured, RangeTestJob, Trained
-from pipeline.studies.pool import Outcome
+from pipeline.jobs.jobs import RangeTestJob, RangeTestResult, TrainingResult
+from pipeline.jobs.pool import JobResult
 
 __all__ = ["study_frame", "tests_frame"]
 
 
-def study_frame(results: Sequence[Measured | Trained]) -> pd.DataFrame:
+def study_frame(results: Sequence[RangeTestResult | TrainingResult]) -> pd.DataFrame:
     """Return a row per test or training, and iteration.
 
     The columns are ``test``, what tells the test from the others, ``iteration``, ``lr``,
@@ -21,7 +21,7 @@ def study_frame(results: Sequence[Measured | Trained]) -> pd.DataFrame:
     """
     frames = []
     for each in results:
-        if isinstance(each, Trained):
+        if isinstance(each, TrainingResult):
             frame = pd.DataFrame({"lr": each.lr, "loss": each.train_loss})
             frame = frame.rename_axis("iteration").reset_index()
         else:
@@ -31,7 +31,7 @@ def study_frame(results: Sequence[Measured | Trained]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def tests_frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+def tests_frame(outcomes: Sequence[JobResult]) -> pd.DataFrame:
     """Return a row per range test: seeds, how it ended, every rule's maximum, and its error."""
     rows = []
     for outcome in outcomes:
@@ -41,7 +41,7 @@ def tests_frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
         row = {"test": outcome.job.name, **outcome.job.labels, "error": outcome.error}
         task = outcome.job.task
         row |= {"seed": task.seed, "data_seed": task.data_seed, "batch_size": task.batch_size}
-        if isinstance(result, Measured):
+        if isinstance(result, RangeTestResult):
             lr_range = result.range
             row |= {
                 "iterations": len(result.curve),

@@ -114,7 +114,7 @@ def test_a_shift_is_in_decades():
 
 def test_three_tests_are_a_seeds_own_and_the_next_two():
     lrs = {("p", 0): 0.1, ("p", 1): 0.4, ("p", 2): 0.2, ("p", 3): None, ("q", 0): 0.3}
-    found = {key: {"robust": lr and LRRange.below(lr)} for key, lr in lrs.items()}
+    found = {key: {"robust": lr and LRRange.decade_below(lr)} for key, lr in lrs.items()}
     agreed = {key: answer.max for key, answer in agreements(found).items()}
     # The median; where one has no suggestion, the lower of the other two.
     assert agreed == {("p", 0): 0.2, ("p", 1): 0.2, ("p", 2): 0.1, ("p", 3): 0.1, ("q", 0): 0.3}
@@ -144,9 +144,9 @@ def test_a_problem_starts_the_same_for_the_same_seed():
 
 
 def test_training_helps_until_the_learning_rate_is_too_high():
-    assert final_loss(CANCER, 0, LRRange.below(1e-2), 2) < initial_loss(CANCER, 0)
+    assert final_loss(CANCER, 0, LRRange.decade_below(1e-2), 2) < initial_loss(CANCER, 0)
     sgd = Problem(data.diabetes, partial(mlp, 10, 1), torch.nn.functional.mse_loss, "sgd", 16, 1)
-    assert final_loss(sgd, 0, LRRange.below(100.0), 1) == inf
+    assert final_loss(sgd, 0, LRRange.decade_below(100.0), 1) == inf
 
 
 def test_every_rule_of_ours_is_asked():

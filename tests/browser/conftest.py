@@ -20,7 +20,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from mlflow_project import cli
+from mlflow_project.cli import entry as cli
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mlflow_project.views import view_page
+from mlflow_project.tracking.views import view_page
 
 CHAIN = "main digits mlp batch 128 seed 0"
 STUDY = "study initializations digits mlp"

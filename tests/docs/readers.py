@@ -71,7 +71,13 @@ CHECKS: dict[str, Callable[[str], object]] = {
     "yaml": yaml.safe_load,
     "toml": tomllib.loads,
 }
-IMPORTED = ["mlflow_project.cli", "torch._dynamo", "torch.export", "sklearn.datasets", "readers"]
+IMPORTED = [
+    "mlflow_project.cli.entry",
+    "torch._dynamo",
+    "torch.export",
+    "sklearn.datasets",
+    "readers",
+]
 
 
 def forked(method: str, function: Callable[..., None], *arguments: object, output: Path) -> int:
@@ -130,7 +136,7 @@ def carry_out(page: Path, folder: Path, variables: dict[str, str]) -> None:
 
 def lrrt_stage(arguments: list[str], folder: str, variables: dict[str, str]) -> None:
     """Be the command `lrrt-stage`."""
-    from mlflow_project import cli
+    from mlflow_project.cli import entry as cli
 
     os.chdir(folder)
     os.environ.clear()

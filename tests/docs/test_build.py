@@ -14,7 +14,7 @@ import pytest
 import lrrt_stage
 import mlflow_project
 import pipeline
-from mlflow_project.cli import commands
+from mlflow_project.cli.entry import commands
 
 ROOT = Path(__file__).parents[2]
 

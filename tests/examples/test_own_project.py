@@ -11,9 +11,10 @@ import mlflow
 import pytest
 from torch.nn.functional import cross_entropy
 
-from lrrt_stage import LRRTError, weights
+from lrrt_stage import LRRTError
+from lrrt_stage.state import weights
 from mlflow_project import load_handoff
-from pipeline import Workbench
+from pipeline import PreparedTask
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples" / "own_project"
@@ -98,7 +99,7 @@ def test_it_starts_from_the_weights_of_the_range_test_and_its_first_loss(finishe
     for run in (finished.training, finished.test):
         assert run.data.tags["lrrt.weights_sha256"] == digest
 
-    inputs, labels = next(iter(Workbench(task).start(finished.handoff.weights).batches))
+    inputs, labels = next(iter(PreparedTask(task).start(finished.handoff.weights).batches))
     loss = cross_entropy(model(inputs), labels).item()
     assert loss == pytest.approx(finished.handoff.curve.loss[0], rel=1e-6)
 

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from mlflow_project import cli
+from mlflow_project.cli import entry as cli
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import LRRTError, digest, range_test, seeded, suggest
 from lrrt_stage.adapters import from_lightning
-from lrrt_stage.weights import state_of
+from lrrt_stage.state.weights import state_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

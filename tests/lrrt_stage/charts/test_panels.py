@@ -5,18 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import (
-    PALETTE,
-    Band,
-    Bars,
-    Chart,
-    Heatmap,
-    Interval,
-    Line,
-    Mark,
-    Panel,
-    Span,
-)
+from lrrt_stage.charts import PALETTE, Band, Bars, Chart, Heatmap, Interval, Line, Mark, Panel, Span
 
 X = np.array([0.1, 1.0, 10.0, 100.0])
 

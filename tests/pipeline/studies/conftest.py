@@ -7,30 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from lrrt_stage import (
-    LRCurve,
-    LRRange,
-    RangeTestOptions,
-    Smoothing,
-    SuggestionOptions,
-    suggest_all,
-)
+from lrrt_stage import LRCurve, LRRange, RangeTestOptions, Smoothing, SuggestionOptions, suggest_all
 from lrrt_stage.charts import Chart
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
-from pipeline.studies import (
-    KINDS,
-    Findings,
-    Job,
-    Measured,
-    Outcome,
-    RangeTestJob,
-    Study,
-    StudyOptions,
-    Trained,
-    TrainingJob,
-    run_jobs,
-)
-from pipeline.training import Epoch
+from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult, TrainingJob, TrainingResult
+from pipeline.jobs.pool import JobResult, run_jobs
+from pipeline.studies import KINDS, Findings, Study, StudyOptions
+from pipeline.training.loop import Epoch
 
 X = np.arange(-60, 11) / 10
 """log10(lr) of the curves made here: ten learning rates a decade, 1e-6 to 10."""
@@ -41,15 +24,15 @@ RAW = RangeTestPlan(smoothing=Smoothing("corrected", 0.0), suggestion=Suggestion
 class FakeRun:
     """A ``run`` whose outcomes are made by hand: a text is the error of a job that failed."""
 
-    def __init__(self, answer: Callable[[Job], Measured | Trained | str]) -> None:
+    def __init__(self, answer: Callable[[Job], RangeTestResult | TrainingResult | str]) -> None:
         self.answer = answer
         self.jobs: list[Job] = []
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def __call__(self, jobs: Sequence[Job]) -> list[JobResult]:
         self.jobs += jobs
         results = [self.answer(job) for job in jobs]
         return [
-            Outcome(job, None, result) if isinstance(result, str) else Outcome(job, result)
+            JobResult(job, None, result) if isinstance(result, str) else JobResult(job, result)
             for job, result in zip(jobs, results, strict=True)
         ]
 
@@ -82,8 +65,8 @@ def flat():
 def measured():
     """A function from a job and its curve to the result of the test."""
 
-    def make(job: RangeTestJob, curve: LRCurve, seconds: float = 1.0) -> Measured:
-        return Measured(job, curve, suggest_all(curve, job.plan.smoothing), seconds)
+    def make(job: RangeTestJob, curve: LRCurve, seconds: float = 1.0) -> RangeTestResult:
+        return RangeTestResult(job, curve, suggest_all(curve, job.plan.smoothing), seconds)
 
     return make
 
@@ -92,7 +75,7 @@ def measured():
 def suggesting(measured, valley):
     """A function from a job and a range to a test that suggests that range."""
 
-    def make(job: RangeTestJob, low: float, high: float) -> Measured:
+    def make(job: RangeTestJob, low: float, high: float) -> RangeTestResult:
         test = measured(job, valley(10 * high, low))
         assert test.range.min == pytest.approx(low, rel=1e-9)
         assert test.range.max == pytest.approx(high, rel=1e-9)
@@ -107,12 +90,14 @@ def trained():
 
     def make(
         job: TrainingJob, val_losses: Sequence[float], train_loss: Sequence[float] = (2.0, 1.0)
-    ) -> Trained:
+    ) -> TrainingResult:
         steps = len(train_loss) // len(val_losses)
         epochs = [Epoch(steps * (k + 1), loss, 0.5) for k, loss in enumerate(val_losses)]
         diverged = not np.isfinite([*train_loss, *val_losses]).all()
         last = float("inf") if diverged else val_losses[-1]
-        return Trained(job, [0.1] * len(train_loss), list(train_loss), epochs, diverged, last)
+        return TrainingResult(
+            job, [0.1] * len(train_loss), list(train_loss), epochs, diverged, last
+        )
 
     return make
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lrrt_stage.charts import Heatmap, Line
-from pipeline.studies import KINDS, RangeTestJob
+from pipeline.jobs.jobs import RangeTestJob
+from pipeline.studies import KINDS
 
 RANGES = [(1e-3, 1e-1), (1e-5, 1e-4), (1e-4, 1e-2)]
 """The first two are a decade apart; the others overlap or touch."""

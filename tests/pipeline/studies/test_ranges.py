@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 from lrrt_stage import LRRange
-from pipeline.studies.ranges import (
-    farthest_pair,
-    gap,
-    overlap,
-    overlaps,
-    share_disjoint,
-    summarize,
-)
+from pipeline.studies.ranges import farthest_pair, gap, overlap, overlaps, share_disjoint, summarize
 
 LOW = LRRange(0.001, 0.01)
 MIDDLE = LRRange(0.01, 1.0)

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from pipeline import Task
-from pipeline.studies import KINDS, StudyOptions, TrainingJob
+from pipeline.jobs.jobs import TrainingJob
+from pipeline.studies import KINDS, StudyOptions
 from pipeline.studies.study import counted, kind, suggested
 
 EXPECTED = {

@@ -8,7 +8,9 @@ import pytest
 
 from lrrt_stage import LRCurve, LRRange
 from pipeline import TrainOptions
-from pipeline.studies import Outcome, TrainingJob, study_frame, tables
+from pipeline.jobs.jobs import TrainingJob
+from pipeline.jobs.pool import JobResult
+from pipeline.studies import study_frame, tables
 
 
 def test_the_tidy_table_has_a_row_per_test_and_iteration(measured, job):
@@ -42,10 +44,10 @@ def test_a_row_per_range_test_also_of_those_that_failed(measured, suggesting, jo
     training = TrainingJob("t", job().task, LRRange(0.1, 1.0), TrainOptions())
     frame = tables.tests_frame(
         [
-            Outcome(good.job, good),
-            Outcome(silent.job, silent),
-            Outcome(broken, None, "out of memory"),
-            Outcome(training, None, "a training that failed"),
+            JobResult(good.job, good),
+            JobResult(silent.job, silent),
+            JobResult(broken, None, "out of memory"),
+            JobResult(training, None, "a training that failed"),
         ]
     ).set_index("test")
 

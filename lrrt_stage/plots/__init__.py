@@ -1,0 +1,1 @@
+"""The curve of a range test as a figure and in a notebook."""

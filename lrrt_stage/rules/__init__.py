@@ -1,0 +1,1 @@
+"""From a curve to a suggested range, and how certain that suggestion is."""

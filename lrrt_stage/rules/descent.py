@@ -1,0 +1,106 @@
+"""Whether a range test's loss fell, and where it is lowest."""
+
+from __future__ import annotations
+
+from math import log, sqrt
+
+import numpy as np
+
+from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.curve.smoothing import Smoothing
+from lrrt_stage.errors import NoSuggestion, Verdict
+
+__all__ = [
+    "SKIP_FIRST",
+    "SKIP_LAST",
+    "descent",
+    "never_fell",
+    "require_points",
+    "require_turn",
+    "still_falling",
+]
+
+SKIP_FIRST, SKIP_LAST = 5, 1
+"""Points of the curve that the article's published code leaves out."""
+MIN_POINTS = 10
+
+
+def descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the LRs and smoothed losses that count, and the index of the minimum among them.
+
+    The arrays have shape ``[m]``: the finite part of the curve without its first
+    :data:`SKIP_FIRST` and its last :data:`SKIP_LAST` points.
+
+    Raises NoSuggestion for too few points, or a loss that never fell: from no earlier point by
+    more than noise alone would explain. Of N pairs of points, the largest difference to be
+    expected is sqrt(2 ln N) standard errors (Donoho & Johnstone's universal threshold, 1994).
+    """
+    finite = require_points(curve)
+    window = slice(SKIP_FIRST, -SKIP_LAST)
+    lr, smoothed = finite.lr[window], smoothing(finite.loss)[window]
+    # The biased average starts near 0, so its own minimum may be its start: the descent is what
+    # comes after its highest point before the minimum of the corrected one.
+    steady = Smoothing("corrected", smoothing.beta)(finite.loss)[window]
+    highest = int(np.argmax(smoothed[: int(np.argmin(steady)) + 1]))
+    lowest = highest + int(np.argmin(smoothed[highest:]))
+    error = _standard_error(finite.loss, lowest + SKIP_FIRST, smoothing.beta)[window]
+    falls = smoothed[: lowest + 1] - smoothed[lowest]
+    expected = sqrt(2 * log(len(lr) * (len(lr) - 1) / 2))
+    if not (falls > expected * np.hypot(error[: lowest + 1], error[lowest])).any():
+        raise never_fell(curve, float(smoothed[highest]), float(smoothed[lowest]))
+    return lr, smoothed, lowest
+
+
+def require_points(curve: LRCurve) -> LRCurve:
+    """Return the finite part of a curve; raise NoSuggestion if it has too few points."""
+    finite = curve.finite
+    ended, _ = _how_it_ended(curve)
+    if len(finite) < MIN_POINTS:
+        raise NoSuggestion(
+            f"too few points: {len(finite)} finite losses{ended}, {MIN_POINTS} are needed: "
+            f"{'check data and loss, ' if ended else ''}lower lr_start or raise iterations"
+        )
+    return finite
+
+
+def never_fell(curve: LRCurve, start: float, lowest: float) -> NoSuggestion:
+    """Return what is raised for a loss that never fell, from ``start`` to ``lowest`` at best."""
+    ended, remedy = _how_it_ended(curve)
+    return NoSuggestion(
+        f"the loss never fell: {start:.4g} to {lowest:.4g} at best, within the noise of the "
+        f"batches{ended}: check data and loss, or {remedy}"
+    )
+
+
+def _how_it_ended(curve: LRCurve) -> tuple[str, str]:
+    """Return how a curve that is not finite ended, and the remedy for a curve without descent."""
+    at = len(curve.finite)
+    if at == len(curve):
+        return "", "raise lr_end"
+    return f", until one was {curve.loss[at]:g} at the LR {curve.lr[at]:g}", "lower lr_start"
+
+
+def _standard_error(loss: np.ndarray, until: int, beta: float) -> np.ndarray:
+    """Return the standard error of the bias-corrected average at every point.
+
+    The noise of a batch is estimated from the differences between neighbours, up to the index
+    ``until`` (for normal noise σ their median magnitude is 0.6745 √2 σ). The average of t batches
+    with weights β^0 … β^(t-1) has the variance σ² (1 - β)(1 + β^t) / ((1 + β)(1 - β^t)).
+    """
+    noise = float(np.median(np.abs(np.diff(loss[: until + 1])))) / (0.6745 * sqrt(2))
+    decay = beta ** np.arange(1, len(loss) + 1)
+    return noise * np.sqrt((1 - beta) * (1 + decay) / ((1 + beta) * (1 - decay)))
+
+
+def still_falling(curve: LRCurve) -> NoSuggestion:
+    """Return what is raised for a loss that never rose again."""
+    return NoSuggestion(
+        f"the loss is still falling at the last LR {curve.lr[-1]:g}: raise lr_end",
+        Verdict.STILL_FALLING,
+    )
+
+
+def require_turn(curve: LRCurve, lr: np.ndarray, lowest: int) -> None:
+    """Raise NoSuggestion if the loss was still falling when the ramp ended."""
+    if lowest == len(lr) - 1 and curve.stop == "completed":
+        raise still_falling(curve)

@@ -1,0 +1,118 @@
+"""The article's rule and those of other LR finders, read from the smoothed training loss."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import numpy as np
+
+from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.curve.lr_range import LRRange
+from lrrt_stage.curve.smoothing import Smoothing
+from lrrt_stage.errors import NoSuggestion
+from lrrt_stage.rules.descent import descent, require_turn
+from lrrt_stage.rules.registry import rule
+
+__all__ = ["article", "minimum", "slide", "steepest", "valley"]
+
+
+@rule("article")
+def article(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """Minimum: the steepest descent; maximum: a tenth of the LR of the smoothed minimum.
+
+    S. Maggio, *The Learning Rate Black Magic* (2020), and its published code: the maximum is the
+    tested LR nearest to that tenth; the steepest point is looked for between the start of the
+    last uninterrupted descent and the minimum; where there is none, or it lies above a tenth of
+    the maximum, the minimum is a tenth of the maximum.
+    """
+    lr, smoothed, lowest = descent(curve, smoothing)
+    require_turn(curve, lr, lowest)
+    maximum = _nearest(lr, lr[lowest] / 10)
+    slope = np.gradient(smoothed, np.log10(lr))[:lowest]
+    rising = np.flatnonzero(slope >= 0)
+    start = rising[-1] + 1 if rising.size else 0
+    if start < lowest:
+        minimum = float(lr[start + int(np.argmin(slope[start:]))])
+        if minimum <= maximum / 10:
+            return LRRange(minimum, maximum)
+    return LRRange.decade_below(maximum)
+
+
+@rule("steepest")
+def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """The LR at which the smoothed loss falls fastest per decade, before its minimum.
+
+    Smith 2015; the suggestion of torch-lr-finder, Lightning and Ignite, and fastai's ``steep``.
+    """
+    lr, smoothed, lowest = descent(curve, smoothing)
+    slope = np.gradient(smoothed, np.log10(lr))[: lowest + 1]
+    return LRRange.decade_below(float(lr[int(np.argmin(slope))]))
+
+
+@rule("minimum")
+def minimum(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """A tenth of the LR at the minimum of the smoothed loss (fastai's ``minimum``)."""
+    lr, _, lowest = descent(curve, smoothing)
+    require_turn(curve, lr, lowest)
+    return LRRange.decade_below(float(lr[lowest]) / 10)
+
+
+@rule("valley")
+def valley(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """Half way along the longest descent (fastai's ``valley``, its default since 2.3).
+
+    The longest strictly decreasing subsequence of the smoothed losses has L elements and ends at
+    index e; the suggestion is the LR at a third plus a sixth of the way from e - L to e. The
+    first tenth of the curve and its last five points are left out.
+    """
+    descent(curve, smoothing)
+    lr, smoothed = _fastai_window(curve, smoothing)
+    length, end = _longest_decrease(smoothed)
+    third = length / 3
+    return LRRange.decade_below(float(lr[end - length + int(third) + int(third / 2)]))
+
+
+@rule("slide")
+def slide(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """The interval slide rule (novetta/ESRI, as in fastai's ``slide``).
+
+    An interval of 15 iterations slides down from the end of the curve until the slopes at its
+    two ends differ by no more than 0.005 per iteration; the suggestion is the LR of its lower
+    end just before. The same points are left out as for ``valley``.
+    """
+    width, threshold = 15, 0.005
+    descent(curve, smoothing)
+    lr, smoothed = _fastai_window(curve, smoothing)
+    if len(lr) <= width:
+        raise NoSuggestion(
+            f"slide needs more than {width} points, the curve has {len(lr)}: raise iterations"
+        )
+    slope = np.gradient(smoothed)
+    low = len(lr) - 1 - width
+    suggestion = lr[low]
+    while low >= 0 and abs(slope[low + width] - slope[low]) > threshold:
+        suggestion = lr[low]
+        low -= 1
+    return LRRange.decade_below(float(suggestion))
+
+
+def _fastai_window(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray]:
+    finite = curve.finite
+    window = slice(len(finite) // 10, -5)
+    return finite.lr[window], smoothing(finite.loss)[window]
+
+
+def _longest_decrease(values: np.ndarray) -> tuple[int, int]:
+    """Return the length of the longest strictly decreasing subsequence and its earliest end."""
+    tails: list[float] = []  # tails[k]: the largest last value of a decrease of k + 1, negated
+    longest, end = 0, 0
+    for index, value in enumerate(values):
+        place = bisect_left(tails, -value)
+        tails[place : place + 1] = [-value]
+        if place + 1 > longest:
+            longest, end = place + 1, index
+    return longest, end
+
+
+def _nearest(lr: np.ndarray, target: float) -> float:
+    return float(lr[int(np.argmin(np.abs(lr - target)))])

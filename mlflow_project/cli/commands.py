@@ -1,0 +1,276 @@
+"""The commands behind ``MLproject``, also subcommands of ``lrrt-stage``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import rich_click as click
+
+from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
+from mlflow_project.cli.options import examples, from_values, given, options_of, tracked, typed
+from mlflow_project.cli.outcome import OutputOptions, report
+from mlflow_project.stages.check import CheckRunOptions, check_stage
+from mlflow_project.stages.compare import compare_stage
+from mlflow_project.stages.lrrt import range_test_stage
+from mlflow_project.stages.main import MainOptions, main_stage
+from mlflow_project.stages.refine import refine_stage
+from mlflow_project.stages.shared import HandoffOptions
+from mlflow_project.stages.study import study_stage
+from mlflow_project.stages.train import TrainRunOptions, train_stage
+from mlflow_project.tracking.connection import connect
+from pipeline import (
+    RECIPES,
+    Narrowing,
+    RangeTestPlan,
+    RecipeOptions,
+    RefineOptions,
+    Runtime,
+    Task,
+    TrainOptions,
+    ValidationOptions,
+)
+from pipeline.decide.several_tests import ConsensusOptions
+from pipeline.studies import StudyOptions
+
+__all__ = ["commands"]
+
+FITS, FITS_NO_LONGER = 0, 3
+"""Exit codes of ``check``."""
+
+
+def _version() -> str:
+    try:
+        return version("lrrt-stage")
+    except PackageNotFoundError:  # run from a checkout, as MLflow Projects do
+        return "not installed"
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # MLflow hands -P batch_size=32 on as --batch_size 32.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "max_content_width": 100,
+    }
+)
+@click.version_option(_version(), prog_name="lrrt-stage")
+def commands() -> None:
+    """Pick a learning rate on exactly seeded initial weights, and train from those weights."""
+
+
+@commands.command(
+    "lrrt",
+    epilog=examples(
+        "lrrt-stage lrrt",
+        "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --augment crop-flip",
+        "lrrt-stage lrrt --dataset cifar10 --model resnet56 --batch-size 512 --recipe keras",
+        "lrrt-stage lrrt --tests 3 --vary initializations",
+        "mlflow run . -e lrrt -P seed=3 -P rule=steepest",
+    ),
+)
+@options_of("Recipe", RecipeOptions)
+@options_of("Task", Task)
+@options_of("Range test", RangeTestOptions, ValidationOptions)
+@options_of("Suggestion", SuggestionOptions, Smoothing, ConsensusOptions)
+@options_of("Where it runs", Runtime)
+@tracked
+def lrrt_command(**values: Any) -> None:
+    """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
+    preset = from_values(RecipeOptions, values).values
+    _run(
+        "Range test",
+        range_test_stage,
+        (Task, Runtime, RangeTestPlan, ConsensusOptions),
+        values,
+        preset,
+    )
+
+
+@commands.command(
+    "refine",
+    epilog=examples(
+        "lrrt-stage refine",
+        "lrrt-stage refine --trials 16 --storage sqlite:///optuna.db",
+        "mlflow run . -e refine -P lrrt_run_id=RUN_ID",
+    ),
+)
+@options_of("Range test", HandoffOptions)
+@options_of("Narrowing", Narrowing)
+@options_of("Search", RefineOptions)
+@options_of("Training that follows", TrainOptions, only=["schedule"])
+@options_of("Task (taken from the range test)", Task, defaults=False)
+@options_of("Where it runs", Runtime)
+@tracked
+def refine_command(**values: Any) -> None:
+    """Search the peak learning rate inside the narrowed range, every trial from those weights."""
+    _run(
+        "Refinement",
+        refine_stage,
+        (HandoffOptions, Runtime, Narrowing, RefineOptions),
+        values,
+        schedule=TrainOptions(schedule=values["schedule"]).schedule,
+        changes=given(values, Task),
+    )
+
+
+@commands.command(
+    "train",
+    epilog=examples(
+        "lrrt-stage train",
+        "lrrt-stage train --lrrt-run-id RUN_ID --epochs 30 --schedule triangular",
+        "mlflow run . -e train -P lrrt_run_id=RUN_ID -P refine_run_id=latest",
+    ),
+)
+@options_of("Range test", HandoffOptions)
+@options_of("Narrowing", Narrowing)
+@options_of("Training", TrainOptions, TrainRunOptions)
+@options_of("Task (taken from the range test)", Task, defaults=False)
+@options_of("Where it runs", Runtime)
+@tracked
+def train_command(**values: Any) -> None:
+    """Train one-cycle from a range test's very weights, inside its narrowed range."""
+    _run(
+        "Training",
+        train_stage,
+        (HandoffOptions, Runtime, Narrowing, TrainOptions, TrainRunOptions),
+        values,
+        changes=given(values, Task),
+    )
+
+
+@commands.command(
+    "main",
+    epilog=examples(
+        "lrrt-stage main",
+        "lrrt-stage main --dataset imagefolder:photos --model resnet18 --epochs 30 --reuse true",
+        "mlflow run . -e main -P refine=false",
+    ),
+)
+@options_of("Chain", MainOptions)
+@options_of("Recipe", RecipeOptions)
+@options_of("Task", Task)
+@options_of("Range test", RangeTestOptions, ValidationOptions)
+@options_of("Suggestion", SuggestionOptions, Smoothing, ConsensusOptions)
+@options_of("Narrowing", Narrowing)
+@options_of("Search", RefineOptions)
+@options_of("Training", TrainOptions)
+@options_of("Where it runs", Runtime)
+@tracked
+def main_command(**values: Any) -> None:
+    """Run the chain: range test, refinement, training, as children of one run."""
+    preset = from_values(RecipeOptions, values).values
+    _run(
+        "Chain",
+        main_stage,
+        (
+            Task,
+            Runtime,
+            RangeTestPlan,
+            ConsensusOptions,
+            Narrowing,
+            RefineOptions,
+            TrainOptions,
+            MainOptions,
+        ),
+        values,
+        preset,
+    )
+
+
+@commands.command(
+    "check",
+    epilog=examples(
+        "lrrt-stage check",
+        "lrrt-stage check --baseline models:/digits/3 --lr 0.05",
+        "lrrt-stage check --baseline RUN_ID --batch-size 256",
+        "mlflow run . -e check -P baseline=models:/digits@champion",
+    ),
+)
+@options_of("Check", CheckRunOptions)
+@options_of("Several tests (taken from the baseline)", ConsensusOptions, defaults=False)
+@options_of("Task (taken from the baseline)", Task, defaults=False)
+@options_of("Where it runs", Runtime)
+@tracked
+def check_command(**values: Any) -> int:
+    """Test again: does the learning rate in use still fit today's code and data? Exit code 0 or 3.
+
+    The range test of the baseline is run on the code and the data as they are now. 3 says that the
+    learning rate lies outside the range that is suggested today, or that the range has moved by
+    more than the uncertainty of both.
+    """
+    found = _run(
+        "Check",
+        check_stage,
+        (Runtime, CheckRunOptions),
+        values,
+        changes=given(values, Task),
+        tests=given(values, ConsensusOptions),
+    )
+    return FITS if found["fits"] else FITS_NO_LONGER
+
+
+@commands.command(
+    "compare",
+    epilog=examples(
+        "lrrt-stage compare RUN_ID RUN_ID",
+        "lrrt-stage compare latest models:/digits/3",
+        "mlflow run . -e compare -P runs=RUN_ID,RUN_ID",
+    ),
+)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…")
+@tracked
+def compare_command(runs: tuple[str, ...], **values: Any) -> None:
+    """Draw range tests over each other: curves, ranges, and what the tests differ in.
+
+    RUN is the id of a run (lrrt, train, main, refine, check or a test of a study), or
+    models:/NAME/VERSION.
+    """
+    named = [name for each in runs for name in each.split(",") if name]
+    _run("Comparison", compare_stage, (), values, runs=named)
+
+
+@commands.command(
+    "study",
+    epilog=examples(
+        "lrrt-stage study",
+        "lrrt-stage study --kind data-order --dataset photographs --model resnet20",
+        "lrrt-stage study --kind grouped --study-run-id latest",
+        "mlflow run . -e study -P kind=batch-size -P batch_sizes=16,64,256",
+    ),
+)
+@options_of("Study", StudyOptions)
+@options_of("Recipe", RecipeOptions)
+@options_of("Task", Task)
+@options_of("Range test", RangeTestOptions, ValidationOptions)
+@options_of("Suggestion", SuggestionOptions, Smoothing)
+@options_of("Training (mismatch)", TrainOptions)
+@options_of("Where it runs", Runtime)
+@tracked
+def study_command(**values: Any) -> None:
+    """Ask how far a suggestion can be trusted: many range tests, with figures and a report."""
+    fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))
+    _run(
+        "Study",
+        study_stage,
+        (Task, Runtime, RangeTestPlan, TrainOptions, StudyOptions),
+        values,
+        from_values(RecipeOptions, values).values,
+        fixed=fixed,
+    )
+
+
+def _run(
+    title: str,
+    stage: Callable[..., str],
+    options: tuple[type, ...],
+    values: dict[str, Any],
+    preset: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Check all options, then the store, then run the stage; show and return what it found."""
+    filled: list[Any] = [from_values(each, values, preset) for each in options]
+    output = from_values(OutputOptions, values)
+    connect(values["tracking_uri"], values["experiment"])
+    return report(title, stage(*filled, **more), output)

@@ -1,0 +1,63 @@
+"""The console script ``lrrt-stage``: runs a command, and turns how it ended into an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from typing import NoReturn
+
+# cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# TPE and the schedules are used as they are meant to; what libraries say of each other is noise.
+warnings.filterwarnings("ignore", category=FutureWarning)
+# Tests of a study that is interrupted are cut off on purpose, and run when it goes on.
+warnings.filterwarnings("ignore", r"\d+ tasks (which were still|have been) ", UserWarning, "joblib")
+
+import optuna  # noqa: E402
+import rich_click as click  # noqa: E402
+
+from lrrt_stage import LRRTError  # noqa: E402
+from lrrt_stage.errors import first_line  # noqa: E402
+from lrrt_stage.settings import hide_passwords  # noqa: E402
+from mlflow_project.cli.commands import commands  # noqa: E402
+from mlflow_project.tracking.runs import fail_project_run  # noqa: E402
+
+__all__ = ["main"]
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0, 2 for input that cannot be used, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    try:
+        code = commands.main(arguments, standalone_mode=False)
+    except LRRTError as error:
+        code = _fail(stage, str(error))
+    except click.ClickException as error:
+        code = _fail(stage, error.format_message())
+    except (KeyboardInterrupt, click.Abort) as interrupt:
+        # click raises an Abort of its own while it handles what a stage raised.
+        print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(stage: str, reason: str) -> int:
+    line = hide_passwords(" ".join(reason.split()))
+    print(f"Error: {line}", file=sys.stderr)
+    try:
+        fail_project_run(stage, line)
+    except Exception as error:  # the store itself may be what is wrong
+        print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Treat the first SIGTERM as Ctrl-C, and let the clean-up that follows finish."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt("terminated")

@@ -1,0 +1,180 @@
+"""What a command says when its stage is done: a table for people, JSON for the next step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
+from lrrt_stage.settings import require, setting
+from mlflow_project.handoff.artifacts import CONTRACT_VERSION
+from mlflow_project.tracking import console
+from mlflow_project.tracking.descriptions import page, registered_model
+from mlflow_project.tracking.runs import get_run
+from mlflow_project.tracking.tags import (
+    BASELINE_TAG,
+    COMPARED_TAG,
+    FITS_TAG,
+    REASON_TAG,
+    RULE_TAG,
+    SOURCE_TAG,
+    STAGE_TAG,
+    STEP_TAGS,
+    VERDICT_TAG,
+    WEIGHTS_TAG,
+)
+from mlflow_project.tracking.views import view_page
+
+__all__ = ["OutputOptions", "outcome", "report"]
+
+RANGES = ("suggested", "narrowed", "refined", "trained")
+METRICS = (
+    *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
+    "suggestion_decades",
+    *("baseline_lr_min", "baseline_lr_max", "lr_in_use", "moved_decades", "allowed_decades"),
+    "val_loss",
+    "val_accuracy",
+)
+TAGS = {
+    "rule": RULE_TAG,
+    "verdict": VERDICT_TAG,
+    "weights_sha256": WEIGHTS_TAG,
+    "lrrt_run_id": STEP_TAGS["lrrt"],
+    "refine_run_id": STEP_TAGS["refine"],
+    "train_run_id": STEP_TAGS["train"],
+    "baseline_run_id": BASELINE_TAG,
+    "fits": FITS_TAG,
+    "reason": REASON_TAG,
+}
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the result goes, beside the store."""
+
+    output_json: str | None = setting(
+        None,
+        "File for the result as JSON, or - for standard output: run ids and ranges for the next "
+        "step of a pipeline.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.output_json in (None, "-"):
+            return
+        path = Path(self.output_json)
+        require(
+            os.access(path.parent, os.W_OK) and not path.is_dir(),
+            f"output_json={self.output_json!r} cannot be written: give a file in a folder that is "
+            "there",
+        )
+
+
+def outcome(run_id: str) -> dict[str, Any]:
+    """Return what the next step of a pipeline needs of a finished run, flat and as JSON has it.
+
+    ``stage``, ``run_id``, ``run_name``, ``experiment``, and of the rest what the stage has:
+    ``lrrt_run_id`` (what :func:`load_handoff` takes), ``suggested_lr_min`` and ``suggested_lr_max``
+    (likewise ``narrowed``, ``refined``, ``trained``), ``rule``, ``verdict``, ``weights_sha256``,
+    ``val_loss``, ``val_accuracy``; ``model`` (``models:/NAME/VERSION``), where it was registered;
+    of ``check``, ``fits`` and ``reason``; of ``compare``, ``tests``.
+    """
+    run = get_run(run_id)
+    stage = run.data.tags[STAGE_TAG]
+    found: dict[str, Any] = {
+        "contract_version": CONTRACT_VERSION,
+        "stage": stage,
+        "run_id": run_id,
+        "run_name": run.info.run_name,
+        "experiment": mlflow.get_experiment(run.info.experiment_id).name,
+    }
+    found |= {key: run.data.tags[tag] for key, tag in TAGS.items() if tag in run.data.tags}
+    if "fits" in found:
+        found["fits"] = found["fits"] == "true"
+    source = run_id if stage == "lrrt" else run.data.tags.get(SOURCE_TAG)
+    if source is not None:
+        found.setdefault("lrrt_run_id", source)
+    model = None
+    if stage in ("train", "main"):
+        model = registered_model(found.get("train_run_id", run_id))
+    if model is not None:
+        found["model"] = f"models:/{model.name}/{model.version}"
+    if COMPARED_TAG in run.data.tags:
+        found["tests"] = [_test(each) for each in run.data.tags[COMPARED_TAG].split(",")]
+    metrics = run.data.metrics
+    return found | {
+        name: metrics[name] for name in METRICS if math.isfinite(metrics.get(name, math.nan))
+    }
+
+
+def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
+    """Print and return the :func:`outcome` of a stage's run; write it as JSON if asked."""
+    found = outcome(run_id)
+    target = console.ERR if output.output_json == "-" else console.OUT
+    run = get_run(run_id)
+    console.summary(title, _rows(found, run), target)
+    if "reason" in found:
+        target.print(f"{'Fits' if found['fits'] else 'No longer fits'}: {found['reason']}")
+    uri = mlflow.get_tracking_uri()
+    command = console.ui_command(uri)
+    served = command if uri.startswith("http") else "http://127.0.0.1:5000"
+    target.print(f"Open it in the MLflow UI: {command}")
+    target.print(f"This run: {served}/{page(run)}")
+    target.print(f"All runs with their ranges: {served}/{view_page(run.info.experiment_id)}")
+    text = json.dumps(found, indent=2) + "\n"
+    if output.output_json == "-":
+        print(text, end="")
+    elif output.output_json is not None:
+        try:
+            _write_whole(Path(output.output_json), text)
+        except OSError as error:
+            raise LRRTError(
+                f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
+                f"{first_line(error)}"
+            ) from error
+    return found
+
+
+def _test(run_id: str) -> dict[str, Any]:
+    """Return what a comparison found of a range test."""
+    metrics = get_run(run_id).data.metrics
+    ends = {name: metrics[name] for name in ("suggested_lr_min", "suggested_lr_max")}
+    return {"lrrt_run_id": run_id, **ends}
+
+
+def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
+    rows = {}
+    for name in RANGES:
+        if f"{name}_lr_max" in found:
+            low, high = found[f"{name}_lr_min"], found[f"{name}_lr_max"]
+            rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
+        if name == "suggested" and "verdict" in found:
+            rows["suggestion"] = found["verdict"]
+    if "val_accuracy" in found:
+        rows["final validation accuracy"] = f"{found['val_accuracy']:.4f}"
+    elif "val_loss" in found:
+        rows["best validation loss"] = f"{found['val_loss']:.4g}"
+    if "fits" in found:
+        rows["LR in use"] = f"{found['lr_in_use']:.3g}"
+    if found.get("lrrt_run_id", found["run_id"]) != found["run_id"]:
+        rows["range test"] = found["lrrt_run_id"]
+    if "model" in found:
+        rows["model"] = found["model"]
+    rows["run"] = found["run_id"]
+    if found["stage"] == "study":
+        rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"
+    return rows
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,1 @@
+"""What one stage publishes for the next, and the checks on the way."""

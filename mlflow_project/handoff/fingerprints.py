@@ -1,0 +1,77 @@
+"""Find a step that already ran with the same parameters, code and upstream run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+
+import lrrt_stage
+import mlflow_project
+import pipeline
+from mlflow_project.tracking.runs import experiment_id
+from pipeline import PreparedTask, Task
+from pipeline.data.datasets import is_dataset_factory
+from pipeline.data.factories import is_factory
+
+__all__ = ["FINGERPRINT_TAG", "find_same", "fingerprint"]
+
+FINGERPRINT_TAG = "lrrt.fingerprint"
+
+
+def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
+    """Return a SHA-256 over all that the stage's result depends on.
+
+    That is the task, the data, the device, torch's version, the source of this project and of
+    the user's factory modules, a weights file to start from, and ``inputs``: options
+    (dataclasses), and ids of upstream runs.
+    """
+    content = {
+        "stage": stage,
+        "task": asdict(prepared.task),
+        "data": prepared.data.digest,
+        "device": str(prepared.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "files": _files(prepared.task),
+        **{k: asdict(v) if is_dataclass(v) else v for k, v in inputs.items()},  # type: ignore
+    }
+    return _sha(json.dumps(content, sort_keys=True).encode())
+
+
+def find_same(fingerprint: str) -> str | None:
+    """Return the experiment's newest finished run with this fingerprint, if any."""
+    found = mlflow.MlflowClient().search_runs(
+        [experiment_id()],
+        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and attributes.status = 'FINISHED'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return found[0].info.run_id if found else None
+
+
+def _files(task: Task) -> list[str]:
+    """Return the digests of all files that a result depends on: sources, and given weights."""
+    # The stages count as well: they choose the rule that stands in for one without an answer, and
+    # what each step is handed.
+    folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline, mlflow_project)]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    factories = [task.dataset] if is_dataset_factory(task.dataset) else []
+    factories += [task.model] if is_factory(task.model) else []
+    for name in factories:
+        source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
+        files += [Path(source)] if source else []
+    if task.init.startswith("file:") and Path(given := task.init.removeprefix("file:")).is_file():
+        files.append(Path(given))
+    return [_sha(path.read_bytes()) for path in files]
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,83 @@
+"""How the stages after a range test begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+
+from lrrt_stage import LRRange
+from lrrt_stage.settings import hide_passwords, setting
+from mlflow_project.handoff.handoff import Handoff, load_handoff
+from mlflow_project.tracking.runs import log_dataset, log_range, name_run
+from mlflow_project.tracking.tags import MISMATCH_TAG, SOURCE_TAG, WEIGHTS_TAG
+from pipeline import Narrowing, PreparedTask, Runtime, Task
+from pipeline.data.datasets import is_dataset_factory
+
+__all__ = ["HandoffOptions", "open_handoff", "run_name", "short_name", "task_words"]
+
+
+@dataclass(frozen=True)
+class HandoffOptions:
+    """Which range test is followed."""
+
+    lrrt_run_id: str = setting(
+        "latest", "Range-test run; latest: the newest finished one of the experiment."
+    )
+    allow_mismatch: bool = setting(False, "Go on although the task differs from the range test's.")
+
+
+def open_handoff(
+    run: Run,
+    options: HandoffOptions,
+    runtime: Runtime,
+    narrowing: Narrowing,
+    changes: dict[str, Any] | None,
+    prepared: PreparedTask | None,
+) -> tuple[Handoff, PreparedTask, LRRange]:
+    """Return a checked hand-off, a workbench for its task, and the narrowed range.
+
+    ``changes`` are fields of the task that differ from the range test's. The run gets its name
+    and all that the stages after a range test log alike.
+
+    Raises
+    ------
+    LRRTError
+        If the task or its data differ from the range test's, unless that is allowed.
+    """
+    handoff = load_handoff(options.lrrt_run_id)
+    task: Task = replace(handoff.task, **changes or {})
+    if not options.allow_mismatch:
+        # First the fields, which cost nothing; then the data's content.
+        handoff.check(task)
+    prepared = prepared or PreparedTask(task, runtime)
+    if not options.allow_mismatch:
+        handoff.check(task, prepared.data.digest)
+    elif differences := handoff.differences(task, prepared.data.digest):
+        mlflow.set_tag(MISMATCH_TAG, hide_passwords("; ".join(differences)))
+    narrowed = narrowing(handoff.range)
+    name_run(run, run_name(task))
+    mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})
+    log_dataset(prepared)
+    for name, lr_range in (("suggested", handoff.range), ("narrowed", narrowed)):
+        log_range(run, name, lr_range)
+    return handoff, prepared, narrowed
+
+
+def short_name(task: Task) -> str:
+    """Return what a run's name says of its task: dataset and model, without folders."""
+    own = is_dataset_factory(task.dataset)
+    return f"{task.dataset if own else task.dataset.partition(':')[0]} {task.model}"
+
+
+def run_name(task: Task) -> str:
+    """Return a run's name, after that of its stage."""
+    return f"{short_name(task)} batch {task.batch_size} seed {task.seed}"
+
+
+def task_words(task: Task) -> str:
+    """Return what a description says of its task."""
+    dataset, _, model = short_name(task).rpartition(" ")
+    return f"`{model}` on {dataset} ({task.optimizer}, batches of {task.batch_size})"

@@ -1,0 +1,1 @@
+"""How runs are opened, named, described, and logged in MLflow."""

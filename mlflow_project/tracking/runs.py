@@ -1,0 +1,253 @@
+"""Runs, series, files and models in MLflow: the only place that says how things are logged."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import LifecycleStage, Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
+from mlflow.utils.time import get_current_time_millis
+
+from lrrt_stage import Confidence, LRCurve, LRRange, LRRTError, NoSuggestion, Smoothing
+from lrrt_stage.settings import hide_passwords, require
+from mlflow_project.tracking.connection import RUN_ID, connect, experiment_id, project_run
+from mlflow_project.tracking.tags import ERROR_TAG, RULE_TAG, STAGE_TAG, VERDICT_TAG
+from mlflow_project.tracking.views import save_view
+from pipeline import PreparedTask, Training
+from pipeline.decide.several_tests import Consensus, settled
+from pipeline.jobs.jobs import TrainingResult
+
+__all__ = [
+    "connect",
+    "experiment_id",
+    "fail_project_run",
+    "get_run",
+    "log_curve",
+    "log_dataset",
+    "log_range",
+    "log_scalars",
+    "log_series",
+    "log_suggestions",
+    "log_training",
+    "name_run",
+    "stage_run",
+    "staged_files",
+]
+
+METRICS_PER_CALL = 1000  # MLflow's limit for one batch
+# The names that MLflow makes up, "predicate-noun-number"; others are the user's.
+MADE_UP_NAME = re.compile(
+    "({})-({})-[0-9]+".format(
+        *("|".join(map(re.escape, words)) for words in (_GENERATOR_PREDICATES, _GENERATOR_NOUNS))
+    ),
+    re.IGNORECASE,
+)
+
+
+def get_run(run_id: str) -> Run:
+    """Return a run; raise LRRTError if the store has none of this id, or it was deleted."""
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise LRRTError(
+            f"there is no run {run_id!r} in {mlflow.get_tracking_uri()} ({error.error_code}): "
+            "check the id and the tracking URI"
+        ) from None
+    require(
+        run.info.lifecycle_stage == LifecycleStage.ACTIVE,
+        f"run {run_id} was deleted: give another, or restore it with mlflow runs restore "
+        f"--run-id {run_id}",
+    )
+    return run
+
+
+@contextmanager
+def stage_run(stage: str) -> Iterator[Run]:
+    """Open the run of a stage: that of ``mlflow run`` where there is one, else a new one.
+
+    Inside another stage's run, or where ``mlflow run`` runs another project's entry point, it is
+    a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED
+    with the reason as the tag ``lrrt.error``.
+    """
+    outermost = mlflow.active_run() is None
+    # Which is used up by the first run that is opened; another stage may follow.
+    of_project = os.environ.get(RUN_ID)
+    run = _start_run(stage)
+    status = "FAILED"
+    try:
+        mlflow.set_tag(STAGE_TAG, stage)
+        if outermost:
+            save_view(run.info.experiment_id)
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt as interrupt:
+        status = "KILLED"
+        _let_go(interrupt)
+        mlflow.set_tag(ERROR_TAG, str(interrupt) or "interrupted")
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
+        mlflow.set_tag(ERROR_TAG, hide_passwords(" ".join(text.split())[:5000]))
+        raise
+    finally:
+        mlflow.end_run(status)
+        if of_project and of_project != run.info.run_id:
+            os.environ[RUN_ID] = of_project
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames of an error and of those before it.
+
+    Interrupted amid a query, they hold a cursor that keeps SQLite's file locked.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _start_run(stage: str) -> Run:
+    active = mlflow.active_run()
+    if active is not None:
+        return mlflow.start_run(nested=True, experiment_id=active.info.experiment_id)
+    run_id, is_the_stages = project_run(stage)
+    if run_id is None or is_the_stages:
+        return mlflow.start_run()
+    del os.environ[RUN_ID]  # else start_run would resume it
+    return mlflow.start_run(experiment_id=get_run(run_id).info.experiment_id, parent_run_id=run_id)
+
+
+def name_run(run: Run, name: str) -> None:
+    """Name a stage's run after its stage and ``name``, unless the user has named it."""
+    if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
+        stage = get_run(run.info.run_id).data.tags[STAGE_TAG]
+        mlflow.set_tag("mlflow.runName", f"{stage} {name}")
+
+
+def fail_project_run(stage: str, reason: str) -> None:
+    """Mark the run that ``mlflow run`` opened as FAILED, if it is the stage's and not open yet."""
+    run_id, is_the_stages = project_run(stage)
+    if run_id and is_the_stages:
+        client = mlflow.MlflowClient()
+        client.set_tag(run_id, ERROR_TAG, reason)
+        client.set_terminated(run_id, "FAILED")
+
+
+def log_series(
+    run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None
+) -> None:
+    """Log whole curves at once: a thousand values a call, the same steps for all.
+
+    ``steps`` are the iterations of the values; 0, 1, … where they are not given.
+    """
+    now = get_current_time_millis()
+    metrics = [
+        Metric(name, float(value), now, step)
+        for name, values in series.items()
+        for step, value in zip(range(len(values)) if steps is None else steps, values, strict=True)
+    ]
+    client = mlflow.MlflowClient()
+    for first in range(0, len(metrics), METRICS_PER_CALL):
+        client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
+
+
+def log_training(
+    run: Run, training: Training | TrainingResult, first_iteration: int = 0, first_epoch: int = 0
+) -> None:
+    """Log a training from an iteration and an epoch on; validation at the steps taken by then."""
+    steps = range(first_iteration, len(training.train_loss))
+    log_series(
+        run,
+        {"lr": training.lr[first_iteration:], "train_loss": training.train_loss[first_iteration:]},
+        steps,
+    )
+    epochs = training.epochs[first_epoch:]
+    log_series(
+        run,
+        {
+            "val_loss": [epoch.val_loss for epoch in epochs],
+            "val_accuracy": [epoch.val_accuracy for epoch in epochs],
+        },
+        [epoch.iteration for epoch in epochs],
+    )
+
+
+def log_scalars(run: Run, values: Mapping[str, float]) -> None:
+    """Log one value each."""
+    log_series(run, {name: [value] for name, value in values.items()})
+
+
+def log_range(run: Run, name: str, lr_range: LRRange) -> None:
+    """Log a range as ``<name>_lr_min`` and ``<name>_lr_max``."""
+    log_scalars(run, {f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max})
+
+
+@contextmanager
+def staged_files(run: Run) -> Iterator[Path]:
+    """Yield an empty folder; what is in it at the end, also after an error, becomes artifacts."""
+    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            if any(Path(folder).iterdir()):
+                mlflow.MlflowClient().log_artifacts(run.info.run_id, folder)
+
+
+def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
+    """Log learning rates and losses, one value per iteration.
+
+    The UI can draw a metric over another one on a linear axis alone: ``log10_lr`` is for that.
+    """
+    frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
+    frame["log10_lr"] = np.log10(frame["lr"])
+    steps = frame.pop("iteration")
+    looks = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
+    log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
+    if looks is not None:
+        log_series(run, {"full_val_loss": looks.tolist()}, steps[looks.index].tolist())
+
+
+def log_suggestions(
+    run: Run,
+    curve: LRCurve,
+    answers: Mapping[str, LRRange | NoSuggestion],
+    sure: Mapping[str, Confidence],
+    rule: str,
+    agreed: Consensus | NoSuggestion | None = None,
+) -> Confidence:
+    """Log what every rule answered, the range of ``rule``, and how far it can be trusted.
+
+    Of several tests, ``agreed`` is what they came to; the answers are those of the first.
+    """
+    chosen, how_sure = settled(answers[rule], sure[rule], agreed)
+    found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
+    scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
+    if curve.epochs is not None:
+        scalars["range_test_epochs"] = curve.epochs
+    if isinstance(agreed, Consensus):
+        scalars["consensus_decades"] = agreed.decades
+    if isinstance(chosen, LRRange):
+        scalars["suggestion_decades"] = how_sure.decades
+        log_range(run, "suggested", chosen)
+    log_scalars(run, scalars)
+    mlflow.set_tags({"lrrt.stop": curve.stop, RULE_TAG: rule, VERDICT_TAG: str(how_sure.verdict)})
+    return how_sure
+
+
+def log_dataset(prepared: PreparedTask) -> None:
+    """Record the training data as the active run's input, by name and digest."""
+    source = CodeDatasetSource(tags={"dataset": prepared.task.dataset})
+    # MLflow keeps 36 characters of a digest.
+    name = prepared.task.dataset.partition(":")[0]
+    dataset = MetaDataset(source, name=name, digest=prepared.data.digest[:32])  # type: ignore[abstract]
+    mlflow.log_input(dataset, context="training")

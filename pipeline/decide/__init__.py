@@ -1,0 +1,1 @@
+"""Decisions that take more than one range test."""

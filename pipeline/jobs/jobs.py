@@ -1,0 +1,132 @@
+"""What a study runs: range tests and trainings, each a value that a worker process can take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from lrrt_stage import LRCurve, LRRange, NoSuggestion, RangeTestOptions, suggest_all
+from lrrt_stage.measure.ramps import MIN_ITERATIONS
+from lrrt_stage.state.weights import State
+from pipeline.data.datasets import load_data
+from pipeline.data.splits import Data
+from pipeline.task.plan import RangeTestPlan
+from pipeline.task.prepared import PreparedTask
+from pipeline.task.tasks import Runtime, Task
+from pipeline.training.loop import Epoch, TrainOptions, train
+
+__all__ = ["Job", "RangeTestJob", "RangeTestResult", "TrainingJob", "TrainingResult"]
+
+
+@dataclass(frozen=True)
+class RangeTestResult:
+    """What a range test of a study came to."""
+
+    job: RangeTestJob
+    curve: LRCurve
+    answers: Mapping[str, LRRange | NoSuggestion]
+    """Every rule's answer."""
+    seconds: float
+    """Time of the test alone, on a process that has run one before."""
+    device: str = ""
+    weights: State = field(default_factory=dict)
+    """The initial weights; empty where the test was read back from its run."""
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule that the plan chose."""
+        return self.job.plan.suggestion.rule
+
+    @property
+    def range(self) -> LRRange | None:
+        """The answer of the plan's rule, None where it has none."""
+        answer = self.answers[self.rule]
+        return answer if isinstance(answer, LRRange) else None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training of a study came to: a value per iteration, a value per epoch."""
+
+    job: TrainingJob
+    lr: list[float]
+    train_loss: list[float]
+    epochs: list[Epoch]
+    diverged: bool
+    val_loss: float
+    """After the last epoch; infinite where training diverged."""
+
+
+@dataclass(frozen=True)
+class RangeTestJob:
+    """A range test of ``task`` from the weights that the task's seed gives."""
+
+    name: str
+    task: Task
+    plan: RangeTestPlan
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What tells the job from others of its study, beside its task; columns of the tables."""
+
+    def run(self, runtime: Runtime) -> RangeTestResult:
+        """Run the test on ``runtime``."""
+        prepared = _prepared(self.task, runtime)
+        state = prepared.initial_weights()
+        _warm_up(prepared, state)
+        started = time.perf_counter()
+        curve = prepared.range_test(state, self.plan)
+        seconds = time.perf_counter() - started
+        answers = suggest_all(curve, self.plan.smoothing)
+        return RangeTestResult(self, curve, answers, seconds, str(prepared.device), state)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training of ``task`` inside ``lr_range`` from the weights that the task's seed gives."""
+
+    name: str
+    task: Task
+    lr_range: LRRange
+    options: TrainOptions
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, runtime: Runtime) -> TrainingResult:
+        """Run the training on ``runtime``."""
+        prepared = _prepared(self.task, runtime)
+        training = train(prepared, prepared.initial_weights(), self.lr_range, self.options)
+        return TrainingResult(
+            self,
+            training.lr,
+            training.train_loss,
+            training.epochs,
+            training.diverged,
+            training.val_loss,
+        )
+
+
+Job = RangeTestJob | TrainingJob
+
+
+def _prepared(task: Task, runtime: Runtime) -> PreparedTask:
+    return PreparedTask(
+        task, runtime, _data(task.dataset, json.dumps(task.dataset_args), runtime.data_dir)
+    )
+
+
+_WARM: set[str] = set()
+
+
+def _warm_up(prepared: PreparedTask, state: State) -> None:
+    """Run a few iterations, once in a process: the first ones load libraries and choose kernels."""
+    if str(prepared.device) not in _WARM:
+        _WARM.add(str(prepared.device))
+        prepared.range_test(state, RangeTestPlan(RangeTestOptions(iterations=MIN_ITERATIONS)))
+
+
+@lru_cache(maxsize=1)
+def _data(dataset: str, arguments: str, data_dir: str) -> Data:
+    """Return the dataset, which the jobs of a process share."""
+    return load_data(dataset, json.loads(arguments), data_dir)

@@ -1,0 +1,118 @@
+"""Jobs side by side. What they compute does not depend on how many there are at a time."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import joblib
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from lrrt_stage import LRRTError, resolve_device
+from lrrt_stage.errors import first_line
+from pipeline.jobs.jobs import Job, RangeTestResult, TrainingResult
+from pipeline.task.tasks import Runtime
+
+__all__ = ["JobResult", "run_jobs"]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """A job and its result, or the one line that says why it has none."""
+
+    job: Job
+    result: RangeTestResult | TrainingResult | None
+    error: str = ""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    runtime: Runtime,
+    workers: int | None = None,
+    on_done: Callable[[int, JobResult], None] | None = None,
+) -> list[JobResult]:
+    """Run ``jobs`` in ``workers`` processes and return their outcomes in the order of ``jobs``.
+
+    On the CPU each job computes with one thread, so that its result is the same bit for bit with
+    any number of workers. Several GPUs are taken in turn. A job that fails does not end the
+    others.
+
+    Parameters
+    ----------
+    jobs, runtime
+        What is run, and where.
+    workers
+        Processes; None: one for each core, or for each GPU. One runs the jobs in this process.
+        The processes are joblib's: inside ``joblib.parallel_config(backend=…)`` they are those
+        of another backend, a cluster's for example.
+    on_done
+        Called in this process with a job's index and its outcome, as soon as it is there.
+
+    Raises
+    ------
+    LRRTError
+        If a worker process is ended from outside.
+    """
+    devices = _devices(runtime.device)
+    by_default = joblib.cpu_count() if devices == ["cpu"] else len(devices)
+    count = min(workers or by_default, max(len(jobs), 1))
+    placed = [
+        (index, job, replace(runtime, device=devices[index % len(devices)]))
+        for index, job in enumerate(jobs)
+    ]
+    outcomes: dict[int, JobResult] = {}
+    for index, outcome in _results(placed, count):
+        outcomes[index] = outcome
+        if on_done is not None:
+            on_done(index, outcome)
+    return [outcomes[index] for index in range(len(jobs))]
+
+
+Placed = tuple[int, Job, Runtime]
+
+
+def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, JobResult]]:
+    if count == 1:
+        yield from map(_run, placed)
+        return
+    # Ctrl-C goes to all processes of a terminal: this one ends the workers, without their noise.
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **quiet)
+    try:
+        yield from pool(joblib.delayed(_run)(each) for each in placed)
+    except TerminatedWorkerError:
+        raise LRRTError(
+            f"one of {count} worker processes was ended from outside, perhaps for want of memory: "
+            "what is finished is kept, run again with fewer workers"
+        ) from None
+
+
+def _run(placed: Placed) -> tuple[int, JobResult]:
+    index, job, runtime = placed
+    try:
+        with _one_thread():
+            return index, JobResult(job, job.run(runtime))
+    except Exception as error:  # one bad test must not end a study
+        kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
+        return index, JobResult(job, None, kind + first_line(error))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _devices(name: str) -> list[str]:
+    """Return the devices that jobs are spread over: all GPUs where no one of them was named."""
+    device = resolve_device(name)
+    if device.type == "cuda" and name in ("auto", "cuda"):
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [str(device)]

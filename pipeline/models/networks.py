@@ -1,0 +1,256 @@
+"""The models that are known by name. A builder is one function in :data:`MODELS`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.settings import require
+from lrrt_stage.state.weights import check_sizes
+from pipeline.data.factories import call_factory, is_factory
+from pipeline.data.splits import describe
+
+__all__ = ["MODELS", "build_model"]
+
+Shape = tuple[int, ...]
+SHORTCUTS = ("identity", "projection", "convolution")
+
+
+def build_model(
+    name: str, arguments: Mapping[str, Any], input_shape: Shape, num_classes: int
+) -> nn.Module:
+    """Return a new model for inputs of ``input_shape`` (without the batch) and ``num_classes``.
+
+    ``name`` is one of :data:`MODELS`, a torchvision classifier, or ``package.module:factory``
+    (which is given ``arguments`` alone and returns an ``nn.Module``). What the constructor draws
+    comes from the global random state.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such model, it does not take these arguments, or a factory returns
+        something else.
+    """
+    if is_factory(name):
+        made = call_factory("model", name, arguments)
+        if not isinstance(made, nn.Module):
+            raise LRRTError(
+                f"model {name!r} returned {describe(made)}, expected a torch.nn.Module: "
+                f"{_remedy(made)}"
+            )
+        check_sizes(made, f"model {name!r}")
+        return made
+    try:
+        if name in MODELS:
+            return MODELS[name](input_shape, num_classes, **arguments)
+        return _torchvision_model(name, input_shape, num_classes, arguments)
+    except LRRTError:
+        raise
+    except Exception as error:  # whatever a constructor raises for its arguments
+        raise LRRTError(
+            f"model {name!r}: {first_line(error)}: check model_args {dict(arguments)}"
+        ) from error
+
+
+def _remedy(made: Any) -> str:
+    """Return what to do about something that is no model."""
+    if made is None:
+        return "is its return missing?"
+    if isinstance(made, type):
+        return "return an object of the class, not the class"
+    if isinstance(made, (tuple, list)) and any(isinstance(each, nn.Module) for each in made):
+        return "return the model alone"
+    if isinstance(made, Mapping):
+        return "load these weights into a model and return that"
+    return "return the model"
+
+
+def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
+    """Three 3 × 3 convolutions with batch norm, two of them followed by pooling, to 2 × 2."""
+    channels = _image_channels("cnn", input_shape)
+    halved = [side // 2 for side in input_shape[1:]]
+    require(min(halved) >= 2, f"model 'cnn' takes images from 4 × 4 on, not {input_shape[1:]}")
+    # Not AdaptiveMaxPool2d(2): its gradient on CUDA does not repeat bit for bit.
+    window = tuple(side // 2 for side in halved)
+    pooled = prod(side // size for side, size in zip(halved, window, strict=True))
+
+    def block(before: int, after: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+        ]
+
+    return nn.Sequential(
+        *block(channels, width),
+        *block(width, 2 * width),
+        nn.MaxPool2d(2),
+        *block(2 * width, 4 * width),
+        nn.MaxPool2d(window),
+        nn.Flatten(),
+        nn.Linear(4 * width * pooled, num_classes),
+    )
+
+
+def mlp(input_shape: Shape, num_classes: int, width: int = 256, depth: int = 2) -> nn.Module:
+    """``depth`` hidden layers of ``width`` rectified units."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = prod(input_shape)
+    for _ in range(depth):
+        layers += [nn.Linear(before, width), nn.ReLU(inplace=True)]
+        before = width
+    return nn.Sequential(*layers, nn.Linear(before, num_classes))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, before: int, after: int, shortcut: str) -> None:
+        super().__init__()
+        stride = 1 if before == after else 2
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.stride, self.added_channels = stride, after - before
+        self.projection: nn.Module | None = None
+        if shortcut != "identity" and stride == 2:
+            convolution = nn.Conv2d(before, after, 1, stride, bias=False)
+            norm = [nn.BatchNorm2d(after)] if shortcut == "projection" else []
+            self.projection = nn.Sequential(convolution, *norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.projection is not None:
+            return self.projection(x)
+        if self.stride == 1:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added_channels))
+
+
+def cifar_resnet(
+    input_shape: Shape, num_classes: int, depth: int, shortcut: str = "identity"
+) -> nn.Module:
+    """The CIFAR ResNet of He et al. 2015 (arXiv 1512.03385, §4.2), depth 6n + 2.
+
+    ``shortcut``: where the size changes, ``identity`` subsamples and pads with zero channels
+    (option A, the paper's for CIFAR), ``projection`` is a 1 × 1 convolution with batch norm
+    (option B), ``convolution`` the same without batch norm (keras.io's ResNet v1, and the two
+    variants that *The Learning Rate Black Magic* measured).
+    """
+    if shortcut not in SHORTCUTS:
+        raise unknown_name("shortcut", shortcut, SHORTCUTS)
+    channels = _image_channels(f"resnet{depth}", input_shape)
+    n = (depth - 2) // 6
+    widths = [16, *[16] * n, *[32] * n, *[64] * n]
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+        *(_ResidualBlock(a, b, shortcut) for a, b in pairwise(widths)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    )
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": cnn,
+    "mlp": mlp,
+    **{f"resnet{depth}": partial(cifar_resnet, depth=depth) for depth in (20, 32, 44, 56, 110)},
+}
+"""Name -> function of input shape, number of classes and keyword arguments."""
+
+
+def _torchvision_model(
+    name: str, input_shape: Shape, num_classes: int, arguments: Mapping[str, Any]
+) -> nn.Module:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise unknown_name("model", name, [*MODELS, *names, "package.module:factory"])
+    model = torchvision.models.get_model(
+        name, weights=None, **{"num_classes": num_classes, **arguments}
+    )
+    channels = _image_channels(name, input_shape)
+    return model if channels == 3 else _with_input_channels(model, channels)
+
+
+def _with_input_channels(model: nn.Module, channels: int) -> nn.Module:
+    """Replace the first convolution, made for RGB, by one that takes ``channels``."""
+    name, first = next(
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    parent, _, attribute = name.rpartition(".")
+    replacement = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        first.dilation,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    setattr(model.get_submodule(parent), attribute, replacement)
+    return model
+
+
+def _image_channels(name: str, input_shape: Shape) -> int:
+    require(
+        len(input_shape) == 3,
+        f"model {name!r} takes images (channels, height, width), the data has {input_shape}: "
+        "use mlp or a factory of your own",
+    )
+    return input_shape[0]
+
+
+def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) -> None:
+    """Run ``inputs`` through ``model`` and check that it returns a logit per class.
+
+    It does so in eval mode and in train mode, in which some models return more than one output
+    and batch norm changes its buffers: give it a model that is thrown away.
+
+    Raises
+    ------
+    LRRTError
+        If the model fails on the inputs or returns something else.
+    """
+    shape = tuple(inputs.shape[1:])
+    for mode in (False, True):
+        model.train(mode)
+        try:
+            with torch.no_grad():
+                output = model(inputs)
+        except Exception as error:
+            remedy = "choose another model, model_args or image size"
+            if "more than 1 value per channel" in str(error):
+                remedy = "raise batch_size, batch norm needs two examples"
+            raise LRRTError(
+                f"model {name!r} does not take inputs of shape {shape}: {first_line(error)}: "
+                f"{remedy}"
+            ) from error
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
+            raise LRRTError(
+                f"model {name!r} returns {got} for {len(inputs)} inputs"
+                f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {num_classes}), a "
+                "logit per class: set its number of classes, switch other outputs off"
+            )
+        rows = output.float()
+        if not mode and bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4:
+            warnings.warn(
+                f"model {name!r} returns numbers that add up to 1, as a softmax does: the loss "
+                "takes logits, and applies a softmax of its own; leave the model's out",
+                stacklevel=2,
+            )

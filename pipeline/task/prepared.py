@@ -1,0 +1,244 @@
+"""A task made ready: data loaded and checked, device chosen, and fresh, equal starts from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from lrrt_stage import (
+    LRCurve,
+    LRRTError,
+    Validation,
+    initialize,
+    range_test,
+    resolve_device,
+    seeded,
+)
+from lrrt_stage.measure.step import BatchLoss, batch_loss_of
+from lrrt_stage.settings import require
+from lrrt_stage.state import weights
+from lrrt_stage.state.preserve import preserved_sources
+from pipeline.data.batches import Batches
+from pipeline.data.datasets import load_data
+from pipeline.data.splits import Data
+from pipeline.models.networks import build_model, check_output
+from pipeline.models.optimizers import build_optimizer
+from pipeline.task.evaluation import ValidationOptions, full_looks, stratified
+from pipeline.task.plan import RangeTestPlan
+from pipeline.task.tasks import Runtime, Task
+
+__all__ = ["PreparedTask", "Start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an experiment starts from: a model with the initial weights, and what moves it."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    batches: Batches
+
+
+class PreparedTask:
+    """A task on a device; ``data`` is its dataset, where that is loaded already.
+
+    Raises
+    ------
+    LRRTError
+        If the data, the model, the batch size or the device cannot be used, before any work. Of
+        splits that are not in memory the first validation batch alone is read here; ``train``
+        reads the validation split whole before its first epoch.
+    """
+
+    loss_fn = staticmethod(cross_entropy)
+
+    def __init__(
+        self, task: Task, runtime: Runtime | None = None, data: Data | None = None
+    ) -> None:
+        runtime = runtime or Runtime()
+        self.task, self.runtime = task, runtime
+        self.device = resolve_device(runtime.device)
+        data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
+        # Once, so that no start of an experiment moves it again.
+        self.data = data.to(self.device)
+        self.val_batches = Batches(
+            self.data,
+            task.batch_size,
+            self.device,
+            train=False,
+            normalize=task.normalize,
+            loader_workers=runtime.loader_workers,
+        )
+        self._train_batches()
+        inputs, _ = next(iter(self.val_batches))
+        # Two examples where training has as many, however few there are to validate on.
+        inputs = torch.cat([inputs[:2]] * 2)[: min(2, task.batch_size)]
+        model = self.model().to(self.device)
+        # Before the model is run, which may be when its layers make their parameters: then its
+        # initial weights would be none.
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise LRRTError(
+                f"model {task.model!r} has no trainable parameter: set requires_grad on some, and "
+                "have the constructor make all of them (give the shape of the inputs there)"
+            )
+        require(
+            task.l2 == 0 or bool(_kernels(model)),
+            f"l2={task.l2} has nothing to act on, model {task.model!r} has no trainable torch "
+            "layer that is linear or convolutional: use l2=0 and weight_decay",
+        )
+        with seeded(task.seed):
+            check_output(model, inputs, self.data.num_classes, task.model)
+
+    def sibling(self, task: Task) -> PreparedTask:
+        """Return the prepared of a task on the same data and device, which is not checked again."""
+        other = copy.copy(self)
+        other.task = task
+        return other
+
+    def model(self) -> nn.Module:
+        """Return a new model on the CPU as its constructor makes it under the task's seed."""
+        with seeded(self.task.seed):
+            return build_model(
+                self.task.model,
+                self.task.model_args,
+                self.data.input_shape,
+                self.data.num_classes,
+            )
+
+    def initial_weights(self, pretrained: Path | None = None) -> dict[str, Tensor]:
+        """Return parameters and buffers before the first step, on the CPU.
+
+        They are drawn from the task's seed, or read from ``pretrained``, a safetensors file,
+        which must be given for an ``init`` of ``run:ID`` (the caller knows where runs are).
+        """
+        model = self.model()
+        if self.task.init.startswith("file:"):
+            pretrained = Path(self.task.init.removeprefix("file:"))
+        if pretrained is not None:
+            weights.load_into(model, weights.load(pretrained))
+        else:
+            initialize(model, self.task.init, self.task.seed)
+        return weights.state_of(model)
+
+    def start(self, state: weights.State) -> Start:
+        """Return a model with the weights ``state`` on the device, a new optimizer and batches.
+
+        Every call gives the same start, so that experiments from it differ in nothing else.
+        """
+        model = self.model()
+        weights.load_into(model, state)
+        model.to(self.device).to(memory_format=self.task.memory_format)
+        optimizer = build_optimizer(
+            self.task.optimizer, model.parameters(), self.task.momentum, self.task.weight_decay
+        )
+        return Start(model, optimizer, self._train_batches())
+
+    def batch_loss(self, model: nn.Module) -> BatchLoss:
+        """Return the loss that range test and training minimise: of a batch on the device, scalar.
+
+        It is the mean cross entropy; with the task's ``l2`` above 0, plus ``l2`` times the sum of
+        squares of all trainable weights of linear and convolutional layers, as Keras' kernel
+        regularisers add it (no biases, no norm layers; a weight that layers share counts once).
+        So the penalty is in the recorded training loss, and in the gradient that is clipped.
+        """
+        plain, l2 = batch_loss_of(model, self.loss_fn), self.task.l2
+
+        def penalised(batch: Any) -> Tensor:
+            # One vector, so that the cost does not grow with the number of layers.
+            kernels = torch.cat([kernel.flatten() for kernel in _kernels(model)])
+            return plain(batch) + l2 * kernels.square().sum()
+
+        return penalised if l2 > 0 else plain
+
+    def range_test(
+        self,
+        state: weights.State,
+        plan: RangeTestPlan | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> LRCurve:
+        """Run the range test from the weights ``state``."""
+        start = self.start(state)
+        plan = plan or RangeTestPlan()
+        iterations = plan.ramp.iterations_for(start.batches, self.task.accumulate)
+        # Apart from the test, which draws the same however it is evaluated.
+        with seeded(self.task.data_seed), preserved_sources(self.data):
+            probe = self._probe(plan.validation)
+            validation = self._validation(start.model, plan.validation, iterations)
+        with seeded(self.task.data_seed):
+            return range_test(
+                start.model,
+                start.optimizer,
+                self.loss_fn,
+                start.batches,
+                plan.ramp,
+                step=self.task,
+                smoothing=plan.smoothing,
+                batch_loss=self.batch_loss(start.model),
+                probe=probe,
+                validation=validation,
+                progress=progress,
+            )
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Return mean loss and accuracy (0 … 1) over the validation split, in eval mode."""
+        model.eval()
+        loss = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
+        with torch.no_grad():
+            for inputs, labels in self.val_batches:
+                output = model(inputs)
+                loss += self.loss_fn(output, labels, reduction="sum")
+                correct += (output.argmax(dim=1) == labels).sum()
+        # One read for both, at the end.
+        loss_sum, correct_sum = torch.stack([loss, correct]).tolist()
+        return loss_sum / self.val_batches.size, correct_sum / self.val_batches.size
+
+    def _probe(self, options: ValidationOptions) -> Any:
+        size = options.probe_size(self.task.batch_size, self.val_batches.size)
+        if size == 0:
+            return None
+        return self.val_batches.chosen(stratified(self.data.val_labels, size))
+
+    def _validation(
+        self, model: nn.Module, options: ValidationOptions, iterations: int
+    ) -> Validation | None:
+        if options.validation == "none":
+            return None
+        batch_loss = batch_loss_of(model, self.loss_fn)
+        if options.validation == "full":
+            return Validation(list(self.val_batches), batch_loss=batch_loss)
+        size = options.sample_size(self.task.batch_size, self.val_batches.size)
+        return Validation(
+            [self.val_batches.chosen(stratified(self.data.val_labels, size))],
+            self.val_batches,
+            full_looks(iterations, self.task.batch_size, self.val_batches.size),
+            batch_loss,
+        )
+
+    def _train_batches(self) -> Batches:
+        return Batches(
+            self.data,
+            self.task.batch_size,
+            self.device,
+            train=True,
+            seed=self.task.data_seed,
+            augment=self.task.augment,
+            normalize=self.task.normalize,
+            loader_workers=self.runtime.loader_workers,
+        )
+
+
+def _kernels(model: nn.Module) -> list[Tensor]:
+    """Return the trainable weights of linear and convolutional layers, each once."""
+    kernels = (
+        layer.weight for layer in model.modules() if isinstance(layer, weights.KERNEL_LAYERS)
+    )
+    return list({id(kernel): kernel for kernel in kernels if kernel.requires_grad}.values())

@@ -1,0 +1,1 @@
+"""Training inside a range of learning rates, and the search for its peak."""

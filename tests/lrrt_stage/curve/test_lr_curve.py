@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lrrt_stage import LRCurve, LRRTError, Smoothing
+from lrrt_stage.measure.ramps import REFERENCE_ITERATIONS
+
+LR = [0.1, 0.2, 0.4]
+# Neither has a short decimal form: a round trip through text must not lose the last bit.
+LOSS = [1 / 3, np.pi, 2**-40 / 7]
+
+
+def test_csv_round_trip_is_exact(tmp_path):
+    curve = LRCurve(LR, LOSS, val_loss=LOSS[::-1], stop="diverged", epochs=1.5)
+    path = curve.to_csv(tmp_path / "curve.csv")
+    assert LRCurve.from_csv(path, stop="diverged", epochs=1.5) == curve
+
+
+def test_csv_has_the_published_columns(tmp_path):
+    LRCurve(LR, LOSS).to_csv(tmp_path / "a.csv", Smoothing(beta=0.0))
+    frame = pd.read_csv(tmp_path / "a.csv", converters={"smoothed_loss": float})
+    assert list(frame) == ["iteration", "lr", "loss", "smoothed_loss"]
+    assert frame["iteration"].tolist() == [0, 1, 2]
+    assert frame["smoothed_loss"].tolist() == LOSS
+    LRCurve(LR, LOSS, val_loss=LOSS).to_csv(tmp_path / "b.csv")
+    assert list(pd.read_csv(tmp_path / "b.csv"))[-1] == "val_loss"
+
+
+def test_a_non_finite_last_loss_survives_the_round_trip(tmp_path):
+    curve = LRCurve(LR, [1.0, 2.0, np.nan])
+    assert LRCurve.from_csv(curve.to_csv(tmp_path / "curve.csv")) == curve
+    assert len(curve.finite) == 2
+
+
+def test_curves_do_not_change():
+    curve = LRCurve(LR, LOSS)
+    with pytest.raises(ValueError, match="read-only"):
+        curve.loss[0] = 0.0
+
+
+def test_curves_differ_by_a_single_bit():
+    assert LRCurve(LR, LOSS) != LRCurve(LR, [np.nextafter(LOSS[0], 1), *LOSS[1:]])
+    assert LRCurve(LR, LOSS) != LRCurve(LR, LOSS, stop="diverged")
+
+
+def test_lengths_must_agree():
+    with pytest.raises(LRRTError, match=r"loss has shape \(2,\), lr has 3 values"):
+        LRCurve(LR, LOSS[:2])
+
+
+def test_a_file_that_is_no_curve_is_named(tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(LRRTError, match="has no column"):
+        LRCurve.from_csv(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("loss", "stop"),
+    [
+        ([1.0] * REFERENCE_ITERATIONS, "completed"),
+        ([1.0] * 50, "diverged"),
+        ([1.0] * 50 + [np.nan], "non-finite"),
+        ([1.0] * (REFERENCE_ITERATIONS - 1) + [np.nan], "non-finite"),
+    ],
+)
+def test_a_reference_is_written_beside_the_curve(tmp_path, loss, stop):
+    reference = LRCurve(np.arange(1, len(loss) + 1), loss, probe_loss=loss, stop=stop)
+    curve = LRCurve(LR, LOSS, reference=reference)
+    path = curve.to_csv(tmp_path / "curve.csv")
+    assert {each.name for each in tmp_path.iterdir()} == {"curve.csv", "curve.reference.csv"}
+    assert LRCurve.from_csv(path) == curve != LRCurve(LR, LOSS)
+    # It is of the whole curve, and goes with it.
+    assert curve[:2].reference is None
+    spoilt = replace(curve, loss=[*LOSS[:-1], np.inf])
+    assert len(spoilt.finite) == len(LOSS) - 1
+    assert spoilt.finite.reference == reference
+    LRCurve(LR, LOSS).to_csv(path)
+    assert LRCurve.from_csv(path) == LRCurve(LR, LOSS)

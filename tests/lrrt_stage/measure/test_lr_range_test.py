@@ -1,0 +1,634 @@
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lrrt_stage import (
+    LRRTError,
+    RangeTestInterrupted,
+    RangeTestOptions,
+    Smoothing,
+    StepOptions,
+    Validation,
+    confidence,
+    range_test,
+    seeded,
+    suggest,
+    suggest_all,
+)
+from lrrt_stage.measure.loss_recorder import CHECK_EVERY
+
+mse = nn.functional.mse_loss
+
+
+def scalar(weight=1.0):
+    """The model w x, without bias: small enough to compute by hand."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, weight)
+    return model
+
+
+def batch(x, y):
+    return torch.tensor([[float(x)]]), torch.tensor([[float(y)]])
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), lr=0.1, **options)
+
+
+def classifier(seed=0, dropout=0.0):
+    with seeded(seed):
+        return nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3)
+        )
+
+
+def loader(n=64, batch_size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=generator)
+    y = torch.randint(0, 3, (n,), generator=generator)
+    shuffle = torch.Generator().manual_seed(seed)
+    return DataLoader(TensorDataset(x, y), batch_size, shuffle=True, generator=shuffle)
+
+
+def run(model=None, batches=None, **options):
+    model = model or classifier()
+    cross_entropy = nn.functional.cross_entropy
+    batches = loader() if batches is None else batches
+    return range_test(model, sgd(model), cross_entropy, batches, **options)
+
+
+def test_loss_i_is_that_of_batch_i_before_the_step_that_uses_lr_i():
+    # Loss (w x - y)², gradient 2 x (w x - y), on batches (1, 0), (2, 1), (1, 3) again and again.
+    batches = [batch(1, 0), batch(2, 1), batch(1, 3)]
+    model = scalar(1.0)
+    curve = range_test(
+        model, sgd(model), mse, batches, lr_start=0.01, lr_end=0.1, ramp="linear", iterations=10
+    )
+    weight, losses = 1.0, []
+    for i in range(10):
+        x, y = [(1, 0), (2, 1), (1, 3)][i % 3]
+        losses.append((weight * x - y) ** 2)
+        weight -= (0.01 * (i + 1)) * 2 * x * (weight * x - y)
+    assert np.allclose(curve.lr, 0.01 * np.arange(1, 11), rtol=1e-12)
+    assert np.allclose(curve.loss, losses, rtol=1e-5)
+    # The first two, in full: 1² = 1; w = 1 - 0.01 · 2 = 0.98; (1.96 - 1)² = 0.9216.
+    assert curve.loss[0] == 1.0
+    assert curve.loss[1] == pytest.approx(0.9216, rel=1e-6)
+
+
+def test_defaults_are_an_exponential_ramp_from_1e_7_to_100_and_a_stop_at_4():
+    options = RangeTestOptions()
+    assert (options.lr_start, options.lr_end, options.ramp) == (1e-7, 100.0, "exponential")
+    assert (options.iterations, options.stop_multiple) == (None, 4.0)
+
+
+@pytest.mark.parametrize(("n", "iterations"), [(64, 100), (1200, 150)])
+def test_one_epoch_but_at_least_100_iterations(n, iterations):
+    curve = run(batches=loader(n), lr_end=1e-3)
+    assert len(curve) == iterations
+    assert curve.epochs == iterations / (n / 8)
+    assert curve.stop == "completed"
+
+
+def test_a_further_pass_over_the_data_is_reshuffled():
+    seen = []
+    batches = loader(32)
+
+    def batch_loss(each):
+        seen.append(each[1].tolist())
+        return model(each[0]).square().mean()
+
+    model = classifier()
+    range_test(model, sgd(model), None, batches, batch_loss=batch_loss, lr_end=1e-6, iterations=12)
+    epochs = [sum(seen[i : i + 4], []) for i in (0, 4, 8)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_param_groups_keep_the_ratio_of_their_learning_rates():
+    model = nn.Sequential(scalar(1.0), scalar(1.0))
+    used = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure=None):
+            used.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.02},
+        {"params": model[1].parameters(), "lr": 0.2},
+    ]
+    curve = range_test(model, Spy(groups, lr=1.0), mse, [batch(1, 0)], lr_end=1e-3, iterations=10)
+    assert np.allclose([high for _, high in used], curve.lr, rtol=1e-12)
+    assert np.allclose([low / high for low, high in used], 0.1, rtol=1e-12)
+
+
+def test_a_learning_rate_that_is_a_tensor_is_moved_in_place_and_put_back():
+    model = scalar()
+    lr = torch.tensor(0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    range_test(model, optimizer, mse, [batch(1, 0)], lr_end=1e-3, iterations=10)
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == 0.5
+
+
+def test_accumulation_is_the_mean_over_the_steps_batches():
+    # Two batches a step, losses (w - 0)² and (w - 3)², gradient of the mean 2 w - 3.
+    model = scalar(1.0)
+    curve = range_test(
+        model, sgd(model), mse, [batch(1, 0), batch(1, 3)],
+        lr_start=0.1, lr_end=0.2, ramp="linear", iterations=11, accumulate=2,
+    )  # fmt: skip
+    assert curve.loss[0] == (1 + 4) / 2
+    weight = 1.0 - 0.1 * (2 * 1.0 - 3)
+    assert curve.loss[1] == pytest.approx((weight**2 + (weight - 3) ** 2) / 2, rel=1e-6)
+    assert curve.epochs == 11
+
+
+def test_gradients_are_clipped_by_norm():
+    # Gradient 2 · 10 · 10 = 200 at w = 1 is clipped to 0.5: the step is 0.1 · 0.5.
+    model = scalar(1.0)
+    curve = range_test(
+        model, sgd(model), mse, [batch(10, 0)],
+        lr_start=0.1, lr_end=0.2, ramp="linear", iterations=10, clip_norm=0.5,
+    )  # fmt: skip
+    assert curve.loss[0] == 100.0
+    assert curve.loss[1] == pytest.approx((10 * 0.95) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_computes_in_lower_precision_and_keeps_the_shape_of_the_curve(precision):
+    exact, rounded = run(lr_end=10), run(lr_end=10, precision=precision)
+    assert exact.loss[0] != rounded.loss[0]
+    assert np.allclose(exact.loss[:60], rounded.loss[:60], rtol=0.05)
+
+
+def test_fp16_scales_the_loss_so_that_small_gradients_are_not_lost():
+    # In fp16 the gradient of the layer's output, 1e-8, is 0 unless the loss is scaled before
+    # backward. The weight itself, and so its gradient, are fp32.
+    def tiny(each):
+        return model(each).float().mean() * 1e-8
+
+    model = scalar(1.0)
+    batches = [torch.tensor([[1.0]])]
+    curve = range_test(
+        model, sgd(model), None, batches, batch_loss=tiny, precision="fp16",
+        lr_start=1e6, lr_end=1e7, iterations=10, stop_multiple=None,
+    )  # fmt: skip
+    assert curve.loss[-1] < 0.99 * curve.loss[0]
+
+
+def test_channels_last_reaches_model_and_images():
+    model = nn.Conv2d(3, 4, 3)
+    layouts = []
+
+    def batch_loss(images):
+        layouts.append(
+            images.is_contiguous(memory_format=torch.channels_last)
+            and model.weight.is_contiguous(memory_format=torch.channels_last)
+        )
+        return model(images).square().mean()
+
+    images = [torch.randn(2, 3, 8, 8)]
+    stride = model.weight.stride()
+    range_test(
+        model, sgd(model), None, images, batch_loss=batch_loss, iterations=10, lr_end=1e-3,
+        channels_last=True,
+    )  # fmt: skip
+    assert layouts == [True] * 10
+    assert model.weight.stride() == stride
+
+
+def test_it_stops_when_the_smoothed_loss_passes_a_multiple_of_its_best():
+    curve = run(stop_multiple=3.0, smoothing=Smoothing(beta=0.9))
+    assert curve.stop == "diverged"
+    # By the definition, on all losses but the last: never passed; with the last: passed.
+    smoothed, beta = [], 0.9
+    mean = 0.0
+    for t, loss in enumerate(curve.loss, start=1):
+        mean = beta * mean + (1 - beta) * loss
+        smoothed.append(mean / (1 - beta**t))
+    best = np.minimum.accumulate(smoothed)
+    passed = np.array(smoothed) > 3.0 * best
+    assert passed[-1]
+    assert not passed[:-1].any()
+
+
+def test_where_it_stops_does_not_depend_on_how_often_it_looks(monkeypatch):
+    often = run()
+    assert often.stop == "diverged"
+    monkeypatch.setattr("lrrt_stage.measure.loss_recorder.CHECK_EVERY", 1)
+    assert run() == often
+
+
+def test_the_stop_can_be_switched_off():
+    curve = run(stop_multiple=None, lr_end=1.0)
+    assert (len(curve), curve.stop) == (100, "completed")
+
+
+def test_it_stops_at_the_first_loss_that_is_not_finite_and_keeps_it():
+    count = iter(range(1000))
+
+    def batch_loss(each):
+        scale = float("nan") if next(count) == 33 else 1.0
+        return model(each[0]).square().mean() * scale
+
+    model = classifier()
+    curve = range_test(model, sgd(model), None, loader(), batch_loss=batch_loss, lr_end=1e-3)
+    assert curve.stop == "non-finite"
+    assert len(curve) == 34
+    assert np.isnan(curve.loss[-1])
+    assert np.isfinite(curve.loss[:-1]).all()
+
+
+def test_ctrl_c_hands_back_the_curve_so_far():
+    def progress(done, total):
+        if done == 23:
+            raise KeyboardInterrupt
+
+    whole = run()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(progress=progress)
+    assert isinstance(caught.value, RangeTestInterrupted)
+    assert caught.value.curve.stop == "interrupted"
+    assert np.array_equal(caught.value.curve.loss, whole.loss[:23])
+
+
+def test_progress_is_told_after_every_iteration():
+    told = []
+    run(iterations=25, lr_end=1e-3, progress=lambda done, total: told.append((done, total)))
+    assert told == [(i, 25) for i in range(1, 26)]
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: scalar reads and copies to the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        options = kwargs or {}
+        # A copy that also changes the type is autocast's, which stays on the device.
+        to_cpu = name == "_to_copy" and str(options.get("device")) == "cpu"
+        to_cpu = to_cpu and options.get("dtype") in (None, args[0].dtype)
+        # One that does not block is the scaler's, from the device to itself.
+        to_cpu = to_cpu and not options.get("non_blocking")
+        self.count += name in ("_local_scalar_dense", "nonzero", "is_nonzero") or to_cpu
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_sees_a_scalar_read():
+    with _HostReads() as reads:
+        torch.ones(()).item()
+        torch.ones(3).to("cpu", copy=True)
+    assert reads.count == 2
+
+
+VALIDATION = Validation([(torch.ones(4, 8), torch.zeros(4, dtype=torch.long))])
+
+
+def reads_between_first_and_last(iterations, fused=None, **options):
+    model = classifier()
+    batches = [(torch.randn(8, 8), torch.randint(0, 3, (8,))) for _ in range(10)]
+    counts = []
+
+    def progress(done, total):
+        counts.append(reads.count)
+
+    with _HostReads() as reads:
+        range_test(
+            model, sgd(model, fused=fused), nn.functional.cross_entropy, batches,
+            iterations=iterations, lr_end=1e-2, progress=progress, **options,
+        )  # fmt: skip
+    assert reads.count > 0
+    return counts[-1] - counts[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clip_norm": 1.0},
+        {"precision": "bf16"},
+        {"precision": "fp16", "fused": True},
+        {"precision": "fp16", "fused": True, "clip_norm": 1.0},
+        {"validation": VALIDATION},
+    ],
+)
+def test_the_loop_does_not_wait_for_the_device_at_every_step(options):
+    # One read for every look, and nothing else.
+    assert reads_between_first_and_last(200, **options) <= 200 // CHECK_EVERY
+
+
+def test_fp16_waits_for_the_device_where_the_optimizer_is_not_fused():
+    # The limit that StepOptions names: the scaler of an unfused optimizer reads at every step.
+    assert reads_between_first_and_last(50, precision="fp16") >= 49
+
+
+def test_the_same_seed_gives_the_same_curve_in_another_process():
+    script = (
+        "import hashlib, torch; torch.set_num_threads(1)\n"
+        "from tests.lrrt_stage.test_range_test import run, classifier, seeded\n"
+        "with seeded(3): curve = run(classifier(dropout=0.5))\n"
+        "print(hashlib.sha256(curve.loss.tobytes() + curve.lr.tobytes()).hexdigest())"
+    )
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    with seeded(3):
+        curve = run(classifier(dropout=0.5))
+    here = hashlib.sha256(curve.loss.tobytes() + curve.lr.tobytes()).hexdigest()
+    assert digests == [here, here]
+
+
+@pytest.mark.gpu
+def test_the_same_seed_gives_the_same_curve_on_the_gpu():
+    model = classifier(dropout=0.5)
+    curves = []
+    for _ in range(2):
+        with seeded(3):
+            curves.append(run(model, device="cuda"))
+    assert curves[0] == curves[1]
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def _average_over_ranks(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    # The first rank's loss explodes, the second's never would: both must stop, at the same place.
+    model = scalar(1.0 if rank == 0 else 0.0)
+    target = 5.0 if rank == 0 else 0.0
+    batches = [batch(1, target), batch(2, -target)]
+    curve = range_test(model, sgd(model), mse, batches, lr_start=0.01)
+    torch.save((curve.loss.tolist(), curve.stop), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_of_a_distributed_run_stop_together(tmp_path):
+    torch.multiprocessing.spawn(_average_over_ranks, (str(tmp_path),), nprocs=2)
+    first, second = torch.load(tmp_path / "0"), torch.load(tmp_path / "1")
+    assert first == second
+    assert first[1] == "diverged"
+    assert first[0][0] == 8.0  # the mean of 16 and 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_start": 1.0, "lr_end": 0.1}, "lr_start=1 is not below lr_end=0.1"),
+        ({"lr_start": 1.0, "lr_end": 1.0}, "is not below"),
+        ({"lr_start": 0.0}, "lr_start=0 must be positive and finite: try 1e-7"),
+        ({"lr_start": float("inf")}, "lr_start=inf must be positive and finite: try 1e-7"),
+        ({"lr_end": -1.0}, "lr_end=-1 must be positive and finite: try 100"),
+        ({"lr_end": float("nan")}, "lr_end=nan must be positive and finite: try 100"),
+        ({"lr_end": float("inf")}, "lr_end=inf must be positive and finite: try 100"),
+        ({"iterations": 9}, "iterations=9 is fewer than 10"),
+        ({"stop_multiple": 1.0}, "stop_multiple=1.0 is not above 1"),
+        ({"ramp": "cubic"}, "unknown ramp 'cubic'"),
+        ({"accumulate": 0}, "accumulate=0 is below 1"),
+        ({"clip_norm": 0.0}, "clip_norm=0.0 is not positive"),
+        ({"precision": "fp61"}, "did you mean 'fp16'"),
+        ({"lr_ned": 1.0}, "unknown range_test option 'lr_ned': did you mean 'lr_end'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available here"),
+        ({"device": "gpu"}, "device 'gpu' is not available here"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(options, message):
+    with pytest.raises(LRRTError) as error:
+        run(**options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    model = classifier().requires_grad_(False)
+    with pytest.raises(LRRTError, match="no trainable parameter"):
+        run(model)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(LRRTError, match="no trainable parameter"):
+        range_test(nn.ReLU(), optimizer, mse, [batch(1, 0)])
+
+
+class Unbuilt(nn.Module):
+    """Makes its parameter when it first sees a batch."""
+
+    def forward(self, x):
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(x.shape[1:]))
+        return (x * self.scale).sum(dim=1, keepdim=True)
+
+
+def test_a_model_that_makes_its_parameters_later_is_told_to_run_first():
+    model, optimizer = Unbuilt(), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(LRRTError, match="first run a batch through a model that makes"):
+        range_test(model, optimizer, mse, [batch(1, 0)])
+    model(batch(1, 0)[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert len(range_test(model, optimizer, mse, [batch(1, 0)], lr_end=1e-3)) == 100
+
+
+def test_a_first_loss_that_is_not_finite_is_refused():
+    with pytest.raises(LRRTError, match=r"loss of the first batch is nan.*check the data"):
+        range_test((model := scalar()), sgd(model), mse, [batch(float("nan"), 0)])
+
+
+@pytest.mark.parametrize("batches", [[], iter([batch(1, 0)] * 15)])
+def test_batches_that_run_out_are_named(batches):
+    model = scalar()
+    with pytest.raises(LRRTError, match=r"no batches left.*not a generator"):
+        range_test(model, sgd(model), mse, batches, lr_end=1e-3)
+
+
+def test_a_loss_that_is_no_scalar_is_named():
+    with pytest.raises(LRRTError, match=r"the loss has shape \(8, 3\).*reduction='mean'"):
+        range_test(
+            (model := classifier()), sgd(model), None, loader(), batch_loss=lambda b: model(b[0])
+        )
+
+
+def test_a_loss_that_depends_on_no_parameter_is_named():
+    model = classifier()
+    with pytest.raises(LRRTError, match="does not depend on any trainable parameter"):
+        range_test(
+            model, sgd(model), None, loader(), batch_loss=lambda b: model(b[0]).mean().detach()
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(8, 4), nn.LazyLinear(3)),
+        lambda: nn.Sequential(nn.Linear(8, 3), nn.LazyBatchNorm1d(affine=False)),
+    ],
+)
+def test_a_lazy_model_is_refused_until_it_has_shapes(make):
+    model = make()
+    with pytest.raises(LRRTError, match=r"'1\.\w+' without a shape.*run one batch") as error:
+        run(model)
+    assert "\n" not in str(error.value)
+    model(torch.zeros(8, 8))
+    assert len(run(model, lr_end=1e-3)) == 100
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    model = classifier()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(LRRTError, match=r"LBFGS\.step\(\) needs a closure.*SGD or AdamW") as error:
+        range_test(model, optimizer, nn.functional.cross_entropy, loader())
+    assert "\n" not in str(error.value)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    """As in a notebook, where the model was made again and the optimizer was not."""
+    model, before = nn.Linear(4, 2), nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(before.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    with pytest.raises(LRRTError, match="no parameter of the model, it was made for another"):
+        range_test(model, optimizer, nn.functional.cross_entropy, batches)
+
+
+def probe():
+    return next(iter(loader(seed=7)))
+
+
+def test_another_ramp_is_followed_by_the_one_that_robust_reads():
+    plain = run(probe=probe())
+    assert plain.reference is None
+    for ramp in ({"iterations": 250}, {"lr_start": 1e-5}, {"lr_start": 1e-8}, {"ramp": "linear"}):
+        curve = run(probe=probe(), **ramp)
+        assert curve.reference == replace(plain, epochs=None)
+        assert not np.array_equal(curve.loss[:50], plain.loss[:50])
+        assert suggest(curve) == suggest(plain)
+        assert confidence(curve) == confidence(plain)
+        # The other rules read what was asked for.
+        own = replace(curve, reference=None)
+        assert str(suggest_all(curve)["minimum"]) == str(suggest_all(own)["minimum"])
+
+
+def test_fewer_iterations_or_no_probe_save_the_time():
+    assert run(probe=probe(), iterations=50).reference is None
+    assert run(iterations=250).reference is None
+
+
+def without_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(loader().dataset)
+
+    return DataLoader(Stream(), 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {"step": StepOptions(accumulate=3, precision="bf16")},
+        lambda: {"batches": without_length()},
+        lambda: {"model": classifier(dropout=0.5)},
+        # Another loss for what is not trained on, which the probe is then of.
+        lambda: {"validation": Validation([probe()], batch_loss=lambda batch: batch[0].std())},
+    ],
+    ids=["step", "no length", "dropout", "loss of the validation"],
+)
+def test_the_reference_is_what_a_test_of_100_iterations_measures(make):
+    plain = run(probe=probe(), iterations=100, **make())
+    curve = run(probe=probe(), iterations=130, **make())
+    assert curve.reference == replace(plain, epochs=None, val_loss=None)
+
+
+@pytest.mark.parametrize("base", [torch.utils.data.Sampler, object])
+def test_the_reference_is_over_the_same_batches_where_a_sampler_counts_its_passes(base):
+    class Sampler(base):
+        epoch = 0
+
+        def __iter__(self):
+            self.epoch += 1
+            return iter(torch.randperm(64, generator=seed(self.epoch)).tolist())
+
+        def __len__(self):
+            return 64
+
+    seed = torch.Generator().manual_seed
+    sampler = Sampler()
+    batches = DataLoader(loader().dataset, 8, sampler=sampler)
+    plain = run(batches=batches, probe=probe())
+    assert run(batches=batches, probe=probe(), iterations=130).reference == replace(
+        plain, epochs=None
+    )
+    assert sampler.epoch == 0
+
+
+class Again:
+    """Batches, with something to do before they are gone through for the second time."""
+
+    def __init__(self, batches, do):
+        self.batches, self.do, self.times = batches, do, 0
+
+    def __iter__(self):
+        self.times += 1
+        return self.do() if self.times == 2 else iter(self.batches)
+
+
+def test_ctrl_c_before_the_first_iteration_of_the_reference_hands_back_the_curve():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    batches = list(loader(n=8 * 120))
+    with pytest.raises(RangeTestInterrupted) as caught:
+        run(batches=Again(batches, interrupt), probe=probe(), iterations=110)
+    whole = run(batches=batches, probe=probe(), iterations=110)
+    assert caught.value.curve == replace(whole, reference=None, epochs=None)
+
+
+def test_a_reference_that_fails_costs_the_curve_nothing():
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.warns(UserWarning, match="'robust' reads .* own ramp.*out of memory"):
+        curve = run(batches=Again(list(loader(n=8 * 140)), fail), probe=probe(), iterations=130)
+    assert curve.reference is None
+    assert curve.loss.min() < curve.loss[0]
+
+
+def test_batches_that_cannot_be_gone_through_again_cost_the_reference_not_the_curve():
+    once = iter(loader(n=8 * 120))
+    with pytest.warns(UserWarning, match="'robust' reads .* own ramp.*there are no batches left"):
+        curve = run(batches=once, probe=probe(), iterations=110, lr_end=1e-2)
+    assert len(curve) == 110
+    assert curve.reference is None
+
+
+def test_the_reference_ends_where_the_ramp_does():
+    curve = run(probe=probe(), lr_start=1e-6, lr_end=1e-3)
+    assert curve.reference.lr.tolist() == np.geomspace(1e-7, 1e-3, 100).tolist()
+    below = run(probe=probe(), lr_start=1e-11, lr_end=1e-8).reference.lr
+    assert (below[0], below[-1]) == pytest.approx((1e-9, 1e-8))
+
+
+def test_the_reference_counts_as_progress_and_ctrl_c_in_it_hands_back_the_curve():
+    told = []
+    run(probe=probe(), iterations=120, lr_end=1e-3, progress=lambda *at: told.append(at))
+    assert told == [(i, 220) for i in range(1, 221)]
+
+    def progress(done, total):
+        if done == 230:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RangeTestInterrupted) as caught:
+        run(probe=probe(), iterations=200, lr_end=1e-3, progress=progress)
+    whole = run(probe=probe(), iterations=200, lr_end=1e-3)
+    assert caught.value.curve == replace(whole, reference=None)

@@ -1,0 +1,171 @@
+"""The probe: a fixed batch that is evaluated at every iteration, and changes nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+from lrrt_stage import LRRTError, Validation, range_test
+from lrrt_stage.measure.probe import Probe
+
+
+@pytest.fixture
+def start():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 1)
+    )
+    x = torch.randn(64, 4)
+    data = TensorDataset(x, x.sum(1, keepdim=True))
+    loader = DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    probe = (torch.randn(8, 4), torch.randn(8, 1))
+    return model, optimizer, loader, probe
+
+
+def test_the_curve_is_the_same_with_it_and_all_is_left_as_it_was(start):
+    model, optimizer, loader, probe = start
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(1)
+    without = range_test(model, optimizer, mse_loss, loader, iterations=40)
+    torch.manual_seed(1)
+    probed = range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
+    assert np.array_equal(without.loss, probed.loss)
+    assert without.probe_loss is None
+    assert probed.probe_loss.shape == probed.loss.shape
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_its_loss_is_that_at_the_weights_before_the_step(start):
+    model, optimizer, loader, probe = start
+    first = float(Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))())
+    curve = range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
+    assert curve.probe_loss[0] == pytest.approx(first)
+
+
+def test_batch_norm_takes_the_probes_own_statistics_and_dropout_is_off(start):
+    model, _, _, (x, y) = start
+    with torch.no_grad():
+        hidden = model[0](x)
+        normal = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
+        by_hand = mse_loss(model[4](normal.relu()), y)
+    evaluate = Probe(model, (x, y), lambda batch: mse_loss(model(batch[0]), batch[1]))
+    assert float(evaluate()) == pytest.approx(float(by_hand), rel=1e-5)
+    assert model[1].running_mean.equal(torch.zeros(16))
+    assert int(model[1].num_batches_tracked) == 0
+
+
+def test_statistics_are_put_back_also_after_an_error(start):
+    model, _, _, probe = start
+
+    def fails(batch):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        Probe(model, probe, fails)()
+    assert model[1].running_mean is not None
+
+
+def test_a_probe_and_a_validation_go_together(start):
+    model, optimizer, loader, probe = start
+    validation = Validation([probe], [probe], full_looks=2)
+    curve = range_test(
+        model, optimizer, mse_loss, loader, iterations=40, probe=probe, validation=validation
+    )
+    assert np.isfinite(curve.full_val_loss).sum() == 2
+    # In evaluation mode the running statistics count.
+    assert not np.array_equal(curve.probe_loss, curve.val_loss)
+
+
+def test_a_probe_that_is_no_batch_is_refused_before_the_first_step(start):
+    model, optimizer, loader, _ = start
+    with pytest.raises(LRRTError, match="batch is str"):
+        range_test(model, optimizer, mse_loss, loader, iterations=40, probe="validation")
+
+
+class Sampling(nn.Module):
+    """Draws at random in evaluation mode too, and changes its input in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        x.mul_(0.9)
+        return self.layer(x + 0.1 * torch.randn_like(x))
+
+
+class LossWithState(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output, target):
+        self.calls += 1
+        return (self.dropout(output - target) ** 2).mean() + 0.01 * self.calls
+
+
+def test_training_is_the_same_with_a_model_and_a_loss_that_draw_and_count():
+    curves = []
+    x = torch.ones(8, 4)
+    for probe in (None, (x, torch.ones(8, 1))):
+        torch.manual_seed(0)
+        model = Sampling()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batches = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(5)]
+        curves.append(
+            range_test(model, optimizer, LossWithState(), batches, iterations=30, probe=probe)
+        )
+    assert np.array_equal(curves[0].loss, curves[1].loss)
+    assert x.equal(torch.ones(8, 4))
+
+
+def test_a_frozen_norm_layer_is_probed_as_it_is_trained():
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    torch.manual_seed(0)
+    model = Frozen(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    batch = (torch.randn(16, 4), torch.randn(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    curve = range_test(model, optimizer, mse_loss, [batch], iterations=20, probe=batch)
+    assert curve.probe_loss[0] == pytest.approx(curve.loss[0])
+
+
+def test_instance_norm_with_running_statistics_can_be_probed():
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.InstanceNorm1d(2, track_running_stats=True))
+    batch = (torch.randn(4, 1, 8), torch.randn(4, 2, 6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    nn.Module.requires_grad_(model, True)
+    curve = range_test(model, optimizer, mse_loss, [batch], iterations=20, probe=batch)
+    assert np.isfinite(curve.probe_loss[0])
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ((torch.randn(1, 4), torch.randn(1, 1)), "the probe has one example"),
+        ((torch.full((8, 4), torch.nan), torch.randn(8, 1)), "the loss of the probe is nan"),
+    ],
+)
+def test_a_probe_that_cannot_be_used_is_named(start, probe, words):
+    model, optimizer, loader, _ = start
+    with pytest.raises(LRRTError, match=words):
+        range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
+
+
+def test_a_loss_that_is_no_number_is_named_as_without_a_probe(start):
+    model, optimizer, loader, probe = start
+    with pytest.raises(LRRTError, match=r"the probe: the loss has shape \(8, 1\)"):
+        range_test(
+            model, optimizer, nn.MSELoss(reduction="none"), loader, iterations=40, probe=probe
+        )

@@ -1,0 +1,210 @@
+"""The rule robust, by hand-worked numbers: ten iterations a decade, from 1e-6."""
+
+import numpy as np
+import pytest
+
+from lrrt_stage import LRCurve, LRRange, NoSuggestion, UnimodalFit, Verdict, confidence, suggest
+from lrrt_stage.rules.robust import SIGNIFICANCE
+
+
+def at(iteration):
+    return 10 ** (-6 + iteration / 10)
+
+
+def curve(loss, **more):
+    return LRCurve(10 ** (-6 + np.arange(len(loss)) / 10), loss, **more)
+
+
+FALL = [4.0] * 20 + [3.0, 2.0, 1.0]  # the floor is iteration 22
+RISE = [2.0, 4.0, 9.0, 99.0]
+VALLEY = [*FALL, *RISE]
+
+
+def test_the_rise_is_averaged_over_its_heights():
+    # By 1 between iterations 22 and 23, by 2 between 23 and 24: (22.5 + 2 * 23.5) / 3. What is
+    # above the start, 4, counts as the start, so the explosion adds nothing.
+    valley = UnimodalFit.of(curve(VALLEY), "loss")
+    assert valley.floor == 22
+    assert valley.rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
+    assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 10)
+
+
+def test_a_flat_floor_moves_nothing():
+    wide = [*FALL, 1.0, 1.0, 1.0, *RISE]
+    assert suggest(curve(wide)).max == pytest.approx(suggest(curve(VALLEY)).max * 10**0.3)
+
+
+def test_how_high_the_explosion_is_does_not_matter():
+    for end in ([2.0, 4.0], [2.0, 4.0, 1e30], [2.0, 4.0, 4.0, 4.0, 5.0]):
+        assert suggest(curve([*FALL, *end])).max == pytest.approx(suggest(curve(VALLEY)).max)
+
+
+def test_a_loss_that_is_not_finite_is_all_lost():
+    # From 1 at iteration 22 to the start at iteration 23.
+    for end in (np.inf, np.nan):
+        found = suggest(curve([*FALL, end], stop="non-finite"))
+        assert found.max == pytest.approx(at(22.5) / 10)
+
+
+def test_the_probe_is_read_where_there_is_one():
+    noise = np.random.default_rng(0).normal(4.0, 1.0, len(VALLEY))
+    probed = curve(noise, probe_loss=VALLEY)
+    assert suggest(probed) == suggest(curve(VALLEY))
+    # Its start is the loss at the initial weights, exactly.
+    assert UnimodalFit.of(probed, "probe_loss").start == 4.0
+
+
+def test_smoothing_does_not_matter():
+    from lrrt_stage import Smoothing
+
+    assert suggest(curve(VALLEY), "robust", Smoothing("biased", 0.9)) == suggest(curve(VALLEY))
+
+
+def test_of_noise_few_curves_have_an_answer():
+    generator, answers = np.random.default_rng(0), 0
+    explosion = np.exp(np.arange(20) / 4)
+    for _ in range(500):
+        losses = generator.normal(2.3, 0.1, 100)
+        losses[80:] += explosion
+        try:
+            suggest(curve(losses))
+            answers += 1
+        except NoSuggestion:
+            assert confidence(curve(losses)).verdict is Verdict.NO_DESCENT
+    # The floor is where the noise is lowest, and yet: no more than the test's level allows.
+    assert answers / 500 < SIGNIFICANCE + 0.025
+
+
+def test_one_outlier_neither_makes_a_descent_nor_hides_one():
+    flat = np.random.default_rng(0).normal(2.3, 0.1, 80)
+    flat[60] = -5.0
+    with pytest.raises(NoSuggestion, match="never fell"):
+        suggest(curve(flat))
+    for spike in (1e4, np.inf):
+        probe = np.array(VALLEY)
+        probe[21] = spike
+        assert suggest(curve(VALLEY, probe_loss=probe)).max > 0
+
+
+def test_a_probe_that_is_not_finite_at_the_start_has_no_answer():
+    for start in (np.nan, np.inf):
+        with pytest.raises(NoSuggestion, match="never fell"):
+            suggest(curve(VALLEY, probe_loss=[start, *VALLEY[1:]]))
+
+
+def test_a_constant_loss_never_fell():
+    for value in (-0.3, 0.1, 0.0):
+        with pytest.raises(NoSuggestion, match="never fell"):
+            suggest(curve(np.full(50, value)))
+
+
+def test_a_test_that_diverged_before_the_probe_rose_ends_the_range():
+    cut = curve(FALL, probe_loss=FALL, stop="diverged")
+    assert suggest(cut).max == pytest.approx(at(22) / 10)
+    with pytest.raises(NoSuggestion, match="interrupted"):
+        suggest(curve(FALL, stop="interrupted"))
+
+
+def test_a_ramp_that_starts_too_high_has_no_answer():
+    short = LRCurve(np.geomspace(0.1, 1, 12), [4, 3, 2, 1, 0.5, 0.2, 0.1, 0.1, 2, 3, 4, 9])
+    with pytest.raises(NoSuggestion, match="lower lr_start"):
+        suggest(short)
+
+
+def test_still_falling_at_the_end_has_no_answer_and_says_so():
+    with pytest.raises(NoSuggestion, match="still falling at the last LR .*: raise lr_end") as no:
+        suggest(curve(FALL))
+    assert no.value.verdict is Verdict.STILL_FALLING
+    assert confidence(curve(FALL)).verdict is Verdict.STILL_FALLING
+
+
+def test_barely_risen_at_the_end_is_answered_and_said():
+    risen = curve([*FALL, 1.0, 2.0])
+    assert UnimodalFit.of(risen, "loss").recovered == pytest.approx(1 / 3)
+    assert confidence(risen).verdict is Verdict.STILL_FALLING
+    assert confidence(curve([*FALL, 1.0, 2.0], stop="diverged")).verdict is Verdict.CLEAR
+
+
+def test_without_noise_the_interval_is_a_point_and_the_verdict_clear():
+    found = confidence(curve(VALLEY))
+    assert found.low == pytest.approx(found.high) == pytest.approx(suggest(curve(VALLEY)).max)
+    assert found.clear
+    assert found.decades == pytest.approx(0)
+
+
+def test_noise_widens_the_interval_and_the_same_seed_gives_the_same():
+    def noisy(scale):
+        x = np.arange(100)
+        noise = np.random.default_rng(3).normal(0, scale, 100)
+        return curve(4 - 3 / (1 + np.exp((50 - x) / 3)) + np.exp((x - 80) / 4) + noise)
+
+    widths = [confidence(noisy(scale)).decades for scale in (0.01, 0.1, 0.6)]
+    assert widths == sorted(widths)
+    assert confidence(noisy(0.01)).clear
+    assert confidence(noisy(0.1)) == confidence(noisy(0.1))
+    assert confidence(noisy(0.1)) != confidence(noisy(0.1), seed=1)
+
+
+def test_two_witnesses_that_disagree_widen_the_interval():
+    early, late = [*FALL, *RISE, *[9.0] * 10], [*FALL, *[1.0] * 10, *RISE]
+    agree = confidence(curve(late, probe_loss=late))
+    disagree = confidence(curve(early, probe_loss=late))
+    assert agree.clear
+    assert disagree.verdict is Verdict.NOISY
+    assert disagree.decades == pytest.approx(1, abs=0.1)
+
+
+def test_every_rule_has_an_interval():
+    found = confidence(curve([*VALLEY, 99.0]), "steepest")
+    assert found.low <= suggest(curve([*VALLEY, 99.0]), "steepest").max <= found.high
+
+
+# A single low loss is no descent.
+DIP = np.array([4.1, 4.0] * 12 + [4.1, 3.5, 4.1, 4.0] + [9.0] * 6)
+
+
+def test_a_single_low_loss_is_no_descent():
+    with pytest.raises(NoSuggestion, match="never fell: 4.1 to 3.5"):
+        suggest(curve(DIP, probe_loss=DIP))
+
+
+def test_where_the_probe_does_not_fall_the_later_rise_counts():
+    # Falls to iteration 8, rises by a half at 9 and by the other at 25.
+    early = curve([4.2] * 8 + [4.0] + [4.1] * 16 + [9.0] * 9, probe_loss=DIP)
+    assert UnimodalFit.of(early, "loss").rise == pytest.approx(at((8.5 + 24.5) / 2))
+    assert suggest(early).max == pytest.approx(UnimodalFit.of(early, "probe_loss").rise / 10)
+    assert suggest(early).max * 10 > at(25)
+    # One loss that is lower by a rounding is no floor.
+    never = np.array([4.0, 4.0 - 1e-6, *[4.0 + 0.01 * i for i in range(len(VALLEY) - 2)]])
+    assert suggest(curve(VALLEY, probe_loss=never)) == suggest(curve(VALLEY))
+
+
+def test_training_losses_that_never_rise_are_still_falling_whatever_a_flat_probe_does():
+    flat = np.array([4.0, *[3.99, 4.01] * 14])
+    falling = [*FALL, *np.linspace(1.0, 0.5, 6)]
+    with pytest.raises(NoSuggestion, match="still falling"):
+        suggest(curve(falling, probe_loss=flat))
+
+
+def test_a_probe_that_did_not_rise_again_does_not_end_the_descent():
+    """A network that is dead says the same of all examples, which may be below its start."""
+    dead = np.array([4.1, 4.0] * 13 + [3.5])
+    assert suggest(curve(VALLEY, probe_loss=dead)) == suggest(curve(VALLEY))
+
+
+def test_a_fall_without_noise_counts():
+    assert suggest(curve([4.0] * 20 + [3.0] + [9.0] * 5)).max == pytest.approx(at(20.5) / 10)
+
+
+def test_a_probe_that_only_rose_leaves_the_word_to_the_training_losses():
+    probe = [4.0 + 0.01 * i for i in range(len(VALLEY))]
+    assert suggest(curve(VALLEY, probe_loss=probe)) == suggest(curve(VALLEY))
+    with pytest.raises(NoSuggestion, match="never fell: 4 to"):
+        suggest(curve(probe, probe_loss=probe))
+
+
+def test_a_descent_that_only_one_witness_shows_is_uncertain():
+    flat = np.random.default_rng(0).normal(4.0, 0.1, len(VALLEY))
+    assert confidence(curve(flat, probe_loss=VALLEY)).verdict is Verdict.NOISY
+    assert confidence(curve(VALLEY, probe_loss=flat + 0.3)).verdict is Verdict.NOISY
+    assert confidence(curve(VALLEY, probe_loss=VALLEY)).verdict is Verdict.CLEAR

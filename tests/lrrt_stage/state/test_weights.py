@@ -1,0 +1,169 @@
+import hashlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lrrt_stage import INITIALIZERS, LRRTError, digest, initialize, seeded
+from lrrt_stage.state import weights
+
+
+def model():
+    with seeded(5):
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)
+        )
+
+
+def initialized(scheme, seed=0):
+    net = model()
+    initialize(net, scheme, seed)
+    return weights.state_of(net)
+
+
+def test_the_digest_is_over_names_dtypes_shapes_and_bytes_in_name_order():
+    state = {"b": torch.tensor([[1.5, 2.0]]), "a": torch.tensor(3, dtype=torch.int64)}
+    content = (
+        b"a\0int64\0\0"
+        + np.array(3, dtype="<i8").tobytes()
+        + b"b\0float32\0"
+        + b"1,2\0"
+        + np.array([1.5, 2.0], dtype="<f4").tobytes()
+    )
+    assert digest(state) == hashlib.sha256(content).hexdigest()
+    assert digest(dict(reversed(state.items()))) == digest(state)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": torch.tensor([1.0, 2.0, 3.0, 4.1])},
+        {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]])},
+        {"b": torch.tensor([1.0, 2.0, 3.0, 4.0])},
+        {"a": torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)},
+    ],
+)
+def test_the_digest_tells_values_shapes_names_and_dtypes_apart(other):
+    assert digest({"a": torch.tensor([1.0, 2.0, 3.0, 4.0])}) != digest(other)
+
+
+def test_the_digest_does_not_depend_on_layout():
+    image = torch.randn(2, 3, 4, 4)
+    assert digest({"a": image}) == digest({"a": image.to(memory_format=torch.channels_last)})
+
+
+@pytest.mark.parametrize("scheme", [*INITIALIZERS, "own"])
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_state(scheme):
+    torch.manual_seed(1)
+    first = digest(initialized(scheme))
+    torch.manual_seed(2)
+    torch.rand(7)
+    assert digest(initialized(scheme)) == first
+    if scheme != "own":
+        assert digest(initialized(scheme, seed=1)) != first
+
+
+@pytest.mark.parametrize("scheme", INITIALIZERS)
+def test_the_global_random_state_is_neither_read_nor_changed(scheme):
+    net = model()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    initialize(net, scheme, 0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+def test_another_process_makes_the_same_weights():
+    script = (
+        "import torch; from torch import nn; from lrrt_stage import *;"
+        "net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3));"
+        "initialize(net, 'kaiming_uniform', 3); print(digest(net.state_dict()))"
+    )
+    net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    initialize(net, "kaiming_uniform", 3)
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == digest(net.state_dict())
+
+
+def test_the_distributions_are_those_of_the_papers():
+    # He et al. 2015: bound sqrt(6 / fan_in), std sqrt(2 / fan_in); Glorot & Bengio 2010: bound
+    # sqrt(6 / (fan_in + fan_out)).
+    def weight(scheme):
+        layer = nn.Linear(600, 300)
+        initialize(layer, scheme, 0)
+        return layer.weight, layer.bias
+
+    uniform, bias = weight("kaiming_uniform")
+    assert 0.999 * 0.1 < uniform.abs().max() <= 0.1
+    assert not bias.any()
+    normal, _ = weight("kaiming_normal")
+    assert normal.std().item() == pytest.approx((2 / 600) ** 0.5, rel=0.01)
+    xavier, _ = weight("xavier_uniform")
+    assert 0.999 * (6 / 900) ** 0.5 < xavier.abs().max() <= (6 / 900) ** 0.5
+
+
+def test_norm_layers_keep_what_the_constructor_gave_them():
+    state = initialized("kaiming_normal")
+    assert (state["1.weight"] == 1).all()
+    assert (state["1.running_var"] == 1).all()
+
+
+def test_a_file_gives_back_every_parameter_and_buffer(tmp_path):
+    net = model()
+    net(torch.randn(4, 3, 3, 3))  # moves the batch norm's buffers
+    state = weights.state_of(net)
+    path = weights.save(state, tmp_path / "w.safetensors")
+    other = model()
+    weights.load_into(other, weights.load(path))
+    assert digest(other.state_dict()) == digest(state)
+    assert "1.running_mean" in state
+
+
+def test_tied_weights_are_saved(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    state = weights.state_of(net)
+    weights.load_into(net, weights.load(weights.save(state, tmp_path / "w.safetensors")))
+    assert net[1].weight is net[0].weight
+
+
+def test_weights_that_differ_in_names_alone_are_told_from_those_of_another_model():
+    state = {"linear_1/kernel": torch.zeros(4, 3), "linear_1/bias": torch.zeros(4)}
+    only_names = "have the model name its weights alike at every construction, only names differ"
+    with pytest.raises(LRRTError, match=only_names) as error:
+        weights.load_into(nn.Linear(3, 4), state)
+    assert "weight is missing from the weights" in str(error.value)
+    # Of another shape: a model of another kind, whatever it calls its weights.
+    with pytest.raises(LRRTError, match="use the model and arguments") as error:
+        weights.load_into(nn.Linear(3, 5), state)
+    assert "only names" not in str(error.value)
+
+
+def test_a_pickle_is_refused(tmp_path):
+    torch.save(model().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(LRRTError, match="not a readable safetensors file.*never unpickled"):
+        weights.load(tmp_path / "w.pt")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(LRRTError, match="there is no weights file"):
+        weights.load(tmp_path / "none")
+
+
+def test_weights_that_do_not_fit_list_the_first_differences():
+    state = {"weight": torch.zeros(2, 3), "bias": torch.zeros(4), "scale": torch.zeros(1)}
+    with pytest.raises(LRRTError) as error:
+        weights.load_into(nn.Linear(3, 4), state)
+    assert "scale is not in the model" in str(error.value)
+    assert "weight is float32[2, 3] in the weights, float32[4, 3] in the model" in str(error.value)
+    with pytest.raises(LRRTError, match="bias is missing from the weights"):
+        weights.load_into(nn.Linear(3, 4), {"weight": torch.zeros(4, 3)})
+
+
+def test_an_unknown_scheme_names_the_nearest():
+    with pytest.raises(LRRTError, match="did you mean 'kaiming_normal'"):
+        initialize(model(), "kaming_normal", 0)

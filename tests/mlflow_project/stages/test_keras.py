@@ -1,0 +1,86 @@
+"""The commands on a Keras 3 model that a factory makes."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from lrrt_stage import digest
+from mlflow_project import load_handoff
+from pipeline import PreparedTask, Task
+
+FACTORY = "examples.keras_model:build"
+SEEDED_DROPOUT = """
+from examples.keras_model import TorchStyle, keras, layers
+
+def seeded():
+    keras.utils.clear_session()
+    with keras.device("cpu"):
+        return TorchStyle(keras.Sequential([
+            keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(64, "relu"),
+            layers.BatchNormalization(), layers.Dropout(0.3, seed=5), layers.Dense(10),
+        ]))
+
+def numbered():
+    return TorchStyle(keras.Sequential([
+        keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10),
+    ]))
+
+def unbuilt():
+    return TorchStyle(keras.Sequential([layers.Flatten(), layers.Dense(10)]))
+"""
+
+
+@pytest.fixture
+def own(store, keras_model, tmp_path, monkeypatch):
+    (tmp_path / "own_keras.py").write_text(SEEDED_DROPOUT, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_keras", raising=False)
+    return store
+
+
+@pytest.mark.parametrize("factory", [FACTORY, "own_keras:seeded"])
+def test_range_test_and_training_begin_with_the_same_loss(own, factory):
+    own.run("lrrt", "--model", factory, "--init", "own", "--batch-size", 128, "--device", "cpu")
+    own.run("train", "--epochs", 4)
+    lrrt, trained = own.one("lrrt"), own.one("train")
+
+    first = own.history(trained, "train_loss")[1][0]
+    assert first == own.history(lrrt, "train_loss")[1][0]
+    assert trained.data.tags["lrrt.first_loss_equal"] == "true"
+    assert trained.data.metrics["val_accuracy"] > 0.8
+
+    # Weights, moving statistics and seed states go into any other build.
+    handoff = load_handoff()
+    model = PreparedTask(replace(handoff.task, seed=1)).model()
+    assert digest(model.state_dict()) != lrrt.data.tags["lrrt.weights_sha256"]
+    handoff.load_weights(model)
+    assert digest(model.state_dict()) == lrrt.data.tags["lrrt.weights_sha256"]
+
+
+def test_the_logged_model_is_an_archive_that_predicts_as_validation_did(store, keras_model):
+    store.run("lrrt", "--model", FACTORY, "--init", "own", "--batch-size", 128, "--device", "cpu")
+    store.run("train", "--epochs", 4)
+    run = store.one("train")
+    (logged,) = run.outputs.model_outputs
+    uri = f"models:/{logged.model_id}"
+    # Not the pickle that needs this project and Keras to be loaded.
+    assert [*Path(mlflow.artifacts.download_artifacts(uri)).rglob("*.pt2")]
+    images, labels = PreparedTask(Task()).data.val
+    predicted = mlflow.pytorch.load_model(uri)(images.cpu()).argmax(dim=1)
+    accuracy = (predicted == labels.cpu()).float().mean().item()
+    assert accuracy == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("numbered", "name its weights alike at every construction"),
+        ("unbuilt", "no trainable parameter: set requires_grad on some, and have the constructor"),
+    ],
+)
+def test_a_factory_that_cannot_be_handed_off_is_told_why(own, factory, message):
+    outcome = own.run("lrrt", "--model", f"own_keras:{factory}", "--init", "own", code=2)
+    assert message in outcome.error

@@ -1,0 +1,243 @@
+"""`study`: what its runs publish, and what it takes from other studies."""
+
+import os
+import shutil
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lrrt_stage import digest
+from lrrt_stage.state import weights
+from mlflow_project.cli import entry as cli
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
+STUDY = ("study", "--model", "mlp", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A database with a finished study of four tests, made once."""
+    folder = tmp_path_factory.mktemp("study")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    mlflow.create_experiment("test", (folder / "artifacts").as_uri())
+    options = (*STUDY, "--tests", 4, "--workers", 1, "--validation", "sample")
+    with pytest.raises(SystemExit) as done:
+        cli.main([str(each) for each in (*options, "--experiment", "test")])
+    assert done.value.code == 0
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def studied(store, template, tmp_path):
+    """A store with that study alone."""
+    shutil.copy(template, tmp_path / "studied.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/studied.db")
+    mlflow.set_experiment("test")
+    return store
+
+
+@pytest.fixture
+def threads():
+    """One thread, as the tests of a study have: sums over several differ in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def csv(store, run, name):
+    return pd.read_csv(store.file(run, name))
+
+
+def of(store, study, stage="test"):
+    """The children of a study."""
+    parent = study.info.run_id
+    return [r for r in store.runs(stage) if r.data.tags["mlflow.parentRunId"] == parent]
+
+
+def test_a_study_is_a_run_with_a_child_for_each_test(studied):
+    store, run = studied, studied.one("study")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "study initializations digits mlp"
+    files = store.artifacts(run)
+    assert {"study.csv", "tests.csv", "section.html", "report.html"} <= files
+    pictures = {Path(name).stem for name in files if name.endswith(".png")}
+    assert pictures >= {"curves", "ranges"}
+    assert {f"{name}.html" for name in pictures} <= files
+
+    children = {each.info.run_name: each for each in of(store, run)}
+    names = [f"seed {seed}" for seed in range(4)]
+    assert sorted(children) == [f"test {name}" for name in names]
+    frame, tests = csv(store, run, "study.csv"), csv(store, run, "tests.csv")
+    assert list(frame["test"].unique()) == names == list(tests["test"])
+    for name, child in children.items():
+        rows = frame[frame["test"] == name.removeprefix("test ")]
+        metrics = {"loss": "train_loss"}
+        for column in ("lr", "loss", "smoothed_loss", "val_loss"):
+            steps, values = store.history(child, metrics.get(column, column))
+            assert rows["iteration"].tolist() == steps
+            assert rows[column].tolist() == values
+        looks = rows[rows["full_val_loss"].notna()]
+        steps, values = store.history(child, "full_val_loss")
+        assert (looks["iteration"].tolist(), looks["full_val_loss"].tolist()) == (steps, values)
+
+    # The median and the pairs, worked out from the children alone.
+    low, high = (
+        np.array([each.data.metrics[f"suggested_lr_{end}"] for each in children.values()])
+        for end in ("min", "max")
+    )
+    assert run.data.metrics["max_median"] == pytest.approx(np.median(high))
+    apart = [low[i] > high[j] or low[j] > high[i] for i, j in combinations(range(4), 2)]
+    assert run.data.metrics["share_disjoint"] == pytest.approx(np.mean(apart))
+    assert run.data.metrics["failed_tests"] == 0
+    assert sorted(tests["lr_max"]) == pytest.approx(sorted(high))
+    report = Path(store.file(run, "report.html")).read_text(encoding="utf-8")
+    for text in (run.data.tags["mlflow.note.content"], report):
+        assert f"{np.median(high):.3g}" in text
+        assert "4 tests" in text
+
+
+def test_a_test_publishes_what_a_range_test_does_but_its_page(studied, threads):
+    store = studied
+    seeds = ("--seed", 1, "--data-seed", 1)
+    store.run("lrrt", *QUICK, "--model", "mlp", *seeds, "--validation", "sample")
+    alone = store.one("lrrt")
+    (child,) = [each for each in store.runs("test") if each.info.run_name == "test seed 1"]
+    assert store.artifacts(alone) - store.artifacts(child) == {"lrrt_curve.html", "options.json"}
+    assert child.data.metrics.items() >= alone.data.metrics.items()
+    for metric in ("lr", "train_loss", "smoothed_loss", "val_loss", "full_val_loss"):
+        assert store.history(child, metric) == store.history(alone, metric)
+    for tag in ("lrrt.weights_sha256", "lrrt.suggestions_sha256", "lrrt.rule", "lrrt.stop"):
+        assert child.data.tags[tag] == alone.data.tags[tag]
+    state = weights.load(Path(store.file(child, "initial_weights.safetensors")))
+    assert digest(state) == child.data.tags["lrrt.weights_sha256"]
+    assert child.data.params.items() >= {"seed": "1", "data_seed": "1"}.items()
+
+
+def test_training_goes_on_from_a_test_by_its_id_but_latest_is_never_one(studied, threads):
+    store = studied
+    child = store.runs("test")[0]
+    assert "has no finished lrrt run" in store.run("train", code=2).error
+    store.run("train", "--lrrt-run-id", child.info.run_id, "--epochs", 1)
+    run = store.runs("train")[0]
+    assert run.data.tags["lrrt.source_run_id"] == child.info.run_id
+    assert run.data.tags["lrrt.weights_sha256"] == child.data.tags["lrrt.weights_sha256"]
+    first = store.history(run, "train_loss")[1][0]
+    assert first == store.history(child, "train_loss")[1][0]
+    # Where a range test is asked for, other stages stay refused.
+    study = store.one("study").info.run_id
+    message = store.run("train", "--lrrt-run-id", study, code=2).error
+    assert "is of stage 'study': give the id of a run of lrrt or test" in message
+
+
+def test_results_do_not_depend_on_the_number_of_workers(studied):
+    store = studied
+    options = (*STUDY, "--tests", 4, "--validation", "sample", "--workers", 2)
+    outcome = store.run(*options)
+    assert "\x1b" not in outcome.out + outcome.err  # no bars where there is no terminal
+    one, two = store.runs("study")[1], store.runs("study")[0]
+    assert two.info.run_id in outcome.out
+    assert len(store.runs("test")) == 8
+    contents = [Path(store.file(run, "study.csv")).read_bytes() for run in (one, two)]
+    assert contents[0] == contents[1]
+    assert two.data.metrics == one.data.metrics
+
+
+def test_grouped_and_mismatch_take_a_finished_studys_tests(studied):
+    store, source = studied, studied.one("study")
+    tests = csv(store, source, "tests.csv")
+    task = ("--study-run-id", source.info.run_id, "--workers", 1, "--seed", 3)
+    store.run(*STUDY, "--kind", "grouped", *task)
+    grouped = store.runs("study")[0]
+    assert len(store.runs("test")) == 4
+    powers = np.floor(np.log10(tests["lr_max"]))
+    assert grouped.data.metrics["groups"] == powers.nunique()
+    assert csv(store, grouped, "study.csv").equals(csv(store, source, "study.csv"))
+
+    # The newest study, grouped, has no tests of its own.
+    latest = ("--study-run-id", "latest", "--workers", 1, "--epochs", 2)
+    store.run(*STUDY, "--kind", "mismatch", *latest)
+    mismatch = store.runs("study")[0]
+    assert len(store.runs("test")) == 4
+    trainings = of(store, mismatch, "training")
+    assert len(trainings) == 4
+    assert {each.data.metrics["trained_lr_max"] for each in trainings} <= {*tests["lr_max"]}
+    assert len({each.data.metrics["trained_lr_max"] for each in trainings}) == 2
+    for each in trainings:
+        assert store.history(each, "train_loss")[0] == list(range(22))
+        test = next(
+            t for t in store.runs("test") if t.data.params["seed"] == each.data.params["seed"]
+        )
+        # From the very weights of the test, on its first batch.
+        first = store.history(each, "train_loss")[1][0]
+        assert first == store.history(test, "train_loss")[1][0]
+
+
+def test_a_study_that_cannot_be_taken_fails_in_one_line_before_anything_runs(studied):
+    store, source = studied, studied.one("study")
+    child = of(store, source)[0]
+    empty = mlflow.MlflowClient().create_run(source.info.experiment_id)
+    mlflow.MlflowClient().set_tag(empty.info.run_id, "lrrt.stage", "study")
+    mlflow.MlflowClient().set_terminated(empty.info.run_id, "FINISHED")
+    before = len(store.runs())
+    cases = {
+        ("nonesuch",): "there is no run 'nonesuch'",
+        (child.info.run_id,): "is of stage 'test': give the id of a run of study",
+        (empty.info.run_id,): "has no finished range test",
+        (source.info.run_id, "--momentum", 0.5): "of another task: momentum: 0.5, not 0.9",
+        (source.info.run_id, "--batch-size", 64): "of another task: batch_size: 64, not 128",
+        ("latest", "--model", "cnn"): "of another task: model: 'cnn', not 'mlp'",
+    }
+    for number, ((given, *options), message) in enumerate(cases.items(), start=1):
+        for_all = ("--kind", "mismatch", "--workers", 1, "--study-run-id", given)
+        assert message in store.run(*STUDY, *for_all, *options, code=2).error
+        failed = store.runs("study")[0]
+        assert failed.info.status == "FAILED"
+        assert message in failed.data.tags["lrrt.error"]
+        assert len(store.runs()) == before + number
+        assert store.artifacts(failed) <= {"options.json"}
+
+
+def test_a_report_holds_the_other_kinds_of_the_same_task_alone(studied):
+    store = studied
+    smoothing = ("--kind", "smoothing", "--workers", 1, "--betas", "0.9")
+    store.run(*STUDY, *smoothing, "--model-args", '{"width": 32}')
+    store.run(*STUDY, *smoothing, "--seed", 5)
+    sections = []
+    for run in store.runs("study"):
+        report = Path(store.file(run, "report.html")).read_text(encoding="utf-8")
+        assert "<script src=" not in report  # it needs no network
+        sections.append([kind for kind in ("smoothing", "initializations", "mismatch")
+                         if f'<section id="{kind}">' in report])  # fmt: skip
+    assert sections == [["smoothing", "initializations"], ["smoothing"], ["initializations"]]
+    parts = (store.runs("study")[index] for index in (0, 2))
+    report = Path(store.file(store.runs("study")[0], "report.html")).read_text(encoding="utf-8")
+    for part in parts:
+        assert Path(store.file(part, "section.html")).read_text(encoding="utf-8") in report
+
+
+def test_mlflow_run_runs_it(store, tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    outside |= {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
+    command = ["mlflow", "run", str(ROOT), "-e", "study", "--env-manager", "local"]
+    command += ["--experiment-name", "test"]
+    for given in ("kind=smoothing", "dataset=digits", "model=mlp", "iterations=40", "workers=1"):
+        command += ["-P", given]
+    done = subprocess.run(command, env=outside, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = store.one("study")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "study smoothing digits mlp"
+    assert run.data.tags["mlflow.project.entryPoint"] == "study"
+    assert len(of(store, run)) == 1
+    assert "\x1b" not in done.stdout + done.stderr

@@ -1,0 +1,309 @@
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lrrt_stage import digest
+from lrrt_stage.state import weights
+
+
+@pytest.fixture
+def lrrt(store):
+    store.run("lrrt", *store.SMALL)
+    return store.one("lrrt")
+
+
+def test_training_starts_from_the_range_tests_weights_and_publishes_the_contract(store, lrrt):
+    outcome = store.run("train", "--lrrt-run-id", lrrt.info.run_id, "--epochs", 8)
+    run = store.one("train")
+    tags, metrics = run.data.tags, run.data.metrics
+    assert tags["lrrt.source_run_id"] == lrrt.info.run_id
+    assert tags["lrrt.weights_sha256"] == lrrt.data.tags["lrrt.weights_sha256"]
+    assert {"narrowed_lr_min", "narrowed_lr_max", "train_loss", "val_loss", "val_accuracy"} <= {
+        *metrics
+    }
+    steps, rates = store.history(run, "lr")
+    assert steps == list(range(8 * 11))
+    # One-cycle from the narrowed minimum to the narrowed maximum.
+    assert rates[0] == pytest.approx(metrics["narrowed_lr_min"])
+    assert max(rates) == pytest.approx(metrics["narrowed_lr_max"], rel=1e-3)
+    assert store.history(run, "val_loss")[0] == [11 * epoch for epoch in range(1, 9)]
+    assert metrics["val_accuracy"] > 0.9
+    assert f"{metrics['val_accuracy']:.4f}" in outcome.out
+    assert {"final_weights.safetensors", "training.png"} <= store.artifacts(run)
+    assert "checkpoint.pt" not in store.artifacts(run)
+
+
+def test_the_first_loss_is_the_range_tests_bit_for_bit(store, lrrt):
+    store.run("train", "--epochs", 1)
+    run = store.one("train")
+    first = store.history(run, "train_loss")[1][0]
+    assert first == store.history(lrrt, "train_loss")[1][0]
+    assert run.data.metrics["first_loss"] == run.data.metrics["range_test_first_loss"] == first
+    assert run.data.tags["lrrt.first_loss_equal"] == "true"
+
+
+def test_the_default_takes_the_top_off(store, lrrt):
+    store.run("train", "--epochs", 1)
+    metrics, suggested = store.one("train").data.metrics, lrrt.data.metrics
+    assert metrics["narrowed_lr_min"] == suggested["suggested_lr_min"]
+    low, high = suggested["suggested_lr_min"], suggested["suggested_lr_max"]
+    # A tenth of the width on the log axis.
+    assert np.log(high / metrics["narrowed_lr_max"]) == pytest.approx(np.log(high / low) / 10)
+
+
+def test_the_logged_model_loads_and_takes_the_datasets_own_images(store, lrrt):
+    store.run("train", "--epochs", 8, "--register", "digits-mlp")
+    run = store.one("train")
+    (logged,) = run.outputs.model_outputs
+    uri = f"models:/{logged.model_id}"
+    model = mlflow.pytorch.load_model(uri)
+
+    from pipeline import PreparedTask, Task
+
+    prepared = PreparedTask(Task(model="mlp", batch_size=128))
+    images, labels = prepared.data.val
+    # Another number of images than in the example, as they are in the dataset.
+    accuracy = (model(images).argmax(dim=1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
+
+    info = mlflow.models.get_model_info(uri)
+    assert info.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    assert info.signature.outputs.inputs[0].shape == (-1, 10)
+    assert info.saved_input_example_info is not None
+    assert mlflow.pyfunc.load_model(uri).predict(images[:3].numpy()).shape == (3, 10)
+    assert mlflow.pytorch.load_model("models:/digits-mlp/1")(images[:5]).shape == (5, 10)
+
+
+def test_the_logged_model_normalises_only_where_the_training_did(store):
+    options = (*store.SMALL, "--normalize", "false")
+    store.run("lrrt", *options)
+    store.run("train", "--epochs", 2)
+    run = store.one("train")
+    (logged,) = run.outputs.model_outputs
+    model = mlflow.pytorch.load_model(f"models:/{logged.model_id}")
+    bare = load_file(store.file(run, "final_weights.safetensors"))
+
+    from pipeline import PreparedTask, Task
+
+    images, labels = PreparedTask(Task(model="mlp", batch_size=128)).data.val
+    hidden = images.flatten(1)
+    for layer in (1, 3, 5):
+        hidden = hidden @ bare[f"{layer}.weight"].T + bare[f"{layer}.bias"]
+        hidden = hidden.relu() if layer < 5 else hidden
+    assert (model(images) - hidden).abs().max() < 1e-4
+    accuracy = (hidden.argmax(dim=1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
+
+
+UNTRACEABLE = """
+from torch import nn
+
+class Model(nn.Sequential):
+    def forward(self, x):
+        # How it goes on depends on a value: a graph cannot hold that.
+        y = super().forward(x)
+        return y if y.sum().item() > 1e9 else y * 1
+
+def make():
+    return Model(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_a_model_that_cannot_be_exported_is_pickled_and_logged_once(store, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "untraceable.py").write_text(UNTRACEABLE)
+    store.run("lrrt", "--model", "untraceable:make", "--batch-size", 128, "--device", "cpu")
+    outcome = store.run("train", "--epochs", 1)
+    run = store.one("train")
+    models = mlflow.search_logged_models(output_format="list")
+    assert [(each.status, each.source_run_id) for each in models] == [("READY", run.info.run_id)]
+    model = mlflow.pytorch.load_model(f"models:/{models[0].model_id}")
+    assert model(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
+    assert "graph" not in outcome.out
+    assert "def forward" not in outcome.out + outcome.err
+    sys.modules.pop("untraceable")
+
+
+@pytest.mark.parametrize("schedule", ["triangular", "warm-restarts", "constant"])
+def test_other_schedules_stay_inside_the_narrowed_range(store, lrrt, schedule):
+    store.run("train", "--epochs", 2, "--schedule", schedule)
+    run = store.one("train")
+    rates = store.history(run, "lr")[1]
+    low, high = run.data.metrics["narrowed_lr_min"], run.data.metrics["narrowed_lr_max"]
+    assert max(rates) <= high * (1 + 1e-9)
+    assert min(rates) >= low * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model", "cnn", "model: 'cnn', not 'mlp'"),
+        ("--optimizer", "adam", "optimizer: 'adam', not 'sgd'"),
+        ("--batch-size", 64, "batch_size: 64, not 128"),
+        ("--seed", 1, "seed: 1, not 0"),
+    ],
+)
+def test_a_task_that_differs_is_refused_with_the_field_and_the_way_on(
+    store, lrrt, option, value, message
+):
+    outcome = store.run("train", "--epochs", 1, option, value, code=2)
+    assert message in outcome.error
+    assert "allow_mismatch=true" in outcome.error
+    run = store.one("train")
+    assert run.info.status == "FAILED"
+    assert message in run.data.tags["lrrt.error"]
+    assert not store.artifacts(run)
+    assert not run.data.metrics
+
+
+def test_none_that_was_typed_counts_as_given(store):
+    store.run("lrrt", *store.SMALL, "--clip-norm", 1)
+    outcome = store.run("train", "--epochs", 1, "--clip-norm", "none", code=2)
+    assert "clip_norm: None, not 1.0" in outcome.error
+    store.run("train", "--epochs", 1, "--clip-norm", "none", "--allow-mismatch", "true")
+    assert store.json(store.runs("train")[0], "options.json")["clip_norm"] is None
+
+
+def test_a_mismatch_can_be_allowed_on_purpose(store, lrrt):
+    store.run("train", "--epochs", 1, "--batch-size", 64, "--allow-mismatch", "true")
+    run = store.one("train")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["batch_size"] == "64"
+
+
+def test_weights_never_go_into_another_model_even_if_a_mismatch_is_allowed(store, lrrt):
+    outcome = store.run("train", "--model", "cnn", "--allow-mismatch", "true", code=2)
+    assert "the weights do not fit the model" in outcome.error
+
+
+def test_data_that_changed_under_the_same_name_are_refused(store, tmp_path, monkeypatch):
+    module = (
+        "import torch\n"
+        "def make():\n"
+        "    x = torch.randn(64, 5, generator=torch.Generator().manual_seed({seed}))\n"
+        "    y = torch.arange(64) % 2\n"
+        "    return (x, y), (x, y)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "owndata.py").write_text(module.format(seed=0))
+    task = ("--dataset", "owndata:make", "--model", "mlp", "--batch-size", 16)
+    store.run("lrrt", *task, "--rule", "steepest")
+    store.run("train", "--epochs", 1)
+    (tmp_path / "owndata.py").write_text(module.format(seed=1))
+    del sys.modules["owndata"]
+    outcome = store.run("train", "--epochs", 1, code=2)
+    assert "content of dataset 'owndata:make'" in outcome.error
+
+
+def test_training_that_diverges_fails_clearly_and_keeps_its_curves(store):
+    # Its own suggestion, from a ramp that ends far above: steepest on a nearly linear model.
+    store.run("lrrt", *store.SMALL)
+    lrrt = store.one("lrrt")
+    huge = {"suggested_lr_min": 1e5, "suggested_lr_max": 1e6}
+    _overwrite_range(lrrt, huge["suggested_lr_min"], huge["suggested_lr_max"])
+    outcome = store.run("train", "--epochs", 3, "--register", "bad", code=2)
+    assert "training diverged at iteration" in outcome.error
+    assert "narrowing_fraction" in outcome.error
+    run = store.one("train")
+    assert run.info.status == "FAILED"
+    assert store.history(run, "train_loss")[0]
+    assert not mlflow.search_registered_models()
+
+
+def _overwrite_range(run, low, high):
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "suggestions.json"
+    content = json.loads(path.read_text()) | {"range": {"min": low, "max": high}}
+    path.write_text(json.dumps(content))
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    mlflow.MlflowClient().set_tag(run.info.run_id, "lrrt.suggestions_sha256", sha)
+
+
+def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, monkeypatch):
+    store.run("train", "--epochs", 4)
+    whole = store.one("train")
+
+    stage = sys.modules["mlflow_project.stages.train"]
+    real = stage.tracking.log_training
+
+    def interrupting(run, training, *args):
+        real(run, training, *args)
+        if len(training.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.tracking, "log_training", interrupting)
+        store.run("train", "--epochs", 4, code=130)
+    interrupted = store.runs("train")[0]
+    assert interrupted.info.status == "KILLED"
+    assert len(store.history(interrupted, "train_loss")[0]) == 22
+    assert "checkpoint.pt" in store.artifacts(interrupted)
+
+    started = time.time()
+    store.run("train", "--epochs", 4, "--resume", interrupted.info.run_id)
+    resumed = store.runs("train")[0]
+    assert resumed.info.start_time / 1000 >= started - 1
+    assert resumed.data.tags["lrrt.resumed_run_id"] == interrupted.info.run_id
+    for metric in ("train_loss", "val_loss", "lr"):
+        assert store.history(resumed, metric) == store.history(whole, metric)
+    files = [store.file(run, "final_weights.safetensors") for run in (whole, resumed)]
+    assert digest(weights.load(files[0])) == digest(weights.load(files[1]))
+
+
+def test_a_range_test_that_was_deleted_is_refused(store, lrrt):
+    mlflow.MlflowClient().delete_run(lrrt.info.run_id)
+    outcome = store.run("train", "--lrrt-run-id", lrrt.info.run_id, code=2)
+    assert f"run {lrrt.info.run_id} was deleted: give another, or restore it" in outcome.error
+
+
+def test_a_run_that_cannot_be_resumed_is_refused(store, lrrt):
+    outcome = store.run("train", "--resume", lrrt.info.run_id, code=2)
+    assert "cannot be resumed" in outcome.error
+
+
+def test_a_training_that_finished_has_nothing_to_resume(store, lrrt):
+    store.run("train", "--epochs", 1)
+    done = store.one("train").info.run_id
+    outcome = store.run("train", "--epochs", 1, "--resume", done, code=2)
+    assert f"run {done} finished, there is nothing to go on with" in outcome.error
+
+
+@pytest.mark.parametrize("what", ["cut short", "missing"])
+def test_a_checkpoint_that_cannot_be_used_is_named(store, lrrt, monkeypatch, what):
+    stage = sys.modules["mlflow_project.stages.train"]
+
+    def interrupting(run, training, *args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.tracking, "log_training", interrupting)
+        store.run("train", "--epochs", 2, code=130)
+    run = store.one("train")
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    if what == "missing":
+        path.unlink()
+    outcome = store.run("train", "--epochs", 2, "--resume", run.info.run_id, code=2)
+    named = (
+        f"run {run.info.run_id} has no artifact checkpoint.pt"
+        if what == "missing"
+        else f"checkpoint.pt of run {run.info.run_id} cannot be read"
+    )
+    assert named in outcome.error
+    assert outcome.error.endswith("run train again")
+
+
+@pytest.mark.gpu
+def test_the_first_loss_is_equal_on_the_gpu(store):
+    for precision in ("fp32", "bf16", "fp16"):
+        store.run("lrrt", "--device", "cuda", "--precision", precision)
+        store.run("train", "--device", "cuda", "--epochs", 2)
+        assert store.runs("train")[0].data.tags["lrrt.first_loss_equal"] == "true"
+    assert torch.cuda.is_available()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import joblib
+import numpy as np
+import pytest
+import torch
+
+from lrrt_stage import LRRange, RangeTestOptions
+from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
+from pipeline.jobs import pool
+from pipeline.jobs.jobs import RangeTestJob, RangeTestResult, TrainingJob
+from pipeline.jobs.pool import run_jobs
+
+CPU = Runtime(device="cpu")
+TASK = Task(model="mlp", model_args={"width": 16}, batch_size=32)
+PLAN = RangeTestPlan(RangeTestOptions(iterations=40))
+
+
+def range_tests(count, **changes):
+    return [
+        RangeTestJob(f"seed {seed}", replace(TASK, seed=seed, **changes), PLAN)
+        for seed in range(count)
+    ]
+
+
+def test_results_do_not_depend_on_the_number_of_workers():
+    training = TrainingJob("short", TASK, LRRange(0.01, 0.1), TrainOptions(epochs=1))
+    jobs = [*range_tests(3), training]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # what a job computes with must not be this
+    alone, together = run_jobs(jobs, CPU, workers=1), run_jobs(jobs, CPU, workers=2)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    assert [each.job.name for each in together] == ["seed 0", "seed 1", "seed 2", "short"]
+    for a, b in zip(alone[:3], together[:3], strict=True):
+        assert a.result.curve == b.result.curve
+        assert a.result.range == b.result.range
+        assert all(torch.equal(v, b.result.weights[k]) for k, v in a.result.weights.items())
+    assert alone[3].result.train_loss == together[3].result.train_loss
+    assert alone[3].result.epochs == together[3].result.epochs
+    assert len({each.result.curve.loss[0] for each in alone[:3]}) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_fails_is_told_in_one_line_and_the_others_go_on(workers):
+    jobs = range_tests(3)
+    jobs[1] = replace(jobs[1], task=replace(TASK, model="no_such_model"))
+    seen = {}
+    outcomes = run_jobs(jobs, CPU, workers, lambda index, outcome: seen.update({index: outcome}))
+    assert [isinstance(each.result, RangeTestResult) for each in outcomes] == [True, False, True]
+    assert "unknown model 'no_such_model'" in outcomes[1].error
+    assert "\n" not in outcomes[1].error
+    assert [seen[index] for index in range(3)] == outcomes
+
+
+def test_a_worker_that_is_ended_from_outside_is_named(complains):
+    ends_its_process = {"dataset": "os:_exit", "dataset_args": {"status": 1}}
+    with complains("worker processes was ended from outside", "fewer workers"):
+        run_jobs(range_tests(2, **ends_its_process), CPU, workers=2)
+
+
+def test_another_backend_of_joblib_can_be_plugged_in():
+    jobs = range_tests(2)
+    with joblib.parallel_config(backend="threading"):
+        threaded = run_jobs(jobs, CPU, workers=2)
+    expected = run_jobs(jobs, CPU, workers=1)
+    assert [np.isfinite(each.result.curve.loss[0]) for each in threaded] == [True, True]
+    assert threaded[0].result.curve.lr.tolist() == expected[0].result.curve.lr.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [("auto", ["cuda:0", "cuda:1"]), ("cuda", ["cuda:0", "cuda:1"]), ("cuda:1", ["cuda:1"])],
+)
+def test_jobs_are_spread_over_all_gpus_unless_one_is_named(monkeypatch, name, devices):
+    index = 0 if name in ("auto", "cuda") else 1
+    monkeypatch.setattr(pool, "resolve_device", lambda _: torch.device("cuda", index))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pool._devices(name) == devices
+
+
+def test_no_job_is_no_work():
+    assert run_jobs([], CPU) == []

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lrrt_stage import LRCurve
+from lrrt_stage.charts import Line, Mark, Span
+from pipeline import RangeTestPlan, ValidationOptions
+from pipeline.studies import KINDS
+from pipeline.studies.validation import turning_lr
+
+SECONDS = {"none": 2.0, "sample": 2.6, "full": 20.0}
+
+LOOKS = ((10, 5.0, 5.5), (20, 4.0, 4.2), (30, 2.0, 2.0))
+"""Iteration, loss of the full set, loss of the sample."""
+
+
+@pytest.fixture
+def watching(measured, valley):
+    """A function to an answer: training turns at 0.1, the full set and the sample where told."""
+
+    def make(
+        turn=1e-2, sample_turn=10**-1.8, looks=((10, 5.0, 5.5), (20, 4.0, 4.2), (30, 2.0, 2.0))
+    ):
+        def answer(job):
+            group, curve = job.labels["validation"], valley(0.1, 1e-4)
+            if group == "full":
+                curve = replace(curve, val_loss=valley(turn).loss)
+            if group == "sample":
+                val_loss, full = valley(sample_turn).loss.copy(), np.full(71, np.nan)
+                for index, at_full, at_sample in looks:
+                    full[index], val_loss[index] = at_full, at_sample
+                curve = replace(curve, val_loss=val_loss, full_val_loss=full)
+            return measured(job, curve, SECONDS[group])
+
+        return answer
+
+    return make
+
+
+def test_turn_error_and_cost_by_hand(found, watching):
+    findings = found("validation", watching())
+    # The sample is off by 0.5 of 5, 0.2 of 4 and nothing.
+    expected = {
+        "validation_cost_ratio": 1.3,
+        "full_validation_cost_ratio": 10.0,
+        "turning_lr": 10**-1.8,
+        "full_turning_lr": 1e-2,
+        "turn_apart_decades": 0.2,
+        "sample_error": 0.05,
+        "sample_error_max": 0.1,
+        "max_above_turn_decades": 0.0,
+    }
+    assert findings.metrics == pytest.approx(expected, abs=1e-9)
+    assert findings.sentences == [
+        "Validation turns at 0.01 on the full set; the sample puts it at 0.0158, 0.2 decades away.",
+        "At 3 looks at the full set the sample's loss was off by 5.0% in the median and 10.0% at "
+        "most.",
+        "The suggested maximum (article) is at the turn.",
+        "A test with the sample takes 1.30 times as long as without validation, one with the full "
+        "set at every iteration 10.00 times.",
+    ]
+    rates = findings.tables["Learning rates"].set_index("where")["lr"]
+    assert rates["validation turns, full set"] == pytest.approx(1e-2)
+    assert rates["rule article"] == pytest.approx(1e-2)
+    assert rates["rule minimum"] == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(
+    ("turn", "text"), [(1e-3, "1 decades above the turn"), (0.1, "1 decades below the turn")]
+)
+def test_the_suggestion_is_set_against_the_turn(found, watching, turn, text):
+    assert text in found("validation", watching(turn)).sentences[2]
+
+
+def test_what_the_chart_holds(found, watching, items):
+    chart = found("validation", watching()).charts["validation"]
+    train, full, sample, looks = items(chart, Line)
+    assert train.y[0] == pytest.approx(1 + 5 + 0.4)
+    assert full.x[np.argmin(full.y)] == pytest.approx(1e-2)
+    assert sample.x[np.argmin(sample.y)] == pytest.approx(10**-1.8)
+    assert np.flatnonzero(np.isfinite(looks.y)).tolist() == [10, 20, 30]
+    (turn,) = items(chart, Mark)
+    assert turn.x == pytest.approx(1e-2)
+    (span,) = items(chart, Span)
+    assert (span.low, span.high) == pytest.approx((1e-4, 1e-2))
+
+
+def test_the_tests_take_turns_and_differ_in_validation_alone(study_of, watching):
+    plan = replace(RangeTestPlan(), validation=ValidationOptions("none", 17))
+    study = study_of("validation", watching(), plan=plan, tests=2)
+    KINDS["validation"](study)
+    jobs = study.run.jobs
+    assert [(j.plan.validation.validation, j.plan.validation.validation_sample) for j in jobs] == [
+        ("none", None),
+        ("sample", 17),
+        ("none", None),
+        ("sample", 17),
+        ("full", None),
+    ]
+    assert len({job.name for job in jobs}) == 5
+    assert all(job.task == study.task for job in jobs)
+
+
+@pytest.mark.parametrize("missing", ["none", "sample", "full"])
+def test_a_setting_whose_tests_all_failed_is_named(found, watching, complains, missing):
+    def answer(job):
+        return "broken" if job.labels["validation"] == missing else watching()(job)
+
+    with complains(f"no test with validation={missing} gave a curve", "run the study again"):
+        found("validation", answer)
+
+
+def test_one_failed_test_of_several_does_no_harm(found, watching):
+    answer = lambda job: "broken" if job.name == "sample 1" else watching()(job)  # noqa: E731
+    assert found("validation", answer).metrics["validation_cost_ratio"] == pytest.approx(1.3)
+
+
+def test_no_suggestion_no_look_and_no_time_are_told(found, measured, watching, flat):
+    def answer(job):
+        curve = watching(looks=())(job).curve
+        return measured(job, replace(curve, loss=flat.loss), seconds=0.0)
+
+    findings = found("validation", answer)
+    assert findings.sentences[1].startswith("No look at the full set")
+    assert findings.sentences[2].startswith("No maximum is suggested: the loss never fell")
+    assert math.isnan(findings.metrics["validation_cost_ratio"])
+    assert math.isnan(findings.metrics["sample_error"])
+    assert math.isnan(findings.metrics["max_above_turn_decades"])
+    assert "nan" not in " ".join(findings.sentences)
+
+
+def test_the_turn_passes_over_what_is_not_finite(complains):
+    lr = [0.1, 1.0, 10.0]
+    curve = LRCurve(lr, [1, 1, 1], val_loss=[math.nan, 2.0, -math.inf])
+    assert turning_lr(curve) == 1.0
+    with complains("none of 3 validation losses is finite"):
+        turning_lr(LRCurve(lr, [1, 1, 1], val_loss=[math.nan] * 3))
+
+
+def test_real_tests_on_the_digits(real):
+    findings = real("validation", tests=1, iterations=60)
+    metrics = findings.metrics
+    assert 1e-7 <= metrics["full_turning_lr"] <= 100
+    assert 0 <= metrics["sample_error"] <= metrics["sample_error_max"]
+    assert metrics["validation_cost_ratio"] > 0
+
+
+def test_a_loss_that_does_not_turn_within_the_test_is_told(found, watching, measured, valley):
+    def falling(job):
+        curve = watching()(job).curve
+        if job.labels["validation"] == "full":
+            curve = replace(curve, val_loss=np.linspace(3, 1, len(curve)))
+        return measured(job, curve, SECONDS[job.labels["validation"]])
+
+    findings = found("validation", falling)
+    assert findings.sentences[0].startswith("On the full set the validation loss does not turn")
+    assert math.isnan(findings.metrics["full_turning_lr"])
+    assert math.isnan(findings.metrics["turn_apart_decades"])
+    for chart in findings.charts.values():
+        chart.figure()

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from pipeline.task.tasks import Runtime, Task
+
+OTHER = Task(
+    dataset="imagefolder:/data/birds",
+    dataset_args={"size": 32},
+    model="mlp",
+    model_args={"width": 7, "names": ["a", None, 0.1]},
+    init="file:/tmp/w.safetensors",
+    seed=2**62,
+    data_seed=3,
+    optimizer="adamw",
+    momentum=0.1 + 0.2,
+    weight_decay=0.0,
+    batch_size=5,
+    augment="crop-flip",
+    accumulate=2,
+    clip_norm=1.5,
+    precision="bf16",
+    channels_last=True,
+    l2=1e-4,
+    normalize=False,
+)
+
+
+@pytest.mark.parametrize("task", [Task(), OTHER])
+def test_a_task_comes_back_from_json_unchanged(task):
+    assert Task.from_json(task.to_json()) == task
+
+
+def test_json_has_every_value_by_its_name():
+    values = json.loads(OTHER.to_json())
+
+    assert values["momentum"] == 0.1 + 0.2
+    assert values["model_args"] == {"width": 7, "names": ["a", None, 0.1]}
+    assert values["clip_norm"] == 1.5
+    assert list(values) == sorted(values)
+
+
+def test_a_field_that_json_leaves_out_has_its_default():
+    assert Task.from_json('{"model": "mlp"}') == Task(model="mlp")
+
+
+def test_an_unknown_field_in_json_is_named(complains):
+    with complains("unknown fields ['colour', 'flavour']", "update"):
+        Task.from_json('{"flavour": 1, "model": "mlp", "colour": 2}')
+
+
+@pytest.mark.parametrize("text", ["", "{", "model: mlp"])
+def test_text_that_is_not_json_is_refused(complains, text):
+    with complains("not JSON"):
+        Task.from_json(text)
+
+
+@pytest.mark.parametrize("text", ["null", "3", "[]", '"model"'])
+def test_json_that_is_not_an_object_is_refused(complains, text):
+    with complains("task"):
+        Task.from_json(text)
+
+
+def test_equal_tasks_have_no_differences():
+    assert Task.from_json(OTHER.to_json()).differences(OTHER) == []
+
+
+def test_differences_name_the_fields_and_both_values():
+    mine = Task(batch_size=32, momentum=0.5, precision="bf16")
+
+    assert sorted(mine.differences(Task())) == [
+        "batch_size: 32, not 64",
+        "momentum: 0.5, not 0.9",
+        "precision: 'bf16', not 'fp32'",
+    ]
+
+
+def test_every_field_counts_as_a_difference():
+    assert {line.partition(":")[0] for line in OTHER.differences(Task())} == set(
+        json.loads(Task().to_json())
+    )
+
+
+def test_a_task_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Task().seed = 3  # type: ignore[misc]
+
+
+def test_two_tasks_do_not_share_their_arguments():
+    one, other = Task(), Task()
+    one.model_args["width"] = 3
+
+    assert other.model_args == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", -64),
+        ("momentum", -0.1),
+        ("momentum", 1.0),
+        ("momentum", float("nan")),
+        ("weight_decay", -1e-4),
+        ("weight_decay", float("nan")),
+        ("l2", -1e-4),
+        ("l2", float("nan")),
+        ("l2", float("inf")),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("data_seed", -1),
+        ("data_seed", 2**63),
+        ("accumulate", 0),
+        ("accumulate", -2),
+        ("clip_norm", 0.0),
+        ("clip_norm", -1.0),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_a_remedy(complains, field, value):
+    with complains(f"{field}={value}", ": "):
+        Task(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest"),
+    [
+        ("optimizer", "sdg", "sgd"),
+        ("optimizer", "adamww", "adamw"),
+        ("augment", "cropflip", "crop-flip"),
+        ("augment", "shift_flip", "shift-flip"),
+        ("precision", "fp23", "fp32"),
+        ("init", "kaiming_unifrom", "kaiming_uniform"),
+    ],
+)
+def test_an_unknown_name_brings_the_nearest(complains, field, value, nearest):
+    with complains(f"unknown {field} {value!r}", f"did you mean {nearest!r}?"):
+        Task(**{field: value})
+
+
+def test_a_name_that_is_near_to_none_brings_all(complains):
+    with complains("unknown optimizer 'xyzzy'", "adam, adamw, sgd"):
+        Task(optimizer="xyzzy")
+
+
+@pytest.mark.parametrize("init", ["own", "xavier_uniform", "kaiming_normal", "file:w", "run:1a2b"])
+def test_every_way_to_initial_weights_is_taken(init):
+    assert Task(init=init).init == init
+
+
+def test_a_negative_number_of_workers_is_refused(complains):
+    with complains("loader_workers=-1", "use 0"):
+        Runtime(loader_workers=-1)

@@ -1,0 +1,442 @@
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pipeline.data.datasets
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+
+from lrrt_stage import LRRange, RangeTestOptions, TrainingStep, digest
+from lrrt_stage.state import weights
+from pipeline.task.plan import RangeTestPlan
+from pipeline.task.prepared import PreparedTask
+from pipeline.task.tasks import Runtime, Task
+from pipeline.training.loop import Epoch, Training, TrainOptions, train
+
+CPU = Runtime(device="cpu")
+RANGE = LRRange(0.005, 0.05)
+MLP = {"model": "mlp", "model_args": {"width": 16}}
+
+
+def prepared(**changes) -> PreparedTask:
+    return PreparedTask(Task(**changes), CPU)
+
+
+def end(training: Training) -> str:
+    return digest(weights.state_of(training.model))
+
+
+def history(training: Training) -> tuple:
+    return training.lr, training.train_loss, training.epochs
+
+
+def test_digits_are_learned_in_five_epochs():
+    made = prepared()
+    training = train(made, made.initial_weights(), LRRange(0.01, 0.1), TrainOptions(epochs=5))
+
+    assert training.epochs[-1].val_accuracy > 0.95
+    assert training.val_loss < 0.2
+    assert not training.diverged
+
+
+VARIANTS = {
+    "batch norm": {"model": "cnn", "model_args": {"width": 8}},
+    "dropout": {"model": "dropout"},
+    "augmentation": {"model": "dropout", "augment": "crop-flip"},
+    "accumulation": {"model": "dropout", "accumulate": 2, "clip_norm": 1.0},
+    "bf16": {"model": "dropout", "precision": "bf16"},
+    "l2": {"model": "dropout", "l2": 0.01, "clip_norm": 1.0},
+    "l2 in bf16": {"model": "cnn", "model_args": {"width": 8}, "l2": 0.01, "precision": "bf16"},
+    "l2 channels last": {
+        "model": "cnn",
+        "model_args": {"width": 8},
+        "l2": 0.01,
+        "channels_last": True,
+    },
+    "not normalised": {**MLP, "normalize": False},
+    "shifts": {"model": "dropout", "augment": "shift-flip"},
+    "channels last": {"model": "cnn", "model_args": {"width": 8}, "channels_last": True},
+    "adamw": {**MLP, "optimizer": "adamw"},
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def variant(request, dropout_model) -> dict:
+    changes = dict(request.param)
+    if changes["model"] == "dropout":
+        changes["model"] = dropout_model
+    return changes
+
+
+def test_the_first_loss_is_that_of_the_range_test_bit_for_bit(variant):
+    made = prepared(**variant)
+    state = made.initial_weights()
+    curve = made.range_test(state, RangeTestPlan(RangeTestOptions(iterations=10)))
+    training = train(made, state, RANGE, TrainOptions(epochs=1))
+
+    assert training.train_loss[0] == curve.loss[0]
+    assert training.train_loss[1] != curve.loss[1]  # the first step used another learning rate
+
+
+def test_the_first_loss_depends_on_the_seed_of_data_and_dropout(dropout_model):
+    def first(data_seed: int) -> float:
+        made = prepared(model=dropout_model, data_seed=data_seed)
+        return train(made, made.initial_weights(), RANGE, TrainOptions(epochs=1)).train_loss[0]
+
+    assert first(1) != first(2)
+
+
+def test_the_trained_weights_do_not_depend_on_a_range_test_before(variant):
+    plain, tested = prepared(**variant), prepared(**variant)
+    state = plain.initial_weights()
+    expected = train(plain, state, RANGE, TrainOptions(epochs=2))
+    tested.range_test(state, RangeTestPlan(RangeTestOptions(iterations=30)))
+    training = train(tested, state, RANGE, TrainOptions(epochs=2))
+
+    assert end(training) == end(expected)
+    assert history(training) == history(expected)
+
+
+def test_training_neither_reads_nor_changes_the_global_random_states(dropout_model):
+    made = prepared(model=dropout_model, augment="crop-flip")
+    state = made.initial_weights()
+
+    def run(seed: int) -> str:
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        trained = train(made, state, RANGE, TrainOptions(epochs=1))
+        after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+        return end(trained)
+
+    assert run(1) == run(2)
+
+
+def test_the_weights_it_starts_from_stay_as_they_are():
+    made = prepared(**MLP)
+    state = made.initial_weights()
+    before = digest(state)
+    train(made, state, RANGE, TrainOptions(epochs=1))
+
+    assert digest(state) == before
+
+
+class TestHistory:
+    def test_there_is_a_value_for_every_step_and_every_epoch(self):
+        made = prepared(**MLP)
+        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=3))
+
+        # 1437 // 64 batches in an epoch
+        assert training.total_steps == 66
+        assert len(training.lr) == len(training.train_loss) == 66
+        assert [epoch.iteration for epoch in training.epochs] == [22, 44, 66]
+
+    def test_accumulated_batches_are_one_step(self):
+        made = prepared(**MLP, accumulate=4)
+        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+
+        assert training.total_steps == len(training.lr) == len(training.train_loss) == 10
+
+    def test_an_epoch_with_fewer_batches_than_are_accumulated_is_one_step(self):
+        made = prepared(**MLP, batch_size=600, accumulate=5)
+        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+
+        assert len(training.train_loss) == 2
+
+    def test_the_learning_rates_are_those_of_the_schedule(self):
+        made = prepared(**MLP)
+        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+        optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        by_hand = OneCycleLR(optimizer, 0.05, total_steps=44, div_factor=10, cycle_momentum=False)
+        expected = []
+        for _ in range(44):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            by_hand.step()
+
+        assert training.lr == pytest.approx(expected, rel=1e-12)
+
+    def test_the_last_epoch_is_the_validation_of_the_trained_model(self):
+        made = prepared(**MLP)
+        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+
+        assert made.evaluate(training.model) == (
+            training.epochs[-1].val_loss,
+            training.epochs[-1].val_accuracy,
+        )
+        assert training.val_loss == training.epochs[-1].val_loss
+
+    def test_a_constant_rate_steps_as_a_loop_by_hand_does(self):
+        made = prepared(**MLP, momentum=0.9, weight_decay=1e-3)
+        state = made.initial_weights()
+        training = train(made, state, RANGE, TrainOptions(epochs=2, schedule="constant"))
+
+        start = made.start(state)
+        model = start.model
+        optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+        losses = []
+        for _ in range(2):
+            for inputs, labels in start.batches:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(inputs), labels)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+
+        assert training.train_loss == pytest.approx(losses, rel=1e-4)
+
+    def test_the_l2_penalty_is_a_decay_of_the_kernels_by_twice_its_coefficient(self):
+        # The gradient of l2 · |w|² is 2 · l2 · w.
+        made = prepared(model="cnn", model_args={"width": 4}, l2=0.05, weight_decay=0.0)
+        state = made.initial_weights()
+        start = made.start(state)
+        kernels = [p for p in start.model.parameters() if p.dim() > 1]
+        others = [p for p in start.model.parameters() if p.dim() == 1]
+        optimizer = SGD([{"params": kernels, "weight_decay": 0.1}, {"params": others}],
+                        lr=0.02, momentum=0.9)  # fmt: skip
+        start.model.train()
+        losses = []
+        for inputs, labels in start.batches:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(start.model(inputs), labels)
+            penalty = 0.05 * sum(
+                float(kernel.detach().double().square().sum()) for kernel in kernels
+            )
+            losses.append(loss.item() + penalty)
+            loss.backward()
+            optimizer.step()
+        options = TrainOptions(epochs=1, schedule="constant")
+        training = train(made, state, LRRange(0.002, 0.02), options)
+
+        assert training.train_loss == pytest.approx(losses, rel=1e-4)
+        for ours, theirs in zip(training.model.parameters(), start.model.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+        # Validation is the cross entropy alone.
+        assert training.val_loss == pytest.approx(made.evaluate(start.model)[0], rel=1e-3)
+
+    def test_epochs_are_told_one_after_the_other(self):
+        made, seen = prepared(**MLP), []
+        train(
+            made,
+            made.initial_weights(),
+            RANGE,
+            TrainOptions(epochs=3),
+            on_epoch=lambda training: seen.append((len(training.epochs), len(training.lr))),
+        )
+
+        assert seen == [(1, 22), (2, 44), (3, 66)]
+
+
+class Interrupted:
+    """An ``on_epoch`` that presses Ctrl-C after some epochs."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, training: Training) -> None:
+        if len(training.epochs) == self.after:
+            raise KeyboardInterrupt
+
+
+def resumed(make, options: TrainOptions, path: Path, after: int = 2) -> Training:
+    """Interrupt a training, disturb every random state, and go on with a workbench of its own."""
+    made = make()
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            made,
+            made.initial_weights(),
+            RANGE,
+            options,
+            on_epoch=Interrupted(after),
+            checkpoint=path,
+        )
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    made = make()
+    return train(made, made.initial_weights(), RANGE, options, checkpoint=path)
+
+
+# Gradients so large that fp16 overflows and its loss scale is lowered.
+OVERFLOW = {"precision": "fp16", "clip_norm": 0.1, "model_args": {"gain": 100}}
+
+
+def test_a_step_that_fp16_leaves_out_brings_no_warning(dropout_model):
+    made = prepared(model=dropout_model, **OVERFLOW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(made, made.initial_weights(), RANGE, TrainOptions(epochs=1))
+
+
+class TestInterruption:
+    @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")
+    @pytest.mark.parametrize(
+        ("schedule", "changes"),
+        [
+            ("one-cycle", {"optimizer": "sgd"}),
+            ("triangular", {"optimizer": "adam", "accumulate": 3}),
+            ("warm-restarts", {"optimizer": "adamw", "clip_norm": 0.5}),
+            ("constant", {"optimizer": "sgd", "precision": "bf16", "channels_last": True}),
+            ("one-cycle", OVERFLOW),
+        ],
+    )
+    def test_a_training_that_goes_on_ends_bit_for_bit_as_one_without_it(
+        self, dropout_model, tmp_path, schedule, changes
+    ):
+        def make() -> PreparedTask:
+            return prepared(model=dropout_model, augment="crop-flip", batch_size=128, **changes)
+
+        options = TrainOptions(epochs=4, schedule=schedule)
+        expected = train(make(), make().initial_weights(), RANGE, options)
+        training = resumed(make, options, tmp_path / "checkpoint.pt")
+
+        assert not expected.diverged
+        assert history(training) == history(expected)
+        assert end(training) == end(expected)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_so_does_one_whose_images_are_read_batch_by_batch(self, tmp_path, monkeypatch, workers):
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        for name in "ab":
+            (tmp_path / "images" / name).mkdir(parents=True)
+            for index in range(10):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / name / f"{index}.png")
+        monkeypatch.setattr(pipeline.data.datasets, "IN_MEMORY_BYTES", 0)
+
+        def make() -> PreparedTask:
+            task = Task(
+                dataset=f"imagefolder:{tmp_path}/images",
+                dataset_args={"size": 8},
+                batch_size=4,
+                augment="crop-flip",
+                **MLP,
+            )
+            return PreparedTask(task, Runtime(device="cpu", loader_workers=workers))
+
+        options = TrainOptions(epochs=4)
+        expected = train(make(), make().initial_weights(), RANGE, options)
+        training = resumed(make, options, tmp_path / "checkpoint.pt")
+
+        assert history(training) == history(expected)
+        assert end(training) == end(expected)
+
+    def test_a_finished_training_is_read_back_and_not_taken_further(self, tmp_path):
+        path, options = tmp_path / "checkpoint.pt", TrainOptions(epochs=2)
+        made = prepared(**MLP)
+        state = made.initial_weights()
+        done = train(made, state, RANGE, options, checkpoint=path)
+        told = []
+        again = train(made, state, RANGE, options, checkpoint=path, on_epoch=told.append)
+
+        assert told == []
+        assert history(again) == history(done)
+        assert end(again) == end(done)
+
+    def test_a_checkpoint_changes_nothing(self, tmp_path, dropout_model):
+        made = prepared(model=dropout_model)
+        state, options = made.initial_weights(), TrainOptions(epochs=2)
+        plain = train(made, state, RANGE, options)
+        kept = train(made, state, RANGE, options, checkpoint=tmp_path / "checkpoint.pt")
+
+        assert end(kept) == end(plain)
+        assert [path.name for path in tmp_path.glob("*.p*t*")] == ["checkpoint.pt"]
+
+
+class TestDivergence:
+    def test_a_training_that_diverges_ends_early_and_says_so(self):
+        made = prepared(**MLP)
+        training = train(
+            made,
+            made.initial_weights(),
+            LRRange(1e5, 1e6),
+            TrainOptions(epochs=20, schedule="constant"),
+        )
+
+        assert training.diverged
+        assert training.val_loss == math.inf
+        assert len(training.epochs) < 20
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_one_loss_that_is_not_finite_is_enough(self, bad):
+        model = nn.Linear(1, 1)
+        of_step = Training(model, 9, [0.1], [bad], [Epoch(1, 0.5, 1.0)])
+        of_epoch = Training(model, 9, [0.1], [0.5], [Epoch(1, bad, 1.0)])
+
+        for training in (of_step, of_epoch):
+            assert training.diverged
+            assert training.val_loss == math.inf
+
+    def test_a_training_without_an_epoch_has_not_diverged_but_has_no_loss_yet(self):
+        training = Training(nn.Linear(1, 1), 9)
+
+        assert not training.diverged
+        assert training.val_loss == math.inf
+
+
+@pytest.mark.parametrize("epochs", [0, -3])
+def test_fewer_than_one_epoch_is_refused(complains, epochs):
+    with complains(f"epochs={epochs}", "raise it"):
+        TrainOptions(epochs=epochs)
+
+
+def test_an_unknown_schedule_brings_the_nearest_name(complains):
+    with complains("schedule 'one_cycle'", "did you mean 'one-cycle'?"):
+        TrainOptions(schedule="one_cycle")
+
+
+LATE_FAULT = """
+import torch
+from pipeline.data import Data
+from torch.utils.data import Dataset, get_worker_info
+
+class Late(Dataset):
+    def __init__(self, n, bad=None):
+        self.n, self.bad = n, bad
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise OSError("truncated")
+        return torch.full((1, 8, 8), index / 24), int(get_worker_info() is None)
+
+def data(bad):
+    return Data(Late(24), Late(12, bad), 3)
+"""
+
+
+def test_what_is_wrong_late_in_the_validation_split_is_found_before_an_epoch(
+    complains, write_module, monkeypatch
+):
+    write_module("late_for_tests", LATE_FAULT)
+    task = Task(dataset="late_for_tests:data", dataset_args={"bad": 11}, model="mlp", batch_size=4)
+    prepared = PreparedTask(task, Runtime(device="cpu"))
+    steps = []
+    monkeypatch.setattr(TrainingStep, "__call__", lambda *_: steps.append(1))
+
+    with complains("val split", "11", "OSError: truncated"):
+        train(prepared, prepared.initial_weights(), LRRange(1e-3, 1e-2), TrainOptions(epochs=1))
+    assert steps == []
+
+
+def test_a_validation_split_is_read_by_as_many_processes_as_training(write_module):
+    write_module("late_for_tests", LATE_FAULT)
+    task = Task(dataset="late_for_tests:data", dataset_args={"bad": 99}, model="mlp", batch_size=4)
+    prepared = PreparedTask(task, Runtime("cpu", "data", 1))
+
+    in_this_process = [label for _, labels in prepared.val_batches for label in labels.tolist()]
+    assert in_this_process == [0] * 12

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from lrrt_stage import LRRange
+from pipeline.task.prepared import PreparedTask
+from pipeline.task.tasks import Runtime, Task
+from pipeline.training.loop import Training
+from pipeline.training.refinement import RefineOptions, best_range, peak_range, refine
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+NARROWED = LRRange(1e-4, 0.2)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> PreparedTask:
+    task = Task(model="mlp", model_args={"width": 16, "depth": 1}, batch_size=128)
+    return PreparedTask(task, Runtime(device="cpu"))
+
+
+class Follower:
+    """An ``on_trial`` that keeps what it is told; it may press Ctrl-C in one of the trials."""
+
+    def __init__(self, interrupt: int | None = None, epoch: int = 1) -> None:
+        self.interrupt, self.epoch = interrupt, epoch
+        self.ranges: dict[int, LRRange] = {}
+        self.epochs: dict[int, list[tuple[int, bool]]] = {}
+        self.first_losses: dict[int, float] = {}
+        self.failed: dict[int, bool] = {}
+
+    @contextmanager
+    def __call__(self, number: int, lr_range: LRRange) -> Iterator:
+        self.ranges[number] = lr_range
+        self.epochs[number] = []
+
+        def after_epoch(training: Training, pruned: bool) -> None:
+            self.epochs[number].append((len(training.epochs), pruned))
+            self.first_losses[number] = training.train_loss[0]
+            if number == self.interrupt and len(training.epochs) == self.epoch:
+                raise KeyboardInterrupt
+
+        self.failed[number] = True
+        yield after_epoch
+        self.failed[number] = False
+
+
+def run(
+    prepared: PreparedTask,
+    folder: Path,
+    follower: Follower | None = None,
+    narrowed: LRRange = NARROWED,
+    **options,
+) -> optuna.Study:
+    folder.mkdir(exist_ok=True)
+    options = {"trials": 6, "trial_epochs": 2, **options}
+    return refine(
+        prepared,
+        prepared.initial_weights(),
+        narrowed,
+        RefineOptions(storage=f"sqlite:///{folder}/study.db", **options),
+        study_name="study",
+        on_trial=follower,
+    )
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+
+
+def peaks(study: optuna.Study) -> list[float]:
+    return [trial.params["peak_lr"] for trial in finished(study)]
+
+
+@pytest.fixture(scope="module")
+def done(prepared, tmp_path_factory) -> tuple[optuna.Study, Follower]:
+    follower = Follower()
+    study = run(prepared, tmp_path_factory.mktemp("trials"), follower, trials=10, trial_epochs=4)
+    return study, follower
+
+
+class TestTrials:
+    def test_there_are_as_many_as_were_asked_for(self, done):
+        study, follower = done
+
+        assert len(finished(study)) == len(study.trials) == 10
+        assert list(follower.ranges) == list(range(10))
+
+    def test_all_start_from_the_same_weights_and_batch(self, done):
+        _, follower = done
+
+        assert len(follower.first_losses) == 10
+        assert len(set(follower.first_losses.values())) == 1
+
+    def test_the_first_takes_the_narrowed_range_itself(self, done):
+        study, follower = done
+
+        assert peaks(study)[0] == 0.2
+        assert follower.ranges[0].max == 0.2
+        assert follower.ranges[0].min == pytest.approx(1e-4, rel=1e-12)
+
+    def test_all_peaks_lie_in_the_narrowed_range_and_differ(self, done):
+        found = peaks(done[0])
+
+        assert all(1e-4 <= peak <= 0.2 for peak in found)
+        assert len(set(found)) == 10
+
+    def test_every_range_ends_at_its_peak_and_is_as_wide_as_the_narrowed_one(self, done):
+        study, follower = done
+
+        assert [each.max for each in follower.ranges.values()] == peaks(study)
+        for each in follower.ranges.values():
+            assert each.max / each.min == pytest.approx(2000, rel=1e-9)
+
+    def test_the_loss_is_that_of_the_last_epoch(self, done):
+        for trial in done[0].get_trials(states=[TrialState.COMPLETE]):
+            assert trial.value == trial.intermediate_values[4]
+            assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+
+    def test_a_pruned_trial_is_told_as_pruned_and_others_are_not(self, done):
+        study, follower = done
+        pruned = [t.number for t in study.get_trials(states=[TrialState.PRUNED])]
+
+        assert pruned  # the low peaks of so wide a range learn too slowly
+        told = [n for n, epochs in follower.epochs.items() if any(flag for _, flag in epochs)]
+        assert told == pruned
+        for number, epochs in follower.epochs.items():
+            flags = [flag for _, flag in epochs]
+            assert flags == [False] * (len(flags) - 1) + [number in pruned]
+
+    def test_a_pruned_trial_is_no_failure(self, done):
+        assert not any(done[1].failed.values())
+
+    def test_none_of_the_first_three_is_pruned(self, done):
+        assert [trial.state for trial in done[0].trials[:3]] == [TrialState.COMPLETE] * 3
+
+    def test_a_trial_that_is_pruned_had_its_first_half(self, done):
+        study, follower = done
+        for trial in study.get_trials(states=[TrialState.PRUNED]):
+            assert 2 <= follower.epochs[trial.number][-1][0] < 4
+
+    def test_the_best_range_is_that_of_the_lowest_loss(self, done):
+        study, follower = done
+        values = {t.number: t.value for t in study.get_trials(states=[TrialState.COMPLETE])}
+        best = min(values, key=values.__getitem__)
+
+        assert best_range(study, NARROWED) == follower.ranges[best]
+
+
+def test_a_trial_of_an_odd_number_of_epochs_has_its_first_half_too(prepared, tmp_path):
+    follower = Follower()
+    study = run(prepared, tmp_path, follower, trials=10, trial_epochs=3)
+    pruned = [trial.number for trial in study.get_trials(states=[TrialState.PRUNED])]
+
+    assert pruned
+    assert all(follower.epochs[number][-1][0] == 2 for number in pruned)
+
+
+def test_one_seed_is_one_search_and_another_seed_another(prepared, tmp_path):
+    first = run(prepared, tmp_path / "first")
+    second = run(prepared, tmp_path / "second")
+    other = run(prepared, tmp_path / "other", search_seed=50)
+
+    assert peaks(second) == peaks(first)
+    assert [trial.value for trial in second.trials] == [trial.value for trial in first.trials]
+    assert peaks(other)[0] == peaks(first)[0] == 0.2
+    assert not set(peaks(other)[1:]) & set(peaks(first)[1:])
+
+
+@pytest.mark.parametrize(("trial", "epoch"), [(0, 1), (3, 1), (3, 2), (5, 1)])
+def test_an_interrupted_study_goes_on_as_it_would_have(prepared, tmp_path, trial, epoch):
+    expected = run(prepared, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, tmp_path / "broken", Follower(trial, epoch))
+    follower = Follower()
+    study = run(prepared, tmp_path / "broken", follower)
+
+    assert list(follower.ranges) == list(range(trial, 6))
+    assert peaks(study) == peaks(expected)
+    assert [t.value for t in finished(study)] == [t.value for t in finished(expected)]
+
+
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def leave_running(study: optuna.Study, host: str, pid: int) -> int:
+    """Leave a trial as a process does that is killed in it, or that still runs it."""
+    trial = study.ask()
+    trial.set_user_attr("lrrt.host", host)
+    trial.set_user_attr("lrrt.pid", pid)
+    return trial.number
+
+
+def test_a_trial_whose_process_was_ended_is_taken_again(prepared, tmp_path):
+    expected = run(prepared, tmp_path / "whole", trials=4)
+    broken = run(prepared, tmp_path / "broken", trials=2)
+    left = leave_running(broken, platform.node(), ended_process())
+    study = run(prepared, tmp_path / "broken", trials=4)
+
+    assert study.trials[left].state == TrialState.FAIL
+    assert [t.state for t in study.trials].count(TrialState.FAIL) == 1
+    assert peaks(study) == peaks(expected)
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_a_trial_that_another_process_runs_is_left_to_it(prepared, tmp_path, host):
+    expected = run(prepared, tmp_path / "whole", trials=4)
+    shared = run(prepared, tmp_path / "shared", trials=2)
+    if host == "here":
+        other = leave_running(shared, platform.node(), os.getppid())
+    else:
+        other = leave_running(shared, "another.host", ended_process())
+    study = run(prepared, tmp_path / "shared", trials=4)
+
+    assert study.trials[other].state == TrialState.RUNNING
+    assert peaks(study) == peaks(expected)
+
+
+def test_a_trial_says_which_process_runs_it(done):
+    for trial in done[0].trials:
+        assert trial.user_attrs == {"lrrt.host": platform.node(), "lrrt.pid": os.getpid()}
+
+
+def test_a_study_goes_on_under_its_own_mark_only(prepared, tmp_path, complains):
+    def search(mark: str | None, name: str = "s") -> optuna.Study:
+        options = RefineOptions(trials=1, trial_epochs=1, storage=f"sqlite:///{tmp_path}/s.db")
+        state = prepared.initial_weights()
+        return refine(prepared, state, NARROWED, options, study_name=name, mark=mark)
+
+    search("one")
+    assert len(search("one").trials) == 1
+    with complains("study 's'", "give another study_name"):
+        search("two")
+    search(None, "unmarked")
+    with complains("study 'unmarked'", "give another study_name"):
+        search("one", "unmarked")
+
+
+def test_a_study_that_is_complete_takes_no_more_trials(prepared, tmp_path):
+    done = run(prepared, tmp_path, trials=2)
+    follower = Follower()
+    again = run(prepared, tmp_path, follower, trials=2)
+
+    assert follower.ranges == {}
+    assert peaks(again) == peaks(done)
+
+
+def test_more_trials_go_on_where_the_study_was(prepared, tmp_path):
+    expected = run(prepared, tmp_path / "whole", trials=5)
+    run(prepared, tmp_path / "parts", trials=2)
+
+    assert peaks(run(prepared, tmp_path / "parts", trials=5)) == peaks(expected)
+
+
+def test_a_trial_that_diverges_has_an_infinite_loss_and_the_search_goes_on(prepared, tmp_path):
+    narrowed = LRRange(1e-3, 1e6)
+    follower = Follower()
+    study = run(prepared, tmp_path, follower, narrowed, trials=8, trial_epochs=4)
+    first = study.trials[0]
+
+    assert first.params["peak_lr"] == 1e6
+    assert first.state == TrialState.COMPLETE
+    assert first.value == math.inf
+    assert len(follower.epochs[0]) < 4
+    assert len(finished(study)) == 8
+    assert not any(follower.failed.values())
+    best = best_range(study, narrowed)
+    assert best is not None
+    assert best.max < 1e5
+
+
+def test_a_search_of_which_all_trials_diverge_has_no_best_range(prepared, tmp_path):
+    narrowed = LRRange(1e5, 1e6)
+    study = run(prepared, tmp_path, None, narrowed, trials=5, trial_epochs=5)
+
+    assert [trial.value for trial in study.trials] == [math.inf] * 5
+    assert best_range(study, narrowed) is None
+
+
+@pytest.mark.parametrize(
+    "storage", ["not a url", "nosuchdb://x", "sqlite:////no/such/folder/study.db"]
+)
+def test_a_storage_that_cannot_be_used_is_named(prepared, complains, storage):
+    with complains(repr(storage), "sqlite:///optuna.db"):
+        refine(
+            prepared,
+            prepared.initial_weights(),
+            NARROWED,
+            RefineOptions(trials=1, storage=storage),
+            study_name="study",
+        )
+
+
+def test_an_error_in_a_trial_is_not_swallowed(prepared, tmp_path):
+    @contextmanager
+    def broken(number: int, lr_range: LRRange) -> Iterator:
+        raise OSError("the tracking server is gone")
+        yield
+
+    with pytest.raises(OSError, match="the tracking server is gone"):
+        run(prepared, tmp_path, broken)
+
+
+@pytest.mark.parametrize("schedule", ["triangular", "constant"])
+def test_trials_take_the_schedule_that_training_will(prepared, tmp_path, schedule):
+    seen = []
+
+    @contextmanager
+    def follow(number: int, lr_range: LRRange) -> Iterator:
+        yield lambda training, pruned: seen.append((training.lr[0], lr_range))
+
+    refine(
+        prepared,
+        prepared.initial_weights(),
+        LRRange(0.01, 0.1),
+        RefineOptions(trials=1, trial_epochs=1, storage=f"sqlite:///{tmp_path}/s.db"),
+        schedule,
+        study_name="s",
+        on_trial=follow,
+    )
+
+    assert seen[0][0] == pytest.approx(0.1 if schedule == "constant" else 0.01, rel=1e-9)
+
+
+def test_a_peak_has_a_range_of_the_narrowed_width_below_it():
+    found = peak_range(0.03, LRRange(0.01, 0.2))
+
+    assert found.max == 0.03
+    assert found.min == pytest.approx(0.0015, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("trials", 0),
+        ("trials", -1),
+        ("trial_epochs", 0),
+        ("trial_epochs", -5),
+        ("search_seed", -1),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_a_remedy(complains, field, value):
+    with complains(f"{field}={value}", ": "):
+        RefineOptions(**{field: value})
+
+
+def test_a_seed_that_the_sampler_cannot_take_is_refused(complains):
+    # NumPy's legacy generator, which Optuna draws from, takes 32 bits.
+    with complains(f"search_seed={2**32}"):
+        RefineOptions(search_seed=2**32)
