@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
-from pipeline.data.splits import Data, Split, channel_statistics
 from pipeline.data.factories import call_factory, is_factory
 from pipeline.data.photographs import load_photographs
+from pipeline.data.splits import Data, Split, channel_statistics
 
 __all__ = ["DATASETS", "is_dataset_factory", "load_data"]
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lrrt_stage.state import weights
 from lrrt_stage.errors import LRRTError, loader_error
 from lrrt_stage.settings import require
+from lrrt_stage.state import weights
 
 __all__ = ["Data", "Split", "channel_statistics", "describe"]
 
@@ -126,7 +126,7 @@ class Data:
             if _is_split(train) and _is_split(val):
                 return cls(train, val, _count_classes(train, source))
         raise LRRTError(
-            f"{source} returned {describe(made)}, expected pipeline.data.splits.Data or a pair "
+            f"{source} returned {describe(made)}, expected pipeline.data.Data or a pair "
             f"(train, val), each {SPLIT}: {_remedy(made)}"
         )
 
@@ -247,7 +247,7 @@ def _count_classes(split: Split, source: str) -> int:
     if classes is None:
         raise LRRTError(
             f"{source} returned a Dataset without an attribute classes: "
-            "return pipeline.data.splits.Data with num_classes"
+            "return pipeline.data.Data with num_classes"
         )
     return len(classes)
 

@@ -14,7 +14,7 @@ import torchvision.datasets
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import pipeline.data.splits.datasets
+import pipeline.data.datasets
 from pipeline.data.batches import Batches
 from pipeline.data.datasets import is_dataset_factory, load_data
 
@@ -471,7 +471,9 @@ class TestFactory:
         assert load_data("dataset_for_tests:data", {}, "unused").num_classes == 5
 
     def test_another_kind_is_named_with_what_is_expected(self, complains):
-        with complains("dataset 'dataset_for_tests:text'", "returned str", "pipeline.data.splits.Data"):
+        with complains(
+            "dataset 'dataset_for_tests:text'", "returned str", "pipeline.data.splits.Data"
+        ):
             load_data("dataset_for_tests:text", {}, "unused")
 
     def test_an_empty_dataset_is_named(self, complains):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from skimage import data as skimage_data
 
-from pipeline.data.splits import Data
 from pipeline.data.datasets import load_data
 from pipeline.data.photographs import PHOTOGRAPHS, load_photographs
-from pipeline.task.tasks import Runtime, Task
+from pipeline.data.splits import Data
 from pipeline.task.prepared import PreparedTask
+from pipeline.task.tasks import Runtime, Task
 
 
 def load(**arguments) -> Data:

@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pipeline.data.datasets
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
+import pipeline.data.datasets
 from lrrt_stage import LRRange, RangeTestOptions, TrainingStep, digest
 from lrrt_stage.state import weights
 from pipeline.task.plan import RangeTestPlan
