@@ -31,8 +31,8 @@ def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     counts as that, so an explosion weighs no more than all being lost. To the rest, the
     least-squares curve that falls and then rises is fitted
     (:func:`lrrt_stage.rules.unimodal.unimodal_regression`). Its rise ends the useful learning
-    rates; where it is, is averaged over the heights from the floor up to the start, so that neither the place of
-    a flat floor nor a single level decides. A tenth of it, as in the article's rule, since a
+    rates; where it is, is averaged over the heights from the floor up to the start, so that
+    neither the place of a flat floor nor a single level decides. A tenth of it, as in the article's rule, since a
     training stays at the learning rates that the ramp only passes.
     """
     maximum = fit_unimodal(curve).rise / 10

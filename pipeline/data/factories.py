@@ -29,7 +29,7 @@ them alike at every call."""
 
 DatasetFactory: TypeAlias = Callable[..., Data | tuple[Split, Split]]
 """A function that ``dataset`` may name. It is given ``dataset_args`` by name and returns the same
-data at every call: a :class:`~pipeline.data.splits.Data`, or training and validation split, whose classes
+data at every call: a :class:`~pipeline.data.Data`, or training and validation split, whose classes
 are then counted."""
 
 

@@ -471,9 +471,7 @@ class TestFactory:
         assert load_data("dataset_for_tests:data", {}, "unused").num_classes == 5
 
     def test_another_kind_is_named_with_what_is_expected(self, complains):
-        with complains(
-            "dataset 'dataset_for_tests:text'", "returned str", "pipeline.data.splits.Data"
-        ):
+        with complains("dataset 'dataset_for_tests:text'", "returned str", "pipeline.data.Data"):
             load_data("dataset_for_tests:text", {}, "unused")
 
     def test_an_empty_dataset_is_named(self, complains):

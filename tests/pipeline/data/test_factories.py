@@ -224,9 +224,7 @@ def test_a_factory_that_makes_no_model_is_told_what_it_made(complains, write_mod
 )
 def test_a_factory_that_makes_no_data_is_told_what_it_made(complains, write_module, made, words):
     write_module("no_data_for_tests", f"{HEAD}def load():\n    return {made}\n")
-    with complains(
-        "dataset 'no_data_for_tests:load' returned", "pipeline.data.splits.Data", *words
-    ):
+    with complains("dataset 'no_data_for_tests:load' returned", "pipeline.data.Data", *words):
         load_data("no_data_for_tests:load", {}, "")
 
 

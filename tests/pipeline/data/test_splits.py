@@ -168,7 +168,7 @@ class TestOf:
         ],
     )
     def test_anything_else_is_described_beside_what_is_expected(self, complains, made, description):
-        with complains("mine returned", description, "pipeline.data.splits.Data"):
+        with complains("mine returned", description, "pipeline.data.Data"):
             Data.of(made, "mine")
 
     def test_an_empty_pair_is_refused(self):
