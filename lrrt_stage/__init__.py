@@ -14,6 +14,8 @@ from lrrt_stage.measure.ramps import RAMPS, RangeTestOptions, ramp
 from lrrt_stage.measure.step import StepOptions, TrainingStep
 from lrrt_stage.measure.validation import Validation
 from lrrt_stage.rules import published, robust  # noqa: F401 - each registers its rules
+from lrrt_stage.rules.consensus import Consensus, find_consensus
+from lrrt_stage.rules.reading import Reading, Suggestion
 from lrrt_stage.rules.registry import RULES, SuggestionOptions, rule, suggest, suggest_all
 from lrrt_stage.rules.robust import UnimodalFit, fit_unimodal
 from lrrt_stage.rules.uncertainty import Confidence, confidence, confidence_all
@@ -27,14 +29,17 @@ __all__ = [
     "RAMPS",
     "RULES",
     "Confidence",
+    "Consensus",
     "LRCurve",
     "LRRTError",
     "LRRange",
     "NoSuggestion",
     "RangeTestInterrupted",
     "RangeTestOptions",
+    "Reading",
     "Smoothing",
     "StepOptions",
+    "Suggestion",
     "SuggestionOptions",
     "TrainingStep",
     "UnimodalFit",
@@ -44,6 +49,7 @@ __all__ = [
     "confidence_all",
     "deterministic",
     "digest",
+    "find_consensus",
     "fit_unimodal",
     "initialize",
     "mean_age",

@@ -56,7 +56,7 @@ def our_suggestions(curve: LRCurve) -> dict[str, LRRange | None]:
         for rule, answer in suggest_all(curve).items()
     }
     try:
-        without = replace(curve, probe_loss=None, reference=None)
+        without = replace(curve, probe_loss=None)
         found["robust, no probe"] = suggest(without)
     except NoSuggestion:
         found["robust, no probe"] = None

@@ -1,9 +1,8 @@
-"""What a range test measures."""
+"""The curve that a range test measures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from math import isfinite
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,19 +10,18 @@ import numpy as np
 import pandas as pd
 
 from lrrt_stage.curve.smoothing import Smoothing
-from lrrt_stage.measure.ramps import REFERENCE_ITERATIONS
 from lrrt_stage.settings import require
 
-__all__ = ["LRCurve", "Stop", "reference_csv"]
+__all__ = ["LRCurve", "Stop"]
 
 SERIES = ("lr", "loss", "probe_loss", "val_loss", "full_val_loss")
 
 Stop = Literal["completed", "diverged", "non-finite", "interrupted"]
-"""Why a curve ends: the ramp was finished; the smoothed loss passed a multiple of its best; a
-loss was NaN or infinite (it is the curve's last); the user interrupted."""
+"""Why a curve ends: the ramp was completed; the smoothed loss exceeded a multiple of its minimum;
+a loss was NaN or infinite, and is the last of the curve; the user interrupted the test."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LRCurve:
     """The losses of a range test.
 
@@ -38,13 +36,10 @@ class LRCurve:
     val_loss: np.ndarray | None = field(default=None, kw_only=True)
     """Validation loss at the same weights as ``loss``, on a sample or on the full set."""
     full_val_loss: np.ndarray | None = field(default=None, kw_only=True)
-    """Validation loss on the full set, at the iterations where it was taken; NaN elsewhere."""
+    """Validation loss on the full set, at the iterations where it was evaluated; NaN elsewhere."""
     stop: Stop = field(default="completed", kw_only=True)
     epochs: float | None = field(default=None, kw_only=True)
-    """Passes over the data that the test took, where the data has a length."""
-    reference: LRCurve | None = field(default=None, kw_only=True)
-    """What the rule ``robust`` reads in place of this curve, see
-    :attr:`lrrt_stage.RangeTestOptions.reference`; None where it reads this one."""
+    """Passes over the training data that the test took, where the data has a length."""
 
     def __post_init__(self) -> None:
         for name in SERIES:
@@ -64,53 +59,47 @@ class LRCurve:
     def __len__(self) -> int:
         return len(self.lr)
 
+    def __repr__(self) -> str:
+        ends = f"lr {self.lr[0]:.3g} to {self.lr[-1]:.3g}, " if len(self) else ""
+        return f"LRCurve({len(self)} iterations, {ends}{self.stop})"
+
     def __eq__(self, other: object) -> bool:
-        """Bit-equal learning rates and losses (NaN equals NaN), the same end and reference."""
+        """Bit-equal series (NaN equals NaN), the same stop, and the same number of epochs."""
         if not isinstance(other, LRCurve):
             return NotImplemented
-        pairs = [(getattr(self, name), getattr(other, name)) for name in SERIES]
-        ours, theirs = ((x.stop, x.epochs, x.reference) for x in (self, other))
-        return ours == theirs and all(
-            (a is None) == (b is None)
-            and (a is None or b is None or np.array_equal(a, b, equal_nan=True))
-            for a, b in pairs
-        )
+        ours, theirs = self._series(), other._series()
+        return (self.stop, self.epochs, ours.keys()) == (
+            other.stop,
+            other.epochs,
+            theirs.keys(),
+        ) and all(np.array_equal(ours[name], theirs[name], equal_nan=True) for name in ours)
 
     __hash__ = None  # type: ignore[assignment]
 
     @property
     def finite(self) -> LRCurve:
-        """The curve up to the first loss that is not finite."""
+        """The curve up to the first training loss that is not finite."""
         invalid = np.flatnonzero(~np.isfinite(self.loss))
-        return replace(self[: invalid[0]], reference=self.reference) if invalid.size else self
+        return self[: invalid[0]] if invalid.size else self
 
     def __getitem__(self, part: slice) -> LRCurve:
-        """Return a slice of the iterations as a curve, which has no reference."""
+        """Return a slice of the iterations as a curve."""
         parts: dict[str, Any] = {name: values[part] for name, values in self._series().items()}
         return LRCurve(**parts, stop=self.stop, epochs=self.epochs)
 
     def to_frame(self, smoothing: Smoothing | None = None) -> pd.DataFrame:
-        """Return a row for each iteration.
+        """Return the curve as a table with a row per iteration.
 
-        The columns are ``iteration, lr, loss, smoothed_loss``, and ``probe_loss``, ``val_loss`` and
-        ``full_val_loss`` where they were taken.
+        The columns are ``iteration, lr, loss, smoothed_loss``, and those of ``probe_loss``,
+        ``val_loss``, and ``full_val_loss`` that the curve has.
         """
         frame = pd.DataFrame(self._series())
         frame.insert(2, "smoothed_loss", (smoothing or Smoothing())(self.loss))
         return frame.rename_axis("iteration").reset_index()
 
     def to_csv(self, path: str | Path, smoothing: Smoothing | None = None) -> Path:
-        """Write :meth:`to_frame` to ``path``; floats are written so that they read back exactly.
-
-        A reference is written beside it, see :func:`reference_csv`; one of an earlier curve there
-        is removed.
-        """
+        """Write :meth:`to_frame` to ``path`` with all digits, so that it reads back exactly."""
         self.to_frame(smoothing).to_csv(path, index=False)
-        beside = reference_csv(path)
-        if self.reference is not None:
-            self.reference.to_frame(smoothing).to_csv(beside, index=False)
-        else:
-            beside.unlink(missing_ok=True)
         return Path(path)
 
     @classmethod
@@ -119,34 +108,20 @@ class LRCurve:
     ) -> LRCurve:
         """Read what :meth:`to_csv` wrote. The file does not hold ``stop`` and ``epochs``.
 
-        A reference beside it is read too; why that ended is seen from it (what diverged at its
-        very last iteration counts as completed).
+        Raises
+        ------
+        LRRTError
+            If the file has no column ``lr`` or ``loss``.
         """
-        # Python's float reads back every digit; pandas' own parser does so only since version 3.
+        # Python's float reads every digit back; the parser of pandas does so only since version 3.
         numbers = dict.fromkeys(SERIES, lambda text: float(text or "nan"))
         frame = pd.read_csv(path, converters=numbers)
         missing = {"lr", "loss"} - set(frame.columns)
         require(not missing, f"{path} has no column {sorted(missing)}: it is not a curve.csv")
         series: dict[str, Any] = {name: frame[name].to_numpy() for name in SERIES if name in frame}
-        curve = cls(**series, stop=stop, epochs=epochs)
-        beside = reference_csv(path)
-        return replace(curve, reference=_reference(beside)) if beside.exists() else curve
+        return cls(**series, stop=stop, epochs=epochs)
 
     def _series(self) -> dict[str, np.ndarray]:
-        """Return the arrays that there are, by name."""
+        """Return the series that the curve has, by name."""
         named = {name: getattr(self, name) for name in SERIES}
         return {name: values for name, values in named.items() if values is not None}
-
-
-def reference_csv(path: str | Path) -> Path:
-    """Return where the reference of the curve in ``path`` is written: ``curve.reference.csv``."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}.reference{path.suffix}")
-
-
-def _reference(path: Path) -> LRCurve:
-    reference = LRCurve.from_csv(path)
-    if len(reference) and not isfinite(reference.loss[-1]):
-        return replace(reference, stop="non-finite")
-    completed = len(reference) == REFERENCE_ITERATIONS
-    return replace(reference, stop="completed" if completed else "diverged")

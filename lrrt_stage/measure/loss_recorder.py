@@ -1,4 +1,4 @@
-"""What a range test records while it runs, and whether it should stop."""
+"""The losses that a range test records while it runs, and the rule that stops it early."""
 
 from __future__ import annotations
 
@@ -13,15 +13,26 @@ from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.measure.step import BatchStream
 
-__all__ = ["CHECK_EVERY", "Record"]
+__all__ = ["CHECK_EVERY", "LossRecorder"]
 
 CHECK_EVERY = 10
-"""Iterations between two looks at the losses: each look makes the host wait for the device. What
-a curve holds does not depend on it, since iterations after the stop are cut off."""
+"""Iterations between two reads of the losses. Each read makes the host wait for the device. The
+curve does not depend on this number, since iterations after the stop are cut off."""
 
 
-class Record:
-    """The losses, kept on the device and looked at every :data:`CHECK_EVERY` iterations."""
+class LossRecorder:
+    """Keeps the losses on the device, and reads them every :data:`CHECK_EVERY` iterations.
+
+    Parameters
+    ----------
+    lr
+        Learning rate of every iteration, shape ``[n]``.
+    stop_multiple
+        The test stops when the smoothed loss exceeds this multiple of its minimum; None: never.
+    beta
+        Smoothing factor of the bias-corrected average that the stop rule reads. The biased average
+        starts near zero, so that a multiple of its minimum means nothing.
+    """
 
     def __init__(self, lr: np.ndarray, stop_multiple: float | None, beta: float) -> None:
         self.lr, self.stop_multiple = lr, stop_multiple
@@ -29,40 +40,52 @@ class Record:
         self.names: list[str] = []
         self.on_device: list[Tensor] = []
         self.blocks: list[np.ndarray] = []
-        self.taken = 0
+        self.recorded = 0
         self.length: int | None = None
         self.stop: Stop = "completed"
 
-    def add(self, loss: Tensor, **others: Tensor) -> None:
-        """Keep the losses of an iteration, scalars on the device; the same ones at every call."""
-        self.names = list(others)
-        dtype = torch.promote_types(loss.dtype, torch.float32)
-        self.on_device.append(torch.stack([value.to(dtype) for value in (loss, *others.values())]))
-        self.taken += 1
+    def add(self, loss: Tensor, **evaluations: Tensor) -> None:
+        """Record the training loss of an iteration and its evaluations, scalars on the device.
 
-    @property
-    def read(self) -> np.ndarray:
-        """What was read: the training loss, then the others; one column per iteration."""
-        return np.concatenate(self.blocks, axis=1) if self.blocks else np.empty((1, 0))
+        Evaluations are series of an :class:`LRCurve` by name, the same names at every call.
+        """
+        self.names = list(evaluations)
+        dtype = torch.promote_types(loss.dtype, torch.float32)
+        values = [value.to(dtype) for value in (loss, *evaluations.values())]
+        self.on_device.append(torch.stack(values))
+        self.recorded += 1
 
     def should_stop(self) -> bool:
-        """Tell whether the stop rule has ended the test; looks only now and then."""
-        if len(self.on_device) == CHECK_EVERY or self.taken == len(self.lr):
+        """Return whether the stop rule ends the test; the losses are read only now and then."""
+        if len(self.on_device) == CHECK_EVERY or self.recorded == len(self.lr):
             self._read()
-            self._look()
+            self._apply_stop_rule()
         return self.length is not None
 
     def curve(self, stream: BatchStream, stop: Stop | None = None) -> LRCurve:
-        """Return what was recorded up to the stop; ``stop`` says why, if not the stop rule."""
+        """Return the recorded curve up to the stop.
+
+        Parameters
+        ----------
+        stream
+            The training batches, which tell how many epochs the iterations took.
+        stop
+            Why the test ended, where that was not the stop rule.
+
+        Raises
+        ------
+        LRRTError
+            If the first loss of the training or of the probe is not finite.
+        """
         if self.on_device:
             self._read()
-        losses, *others = self.read[:, : self.length]
+        losses, *evaluations = self._recorded()[:, : self.length]
         if len(losses) and not isfinite(losses[0]):
             raise LRRTError(
                 f"the loss of the first batch is {losses[0]} at lr={self.lr[0]:g}: check the data "
                 "for NaN or infinity, the initial weights, and the loss function"
             )
-        series = dict(zip(self.names, others, strict=True))
+        series = dict(zip(self.names, evaluations, strict=True))
         probe = series.get("probe_loss")
         if probe is not None and len(probe) and not isfinite(probe[0]):
             raise LRRTError(
@@ -77,26 +100,32 @@ class Record:
             epochs=stream.epochs(len(losses)),
         )
 
+    def _recorded(self) -> np.ndarray:
+        """Return the series that were read, shape ``[1 + evaluations, iterations]``."""
+        return np.concatenate(self.blocks, axis=1) if self.blocks else np.empty((1, 0))
+
     def _read(self) -> None:
         block = torch.stack(self.on_device, dim=1)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every rank must see the same losses, or one stops while the others wait for it.
+            # Every rank must see the same losses; otherwise one rank stops and the others wait.
             torch.distributed.all_reduce(block)
             block /= torch.distributed.get_world_size()
-        # An explicit copy, so that the read is one and shows as one on every device.
+        # An explicit copy, so that this is one read, and visible as one, on every device.
         self.blocks.append(block.to("cpu", copy=True).double().numpy())
         self.on_device = []
 
-    def _look(self) -> None:
-        losses = self.read[0]
+    def _apply_stop_rule(self) -> None:
+        losses = self._recorded()[0]
         invalid = np.flatnonzero(~np.isfinite(losses))
         finite = losses[: invalid[0]] if invalid.size else losses
         if self.stop_multiple is not None and len(finite):
             smoothed = self.average(finite)
-            best = np.minimum.accumulate(smoothed)
-            passed = np.flatnonzero(smoothed - best > (self.stop_multiple - 1) * np.abs(best))
-            if passed.size:
-                self.length, self.stop = int(passed[0]) + 1, "diverged"
+            minimum = np.minimum.accumulate(smoothed)
+            exceeded = np.flatnonzero(
+                smoothed - minimum > (self.stop_multiple - 1) * np.abs(minimum)
+            )
+            if exceeded.size:
+                self.length, self.stop = int(exceeded[0]) + 1, "diverged"
                 return
         if invalid.size:
             self.length, self.stop = int(invalid[0]) + 1, "non-finite"

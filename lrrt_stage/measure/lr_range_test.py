@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.smoothing import Smoothing
-from lrrt_stage.errors import LRRTError, unknown_name
-from lrrt_stage.measure.measurement import Measurement, RangeTestInterrupted
+from lrrt_stage.errors import unknown_name
+from lrrt_stage.measure.loss_recorder import LossRecorder
+from lrrt_stage.measure.probe import Probe
 from lrrt_stage.measure.ramps import RangeTestOptions
-from lrrt_stage.measure.step import BatchLoss, StepOptions, batch_loss_of
-from lrrt_stage.measure.validation import Validation
+from lrrt_stage.measure.step import (
+    BatchLoss,
+    BatchStream,
+    StepOptions,
+    TrainingStep,
+    batch_loss_of,
+)
+from lrrt_stage.measure.validation import Validation, Validator
 from lrrt_stage.settings import require
-from lrrt_stage.state.device import resolve_device
+from lrrt_stage.state.device import deterministic, resolve_device
+from lrrt_stage.state.preserve import preserved
+from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import check_sizes
 
 __all__ = ["RangeTestInterrupted", "range_test"]
+
+
+class RangeTestInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a range test. ``curve`` holds what was measured until then."""
+
+    def __init__(self, curve: LRCurve) -> None:
+        super().__init__(f"range test interrupted after {len(curve)} iterations")
+        self.curve = curve
 
 
 def range_test(
@@ -44,128 +59,108 @@ def range_test(
 ) -> LRCurve:
     """Train for a few iterations while the learning rate grows, and return the losses.
 
-    The model, the optimizer, a loss that is a module, the batches and all random states are left
-    exactly as they were found, also after an exception or Ctrl-C; see
+    The model, the optimizer, a loss that is a module, the batches, and all random states are left
+    exactly as they were found, also after an exception or Ctrl-C. See
     :func:`lrrt_stage.state.preserve.preserved` for how far that reaches.
 
     Parameters
     ----------
     model, optimizer
-        Any module, and any optimizer over its parameters whose ``step()`` takes no closure.
+        Any module, and any optimizer over its parameters whose ``step()`` needs no closure.
         Parameter groups keep the ratio of their learning rates; the curve's ``lr`` is that of
-        the group with the largest.
+        the group with the largest learning rate.
     loss_fn
-        ``loss_fn(output, target)``, a scalar; None for a model whose output carries ``.loss``.
-        See :func:`lrrt_stage.measure.step.batch_loss_of` for the batches that are understood.
+        ``loss_fn(output, target)``, a scalar; None for a model whose output has ``.loss``.
+        See :func:`lrrt_stage.measure.step.batch_loss_of` for the supported batches.
     batches
-        A ``DataLoader`` or anything that can be iterated again and again.
+        A ``DataLoader``, or anything else that can be iterated repeatedly.
     options, step
-        Ramp and stop rule; accumulation, clipping, precision, layout. Any field of either can
-        be given by name instead: ``range_test(…, lr_end=10, precision="bf16")``.
+        The ramp and the stop rule; accumulation, clipping, precision, and layout. Any field of
+        either can be passed by name instead: ``range_test(…, lr_end=10, precision="bf16")``.
     smoothing
-        Its ``beta`` is that of the bias-corrected average which the stop rule looks at (the
-        biased one starts near 0, so a multiple of its best means nothing).
+        Its ``beta`` is the smoothing factor of the bias-corrected average that the stop rule reads.
     batch_loss
-        For everything else: a function from a batch (on the device) to its scalar loss. It is
-        used in place of ``loss_fn``.
+        A function from a batch on the device to its scalar loss, for models and batches that
+        ``loss_fn`` cannot describe. It is used in place of ``loss_fn``.
     probe
-        A batch that is not trained on, such as 64 validation examples; its loss is taken at every
-        iteration, see :class:`lrrt_stage.measure.probe.Probe`, and is what ``robust`` reads. It
-        costs a forward pass of its size; it does not change the training losses. The ramp that
-        this rule reads follows, from the same weights and over the same batches, unless this is
-        that one or has fewer iterations; see :attr:`lrrt_stage.RangeTestOptions.reference`.
+        A batch that is not trained on, such as 64 validation examples. Its loss is evaluated at
+        every iteration (see :class:`lrrt_stage.measure.probe.Probe`), and the rule ``robust``
+        reads it. It costs a forward pass, and does not change the training losses.
     validation
-        What is evaluated at every iteration, at the same weights as the training loss. It does
-        not change the training losses.
+        What to evaluate at every iteration, at the weights of the training loss. It does not
+        change the training losses.
     device
-        ``auto``, a name, or None for where the model is. The model, and a loss that is a module,
-        are moved there for the test.
+        ``auto``, the name of a device, or None for the device of the model. The model, and a loss
+        that is a module, are moved there for the test.
     progress
-        Called after every iteration with the iterations done and their number.
+        Called after every iteration with the number of iterations done and their total.
 
     Returns
     -------
     LRCurve
-        ``loss[i]``: loss of batch i at the weights before step i, which then uses ``lr[i]``;
-        ``val_loss[i]``: the validation loss at those weights. ``reference``: the same of the
-        reference ramp, where that was gone through apart.
-        Under ``torch.distributed`` the losses are averaged over the ranks, so that all ranks
-        stop at the same iteration.
+        ``loss[i]`` is the loss of batch i at the weights before step i, which then uses ``lr[i]``;
+        ``val_loss[i]`` is the validation loss at the same weights. Under ``torch.distributed``
+        losses are averaged over the ranks, so that all ranks stop at the same iteration.
 
     Raises
     ------
     LRRTError
-        For options, batches, an optimizer or a loss that cannot be used, a model without
-        trainable parameters or with lazy ones, or a first loss that is not finite.
+        For options, batches, an optimizer, or a loss that cannot be used; for a model without
+        trainable parameters or with lazy ones; for a first loss that is not finite.
     RangeTestInterrupted
-        On Ctrl-C; it is a KeyboardInterrupt and carries the curve so far.
-
-    Warns
-    -----
-    UserWarning
-        If the reference ramp failed; the curve is then without it.
+        On Ctrl-C. It is a KeyboardInterrupt, and has the curve so far.
 
     References
     ----------
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
     """
     options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise LRRTError(
-            "the model has no trainable parameter: set requires_grad on some, or first run a batch "
-            "through a model that makes its parameters then"
-        )
-    check_sizes(model, "the model")
-    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    require(
-        any(id(parameter) in moved for parameter in model.parameters()),
-        "the optimizer has no parameter of the model, it was made for another: make it again, with "
-        "model.parameters()",
-    )
-    here = next(model.parameters()).device
-    outside = None if validation is None else validation.batch_loss
-    losses = (loss_fn, batch_loss, outside)
-    test = Measurement(
-        model=model,
-        optimizer=optimizer,
-        batches=batches,
-        batch_loss=batch_loss or batch_loss_of(model, loss_fn),
-        step=step,
-        device=here if device is None else resolve_device(device),
-        stop_multiple=options.stop_multiple,
-        beta=(smoothing or Smoothing()).beta,
-        probe=probe,
-        validation=validation,
-        outside=outside,
-        losses=tuple(loss for loss in losses if isinstance(loss, nn.Module)),
-    )
+    _check_trainable(model, optimizer)
+    batch_loss = batch_loss or batch_loss_of(model, loss_fn)
+    eval_loss = None if validation is None else validation.batch_loss
+    losses = [each for each in (loss_fn, batch_loss, eval_loss) if isinstance(each, nn.Module)]
+    device = next(model.parameters()).device if device is None else resolve_device(device)
     lr = options.learning_rates(batches, step.accumulate)
-    reference = options.reference.learning_rates(batches, step.accumulate)
-    # Fewer iterations were asked for to save time.
-    apart = probe is not None and len(lr) >= len(reference) and not np.array_equal(lr, reference)
-    total = len(lr) + len(reference) * apart
-    curve = test.along(lr, progress and (lambda done: progress(done, total)))
-    if not apart:
-        return curve
-    try:
-        read_apart = replace(test, validation=None).along(
-            reference, progress and (lambda done: progress(len(lr) + done, total))
-        )
-    except KeyboardInterrupt:
-        raise RangeTestInterrupted(curve) from None
-    except Exception as error:
-        # Whatever it was, what was measured is not lost for it.
-        reads = "the rule 'robust' reads the range test's own ramp, and moves with it"
-        warnings.warn(f"{reads}: {error}", stacklevel=2)
-        return curve
-    # A file of it does not hold the passes over the data.
-    return replace(curve, reference=replace(read_apart, epochs=None))
+    recorder = LossRecorder(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
+    found = preserved(model, optimizer, (batches, probe, validation), device, losses)
+    with found, deterministic(), torch.enable_grad():
+        for loss in losses:
+            loss.to(device)
+        model.to(device).to(memory_format=step.memory_format)
+        model.train()
+        take_step = TrainingStep(model, optimizer, batch_loss, step, device)
+
+        def loss_of(batch: Any) -> Tensor:
+            return take_step.loss_of(batch, eval_loss)
+
+        evaluations: list[Callable[[int], dict[str, Tensor]]] = []
+        if probe is not None:
+            probed = Probe(model, take_step.on_device(probe), loss_of, losses)
+            evaluations.append(lambda iteration: {"probe_loss": probed()})
+        if validation is not None:
+            sample = [take_step.on_device(batch) for batch in validation.sample]
+            on_device = replace(validation, sample=sample)
+            evaluations.append(Validator(model, on_device, loss_of, len(lr), device))
+        stream = BatchStream(batches, step.accumulate)
+        set_lr = _lr_setter(optimizer)
+        try:
+            for iteration, value in enumerate(lr.tolist()):
+                set_lr(value)
+                evaluated = _evaluate(evaluations, iteration)
+                recorder.add(take_step(stream), **evaluated)
+                if progress is not None:
+                    progress(iteration + 1, len(lr))
+                if recorder.should_stop():
+                    break
+        except KeyboardInterrupt:
+            raise RangeTestInterrupted(recorder.curve(stream, "interrupted")) from None
+        return recorder.curve(stream)
 
 
 def _with_changes(
     options: RangeTestOptions, step: StepOptions, changes: dict[str, Any]
 ) -> tuple[RangeTestOptions, StepOptions]:
-    """Return both with the fields in ``changes`` replaced, each in the one that has it."""
+    """Return both with the fields in ``changes`` replaced, in whichever has a field."""
     of_options = {field.name for field in fields(options)}
     of_step = {field.name for field in fields(step)}
     for name in changes:
@@ -175,3 +170,46 @@ def _with_changes(
         replace(options, **{k: v for k, v in changes.items() if k in of_options}),
         replace(step, **{k: v for k, v in changes.items() if k in of_step}),
     )
+
+
+def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
+    require(
+        any(parameter.requires_grad for parameter in model.parameters()),
+        "the model has no trainable parameter: set requires_grad on some, or first run a batch "
+        "through a model that creates its parameters in its first forward pass",
+    )
+    check_sizes(model, "the model")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    require(
+        any(id(parameter) in held for parameter in model.parameters()),
+        "the optimizer holds none of this model's parameters: recreate it with model.parameters()",
+    )
+
+
+def _evaluate(
+    evaluations: list[Callable[[int], dict[str, Tensor]]], iteration: int
+) -> dict[str, Tensor]:
+    """Return the losses, by name, of what is not trained on at this iteration."""
+    if not evaluations:
+        return {}
+    # Seeded alike at every iteration, so that training draws what it would draw without them.
+    with seeded(0):
+        return {
+            name: loss for evaluate in evaluations for name, loss in evaluate(iteration).items()
+        }
+
+
+def _lr_setter(optimizer: Optimizer) -> Callable[[float], None]:
+    """Return a function that sets the LR of every group, keeping the ratios between the groups."""
+    found = [float(group["lr"]) for group in optimizer.param_groups]
+    largest = max(found)
+    ratios = [lr / largest if largest > 0 else 1.0 for lr in found]
+
+    def set_lr(value: float) -> None:
+        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value * ratio)
+            else:
+                group["lr"] = value * ratio
+
+    return set_lr

@@ -1,9 +1,9 @@
-"""The learning rates that a range test goes through, one per iteration, and when it stops."""
+"""The learning rates of a range test, one per iteration, and when the test stops early."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -12,22 +12,24 @@ import numpy as np
 from lrrt_stage.errors import unknown_name
 from lrrt_stage.settings import check_choices, require, setting
 
-__all__ = ["MIN_ITERATIONS", "RAMPS", "REFERENCE_ITERATIONS", "RangeTestOptions", "ramp"]
+__all__ = ["MIN_ITERATIONS", "ONE_EPOCH", "RAMPS", "RangeTestOptions", "ramp"]
 
 RAMPS: dict[str, Callable[..., np.ndarray]] = {
     "exponential": np.geomspace,
     "linear": np.linspace,
 }
-"""Kind of ramp -> function of (first, last, number of values)."""
+"""Kind of ramp -> function of the first value, the last value, and the number of values."""
 MIN_ITERATIONS = 10
-ONE_EPOCH_BUT_AT_LEAST = REFERENCE_ITERATIONS = 100
+ONE_EPOCH = "epoch"
+MIN_EPOCH_ITERATIONS = 100
+"""Iterations of a range test of one epoch whose data set has fewer batches: it is reshuffled."""
 
 
 def ramp(lr_start: float, lr_end: float, iterations: int, kind: str = "exponential") -> np.ndarray:
     """Return the learning rate of every iteration, shape ``[iterations]``, both ends included.
 
-    The exponential ramp multiplies by a constant factor at every iteration (Smith 2015,
-    arXiv 1506.01186, used the linear one; the exponential covers nine decades evenly).
+    The exponential ramp multiplies the learning rate by a constant factor at every iteration
+    and so covers nine decades evenly. Smith (2015, arXiv 1506.01186) used the linear one.
     """
     if kind not in RAMPS:
         raise unknown_name("ramp", kind, RAMPS)
@@ -36,16 +38,16 @@ def ramp(lr_start: float, lr_end: float, iterations: int, kind: str = "exponenti
 
 @dataclass(frozen=True)
 class RangeTestOptions:
-    """The ramp and when to stop."""
+    """The learning rates of a range test, and when it stops early."""
 
     lr_start: float = setting(1e-7, "First learning rate.")
     lr_end: float = setting(100.0, "Last learning rate.")
     ramp: str = setting("exponential", "How the learning rate grows.", choices=RAMPS)
-    iterations: int | None = setting(
-        None, "Optimizer steps; none: one epoch, but at least 100 (the data is reshuffled)."
+    iterations: int | str = setting(
+        100, "Optimizer steps; epoch: one epoch, but at least 100 (the data is reshuffled)."
     )
     stop_multiple: float | None = setting(
-        4.0, "Stop when the smoothed loss passes this multiple of its best; none: never."
+        4.0, "Stop when the smoothed loss exceeds this multiple of its minimum; none: never."
     )
 
     def __post_init__(self) -> None:
@@ -62,38 +64,29 @@ class RangeTestOptions:
             "lower lr_start or raise lr_end",
         )
         require(
-            self.iterations is None or self.iterations >= MIN_ITERATIONS,
-            f"iterations={self.iterations} is fewer than {MIN_ITERATIONS}: "
-            "raise it, or use none for one epoch",
+            self.iterations == ONE_EPOCH or isinstance(self.iterations, int),
+            f"iterations={self.iterations!r} is neither a whole number nor {ONE_EPOCH!r}: use 100",
+        )
+        require(
+            isinstance(self.iterations, str) or self.iterations >= MIN_ITERATIONS,
+            f"iterations={self.iterations} is below {MIN_ITERATIONS}: use 100",
         )
         require(
             self.stop_multiple is None or self.stop_multiple > 1,
             f"stop_multiple={self.stop_multiple} is not above 1: use none to switch it off",
         )
 
-    @property
-    def reference(self) -> RangeTestOptions:
-        """The ramp to the same end that the rule ``robust`` reads, whatever this one is.
-
-        More iterations are another experiment: the network has learnt more before every learning
-        rate is reached, and the loss rises elsewhere, by a third of a decade for ten times as
-        many. Read from the same ramp, the answer is the same for every ``lr_start`` and number of
-        iterations, and one epoch of a large data set is read as one of a small is.
-        """
-        lr_start = min(type(self).lr_start, self.lr_end / 10)
-        return replace(self, lr_start=lr_start, ramp="exponential", iterations=REFERENCE_ITERATIONS)
-
-    def learning_rates(self, batches: Iterable[Any], accumulate: int) -> np.ndarray:
-        """Return the learning rate of every iteration for this data, shape ``[iterations]``."""
-        iterations = self.iterations_for(batches, accumulate)
-        return ramp(self.lr_start, self.lr_end, iterations, self.ramp)
-
     def iterations_for(self, batches: Iterable[Any], accumulate: int) -> int:
-        """Return the number of steps for this data: one epoch, but at least 100."""
-        if self.iterations is not None:
+        """Return the number of optimizer steps over ``batches``, of which each takes some."""
+        if isinstance(self.iterations, int):
             return self.iterations
         try:
             epoch = len(batches) // accumulate  # type: ignore[arg-type]
-        except TypeError:
+        except TypeError:  # the data has no length
             epoch = 0
-        return max(epoch, ONE_EPOCH_BUT_AT_LEAST)
+        return max(epoch, MIN_EPOCH_ITERATIONS)
+
+    def learning_rates(self, batches: Iterable[Any], accumulate: int) -> np.ndarray:
+        """Return the learning rate of every iteration over ``batches``, shape ``[iterations]``."""
+        iterations = self.iterations_for(batches, accumulate)
+        return ramp(self.lr_start, self.lr_end, iterations, self.ramp)

@@ -1,7 +1,7 @@
-"""From a curve to the range of learning rates to train with.
+"""The registry of suggestion rules.
 
-A rule is one function from a curve and a smoothing to an :class:`LRRange`, put into :data:`RULES`
-by ``@rule("name")``; nothing else has to know about it. Those that there are, are in
+A rule is a function from a curve and a smoothing to an :class:`LRRange`, registered in
+:data:`RULES` by ``@rule("name")``; nothing else needs to know about it. The built-in rules are in
 :mod:`lrrt_stage.rules.robust` and :mod:`lrrt_stage.rules.published`.
 """
 
@@ -16,27 +16,28 @@ from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion, unknown_name
 from lrrt_stage.settings import check_choices, setting
 
-__all__ = [
-    "RULES",
-    "SuggestionOptions",
-    "read_by",
-    "rule",
-    "suggest",
-    "suggest_all",
-]
+__all__ = ["RULES", "SuggestionOptions", "rule", "suggest", "suggest_all"]
 
 Rule = Callable[[LRCurve, Smoothing], LRRange]
 RULES: dict[str, Rule] = {}
 """Name of a rule -> the rule."""
-OF_REFERENCE: set[str] = set()
-"""Names of the rules that read a curve's reference, where it has one."""
+
+
+def rule(name: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule ``name``."""
+
+    def register(function: Rule) -> Rule:
+        RULES[name] = function
+        return function
+
+    return register
 
 
 @dataclass(frozen=True)
 class SuggestionOptions:
-    """Which rule's answer is chosen. Every rule is computed and recorded at every test."""
+    """Which rule is used. Every rule is computed and recorded at every test."""
 
-    rule: str = setting("robust", "Rule whose range is handed to training.", choices=RULES)
+    rule: str = setting("robust", "Rule whose range training uses.", choices=RULES)
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -48,43 +49,23 @@ def suggest(curve: LRCurve, rule: str = "robust", smoothing: Smoothing | None = 
     Raises
     ------
     NoSuggestion
-        If the curve has no answer for this rule; the message says why and what to do.
+        If the rule has no suggestion for this curve; the message says why and what to do.
     LRRTError
         If there is no such rule.
     """
     if rule not in RULES:
         raise unknown_name("rule", rule, RULES)
-    return RULES[rule](read_by(rule, curve), smoothing or Smoothing())
+    return RULES[rule](curve, smoothing or Smoothing())
 
 
 def suggest_all(
     curve: LRCurve, smoothing: Smoothing | None = None
 ) -> dict[str, LRRange | NoSuggestion]:
-    """Return every rule's answer, or why it has none."""
-    answers: dict[str, LRRange | NoSuggestion] = {}
+    """Return the suggestion of every rule, or why it has none."""
+    suggestions: dict[str, LRRange | NoSuggestion] = {}
     for name in RULES:
         try:
-            answers[name] = suggest(curve, name, smoothing)
+            suggestions[name] = suggest(curve, name, smoothing)
         except NoSuggestion as reason:
-            answers[name] = reason
-    return answers
-
-
-def read_by(rule: str, curve: LRCurve) -> LRCurve:
-    """Return the curve that a rule reads: this one, or its reference."""
-    return curve.reference if rule in OF_REFERENCE and curve.reference is not None else curve
-
-
-def rule(name: str, *, reference: bool = False) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule ``name``.
-
-    With ``reference`` it reads the curve's reference where there is one.
-    """
-
-    def register(function: Rule) -> Rule:
-        RULES[name] = function
-        if reference:
-            OF_REFERENCE.add(name)
-        return function
-
-    return register
+            suggestions[name] = reason
+    return suggestions

@@ -14,26 +14,25 @@ from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion
 from lrrt_stage.rules.descent import never_fell, require_points, still_falling
 from lrrt_stage.rules.registry import rule
-from lrrt_stage.rules.unimodal import unimodal_regression
 
-__all__ = ["UnimodalFit", "fit_unimodal", "robust"]
+__all__ = ["UnimodalFit", "fit_unimodal", "tenth_of_rise", "unimodal_regression"]
 
 SIGNIFICANCE = 0.05
-"""p-value below which a fall is more than chance."""
+"""p-value below which a fall of the loss is not explained by chance."""
 
 
-@rule("robust", reference=True)
-def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
-    """A tenth of the mean learning rate of the loss's rise; no smoothing, no fitted constant.
+@rule("robust")
+def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """A tenth of the learning rate at which the loss rises; no smoothing, no fitted constant.
 
-    The loss is that of the probe where there is one, else of the training batches; of both where
-    the probe does not fall (:func:`fit_unimodal`). What is above the loss at the initial weights
-    counts as that, so an explosion weighs no more than all being lost. To the rest, the
-    least-squares curve that falls and then rises is fitted
-    (:func:`lrrt_stage.rules.unimodal.unimodal_regression`). Its rise ends the useful learning
-    rates; where it is, is averaged over the heights from the floor up to the start, so that
-    neither the place of a flat floor nor a single level decides. A tenth of it, as in the article's rule, since a
-    training stays at the learning rates that the ramp only passes.
+    The rule reads the loss of the probe where there is one, otherwise that of the training
+    batches, and both where the probe does not fall (:func:`fit_unimodal`). Losses above the one at
+    the initial weights are clipped to it, since once the network is ruined, the height of the
+    explosion says nothing. The least-squares curve that falls and then rises is fitted to these
+    losses (:func:`unimodal_regression`). Where it rises is averaged over all heights between its
+    floor and the start, so that neither the place of a flat floor nor a single level decides.
+    A tenth of that is suggested, as in the article's rule, since training stays at learning
+    rates that the ramp only passes.
     """
     maximum = fit_unimodal(curve).rise / 10
     if maximum < curve.lr[0]:
@@ -45,100 +44,168 @@ def robust(curve: LRCurve, smoothing: Smoothing) -> LRRange:
 
 @dataclass(frozen=True)
 class UnimodalFit:
-    """The least-squares curve that falls and then rises, fitted to a range test's losses.
+    """The least-squares fit that falls and then rises to the losses of a range test.
 
-    Arrays have the curve's shape ``[n]``.
+    Arrays have the shape ``[n]`` of the curve.
     """
 
     lr: np.ndarray
     start: float
     """Loss at the initial weights."""
-    lost: np.ndarray
-    """Where the loss is at or above ``start``, or was not finite."""
-    loss: np.ndarray
-    """The losses that are fitted: ``start`` where all is lost."""
+    ruined: np.ndarray
+    """Whether the loss is at or above ``start``, or not finite."""
+    clipped: np.ndarray
+    """The losses that are fitted: ``start`` where the network is ruined."""
     fit: np.ndarray
     fell: bool
-    """Whether the losses up to the floor fall by more than chance."""
+    """Whether the losses fall up to the floor by more than chance explains."""
 
     @classmethod
-    def of(cls, curve: LRCurve, series: str) -> UnimodalFit:
-        """Fit the valley of ``loss`` or ``probe_loss``."""
+    def from_curve(cls, curve: LRCurve, series: str) -> UnimodalFit:
+        """Fit the series ``loss`` or ``probe_loss`` of a curve."""
         losses = getattr(curve, series)
-        # A probe is the same at every iteration. Of other losses the first few say where they
-        # start: the learning rates of the first tenth have done nothing yet.
+        # The probe is the same batch at every iteration. The training batches differ, so that
+        # their start is estimated from the first tenth, whose learning rates have no effect yet.
         first = 1 if series == "probe_loss" else max(5, len(curve) // 10)
         start = float(np.median(losses[:first]))
-        lost = ~(np.isfinite(losses) & np.isfinite(curve.loss) & (losses < start))
-        kept = np.where(lost, start, losses)
-        fit = unimodal_regression(kept)
-        fell = bool(np.isfinite(start)) and _fell(losses[: _floor(fit) + 1])
-        return cls(curve.lr, start, lost, kept, fit, fell)
+        ruined = ~(np.isfinite(losses) & np.isfinite(curve.loss) & (losses < start))
+        clipped = np.where(ruined, start, losses)
+        fit = unimodal_regression(clipped)
+        fell = bool(np.isfinite(start)) and _fell(losses[: _last_minimum(fit) + 1])
+        return cls(curve.lr, start, ruined, clipped, fit, fell)
 
     @property
     def floor(self) -> int:
-        """Index of the last iteration on the floor."""
-        return _floor(self.fit)
+        """Index of the last iteration on the floor of the fit."""
+        return _last_minimum(self.fit)
+
+    @property
+    def rises(self) -> bool:
+        """Whether the fit rises again before the curve ends."""
+        return self.floor < len(self.fit) - 1
 
     @property
     def rise(self) -> float:
         """Learning rate at which the loss rises: the mean of log10(lr) over the heights.
 
-        The last one where it has not risen.
+        The last learning rate where the loss does not rise.
         """
-        if self.floor == len(self.fit) - 1:
+        if not self.rises:
             return float(self.lr[-1])
-        height = np.diff(self.fit[self.floor :])
-        place = np.log10(self.lr[self.floor :])
-        return float(10 ** np.average((place[1:] + place[:-1]) / 2, weights=height))
+        heights = np.diff(self.fit[self.floor :])
+        places = np.log10(self.lr[self.floor :])
+        return float(10 ** np.average((places[1:] + places[:-1]) / 2, weights=heights))
 
     @property
     def recovered(self) -> float:
-        """Share of the fall that the rise takes back, 0 … 1."""
+        """Share of the fall that the rise takes back, 0 to 1."""
         lowest = self.fit[self.floor]
         return float((self.fit[-1] - lowest) / (self.start - lowest))
 
 
 def fit_unimodal(curve: LRCurve) -> UnimodalFit:
-    """Fit the valley of the probe where there is one, else of the training losses.
+    """Return the fit to the loss of the probe where there is one, otherwise to the training loss.
 
-    A few examples may be unlike the others: where learning is slow, the first steps make their
-    loss higher. So a descent of the training losses alone is enough for an answer. Which of the
-    two then says where it ends? The one that rises later, since what little descent there is,
-    noise can feign to end early, but not to outlast the explosion.
+    The few examples of a probe may differ from the others: where learning is slow, the first
+    steps may raise their loss. So a descent of the training loss alone is enough. In that case
+    the later of the two rises counts: noise can imitate the early end of a weak descent, but it
+    cannot outlast the explosion.
 
     Raises
     ------
     NoSuggestion
-        For too few points; losses that never fell, by more than chance; and one that never rose
-        again.
+        If there are too few points, the loss never fell by more than chance explains, or it never
+        rose again.
     """
     require_points(curve)
-    valley = UnimodalFit.of(curve, "loss" if curve.probe_loss is None else "probe_loss")
-    if not valley.fell:
-        training = UnimodalFit.of(curve, "loss")
-        if not np.isfinite(valley.start) or not training.fell:
-            raise never_fell(curve, valley.start, float(valley.fit.min()))
-        risen = valley.floor < len(curve) - 1
-        valley = max(training, valley, key=lambda each: each.rise) if risen else training
-    if valley.floor == len(curve) - 1:
+    fit = UnimodalFit.from_curve(curve, "loss" if curve.probe_loss is None else "probe_loss")
+    if not fit.fell:
+        training = UnimodalFit.from_curve(curve, "loss")
+        if not np.isfinite(fit.start) or not training.fell:
+            raise never_fell(curve, fit.start, float(fit.fit.min()))
+        fit = max(training, fit, key=lambda each: each.rise) if fit.rises else training
+    if not fit.rises:
         if curve.stop == "completed":
             raise still_falling(curve)
         if curve.stop == "interrupted":
             raise NoSuggestion("the test was interrupted before the loss rose: run it again")
-    return valley
+    return fit
 
 
-def _floor(fit: np.ndarray) -> int:
+def unimodal_regression(values: np.ndarray) -> np.ndarray:
+    """Return the least-squares fit that falls and then rises, computed in O(n).
+
+    Of all sequences that never rise before some index and never fall after it, this is the one
+    with the least sum of squared differences to ``values``. No bandwidth needs to be chosen, noise
+    is averaged away where there is no trend, and an explosion is not smeared over earlier losses.
+
+    Parameters
+    ----------
+    values
+        Shape ``[n]``, finite.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``[n]``.
+
+    References
+    ----------
+    Q. F. Stout, *Unimodal regression via prefix isotonic regression*, Computational Statistics &
+    Data Analysis 53 (2008): given the errors of the monotone fit to every prefix and to every
+    suffix, the best turning point is the least of n + 1 sums.
+
+    Examples
+    --------
+    >>> unimodal_regression(np.array([3.0, 1.0, 2.0, 0.0, 4.0])).tolist()
+    [3.0, 1.5, 1.5, 0.0, 4.0]
+    """
+    rising = np.asarray(values, dtype=np.float64)
+    falling = -rising
+    # A rise read backwards is a fall.
+    errors = _isotonic(falling)[1] + _isotonic(falling[::-1])[1][::-1]
+    turn = int(np.argmin(errors))
+    left, right = _isotonic(falling[:turn])[0], _isotonic(falling[turn:][::-1])[0]
+    return np.concatenate([-left, -right[::-1]])
+
+
+def _isotonic(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the non-decreasing least-squares fit, and the squared error of the fit to each prefix.
+
+    Shapes ``[n]`` and ``[n + 1]``, by pooling adjacent violators (Ayer et al. 1955): a value
+    below the previous block joins it, and the joint block takes its mean.
+    """
+    means: list[float] = []
+    sizes: list[int] = []
+    errors: list[float] = []
+    total, prefix_errors = 0.0, [0.0]
+    for value in values.tolist():
+        mean, size, error = value, 1, 0.0
+        while means and means[-1] > mean:
+            block_mean, block_size, block_error = means.pop(), sizes.pop(), errors.pop()
+            total -= block_error
+            between = (block_mean - mean) ** 2 * block_size * size / (block_size + size)
+            error += block_error + between
+            mean = (block_mean * block_size + mean * size) / (block_size + size)
+            size += block_size
+        means.append(mean)
+        sizes.append(size)
+        errors.append(error)
+        total += error
+        prefix_errors.append(total)
+    return np.repeat(np.array(means), np.array(sizes, dtype=int)), np.array(prefix_errors)
+
+
+def _last_minimum(fit: np.ndarray) -> int:
     return int(np.flatnonzero(fit == fit.min())[-1])
 
 
 def _fell(losses: np.ndarray) -> bool:
-    """Tell whether the later of the losses are lower than the earlier ones by more than chance.
+    """Return whether later losses are lower than earlier ones by more than chance explains.
 
-    The most significant of Student's t-tests between the ranks before and after a split; as many
-    as there are tests, as much smaller must its p-value be (Bonferroni). Ranks, so that a single
-    very low or very high loss does not decide.
+    The most significant of Student's t-tests between the ranks before and after each split, with
+    Bonferroni's correction for the number of splits. Ranks, so that a single extreme loss does
+    not decide.
     """
     n = len(losses)
     if n < 3:
@@ -149,7 +216,7 @@ def _fell(losses: np.ndarray) -> bool:
     sums, squares = ranks.cumsum(), (ranks**2).cumsum()
     early, late = sums[:-1] / before, (sums[-1] - sums[:-1]) / after
     within = squares[-1] - before * early**2 - after * late**2
-    # Without noise any fall counts; rounding makes what is left of it negative.
+    # Without noise any fall is significant; rounding can make the remainder negative.
     error = np.sqrt(np.maximum(within, 0) / (n - 2) * (1 / before + 1 / after))
     with np.errstate(over="ignore"):
         largest = np.max((early - late) / np.maximum(error, np.finfo(float).tiny), initial=0)

@@ -16,7 +16,6 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lrrt_stage import LRCurve, LRRTError
-from lrrt_stage.curve.lr_curve import reference_csv
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from lrrt_stage.state import weights
@@ -26,7 +25,7 @@ from mlflow_project.tracking.tags import ERROR_TAG, STAGE_TAG
 __all__ = [
     "CONTRACT_VERSION",
     "CURVE",
-    "CURVE_TAGS",
+    "CURVE_TAG",
     "find_run",
     "read_curve",
     "read_json",
@@ -39,8 +38,7 @@ __all__ = [
 
 CONTRACT_VERSION = 1
 CURVE = "curve.csv"
-REFERENCE_CURVE = reference_csv(CURVE).name
-CURVE_TAGS = {CURVE: "lrrt.curve_sha256", REFERENCE_CURVE: "lrrt.reference_curve_sha256"}
+CURVE_TAG = "lrrt.curve_sha256"
 
 
 def find_run(run_id: str, *stages: str) -> Run:
@@ -86,23 +84,19 @@ def run_file(run: Run, name: str, folder: str | Path) -> Path:
 
 
 def read_curve(run: Run, folder: str | Path, **ended: Any) -> LRCurve:
-    """Return the curve of a range test, with its reference where there is one.
+    """Return the curve of a range test.
 
-    ``ended`` are ``stop`` and ``epochs``, which the files do not hold.
+    ``ended`` are ``stop`` and ``epochs``, which the file does not hold.
 
     Raises
     ------
     LRRTError
-        If a file is missing, altered, unreadable or empty.
+        If the file is missing, altered, unreadable, or empty.
     """
-    for name, tag in CURVE_TAGS.items():
-        recorded = tag in run.data.tags
-        if name == CURVE or recorded:
-            path = run_file(run, name, folder)
-            # A run that failed after its test kept the curve, but no digest.
-            if recorded or run.info.status == "FINISHED":
-                require_digest(run, name, tag, sha256(path))
-    path = Path(folder, CURVE)
+    path = run_file(run, CURVE, folder)
+    # A run that failed after its test kept the curve, but no digest.
+    if CURVE_TAG in run.data.tags or run.info.status == "FINISHED":
+        require_digest(run, CURVE, CURVE_TAG, sha256(path))
     with readable(run, path):
         curve = LRCurve.from_csv(path, **ended)
         require(len(curve) > 0, "it has no iteration")

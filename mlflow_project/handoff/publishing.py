@@ -15,7 +15,7 @@ import torch
 from lrrt_stage import Confidence, LRCurve, LRRange, NoSuggestion, Smoothing
 from lrrt_stage.plots import curve_plot as plots
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import CONTRACT_VERSION, CURVE, CURVE_TAGS, sha256
+from mlflow_project.handoff.artifacts import CONTRACT_VERSION, CURVE, CURVE_TAG, sha256
 from mlflow_project.tracking.tags import WEIGHTS_TAG
 from pipeline import PreparedTask, RangeTestPlan
 from pipeline.decide.several_tests import Consensus, settled
@@ -29,7 +29,7 @@ FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weig
 FILE_TAGS = {
     TASK: "lrrt.task_sha256",
     SUGGESTIONS: "lrrt.suggestions_sha256",
-    **CURVE_TAGS,
+    CURVE: CURVE_TAG,
 }
 
 

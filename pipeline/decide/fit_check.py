@@ -1,15 +1,15 @@
-"""Whether the learning rate in use still fits: two range tests of one task, then and now."""
+"""Whether a learning rate still fits: a range test of the past compared with one of today."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite, log10, nan
 
-from lrrt_stage import Confidence, LRRange
+from lrrt_stage import LRRange, Suggestion
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from lrrt_stage.settings import require, setting
 
-__all__ = ["Answer", "CheckOptions", "CheckResult", "still_fits"]
+__all__ = ["CheckOptions", "CheckResult", "still_fits"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class CheckOptions:
     )
     tolerance: float = setting(
         round(CLEAR_DECADES, 2),
-        "Decades by which a range may always move, and a learning rate lie outside: what the "
-        "interval of one curve does not tell, such as another order of the data.",
+        "Decades by which the range may always move, and by which the learning rate may lie outside "
+        "it: variation that the interval of one curve does not cover, such as the data order.",
     )
 
     def __post_init__(self) -> None:
@@ -37,64 +37,51 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a range test came to: its range, and how sure its maximum is."""
-
-    range: LRRange
-    confidence: Confidence | None = None
-
-    @property
-    def lowest(self) -> float:
-        """The lower end of the interval of the maximum, a learning rate."""
-        return self.range.max if self.confidence is None else self.confidence.low
-
-    @property
-    def highest(self) -> float:
-        """The upper end of the interval of the maximum, a learning rate."""
-        return self.range.max if self.confidence is None else self.confidence.high
-
-
-@dataclass(frozen=True)
 class CheckResult:
-    """What :func:`still_fits` found, with the reason in one line."""
+    """Result of :func:`still_fits`, with the reason in one line."""
 
     fits: bool
     reason: str
     moved: float = nan
-    """Decades from the baseline's suggested maximum to today's; positive: it went up."""
+    """Decades from the baseline's suggested maximum to today's; positive if it went up."""
     allowed: float = nan
-    """Decades that it may move by: the uncertainty of both, or the tolerance if that is more."""
+    """Decades that it may move by: the uncertainty of both tests, but at least the tolerance."""
 
 
-def still_fits(baseline: Answer, today: Answer, lr: float, tolerance: float) -> CheckResult:
-    """Return whether ``lr`` lies inside today's range, and the range where the baseline's was.
+def still_fits(baseline: Suggestion, today: Suggestion, lr: float, tolerance: float) -> CheckResult:
+    """Return whether ``lr`` lies inside today's range, and this range has not moved.
 
-    The range moved if its maximum did by more than the uncertainty of both, which is the sum of the
-    parts of their intervals that face each other, and by more than ``tolerance`` decades. ``lr``
-    lies outside if it does by more than ``tolerance``, however wide an interval is.
+    The range has moved if its maximum differs from the baseline's by more than the uncertainty of
+    both, which is the sum of the parts of their intervals that face each other, and by more than
+    ``tolerance`` decades. ``lr`` lies outside if it does so by more than ``tolerance``, however
+    wide an interval is. Without a suggestion today, nothing fits.
     """
     then, now = baseline.range, today.range
+    if now is None:
+        return CheckResult(False, f"today's range test has no suggestion: {today.reason}")
+    assert then is not None
     moved = log10(now.max / then.max)
-    facing = (baseline.highest / then.max, now.max / today.lowest)
     if moved < 0:
-        facing = (then.max / baseline.lowest, today.highest / now.max)
+        facing = then.max / baseline.confidence.low, today.confidence.high / now.max
+    else:
+        facing = baseline.confidence.high / then.max, now.max / today.confidence.low
     allowed = max(tolerance, sum(map(log10, facing)))
-    sign = 1 if moved >= 0 else -1
-    shift = (
-        f"its maximum is {10**moved:.2g} times the baseline's, "
-        f"{10 ** (sign * allowed):.2g} times is within the uncertainty"
-    )
     factor = 10**tolerance
     if not now.min / factor <= lr <= now.max * factor:
         side = "above" if lr > now.max else "below"
-        outside = f"LR {lr:.3g} lies {side} today's range, {_words(now)}"
-        return CheckResult(False, f"{outside}; the baseline's was {_words(then)}", moved, allowed)
+        outside = f"LR {lr:.3g} lies {side} today's range {_dashed(now)}"
+        return CheckResult(False, f"{outside}; the baseline's was {_dashed(then)}", moved, allowed)
     fits = abs(moved) <= allowed
     inside = "inside" if now.min <= lr <= now.max else "within the uncertainty of"
-    lies = f"LR {lr:.3g} lies {inside} today's range, {_words(now)}"
-    return CheckResult(fits, f"{lies}{';' if fits else ', but'} {shift}", moved, allowed)
+    limit = 10 ** (allowed if moved >= 0 else -allowed)
+    reason = (
+        f"LR {lr:.3g} lies {inside} today's range {_dashed(now)}{';' if fits else ', but'} its "
+        f"maximum is {10**moved:.2g} times the baseline's, {limit:.2g} times is within the "
+        "uncertainty"
+    )
+    return CheckResult(fits, reason, moved, allowed)
 
 
-def _words(lr_range: LRRange) -> str:
-    # Not "from 0.01 to 0.1", which cannot be told from a change.
+def _dashed(lr_range: LRRange) -> str:
+    # Not "0.01 to 0.1", which could be mistaken for a change.
     return f"{lr_range.min:.3g}–{lr_range.max:.3g}"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from lrrt_stage import LRCurve, LRRange, NoSuggestion, RangeTestOptions, suggest_all
+from lrrt_stage import LRCurve, LRRange, RangeTestOptions
 from lrrt_stage.measure.ramps import MIN_ITERATIONS
+from lrrt_stage.rules.reading import Reading
 from lrrt_stage.state.weights import State
 from pipeline.data.datasets import load_data
 from pipeline.data.splits import Data
@@ -27,25 +28,27 @@ class RangeTestResult:
     """What a range test of a study came to."""
 
     job: RangeTestJob
-    curve: LRCurve
-    answers: Mapping[str, LRRange | NoSuggestion]
-    """Every rule's answer."""
+    reading: Reading
     seconds: float
-    """Time of the test alone, on a process that has run one before."""
+    """Time of the test alone, in a process that has run a test before."""
     device: str = ""
     weights: State = field(default_factory=dict)
     """The initial weights; empty where the test was read back from its run."""
 
     @property
+    def curve(self) -> LRCurve:
+        """The curve of the test."""
+        return self.reading.curve
+
+    @property
     def rule(self) -> str:
         """Name of the rule that the plan chose."""
-        return self.job.plan.suggestion.rule
+        return self.reading.rule
 
     @property
     def range(self) -> LRRange | None:
-        """The answer of the plan's rule, None where it has none."""
-        answer = self.answers[self.rule]
-        return answer if isinstance(answer, LRRange) else None
+        """The range that this rule suggests; None where it suggests none."""
+        return self.reading.chosen.range
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class RangeTestJob:
         started = time.perf_counter()
         curve = prepared.range_test(state, self.plan)
         seconds = time.perf_counter() - started
-        answers = suggest_all(curve, self.plan.smoothing)
-        return RangeTestResult(self, curve, answers, seconds, str(prepared.device), state)
+        reading = self.plan.read(curve)
+        return RangeTestResult(self, reading, seconds, str(prepared.device), state)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
+from lrrt_stage import LRCurve, RangeTestOptions, Reading, Smoothing, SuggestionOptions
 from pipeline.task.evaluation import ValidationOptions
 from pipeline.task.recipes import RecipeOptions
 
@@ -33,6 +33,10 @@ class RangeTestPlan:
             ValidationOptions(**parts["validation"]),
             RecipeOptions(**parts["recipe"]),
         )
+
+    def read(self, curve: LRCurve) -> Reading:
+        """Return the reading of a curve with the rule and the average of this plan."""
+        return Reading.from_curve(curve, self.suggestion.rule, self.smoothing)
 
     def flat(self) -> dict[str, Any]:
         """Return all options by name."""

@@ -1,0 +1,97 @@
+"""What is read from a range test: the suggestion of every rule, and the one that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.curve.lr_range import LRRange
+from lrrt_stage.curve.smoothing import Smoothing
+from lrrt_stage.errors import NoSuggestion
+from lrrt_stage.rules.consensus import Consensus
+from lrrt_stage.rules.registry import suggest_all
+from lrrt_stage.rules.uncertainty import Confidence, confidence
+
+__all__ = ["Reading", "Suggestion"]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The suggestion of a rule, or the reason why it has none, with the confidence in it."""
+
+    answer: LRRange | NoSuggestion
+    confidence: Confidence
+
+    @property
+    def range(self) -> LRRange | None:
+        """The suggested range; None where there is none."""
+        return self.answer if isinstance(self.answer, LRRange) else None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no suggestion; empty where there is one."""
+        return "" if isinstance(self.answer, LRRange) else str(self.answer)
+
+    @classmethod
+    def missing(cls, reason: NoSuggestion) -> Suggestion:
+        """Return that there is no suggestion."""
+        return cls(reason, Confidence(float("nan"), float("nan"), reason.verdict))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A range test as it was read. It is made once, and then logged, drawn, and handed on.
+
+    Examples
+    --------
+    >>> reading = Reading.from_curve(curve)                      # doctest: +SKIP
+    >>> reading.final.range, reading.final.confidence            # doctest: +SKIP
+    """
+
+    curve: LRCurve
+    suggestions: Mapping[str, Suggestion]
+    """The suggestion of every rule."""
+    rule: str
+    """Name of the rule that was chosen."""
+    smoothing: Smoothing
+    """The average that rules of the smoothed loss read."""
+    consensus: Consensus | NoSuggestion | None = None
+    """What several tests agree on, of which ``curve`` is the first; None for a single test."""
+
+    @classmethod
+    def from_curve(
+        cls, curve: LRCurve, rule: str = "robust", smoothing: Smoothing | None = None
+    ) -> Reading:
+        """Return what all rules suggest for ``curve``, with ``rule`` chosen.
+
+        Raises
+        ------
+        LRRTError
+            If there is no such rule.
+        """
+        smoothing = smoothing or Smoothing()
+        suggestions = {
+            name: Suggestion(answer, confidence(curve, name, smoothing))
+            for name, answer in suggest_all(curve, smoothing).items()
+        }
+        return cls(curve, suggestions, rule, smoothing)
+
+    @property
+    def chosen(self) -> Suggestion:
+        """The suggestion of the chosen rule for this curve alone."""
+        return self.suggestions[self.rule]
+
+    @property
+    def final(self) -> Suggestion:
+        """The suggestion that training uses: that of the chosen rule, or the consensus."""
+        if self.consensus is None:
+            return self.chosen
+        if isinstance(self.consensus, NoSuggestion):
+            return Suggestion.missing(self.consensus)
+        verdict = self.chosen.confidence.verdict
+        return Suggestion(self.consensus.range, self.consensus.confidence(verdict))
+
+    def with_rule(self, rule: str) -> Reading:
+        """Return the reading with a different rule chosen."""
+        return replace(self, rule=rule)
