@@ -68,11 +68,9 @@ class LRCurve:
         if not isinstance(other, LRCurve):
             return NotImplemented
         ours, theirs = self._series(), other._series()
-        return (self.stop, self.epochs, ours.keys()) == (
-            other.stop,
-            other.epochs,
-            theirs.keys(),
-        ) and all(np.array_equal(ours[name], theirs[name], equal_nan=True) for name in ours)
+        if (self.stop, self.epochs, [*ours]) != (other.stop, other.epochs, [*theirs]):
+            return False
+        return all(np.array_equal(ours[name], theirs[name], equal_nan=True) for name in ours)
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -91,10 +91,6 @@ def _losses(curve: LRCurve, smoothing: Smoothing) -> Iterator[Line]:
     yield Line(curve.lr, smoothed, name, SMOOTHED, width=2, hover=hover)
     if curve.probe_loss is not None:
         yield Line(curve.lr, curve.probe_loss, "loss of the probe", PROBE, width=2, hover=hover)
-    apart = curve.reference
-    if apart is not None and apart.probe_loss is not None:
-        name = f"loss of the probe, {len(apart)} iterations (read by robust)"
-        yield Line(apart.lr, apart.probe_loss, name, PROBE, width=1, dash="dash")
     full = getattr(curve, "full_val_loss", None)
     if curve.val_loss is not None:
         name = "validation loss" if full is None else "validation loss (sample)"

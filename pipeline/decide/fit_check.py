@@ -21,8 +21,8 @@ class CheckOptions:
     )
     tolerance: float = setting(
         round(CLEAR_DECADES, 2),
-        "Decades by which the range may always move, and by which the learning rate may lie outside "
-        "it: variation that the interval of one curve does not cover, such as the data order.",
+        "Decades by which the range may always move, and by which the learning rate may lie "
+        "outside it: variation that one curve does not show, such as that of the data order.",
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lrrt_stage import LRRange, NoSuggestion
@@ -128,9 +128,8 @@ def further_jobs(task: Task, plan: RangeTestPlan, options: ConsensusOptions) -> 
     )
     jobs = []
     for index in range(1, options.tests):
-        seeds: Mapping[str, int] = {"data_seed": task.data_seed + index}
-        name = f"order {index}"
-        if initializations:
-            seeds, name = {"seed": task.seed + index, **seeds}, f"seed {task.seed + index}"
-        jobs.append(RangeTestJob(name, replace(task, **seeds), plan))
+        seed = task.seed + index if initializations else task.seed
+        name = f"seed {seed}" if initializations else f"order {index}"
+        varied = replace(task, seed=seed, data_seed=task.data_seed + index)
+        jobs.append(RangeTestJob(name, varied, plan))
     return jobs

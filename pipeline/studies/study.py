@@ -191,7 +191,7 @@ def suggested(results: Sequence[RangeTestResult], at_least: int = 1) -> list[LRR
     """
     found = [each.range for each in results if each.range is not None]
     if len(found) < at_least:
-        reasons = [str(each.answers[each.rule]) for each in results if each.range is None]
+        reasons = [each.reading.chosen.reason for each in results if each.range is None]
         raise NoSuggestion(
             f"{len(found)} of {counted(len(results), 'test')} with a curve gave a suggestion, of "
             f"{at_least} needed: {reasons[0] if reasons else 'raise the number of tests'}"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lrrt_stage import LRRange
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult, TrainingResult
 from pipeline.jobs.pool import JobResult
 
@@ -51,9 +50,9 @@ def tests_frame(outcomes: Sequence[JobResult]) -> pd.DataFrame:
                 "lr_max": lr_range.max if lr_range else None,
             }
             row |= {
-                f"suggestion.{name}": answer.max
-                for name, answer in result.answers.items()
-                if isinstance(answer, LRRange)
+                f"suggestion.{name}": suggestion.range.max
+                for name, suggestion in result.reading.suggestions.items()
+                if suggestion.range is not None
             }
         rows.append(row)
     return pd.DataFrame(rows)

@@ -75,7 +75,7 @@ def validation_study(study: Study) -> Findings:
             if found and not math.isnan(above)
             else f"The suggested maximum ({watched.rule}) is {found.max:.3g}."
             if found
-            else f"No maximum is suggested: {watched.answers[watched.rule]}.",
+            else f"No maximum is suggested: {watched.reading.chosen.reason}.",
             *(
                 [
                     f"A test with the sample takes {ratio:.2f} times as long as without "
@@ -163,7 +163,7 @@ def _sample_errors(curve: LRCurve) -> np.ndarray:
 
 
 def _answered(test: RangeTestResult) -> list[tuple[str, LRRange]]:
-    return [(name, each) for name, each in test.answers.items() if isinstance(each, LRRange)]
+    return [(n, s.range) for n, s in test.reading.suggestions.items() if s.range is not None]
 
 
 def _chart(watched: RangeTestResult, full: RangeTestResult) -> Chart:

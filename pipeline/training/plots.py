@@ -11,10 +11,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lrrt_stage import LRCurve, LRRange, Smoothing, suggest_all
+from lrrt_stage import Consensus, LRCurve, LRRange, Smoothing, suggest_all
 from lrrt_stage.charts import Item, Mark, Span
 from lrrt_stage.plots import curve_plot as plots
-from pipeline.decide.several_tests import Consensus
 
 __all__ = ["consensus_items", "study_figures", "summary_figure", "training_figure"]
 
