@@ -20,6 +20,7 @@ class Verdict(str, Enum):
     CLEAR = "clear"
     NOISY = "uncertain: noisy curve"
     APART = "uncertain: the tests differ"
+    RAMP = "uncertain: unusual ramp"
     NO_DESCENT = "no descent: check data or loss"
     STILL_FALLING = "still falling at lr_end: raise it"
 

@@ -14,13 +14,29 @@ from lrrt_stage.errors import NoSuggestion, Verdict
 from lrrt_stage.rules.registry import RULES, suggest
 from lrrt_stage.rules.robust import UnimodalFit, fit_unimodal
 
-__all__ = ["CLEAR_DECADES", "Confidence", "confidence", "confidence_all"]
+__all__ = ["CLEAR_DECADES", "Confidence", "confidence", "confidence_all", "ramp_movement"]
 
 CLEAR_DECADES = log10(2)
 """A suggestion whose interval is wider than a factor of two is uncertain."""
 COVERAGE = 0.9
 RESAMPLES = 100
 """Resamples of each version of the curve; five of them lie beyond each end of a 90 % interval."""
+
+USUAL_START, USUAL_PACE = 1e-7, 99 / 9
+"""First learning rate, and iterations per decade, of the default range test: 100 iterations from
+1e-7 to 100. Rules were measured with this ramp."""
+PACE_TOLERANCE = 1.25
+"""Factor by which the pace may differ, so that a different ``lr_end`` does not count."""
+RAMP_MOVEMENT = {
+    "robust": (0.31, 0.19),
+    "article": (0.67, 0.26),
+    "minimum": (0.67, 0.26),
+    "valley": (0.42, 0.27),
+    "slide": (1.67, 0.67),
+    "steepest": (1.63, 0.45),
+}
+"""Rule -> mean distance, in decades, between its suggestion for the default ramp and that for ten
+times the iterations, and for a first learning rate of 1e-8 to 1e-5: see ``docs/suggestions.md``."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,9 @@ def confidence(
     wider. A descent that only one of them shows makes every suggestion uncertain.
 
     This is the uncertainty of reading one curve. A different initialisation or data order gives a
-    different curve, and only several tests show how far that moves the suggestion.
+    different curve, and only several tests show how far that moves the suggestion. A different
+    ramp gives a different curve as well: how far that is known to move the suggestion
+    (:func:`ramp_movement`) counts in the verdict, and not in the interval.
 
     Parameters
     ----------
@@ -78,6 +96,7 @@ def confidence(
     E. Flachaire, *The wild bootstrap, tamed at last*, Journal of Econometrics 146 (2008).
     """
     smoothing = smoothing or Smoothing()
+    moved = ramp_movement(curve, rule)
     try:
         maxima = [suggest(curve, rule, smoothing).max]
     except NoSuggestion as reason:
@@ -101,6 +120,8 @@ def confidence(
         verdict = Verdict.STILL_FALLING
     elif log10(high / low) > CLEAR_DECADES or _only_one_fell(curve):
         verdict = Verdict.NOISY
+    elif log10(high / low) + 2 * moved > CLEAR_DECADES:
+        verdict = Verdict.RAMP
     else:
         verdict = Verdict.CLEAR
     return Confidence(float(low), float(high), verdict)
@@ -109,6 +130,27 @@ def confidence(
 def confidence_all(curve: LRCurve, smoothing: Smoothing | None = None) -> dict[str, Confidence]:
     """Return the :func:`confidence` in the suggestion of every rule."""
     return {name: confidence(curve, name, smoothing) for name in RULES}
+
+
+def ramp_movement(curve: LRCurve, rule: str = "robust") -> float:
+    """Return how far the ramp of ``curve`` is known to move the suggestion of ``rule``, in decades.
+
+    With more iterations the network has learnt more before it reaches a given learning rate, so
+    that its loss rises at a different one. The result is the mean over the problems of the
+    benchmark, interpolated over the logarithm of the number of iterations. It is 0 for the usual
+    ramp, :data:`USUAL_PACE` iterations per decade from :data:`USUAL_START`, and for a rule that was
+    not measured.
+    """
+    if len(curve) < 2 or rule not in RAMP_MOVEMENT:
+        return 0.0
+    for_pace, for_start = RAMP_MOVEMENT[rule]
+    pace = 1 / log10(curve.lr[1] / curve.lr[0])
+    moved = 0.0
+    if abs(log10(pace / USUAL_PACE)) > log10(PACE_TOLERANCE):
+        moved = for_pace * abs(log10(pace / USUAL_PACE))
+    if not np.isclose(curve.lr[0], USUAL_START):
+        moved = max(moved, for_start)
+    return moved
 
 
 def _only_one_fell(curve: LRCurve) -> bool:
