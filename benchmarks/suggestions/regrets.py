@@ -13,8 +13,15 @@ from benchmarks.suggestions.peers import peer_suggestions
 from benchmarks.suggestions.problems import Problem
 from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
 from benchmarks.suggestions.work import Work
-from lrrt_stage import LRCurve, LRRange, NoSuggestion, confidence, suggest, suggest_all
-from pipeline.decide.several_tests import consensus
+from lrrt_stage import (
+    LRCurve,
+    LRRange,
+    NoSuggestion,
+    confidence,
+    find_consensus,
+    suggest,
+    suggest_all,
+)
 
 __all__ = [
     "GRID",
@@ -66,7 +73,7 @@ def our_suggestions(curve: LRCurve) -> dict[str, LRRange | None]:
 def suggested(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
     """Return the peaks that our rules suggest: ``problem, seed, rule, lr``."""
     found = {key: our_suggestions(curve) for key, curve in measured.items()}
-    several = {key: {SEVERAL: agreed} for key, agreed in agreements(found).items()}
+    several = {key: {SEVERAL: safe} for key, safe in agreements(found).items()}
     return pd.DataFrame(
         [
             (*key, rule, np.nan if answer is None else answer.max)
@@ -83,19 +90,19 @@ def agreements(found: Mapping[Key, Mapping[str, LRRange | None]]) -> dict[Key, L
 
     After the last seed comes the first.
     """
-    agreed: dict[Key, LRRange | None] = {}
+    consensus: dict[Key, LRRange | None] = {}
     for name, seed in found:
         seeds = [other for problem, other in found if problem == name]
         here = seeds.index(seed)
         three = [seeds[(here + step) % len(seeds)] for step in range(min(3, len(seeds)))]
         answers = [found[name, each]["robust"] for each in three]
         try:
-            agreed[name, seed] = consensus(
+            consensus[name, seed] = find_consensus(
                 [answer or NoSuggestion("it had none") for answer in answers]
             ).range
         except NoSuggestion:
-            agreed[name, seed] = None
-    return agreed
+            consensus[name, seed] = None
+    return consensus
 
 
 def suggested_by_peers(
