@@ -134,9 +134,9 @@ def gapminder() -> Split:
 @cache
 def patches(size: int = 16) -> Split:
     """Which of eight photographs is a patch from: 2,048 and 512, 3 × size × size (scikit-image)."""
-    from pipeline.data.photographs import photographs
+    from pipeline.data.photographs import load_photographs
 
-    data = photographs("", size=size)
+    data = load_photographs("", size=size)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (data.mean, data.std))
     (images, labels), (val_images, val_labels) = data.train, data.val
     return Split(
