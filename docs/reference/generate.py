@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
 
 from griffe import (
@@ -147,7 +148,7 @@ def _commands() -> Iterator[str]:
     from mlflow_project.cli.entry import commands
 
     for command in commands.commands.values():
-        yield from (f"## {command.name}", "", str(command.help), "")
+        yield from (f"## {command.name}", "", cleandoc(str(command.help)), "")
         for argument in command.params:
             if argument.param_type_name == "argument":
                 yield from (f"`{argument.metavar}` is a positional argument.", "")
