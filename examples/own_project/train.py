@@ -25,9 +25,9 @@ JITTER = 0.1  # of a measurement's standard deviation
 
 def range_test(lrrt: str, seed: int) -> str:
     """Run the stage `lrrt` on this project's model and data; return the id of its run."""
-    # It runs in another folder: this is how it finds the package `tumours`.
-    others = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([others] if others else [])])
+    # The stage runs in a different folder and finds the package `tumours` through PYTHONPATH.
+    existing = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([existing] if existing else [])])
     parameters = {
         "dataset": "tumours.data:load",
         "model": "tumours.model:build",
@@ -38,7 +38,7 @@ def range_test(lrrt: str, seed: int) -> str:
         "batch_size": BATCH_SIZE,
         "seed": seed,
     }
-    # Inside an active run, MLflow makes its run a child of that one.
+    # Inside an active run, MLflow makes the run of the stage a child of that run.
     test = mlflow.projects.run(lrrt, "lrrt", parameters=parameters, env_manager="local")
     return test.run_id
 
