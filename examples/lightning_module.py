@@ -1,6 +1,6 @@
 """Run the range test on a LightningModule, then train it with a one-cycle schedule in the range.
 
-    python examples/lightning_module.py
+python examples/lightning_module.py
 """
 
 import torch
@@ -27,15 +27,17 @@ class Digits(LightningDataModule):
         data = TensorDataset(
             torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(labels)
         )
-        self.train, self.val = random_split(data, [0.75, 0.25], torch.Generator().manual_seed(0))
+        self.train_data, self.val_data = random_split(
+            data, [0.75, 0.25], torch.Generator().manual_seed(0)
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Return the training batches."""
-        return DataLoader(self.train, 64, shuffle=True)
+        return DataLoader(self.train_data, 64, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation batches."""
-        return DataLoader(self.val, 64)
+        return DataLoader(self.val_data, 64)
 
 
 class Classifier(LightningModule):
