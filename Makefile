@@ -18,6 +18,7 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 docs: .venv/installed-docs
+	$(BIN)/python docs/reference/generate.py
 	$(BIN)/mkdocs build --strict
 
 bench: .venv/installed-test

@@ -1,4 +1,4 @@
-"""Griffe: an option is documented by what its ``setting`` says."""
+"""Griffe extension that documents options from their ``setting(...)`` declarations."""
 
 import ast
 from typing import Any
@@ -7,10 +7,10 @@ from griffe import Attribute, Docstring, ExprCall, Extension
 
 
 class Settings(Extension):
-    """Give a field that is declared by ``setting`` its help as docstring, and its default."""
+    """Use the first two arguments of ``setting`` as the default and the docstring of a field."""
 
     def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
-        """Read one field."""
+        """Update a field that is declared with ``setting``."""
         call = attr.value
         if isinstance(call, ExprCall) and str(call.function) == "setting":
             attr.value, text = call.arguments[:2]

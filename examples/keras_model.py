@@ -1,10 +1,10 @@
-"""A Keras 3 model in the range test, and in the pipeline: on its torch backend it is a module.
+"""Use a Keras 3 model in the range test and in the pipeline; on the torch backend it is a module.
 
-As a script, the range test is a library call on a model that stays as Keras made it:
+Run as a script, this file calls the range test as a library function on an ordinary Keras model:
 
     python examples/keras_model.py
 
-As a factory, it is a task's model. ``own`` keeps the initial weights that Keras draws:
+The function ``build`` is a model factory for a task. ``--init own`` keeps the weights Keras draws:
 
     lrrt-stage lrrt --model examples.keras_model:build --init own
     lrrt-stage train
@@ -30,7 +30,7 @@ EPOCHS = 10
 
 
 def network(width: int = 16, dropout: float = 0.3) -> keras.Model:
-    """Return a classifier of 8 × 8 images, channels last as Keras has them, to 10 logits."""
+    """Return a classifier from 8 × 8 images in Keras's channels-last layout to 10 logits."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -49,7 +49,7 @@ def network(width: int = 16, dropout: float = 0.3) -> keras.Model:
 
 
 class TorchStyle(nn.Module):
-    """A Keras image model that is called as a training loop in torch calls its models."""
+    """A Keras image model with the call signature and the modes of a torch module."""
 
     def __init__(self, net: keras.Model) -> None:
         super().__init__()
@@ -57,15 +57,15 @@ class TorchStyle(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images ``[N, C, H, W]``, in the mode of ``train()``/``eval()``."""
-        # Keras computes on its default device, wherever weights and inputs are.
+        # Keras computes on its default device, regardless of where weights and inputs are.
         with keras.device(str(images.device)):
-            # Keras does not look at torch's modes: without `training` it predicts.
+            # Keras ignores torch's modes: without `training`, it runs in inference mode.
             return self.net(images.permute(0, 2, 3, 1), training=self.training)
 
 
 def build(width: int = 16, dropout: float = 0.3) -> nn.Module:
-    """Return a network with initial weights, the same under the same random state."""
-    # The names of weights count the layers that were made before; a hand-off needs equal ones.
+    """Return a network whose initial weights depend only on the random state."""
+    # Keras numbers layers in the names of weights; clearing makes the names equal in every process.
     keras.utils.clear_session()
     # On the CPU, so that the initial weights do not depend on the device.
     with keras.device("cpu"):
@@ -73,19 +73,19 @@ def build(width: int = 16, dropout: float = 0.3) -> nn.Module:
 
 
 def main() -> tuple[LRRange, float]:
-    """Find a range, train in it; return it and the accuracy on the images that were held back."""
-    # Python's random state as well: Keras draws the seeds of the initial weights from it.
+    """Find a range and train in it; return the range and the accuracy on held-out images."""
+    # This also seeds Python's random state, from which Keras draws the seeds of initial weights.
     keras.utils.set_random_seed(0)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-    # Keras has put the weights where its default device is.
+    # Keras puts the weights on its default device.
     device = next(model.parameters()).device
     images, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(images / 16, dtype=torch.float32, device=device).reshape(-1, 8, 8, 1)
-    kept, held = train_test_split(range(len(labels)), stratify=labels, random_state=0)
+    train, val = train_test_split(range(len(labels)), stratify=labels, random_state=0)
     targets = torch.tensor(labels, device=device)
-    batches = DataLoader(TensorDataset(inputs[kept], targets[kept]), 64, shuffle=True)
+    batches = DataLoader(TensorDataset(inputs[train], targets[train]), 64, shuffle=True)
 
     def batch_loss(batch: list[Tensor]) -> Tensor:
         x, y = batch
@@ -102,8 +102,8 @@ def main() -> tuple[LRRange, float]:
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        predicted = model(inputs[held]).argmax(dim=1)
-    return lr_range, (predicted == targets[held]).float().mean().item()
+        predicted = model(inputs[val]).argmax(dim=1)
+    return lr_range, (predicted == targets[val]).float().mean().item()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A LightningModule and its data in the range test, and trained one-cycle in what it found.
+"""Run the range test on a LightningModule, then train it with a one-cycle schedule in the range.
 
 python examples/lightning_module.py
 """
@@ -19,27 +19,29 @@ EPOCHS = 10
 
 
 class Digits(LightningDataModule):
-    """scikit-learn's 8 × 8 digits, a quarter of them held back."""
+    """scikit-learn's 8 × 8 digits, with a quarter held out for validation."""
 
     def setup(self, stage: str) -> None:
-        """Split; always alike, since Lightning sets up anew for every fit."""
+        """Split the data; always in the same way, since Lightning calls this for every fit."""
         images, labels = load_digits(return_X_y=True)
         data = TensorDataset(
             torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(labels)
         )
-        self.kept, self.held = random_split(data, [0.75, 0.25], torch.Generator().manual_seed(0))
+        self.train_data, self.val_data = random_split(
+            data, [0.75, 0.25], torch.Generator().manual_seed(0)
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Return the training batches."""
-        return DataLoader(self.kept, 64, shuffle=True)
+        return DataLoader(self.train_data, 64, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation batches."""
-        return DataLoader(self.held, 64)
+        return DataLoader(self.val_data, 64)
 
 
 class Classifier(LightningModule):
-    """A small convolutional network; with a range it is trained one-cycle in it."""
+    """A small convolutional network; once it has a range, it uses a one-cycle schedule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class Classifier(LightningModule):
         self.log("val_accuracy", self.accuracy)
 
     def configure_optimizers(self):
-        """Return SGD, with a schedule once there is a range."""
+        """Return SGD, and a schedule once there is a range."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         if self.lr_range is None:
             return optimizer
@@ -81,13 +83,13 @@ class Classifier(LightningModule):
 
 
 def main(**options) -> tuple[LRRange, float]:
-    """Find a range, train in it; return it and the accuracy on the digits that were held back.
+    """Find a range and train in it; return the range and the accuracy on held-out digits.
 
-    ``options`` are those of Lightning's ``Trainer``.
+    ``options`` are passed to Lightning's ``Trainer``.
     """
     seed_everything(0, verbose=False)
     module, data = Classifier(), Digits()
-    # The module keeps its weights: what is tested here is what is trained below.
+    # The range test restores the weights, so the training below starts from the tested ones.
     curve = range_test(**from_lightning(module, data))
     module.lr_range = Narrowing()(suggest(curve))
 

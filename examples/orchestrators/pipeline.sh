@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The stages as commands, with files and exit codes between them.
+# Runs the stages as commands that communicate through files and exit codes.
 #
-#   pipeline.sh train    a range test, and a training with what it found
-#   pipeline.sh check    later: does that learning rate still fit the task?
+#   pipeline.sh train    runs a range test and trains with its result
+#   pipeline.sh check    checks later whether that learning rate still fits the task
 #
-# RESULTS is the folder of the JSON files, TASK holds the options that describe the task.
+# RESULTS is the folder for the JSON files; TASK holds the options that describe the task.
 set -euo pipefail
 
 RESULTS=${RESULTS:-results}
 read -r -a task <<< "${TASK:---dataset digits --model cnn --batch-size 64}"
 
-# value FILE KEY: a value of a stage's result.
+# value FILE KEY: prints a value from the result of a stage.
 value() {
     python -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"
 }
@@ -18,7 +18,7 @@ value() {
 train() {
     mkdir -p "$RESULTS"
     lrrt-stage lrrt "${task[@]}" --output-json "$RESULTS/lrrt.json"
-    # By its id: `latest` may by now be the run of somebody else.
+    # Pass the run ID, because `latest` may be somebody else's run by now.
     lrrt-stage train --lrrt-run-id "$(value "$RESULTS/lrrt.json" run_id)" \
         --epochs "${EPOCHS:-20}" --output-json "$RESULTS/train.json"
     echo "trained up to $(value "$RESULTS/train.json" trained_lr_max)," \
@@ -32,10 +32,10 @@ check() {
     case $status in
         0) echo "the learning rate still fits" ;;
         3)
-            echo "it no longer fits: training again"
+            echo "the learning rate no longer fits: training again"
             train
             ;;
-        *) return $status ;; # 2: unusable input, 130: interrupted; neither says anything of the rate
+        *) return $status ;; # 2: unusable input, 130: interrupted; the learning rate was not checked
     esac
 }
 

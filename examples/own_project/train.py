@@ -1,4 +1,4 @@
-"""Train the classifier of tumours at the learning rates that a range test suggests for it."""
+"""Train a classifier of tumours with the learning rates that a range test suggests for it."""
 
 import argparse
 import json
@@ -20,14 +20,14 @@ HERE = Path(__file__).resolve().parent
 MODEL = {"width": 64, "depth": 4}
 BATCH_SIZE = 64
 MOMENTUM = 0.9
-JITTER = 0.1  # of a measurement's standard deviation
+JITTER = 0.1  # noise added in training, in standard deviations of a measurement
 
 
 def range_test(lrrt: str, seed: int) -> str:
-    """Run the stage `lrrt` on this project's model and data; return the id of its run."""
-    # It runs in another folder: this is how it finds the package `tumours`.
-    others = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([others] if others else [])])
+    """Run the stage `lrrt` on this project's model and data; return the run ID."""
+    # The stage runs in a different folder and finds the package `tumours` through PYTHONPATH.
+    existing = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([existing] if existing else [])])
     parameters = {
         "dataset": "tumours.data:load",
         "model": "tumours.model:build",
@@ -38,13 +38,13 @@ def range_test(lrrt: str, seed: int) -> str:
         "batch_size": BATCH_SIZE,
         "seed": seed,
     }
-    # Inside an active run, MLflow makes its run a child of that one.
+    # Inside an active run, MLflow makes the run of the stage a child of that run.
     test = mlflow.projects.run(lrrt, "lrrt", parameters=parameters, env_manager="local")
     return test.run_id
 
 
 def train(handoff: Handoff, epochs: int) -> None:
-    """Train from the very weights of the range test, and log to the active run."""
+    """Train from the initial weights of the range test and log to the active run."""
     train_split, val_split = load()
     model = build(**MODEL)
     handoff.load_weights(model)
@@ -69,7 +69,7 @@ def train(handoff: Handoff, epochs: int) -> None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
-    """Return how well malignant tumours are told from benign ones."""
+    """Return how well the model separates malignant from benign tumours."""
     inputs, labels = split
     logits = model(inputs)
     predicted = logits.argmax(dim=1)
@@ -81,9 +81,9 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
 
 
 def main() -> None:
-    """Range test and training, the one a child run of the other."""
+    """Run the range test as a child run, then train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lrrt", default="../..", help="the project of the range test")
+    parser.add_argument("--lrrt", default="../..", help="folder or URL of lrrt-stage")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

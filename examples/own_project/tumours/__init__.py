@@ -1,1 +1,1 @@
-"""Cell nuclei, measured in images of fine needle aspirates: malignant or benign?"""
+"""Classify tumours as malignant or benign from images of fine needle aspirates."""

@@ -1,4 +1,4 @@
-"""The Wisconsin breast cancer data that scikit-learn ships: 569 tumours, 30 measurements each."""
+"""The Wisconsin breast cancer data of scikit-learn: 569 tumours with 30 measurements each."""
 
 import torch
 from sklearn.datasets import load_breast_cancer
@@ -9,16 +9,16 @@ from torch import Tensor
 Split = tuple[Tensor, Tensor]
 
 
-def load(held_back: float = 0.25) -> tuple[Split, Split]:
-    """Return training and validation data: measurements ``[n, 30]``, and 1 where malignant."""
+def load(val_share: float = 0.25) -> tuple[Split, Split]:
+    """Return training and validation data: measurements ``[n, 30]``, and labels (1: malignant)."""
     measurements, benign = load_breast_cancer(return_X_y=True)
-    kept_x, held_x, kept_y, held_y = train_test_split(
-        measurements, 1 - benign, test_size=held_back, stratify=benign, random_state=0
+    train_x, val_x, train_y, val_y = train_test_split(
+        measurements, 1 - benign, test_size=val_share, stratify=benign, random_state=0
     )
-    # Areas go to thousands, fractal dimensions to 0.1: without this no rate fits all weights.
-    scaler = StandardScaler().fit(kept_x)
+    # Scales differ from 0.1 to thousands; unscaled, no single learning rate fits all weights.
+    scaler = StandardScaler().fit(train_x)
     train, val = (
         (torch.tensor(scaler.transform(x), dtype=torch.float32), torch.tensor(y))
-        for x, y in ((kept_x, kept_y), (held_x, held_y))
+        for x, y in ((train_x, train_y), (val_x, val_y))
     )
     return train, val
