@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import rich_click as click
 from click.core import ParameterSource
 
-from lrrt_stage.settings import option_text
+from lrrt_stage.settings import option_text, option_type
 from mlflow_project.cli.outcome import OutputOptions
 
 __all__ = [
@@ -33,11 +32,9 @@ class OptionType(click.ParamType):
     """The type of a dataclass field: int, float, str, bool or a JSON object, each or none."""
 
     def __init__(self, hint: Any) -> None:
-        choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        self.optional = type(None) in choices
-        (self.type,) = (each for each in choices if each is not type(None))
-        self.is_json = self.type not in (int, float, str, bool)
-        self.name = "json" if self.is_json else "text" if self.type is str else self.type.__name__
+        self.type, self.optional = option_type(hint)
+        names: dict[type, str] = {dict: "json", str: "text"}
+        self.name = names.get(self.type, self.type.__name__)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the field's value for the text that was typed."""
@@ -47,19 +44,17 @@ class OptionType(click.ParamType):
             return None
         if self.type is bool:
             return click.BOOL.convert(value, param, ctx)
-        if not self.is_json:
-            try:
-                return self.type(value)
-            except ValueError:
-                kind = {int: "a whole number", float: "a number"}[self.type]
-                self.fail(f"{value!r} is not {kind}{' or none' if self.optional else ''}", param)
         try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError as error:
-            self.fail(f"{value!r} is not JSON ({error})", param)
-        if not isinstance(parsed, dict):
-            self.fail(f"{value!r} is not a JSON object like '{{\"width\": 64}}'", param)
-        return parsed
+            # dict() would also take a list of pairs.
+            return {**json.loads(value)} if self.type is dict else self.type(value)
+        except (ValueError, TypeError):
+            kinds = {
+                int: "a whole number",
+                float: "a number",
+                dict: "a JSON object like '{\"width\": 64}'",
+            }
+            none = " or none" if self.optional else ""
+            self.fail(f"{value!r} is not {kinds[self.type]}{none}", param)
 
 
 def options_of(

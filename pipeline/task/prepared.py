@@ -31,8 +31,7 @@ from pipeline.data.datasets import load_data
 from pipeline.data.splits import Data
 from pipeline.models.networks import build_model, check_output
 from pipeline.models.optimizers import build_optimizer
-from pipeline.task.evaluation import ValidationOptions, full_looks, stratified
-from pipeline.task.plan import RangeTestPlan
+from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_looks, stratified
 from pipeline.task.tasks import Runtime, Task
 
 __all__ = ["PreparedTask", "Start"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from lrrt_stage import LRRange
 from lrrt_stage.errors import unknown_name
-from lrrt_stage.settings import check_choices, setting
+from lrrt_stage.settings import Options, setting
 from pipeline.task.tasks import Task
 
 __all__ = [
@@ -98,15 +98,12 @@ PUBLISHED_RANGES: dict[str, LRRange] = {
 
 
 @dataclass(frozen=True)
-class RecipeOptions:
+class RecipeOptions(Options):
     """Which recipe the options that are not given come from."""
 
     recipe: str | None = setting(
         None, "Published settings for every option that is not given; none: off.", choices=RECIPES
     )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
 
     @property
     def values(self) -> Recipe:

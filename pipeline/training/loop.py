@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
 from lrrt_stage.measure.step import BatchStream
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, setting
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.training.schedules import SCHEDULES, build_schedule
@@ -25,15 +25,11 @@ __all__ = ["Epoch", "TrainOptions", "Training", "train"]
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Options):
     """How long and by which schedule."""
 
-    epochs: int = setting(20, "Passes over the training data.")
+    epochs: int = setting(20, "Passes over the training data.", minimum=1)
     schedule: str = setting("one-cycle", "How the learning rate moves.", choices=SCHEDULES)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require(self.epochs >= 1, f"epochs={self.epochs} is below 1: raise it")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from lrrt_stage import RangeTestOptions, digest
 from lrrt_stage.state import weights
-from pipeline.task.evaluation import ValidationOptions
-from pipeline.task.plan import RangeTestPlan
+from pipeline.task.plan import RangeTestPlan, ValidationOptions
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
 
