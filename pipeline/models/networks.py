@@ -1,4 +1,4 @@
-"""The models that are known by name. A builder is one function in :data:`MODELS`."""
+"""The built-in models. Each is one function in :data:`MODELS`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.weights import check_sizes
 from pipeline.data.factories import call_factory, is_factory
-from pipeline.data.splits import describe
 
 __all__ = ["MODELS", "build_model"]
 
@@ -44,8 +43,8 @@ def build_model(
         made = call_factory("model", name, arguments)
         if not isinstance(made, nn.Module):
             raise LRRTError(
-                f"model {name!r} returned {describe(made)}, expected a torch.nn.Module: "
-                f"{_remedy(made)}"
+                f"model {name!r} returned {describe(made)}: return a torch.nn.Module, not its "
+                "class, its weights or several objects"
             )
         check_sizes(made, f"model {name!r}")
         return made
@@ -59,19 +58,6 @@ def build_model(
         raise LRRTError(
             f"model {name!r}: {first_line(error)}: check model_args {dict(arguments)}"
         ) from error
-
-
-def _remedy(made: Any) -> str:
-    """Return what to do about something that is no model."""
-    if made is None:
-        return "is its return missing?"
-    if isinstance(made, type):
-        return "return an object of the class, not the class"
-    if isinstance(made, (tuple, list)) and any(isinstance(each, nn.Module) for each in made):
-        return "return the model alone"
-    if isinstance(made, Mapping):
-        return "load these weights into a model and return that"
-    return "return the model"
 
 
 def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
@@ -184,25 +170,12 @@ def _torchvision_model(
         name, weights=None, **{"num_classes": num_classes, **arguments}
     )
     channels = _image_channels(name, input_shape)
-    return model if channels == 3 else _with_input_channels(model, channels)
-
-
-def _with_input_channels(model: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution, made for RGB, by one that takes ``channels``."""
-    name, first = next(
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
-    )
-    parent, _, attribute = name.rpartition(".")
-    replacement = nn.Conv2d(
-        channels,
-        first.out_channels,
-        first.kernel_size,  # type: ignore[arg-type]
-        first.stride,  # type: ignore[arg-type]
-        first.padding,  # type: ignore[arg-type]
-        first.dilation,  # type: ignore[arg-type]
-        bias=first.bias is not None,
-    )
-    setattr(model.get_submodule(parent), attribute, replacement)
+    if channels != 3:
+        # Give the first convolution, which is made for RGB, the data's number of channels.
+        first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+        first.in_channels = channels
+        first.weight = nn.Parameter(torch.empty(first.out_channels, channels, *first.kernel_size))
+        first.reset_parameters()
     return model
 
 

@@ -102,9 +102,7 @@ def train(
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
     # Once for a prepared: a fraction of an epoch, against an epoch of training that would be lost.
     prepared.val_batches.check()
-    take_step = TrainingStep(
-        model, optimizer, prepared.batch_loss(model), prepared.task, prepared.device
-    )
+    take_step = TrainingStep(model, optimizer, start.batch_loss, prepared.task, prepared.device)
     with seeded(prepared.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 leaves
         # out steps that overflow, and a resumed schedule counts up to where it was.

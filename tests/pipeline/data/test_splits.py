@@ -141,21 +141,23 @@ class TestDigest:
 class TestOf:
     def test_data_is_taken_as_it_is(self):
         data = Data((images(), labels()), (images(), labels()), 5)
-        assert Data.of(data, "mine") is data
+        assert Data.from_factory(data, "mine") is data
 
     @pytest.mark.parametrize("pair", [tuple, list])
     def test_the_classes_of_a_pair_of_tensors_are_counted(self, pair):
-        data = Data.of(pair([pair([images(), labels()]), pair([images(4), labels(4)])]), "mine")
+        data = Data.from_factory(
+            pair([pair([images(), labels()]), pair([images(4), labels(4)])]), "mine"
+        )
 
         assert data.num_classes == 3
         assert data.sizes == (6, 4)
 
     def test_the_classes_of_a_dataset_are_its_own(self):
-        assert Data.of((Lazy([0, 1]), Lazy([0])), "mine").num_classes == 3
+        assert Data.from_factory((Lazy([0, 1]), Lazy([0])), "mine").num_classes == 3
 
     def test_a_dataset_that_does_not_know_its_classes_is_refused(self, complains):
         with complains("mine", "classes", "num_classes"):
-            Data.of((Lazy([0, 1], classes=None), Lazy([0], classes=None)), "mine")
+            Data.from_factory((Lazy([0, 1], classes=None), Lazy([0], classes=None)), "mine")
 
     @pytest.mark.parametrize(
         ("made", "description"),
@@ -169,9 +171,9 @@ class TestOf:
     )
     def test_anything_else_is_described_beside_what_is_expected(self, complains, made, description):
         with complains("mine returned", description, "pipeline.data.Data"):
-            Data.of(made, "mine")
+            Data.from_factory(made, "mine")
 
     def test_an_empty_pair_is_refused(self):
         empty = (images()[:0], labels()[:0])
         with pytest.raises(LRRTError, match="the train split is empty"):
-            Data.of((empty, empty), "mine")
+            Data.from_factory((empty, empty), "mine")

@@ -188,9 +188,9 @@ class TestRangeTest:
     def test_the_penalty_counts_a_shared_kernel_once_and_a_frozen_one_not(self, write_module):
         write_module("penalised_models", PENALISED)
         made = prepared(model="penalised_models:make", model_args={}, l2=1.0, init="own")
-        model = made.model()
-        images, labels = next(iter(made.val_batches))
-        excess = made.batch_loss(model)((images, labels)) - cross_entropy(model(images), labels)
+        start = made.start(made.initial_weights())
+        batch = images, labels = next(iter(made.val_batches))
+        excess = start.batch_loss(batch) - cross_entropy(start.model(images), labels)
 
         # 64 × 64 entries of 1/16, in the layer that is called twice and in its twin.
         assert excess.item() == pytest.approx(64 * 64 / 256)
