@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from lrrt_stage import LRRTError
-from pipeline.models.networks import MODELS, build_model, check_output
+from pipeline.models.networks import build_model, check_output
 
 IMAGE = (3, 32, 32)
 
@@ -101,7 +101,7 @@ class TestCifarResnet:
 
 
 class TestOutput:
-    @pytest.mark.parametrize("name", [*MODELS, "resnet18", "squeezenet1_1"])
+    @pytest.mark.parametrize("name", ["cnn", "mlp", "resnet20", "resnet18", "squeezenet1_1"])
     @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 40, 32)])
     def test_a_logit_per_class_comes_for_every_image(self, name, shape):
         model = build_model(name, {}, shape, 7)
