@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_sources
 from pipeline.data.augmentation import AUGMENTATIONS
@@ -52,11 +53,12 @@ class Batches:
             not train or batch_size <= self.size,
             f"batch_size={batch_size} is larger than the {self.size} training examples: lower it",
         )
-        require(
-            augment == "none" or len(data.input_shape) == 3,
-            f"augment={augment!r} needs images (channels, height, width), the data has inputs of "
-            f"shape {data.input_shape}: use none",
-        )
+        # For a split on disk, the shape of the inputs is only known by reading an example.
+        if augment != "none" and len(data.input_shape) != 3:
+            raise LRRTError(
+                f"augment={augment!r} needs images (channels, height, width), the data has inputs "
+                f"of shape {data.input_shape}: use none"
+            )
         self.batch_size, self.device, self.train = batch_size, device, train
         self.num_classes = data.num_classes
         self.generator = torch.Generator().manual_seed(seed)
