@@ -76,15 +76,8 @@ class PreparedTask:
         data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
         # Moved once, for all starts.
         self.data = data.to(self.device)
-        self.val_batches = Batches(
-            self.data,
-            task.batch_size,
-            self.device,
-            train=False,
-            normalize=task.normalize,
-            loader_workers=runtime.loader_workers,
-        )
-        self._train_batches()
+        self.val_batches = self._batches(train=False)
+        self._batches(train=True)  # raises if they cannot be made
         inputs, _ = next(iter(self.val_batches))
         # Two examples if training has as many, even if the validation split has only one.
         inputs = torch.cat([inputs[:2]] * 2)[: min(2, task.batch_size)]
@@ -146,7 +139,7 @@ class PreparedTask:
         optimizer = build_optimizer(
             self.task.optimizer, model.parameters(), self.task.momentum, self.task.weight_decay
         )
-        return Start(model, optimizer, self._train_batches(), self._batch_loss(model))
+        return Start(model, optimizer, self._batches(train=True), self._batch_loss(model))
 
     def range_test(
         self,
@@ -160,7 +153,8 @@ class PreparedTask:
         iterations = plan.ramp.iterations_for(start.batches, self.task.accumulate)
         # Separate, so that the test draws the same numbers whatever is evaluated.
         with seeded(self.task.data_seed), preserved_sources(self.data):
-            probe = self._probe(plan.validation)
+            probe_size = plan.validation.probe_size(self.task.batch_size, self.val_batches.size)
+            probe = self._sample(probe_size) if probe_size > 0 else None
             validation = self._validation(start.model, plan.validation, iterations)
         with seeded(self.task.data_seed):
             return range_test(
@@ -191,10 +185,7 @@ class PreparedTask:
         loss_sum, correct_sum = torch.stack([loss, correct]).tolist()
         return loss_sum / self.val_batches.size, correct_sum / self.val_batches.size
 
-    def _probe(self, options: ValidationOptions) -> Any:
-        size = options.probe_size(self.task.batch_size, self.val_batches.size)
-        if size == 0:
-            return None
+    def _sample(self, size: int) -> tuple[Tensor, Tensor]:
         return self.val_batches.chosen(stratified(self.data.val_labels, size))
 
     def _validation(
@@ -207,7 +198,7 @@ class PreparedTask:
             return Validation(list(self.val_batches), batch_loss=batch_loss)
         size = options.sample_size(self.task.batch_size, self.val_batches.size)
         return Validation(
-            [self.val_batches.chosen(stratified(self.data.val_labels, size))],
+            [self._sample(size)],
             self.val_batches,
             full_looks(iterations, self.task.batch_size, self.val_batches.size),
             batch_loss,
@@ -223,14 +214,14 @@ class PreparedTask:
 
         return penalised if l2 > 0 else plain
 
-    def _train_batches(self) -> Batches:
+    def _batches(self, *, train: bool) -> Batches:
         return Batches(
             self.data,
             self.task.batch_size,
             self.device,
-            train=True,
-            seed=self.task.data_seed,
-            augment=self.task.augment,
+            train=train,
+            seed=self.task.data_seed if train else 0,
+            augment=self.task.augment if train else "none",
             normalize=self.task.normalize,
             loader_workers=self.runtime.loader_workers,
         )
