@@ -1,4 +1,4 @@
-"""What is raised for the person who made the mistake: one line, the value, and the remedy."""
+"""Errors for the user: one line that says what was wrong, with the value, and what to do."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def build_model(
     """Return a new model for inputs of ``input_shape`` (without the batch) and ``num_classes``.
 
     ``name`` is one of :data:`MODELS`, a torchvision classifier, or ``package.module:factory``
-    (which is given ``arguments`` alone and returns an ``nn.Module``). What the constructor draws
-    comes from the global random state.
+    (which is called with ``arguments`` only and returns an ``nn.Module``). The constructor draws
+    random numbers from the global random state.
 
     Raises
     ------
@@ -64,8 +64,11 @@ def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
     """Three 3 × 3 convolutions with batch norm, two of them followed by pooling, to 2 × 2."""
     channels = _image_channels("cnn", input_shape)
     halved = [side // 2 for side in input_shape[1:]]
-    require(min(halved) >= 2, f"model 'cnn' takes images from 4 × 4 on, not {input_shape[1:]}")
-    # Not AdaptiveMaxPool2d(2): its gradient on CUDA does not repeat bit for bit.
+    require(
+        min(halved) >= 2,
+        f"model 'cnn' takes images of at least 4 × 4, not {input_shape[1:]}: use mlp",
+    )
+    # Instead of AdaptiveMaxPool2d(2), whose gradient on CUDA is not deterministic.
     window = tuple(side // 2 for side in halved)
     pooled = prod(side // size for side, size in zip(halved, window, strict=True))
 
@@ -129,10 +132,10 @@ def cifar_resnet(
 ) -> nn.Module:
     """The CIFAR ResNet of He et al. 2015 (arXiv 1512.03385, §4.2), depth 6n + 2.
 
-    ``shortcut``: where the size changes, ``identity`` subsamples and pads with zero channels
-    (option A, the paper's for CIFAR), ``projection`` is a 1 × 1 convolution with batch norm
-    (option B), ``convolution`` the same without batch norm (keras.io's ResNet v1, and the two
-    variants that *The Learning Rate Black Magic* measured).
+    ``shortcut`` is used where the size changes: ``identity`` subsamples and pads with zero
+    channels (option A, the paper's for CIFAR), ``projection`` is a 1 × 1 convolution with batch
+    norm (option B), and ``convolution`` the same without batch norm (keras.io's ResNet v1, and
+    the two variants that *The Learning Rate Black Magic* measured).
     """
     if shortcut not in SHORTCUTS:
         raise unknown_name("shortcut", shortcut, SHORTCUTS)
@@ -191,39 +194,36 @@ def _image_channels(name: str, input_shape: Shape) -> int:
 def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) -> None:
     """Run ``inputs`` through ``model`` and check that it returns a logit per class.
 
-    It does so in eval mode and in train mode, in which some models return more than one output
-    and batch norm changes its buffers: give it a model that is thrown away.
+    The model runs in eval mode and in train mode, in which some models return several outputs.
+    Batch norm changes its buffers meanwhile, so pass a model that is not used afterwards.
 
     Raises
     ------
     LRRTError
         If the model fails on the inputs or returns something else.
     """
-    shape = tuple(inputs.shape[1:])
     for mode in (False, True):
         model.train(mode)
         try:
             with torch.no_grad():
                 output = model(inputs)
         except Exception as error:
-            remedy = "choose another model, model_args or image size"
-            if "more than 1 value per channel" in str(error):
-                remedy = "raise batch_size, batch norm needs two examples"
             raise LRRTError(
-                f"model {name!r} does not take inputs of shape {shape}: {first_line(error)}: "
-                f"{remedy}"
+                f"model {name!r} does not take inputs of shape {tuple(inputs.shape[1:])}: "
+                f"{first_line(error)}: choose another model, model_args or image size, or raise "
+                "batch_size (batch norm needs two examples)"
             ) from error
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
             raise LRRTError(
                 f"model {name!r} returns {got} for {len(inputs)} inputs"
                 f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {num_classes}), a "
-                "logit per class: set its number of classes, switch other outputs off"
+                "logit per class: set its number of classes and switch off other outputs"
             )
         rows = output.float()
         if not mode and bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4:
             warnings.warn(
-                f"model {name!r} returns numbers that add up to 1, as a softmax does: the loss "
-                "takes logits, and applies a softmax of its own; leave the model's out",
+                f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
+                "softmax from the model, since the loss takes logits and applies its own",
                 stacklevel=2,
             )
