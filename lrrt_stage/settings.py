@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lrrt_stage.errors import LRRTError, unknown_name
 
 __all__ = [
+    "TYPES",
     "Options",
     "hide_passwords",
     "option_text",
@@ -39,7 +40,7 @@ TYPES: dict[type, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a finite number"),
     str: (str, "text"),
-    dict: (dict, "a JSON object"),
+    dict: (dict, 'a JSON object like {"width": 64}'),
 }
 """Type of a field -> type that its values must have, and that in words."""
 
@@ -86,6 +87,8 @@ class Options:
         hints = get_type_hints(type(self))
         for option in fields(self):  # type: ignore[arg-type]
             value, declared = getattr(self, option.name), option.metadata
+            if not declared:
+                continue
             kind, optional = option_type(hints[option.name])
             if value is None and optional:
                 continue

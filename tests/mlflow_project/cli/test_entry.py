@@ -65,7 +65,7 @@ BEFORE_A_RUN = {
     "rule": (("--rule", "artcle"), "unknown rule 'artcle': did you mean 'article'?"),
     "optimizer": (("--optimizer", "adm"), "unknown optimizer 'adm': did you mean 'adam'?"),
     "init": (("--init", "kaiming"), "unknown init 'kaiming': did you mean 'kaiming_normal'?"),
-    "no number": (("--lr-end", "big"), "'big' is not a number"),
+    "no number": (("--lr-end", "big"), "'big' is not a finite number"),
     "no whole number": (("--seed", 1.5), "'1.5' is not a whole number"),
     "json": (("--model-args", "{width"), "'{width' is not a JSON object"),
     "json list": (("--model-args", "[1]"), "is not a JSON object"),
