@@ -1,4 +1,4 @@
-"""What is raised for the person who made the mistake: one line, the value, and the remedy."""
+"""Errors for the user: one line that says what was wrong, with the value, and what to do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import Enum
+from typing import Any
 
-__all__ = ["LRRTError", "NoSuggestion", "Verdict", "first_line", "loader_error", "unknown_name"]
+__all__ = [
+    "LRRTError",
+    "NoSuggestion",
+    "Verdict",
+    "describe",
+    "first_line",
+    "loader_error",
+    "unknown_name",
+]
 
 
 class LRRTError(ValueError):
@@ -41,10 +50,22 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def describe(value: Any) -> str:
+    """Return what ``value`` is, in a few words: its type, and dtype and shape or its parts."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (tuple, list)):
+        more = f", and {len(value) - 4} more" if len(value) > 4 else ""
+        return f"{type(value).__name__} of ({', '.join(map(describe, value[:4]))}{more})"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{type(value).__name__} of {value.dtype} {list(value.shape)}"
+    return "None" if value is None else type(value).__name__
+
+
 def loader_error(error: Exception) -> tuple[str, str]:
     """Return the type's name and the first line of what a ``DataLoader`` raised.
 
-    A process that reads hands over its whole traceback as the text; the error is its last.
+    A worker process passes on its whole traceback as text; the error is the last line of it.
     """
     caught = re.match(r"Caught (\w+) in DataLoader worker", text := str(error))
     if caught is None:

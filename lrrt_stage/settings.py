@@ -1,28 +1,67 @@
-"""How every option is declared: a dataclass field with its default, its help and its choices.
+"""How options are declared and checked: a dataclass field with its default, help and bounds.
 
-The field is the one place where a default is written. Commands, ``MLproject`` and the docs read it.
+The field is the only place where a default is written; the commands, ``MLproject`` and the
+documentation read it from there.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import field, fields
-from typing import Any
+from math import isfinite
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lrrt_stage.errors import LRRTError, unknown_name
 
-__all__ = ["check_choices", "hide_passwords", "option_text", "require", "setting"]
+__all__ = [
+    "TYPES",
+    "Options",
+    "hide_passwords",
+    "option_text",
+    "option_type",
+    "require",
+    "setting",
+]
+
+BOUNDS = {
+    "minimum": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "maximum": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+"""Name of a bound -> comparison that a value must pass, and that in words."""
+TYPES: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a finite number"),
+    str: (str, "text"),
+    dict: (dict, 'a JSON object like {"width": 64}'),
+}
+"""Type of a field -> type that its values must have, and that in words."""
 
 
-def setting(default: Any, help: str, *, choices: Iterable[str] | None = None) -> Any:
+def setting(
+    default: Any, help: str, *, choices: Iterable[str] | None = None, **bounds: float
+) -> Any:
     """Declare a dataclass field that is also a command-line option.
 
-    ``choices`` is any iterable of names, a registry for example; it is read when a value is
-    checked, so that what is registered later counts too.
+    Parameters
+    ----------
+    default, help
+        The field's default, and its help text.
+    choices
+        Any iterable of names, a registry for example. It is read when a value is checked, so that
+        names registered later count as well.
+    **bounds
+        Bounds of a number: ``minimum`` and ``maximum`` are allowed values, ``above`` and
+        ``below`` are not.
     """
-    metadata = {"help": help, "choices": choices}
+    metadata = {"default": default, "help": help, "choices": choices, "bounds": bounds}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -34,17 +73,64 @@ def require(condition: bool, message: str) -> None:
         raise LRRTError(message)
 
 
-def check_choices(options: Any) -> None:
-    """Raise :class:`LRRTError` for the first field of ``options`` that is not among its choices.
+class Options:
+    """Base of a dataclass of options, which checks every :func:`setting` of an instance.
 
-    None is a choice where it is the default.
+    Raises
+    ------
+    LRRTError
+        For the first value of the wrong type, out of its bounds or not among its choices. The
+        message has the option's name, the value, what is allowed, and the default.
     """
-    for each in fields(options):
-        choices, value = each.metadata.get("choices"), getattr(options, each.name)
-        if value is None and each.default is None:
-            continue
-        if choices is not None and value not in choices:
-            raise unknown_name(each.name, str(value), choices)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for option in fields(self):  # type: ignore[arg-type]
+            value, declared = getattr(self, option.name), option.metadata
+            if not declared:
+                continue
+            kind, words = option_type(hints[option.name])
+            if any(value is word or value == word for word in words):
+                continue
+            bounds, choices = declared["bounds"].items(), declared["choices"]
+            if not _is_a(value, kind) or not all(BOUNDS[name][0](value, x) for name, x in bounds):
+                allowed = [TYPES[kind][1], *(f"{BOUNDS[name][1]} {x}" for name, x in bounds)]
+                raise LRRTError(
+                    f"{option.name}={value!r} must be {', '.join(allowed)}{_or(words)}: "
+                    f"the default is {option_text(declared['default'])}"
+                )
+            if choices is not None and value not in choices:
+                raise unknown_name(option.name, value, choices)
+
+
+def option_type(hint: Any) -> tuple[type, tuple[Any, ...]]:
+    """Return the type of a field's values, given its hint, and the words allowed in their place.
+
+    ``int | None`` is an int or the word None, ``int | Literal["epoch"]`` an int or the word epoch.
+    """
+    types = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    words: list[Any] = []
+    kinds = []
+    for kind in types:
+        if get_origin(kind) is Literal:
+            words += get_args(kind)
+        elif kind is type(None):
+            words.append(None)
+        else:
+            kinds.append(get_origin(kind) or kind)
+    (only,) = kinds
+    return only, tuple(words)
+
+
+def _or(words: tuple[Any, ...]) -> str:
+    return "".join(f" or {option_text(word)}" for word in words)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    fits = isinstance(value, TYPES[kind][0])
+    return fits and (kind is not float or isfinite(value))
 
 
 def option_text(value: Any) -> str:
@@ -59,10 +145,10 @@ def option_text(value: Any) -> str:
 
 
 SECRETS = (
-    # In an address of the web, what stands before the @ of the host; a name is shown.
+    # In a web address, the password in front of the host, or a token that stands there alone.
     (re.compile(r"(https?://[^:/@\s]*):[^/\s]*@"), r"\1:***@"),
     (re.compile(r"(https?://)[^:/@\s]+@"), r"\1***@"),
-    # In that of a database a password may have any character.
+    # In a database address, where a password may contain any character.
     (re.compile(r"((?<!http)(?<!https)://[^:/@\s]*):\S*@"), r"\1:***@"),
     (re.compile(r"(?i)([?&][\w-]*(?:passw(?:or)?d|pwd|secret|token)=)[^&\s'\"]*"), r"\1***"),
 )

@@ -2,8 +2,7 @@
 
 from pipeline.data.factories import DatasetFactory, ModelFactory
 from pipeline.data.splits import Data, Split
-from pipeline.task.evaluation import ValidationOptions
-from pipeline.task.plan import RangeTestPlan
+from pipeline.task.plan import RangeTestPlan, ValidationOptions
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.recipes import RECIPES, RecipeOptions, published_ranges
 from pipeline.task.tasks import Runtime, Task

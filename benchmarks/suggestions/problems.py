@@ -20,7 +20,7 @@ from benchmarks.suggestions import data
 from benchmarks.suggestions.models import Attention, cnn, image_to_image, mlp
 from lrrt_stage import initialize, seeded
 from pipeline.models.optimizers import build_optimizer
-from pipeline.task.evaluation import ValidationOptions
+from pipeline.task.plan import ValidationOptions
 
 __all__ = ["PROBLEMS", "Problem", "half"]
 

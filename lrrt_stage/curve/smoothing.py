@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, setting
 
 __all__ = ["AVERAGES", "Smoothing", "mean_age", "zero_phase"]
 
@@ -16,7 +16,7 @@ AVERAGES = ("biased", "corrected", "from-first")
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class Smoothing(Options):
     """An exponential moving average with factor β; L_t is the raw loss, t = 1, 2, …
 
     - ``biased``: S_0 = 0, S_t = β S_{t-1} + (1-β) L_t
@@ -34,11 +34,9 @@ class Smoothing:
     average: str = setting(
         "corrected", "Exponential average that suggestions are read from.", choices=AVERAGES
     )
-    beta: float = setting(0.98, "Smoothing factor of the average, 0 (raw loss) to below 1.")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        _require_beta(self.beta)
+    beta: float = setting(
+        0.98, "Smoothing factor of the average, 0 (raw loss) to below 1.", minimum=0, below=1
+    )
 
     def __call__(self, loss: np.ndarray | list[float]) -> np.ndarray:
         """Return the average of ``loss``, same shape ``[n]``; values from a NaN on are NaN."""
@@ -93,7 +91,7 @@ def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
     >>> zero_phase([4.0, 1.0, 4.0], beta=0.5).tolist()
     [3.142857142857143, 2.5, 3.142857142857143]
     """
-    _require_beta(beta)
+    Smoothing(beta=beta)  # raises LRRTError for a beta out of its bounds
     raw = np.asarray(loss, dtype=np.float64)
     invalid = np.flatnonzero(~np.isfinite(raw))
     end = int(invalid[0]) if invalid.size else len(raw)
@@ -139,7 +137,3 @@ def _both_sides(values: np.ndarray, beta: float) -> np.ndarray:
         return pd.Series(part).ewm(alpha=1 - beta).sum().to_numpy()
 
     return before(values) + before(values[::-1])[::-1] - values
-
-
-def _require_beta(beta: float) -> None:
-    require(0 <= beta < 1, f"beta={beta} is outside [0, 1): try 0.98")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lrrt_stage.errors import unknown_name
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, require, setting
 
-__all__ = ["MIN_ITERATIONS", "ONE_EPOCH", "RAMPS", "RangeTestOptions", "ramp"]
+__all__ = ["MIN_ITERATIONS", "RAMPS", "RangeTestOptions", "ramp"]
 
 RAMPS: dict[str, Callable[..., np.ndarray]] = {
     "exponential": np.geomspace,
@@ -20,7 +19,6 @@ RAMPS: dict[str, Callable[..., np.ndarray]] = {
 }
 """Kind of ramp -> function of the first value, the last value, and the number of values."""
 MIN_ITERATIONS = 10
-ONE_EPOCH = "epoch"
 MIN_EPOCH_ITERATIONS = 100
 """Iterations of a range test of one epoch whose data set has fewer batches: it is reshuffled."""
 
@@ -37,48 +35,34 @@ def ramp(lr_start: float, lr_end: float, iterations: int, kind: str = "exponenti
 
 
 @dataclass(frozen=True)
-class RangeTestOptions:
+class RangeTestOptions(Options):
     """The learning rates of a range test, and when it stops early."""
 
-    lr_start: float = setting(1e-7, "First learning rate.")
-    lr_end: float = setting(100.0, "Last learning rate.")
+    lr_start: float = setting(1e-7, "First learning rate.", above=0)
+    lr_end: float = setting(100.0, "Last learning rate.", above=0)
     ramp: str = setting("exponential", "How the learning rate grows.", choices=RAMPS)
-    iterations: int | str = setting(
-        100, "Optimizer steps; epoch: one epoch, but at least 100 (the data is reshuffled)."
+    iterations: int | Literal["epoch"] = setting(
+        100,
+        "Optimizer steps; epoch: one epoch, but at least 100 (the data is reshuffled).",
+        minimum=MIN_ITERATIONS,
     )
     stop_multiple: float | None = setting(
-        4.0, "Stop when the smoothed loss exceeds this multiple of its minimum; none: never."
+        4.0,
+        "Stop when the smoothed loss exceeds this multiple of its minimum; none: never.",
+        above=1,
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name, remedy in (("lr_start", "1e-7"), ("lr_end", "100")):
-            value = getattr(self, name)
-            require(
-                value > 0 and isfinite(value),
-                f"{name}={value:g} must be positive and finite: try {remedy}",
-            )
+        super().__post_init__()
         require(
             self.lr_start < self.lr_end,
             f"lr_start={self.lr_start:g} is not below lr_end={self.lr_end:g}: "
             "lower lr_start or raise lr_end",
         )
-        require(
-            self.iterations == ONE_EPOCH or isinstance(self.iterations, int),
-            f"iterations={self.iterations!r} is neither a whole number nor {ONE_EPOCH!r}: use 100",
-        )
-        require(
-            isinstance(self.iterations, str) or self.iterations >= MIN_ITERATIONS,
-            f"iterations={self.iterations} is below {MIN_ITERATIONS}: use 100",
-        )
-        require(
-            self.stop_multiple is None or self.stop_multiple > 1,
-            f"stop_multiple={self.stop_multiple} is not above 1: use none to switch it off",
-        )
 
     def iterations_for(self, batches: Iterable[Any], accumulate: int) -> int:
         """Return the number of optimizer steps over ``batches``, of which each takes some."""
-        if isinstance(self.iterations, int):
+        if self.iterations != "epoch":
             return self.iterations
         try:
             epoch = len(batches) // accumulate  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrrt_stage.errors import LRRTError
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state.device import to_device
 
 __all__ = [
@@ -32,7 +32,7 @@ TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(Options):
     """How a step is taken; a range test and the training after it must agree on all of it.
 
     With ``precision="fp16"`` the loss is scaled, and a step whose gradients overflow is left out.
@@ -40,20 +40,14 @@ class StepOptions:
     ``torch.amp.GradScaler`` makes the host wait for the device at every step.
     """
 
-    accumulate: int = setting(1, "Batches whose gradients are accumulated for one step.")
-    clip_norm: float | None = setting(None, "Clip the gradient's global norm to this; none: off.")
+    accumulate: int = setting(1, "Batches whose gradients are accumulated for one step.", minimum=1)
+    clip_norm: float | None = setting(
+        None, "Clip the gradient's global norm to this; none: off.", above=0
+    )
     precision: str = setting(
         "fp32", "Arithmetic: fp32, or autocast to bf16 or fp16.", choices=PRECISIONS
     )
     channels_last: bool = setting(False, "Lay images and weights out channels last.")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require(self.accumulate >= 1, f"accumulate={self.accumulate} is below 1: use 1 for none")
-        require(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"clip_norm={self.clip_norm} is not positive: use none to switch clipping off",
-        )
 
     @property
     def memory_format(self) -> torch.memory_format:

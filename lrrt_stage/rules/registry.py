@@ -14,7 +14,7 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion, unknown_name
-from lrrt_stage.settings import check_choices, setting
+from lrrt_stage.settings import Options, setting
 
 __all__ = ["RULES", "SuggestionOptions", "rule", "suggest", "suggest_all"]
 
@@ -34,14 +34,10 @@ def rule(name: str) -> Callable[[Rule], Rule]:
 
 
 @dataclass(frozen=True)
-class SuggestionOptions:
+class SuggestionOptions(Options):
     """Which rule is used. Every rule is computed and recorded at every test."""
 
     rule: str = setting("robust", "Rule whose range training uses.", choices=RULES)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-
 
 def suggest(curve: LRCurve, rule: str = "robust", smoothing: Smoothing | None = None) -> LRRange:
     """Return the range that ``rule`` reads from ``curve``.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, fields, is_dataclass
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
 
 import rich_click as click
 from click.core import ParameterSource
 
-from lrrt_stage.settings import option_text
+from lrrt_stage.settings import TYPES, option_text, option_type
 from mlflow_project.cli.outcome import OutputOptions
 
 __all__ = [
@@ -33,33 +32,26 @@ class OptionType(click.ParamType):
     """The type of a dataclass field: int, float, str, bool or a JSON object, each or none."""
 
     def __init__(self, hint: Any) -> None:
-        choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        self.optional = type(None) in choices
-        (self.type,) = (each for each in choices if each is not type(None))
-        self.is_json = self.type not in (int, float, str, bool)
-        self.name = "json" if self.is_json else "text" if self.type is str else self.type.__name__
+        self.type, self.words = option_type(hint)
+        names: dict[type, str] = {dict: "json", str: "text"}
+        self.name = names.get(self.type, self.type.__name__)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the field's value for the text that was typed."""
+        """Return the field's value for the text on the command line."""
         if not isinstance(value, str):
             return value
-        if self.optional and value.lower() in ("none", ""):
+        if None in self.words and value.lower() in ("none", ""):
             return None
+        if value in self.words:
+            return value
         if self.type is bool:
             return click.BOOL.convert(value, param, ctx)
-        if not self.is_json:
-            try:
-                return self.type(value)
-            except ValueError:
-                kind = {int: "a whole number", float: "a number"}[self.type]
-                self.fail(f"{value!r} is not {kind}{' or none' if self.optional else ''}", param)
         try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError as error:
-            self.fail(f"{value!r} is not JSON ({error})", param)
-        if not isinstance(parsed, dict):
-            self.fail(f"{value!r} is not a JSON object like '{{\"width\": 64}}'", param)
-        return parsed
+            # dict() would also accept a list of pairs.
+            return {**json.loads(value)} if self.type is dict else self.type(value)
+        except (ValueError, TypeError):
+            words = "".join(f" or {option_text(word)}" for word in self.words)
+            self.fail(f"{value!r} is not {TYPES[self.type][1]}{words}", param)
 
 
 def options_of(
@@ -68,27 +60,36 @@ def options_of(
     """Add an option for every field of the dataclasses ``options``, under one heading in the help.
 
     With ``defaults=False`` an option that is not given is None: see :func:`given`. ``only`` names
-    the fields to take; all where it is not given.
+    the fields to add; by default, all.
     """
     chosen = [
-        (each, get_type_hints(owner)[each.name])
+        (option, get_type_hints(owner)[option.name])
         for owner in options
-        # What a dataclass adds comes before what it inherits.
-        for each in sorted(fields(owner), key=lambda each: each.name not in vars(owner))
-        if only is None or each.name in only
+        # The fields that a dataclass adds come before those that it inherits.
+        for option in sorted(fields(owner), key=lambda option: option.name not in vars(owner))
+        if only is None or option.name in only
     ]
+    names = [f"--{option.name.replace('_', '-')}" for option, _ in chosen]
 
     def decorate(command: Command) -> Command:
-        for each, hint in reversed(chosen):
-            command = _option(each, hint, defaults)(command)
-        names = [f"--{each.name.replace('_', '-')}" for each, _ in chosen]
+        for name, (option, hint) in reversed(list(zip(names, chosen, strict=True))):
+            declared = option.metadata
+            default, choices = declared["default"], declared["choices"]
+            text = declared["help"] + (f" One of: {', '.join(choices)}." if choices else "")
+            command = click.option(
+                name,
+                option.name,
+                type=OptionType(hint),
+                default=default if defaults else None,
+                help=f"{text} [default: {option_text(default) if defaults else UNGIVEN}]",
+            )(command)
         return click.option_panel(panel, options=names)(command)
 
     return decorate
 
 
 def tracked(command: Command) -> Command:
-    """Add the options that say where a command's runs go, and its result."""
+    """Add the options that say where a command's runs and its result are stored."""
     command = options_of("Result", OutputOptions)(command)
     for option in (
         click.option("--experiment", help="Experiment, made if it is not there.", default=None),
@@ -104,18 +105,18 @@ def tracked(command: Command) -> Command:
 
 
 def examples(*lines: str) -> str:
-    """Return a command's epilog with an example a line."""
-    # A blank line between them: others are run together.
+    """Return a command's epilog with one example per line."""
+    # Without blank lines, the examples would be joined to a paragraph.
     return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 def from_values(
     options: type[T], values: dict[str, Any], preset: Mapping[str, Any] | None = None
 ) -> T:
-    """Return the dataclass filled from the arguments of the command that is running.
+    """Return the dataclass filled from the arguments of the running command.
 
-    An option that was not typed has its value in ``preset``, where it is there. Dataclasses in
-    the dataclass are filled alike.
+    An option that was not given takes its value from ``preset``, if it is there. Nested
+    dataclasses are filled in the same way.
     """
     preset, hints = preset or {}, get_type_hints(options)
 
@@ -124,32 +125,17 @@ def from_values(
             return from_values(hints[name], values, preset)
         return preset[name] if name in preset and not typed(name) else values[name]
 
-    return options(**{each.name: value(each.name) for each in fields(options)})  # type: ignore[arg-type]
+    return options(**{field.name: value(field.name) for field in fields(options)})  # type: ignore[arg-type]
 
 
 def given(values: dict[str, Any], options: type) -> dict[str, Any]:
-    """Return the fields of ``options`` that were given to the command that is running."""
-    return {each.name: values[each.name] for each in fields(options) if typed(each.name)}
+    """Return the fields of ``options`` that were given to the running command."""
+    return {field.name: values[field.name] for field in fields(options) if typed(field.name)}
 
 
 def typed(name: str) -> bool:
-    """Tell whether an option of the command that is running was given, by whatever way."""
-    # A value cannot tell: what was typed may be the default.
+    """Return whether an option of the running command was given, in any way."""
+    # The value does not tell: it may have been given and be equal to the default.
     context = click.get_current_context()
     assert context is not None
     return context.get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _option(each: Field[Any], hint: Any, defaults: bool) -> Callable[[Command], Command]:
-    default = each.default_factory() if callable(each.default_factory) else each.default
-    text = each.metadata["help"]
-    choices = each.metadata["choices"]
-    if choices is not None:
-        text += f" One of: {', '.join(choices)}."
-    return click.option(
-        f"--{each.name.replace('_', '-')}",
-        each.name,
-        type=OptionType(hint),
-        default=default if defaults else None,
-        help=f"{text} [default: {option_text(default) if defaults else UNGIVEN}]",
-    )

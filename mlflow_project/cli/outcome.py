@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import require, setting
+from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console
 from mlflow_project.tracking.descriptions import page, registered_model
@@ -57,7 +57,7 @@ TAGS = {
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(Options):
     """Where the result goes, beside the store."""
 
     output_json: str | None = setting(
@@ -67,6 +67,7 @@ class OutputOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output_json in (None, "-"):
             return
         path = Path(self.output_json)

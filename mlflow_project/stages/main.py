@@ -9,7 +9,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange
-from lrrt_stage.settings import setting
+from lrrt_stage.settings import Options, setting
 from mlflow_project.handoff.fingerprints import find_same
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
@@ -54,7 +54,7 @@ SHOWN = (
 
 
 @dataclass(frozen=True)
-class MainOptions:
+class MainOptions(Options):
     """Which steps are run."""
 
     refine: bool = setting(True, "Refine the narrowed range before training.")

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange
-from lrrt_stage.settings import hide_passwords, setting
+from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.tracking.runs import log_dataset, log_range, name_run
 from mlflow_project.tracking.tags import MISMATCH_TAG, SOURCE_TAG, WEIGHTS_TAG
@@ -20,7 +20,7 @@ __all__ = ["HandoffOptions", "open_handoff", "run_name", "short_name", "task_wor
 
 
 @dataclass(frozen=True)
-class HandoffOptions:
+class HandoffOptions(Options):
     """Which range test is followed."""
 
     lrrt_run_id: str = setting(

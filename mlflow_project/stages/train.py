@@ -11,7 +11,7 @@ import torch
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.settings import require, setting
+from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import readable, run_file
 from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
@@ -41,7 +41,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
-class TrainRunOptions:
+class TrainRunOptions(Options):
     """What a training run takes and leaves beside its training."""
 
     refine_run_id: str | None = setting(

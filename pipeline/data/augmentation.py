@@ -1,6 +1,6 @@
-"""Augmentation as tensor code on the device; random numbers come from a CPU generator.
+"""Augmentation as tensor code on the device.
 
-So the same seed draws the same crops on every device.
+Random numbers come from a CPU generator, so that a seed draws the same crops on every device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["AUGMENTATIONS"]
 
 PADDING = 4
 SHIFT_PARTS = 10
-"""Images are shifted by up to one part in this many of their height and width."""
+"""Images are shifted by up to 1 / ``SHIFT_PARTS`` of their height and width."""
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -29,7 +29,7 @@ def shift_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shift by up to 10 %, repeat the edge, flip left-right half of the time; ``[n, c, h, w]``.
 
     Shifts are whole pixels, at most a tenth of height and width rounded down, so an image of
-    fewer than 10 pixels is flipped only. Keras' ``fill_mode="nearest"``, without its
+    fewer than 10 pixels is only flipped. This is Keras' ``fill_mode="nearest"``, without
     interpolation between pixels.
     """
     n, _, height, width = images.shape

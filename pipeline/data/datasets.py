@@ -1,7 +1,8 @@
-"""The datasets that are known by name. A loader is one function in :data:`DATASETS`."""
+"""The built-in datasets. Each is one function in :data:`DATASETS`."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -17,16 +18,16 @@ from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
 from pipeline.data.factories import call_factory, is_factory
 from pipeline.data.photographs import load_photographs
-from pipeline.data.splits import Data, Split, channel_statistics
+from pipeline.data.splits import Data, channel_statistics
 
 __all__ = ["DATASETS", "is_dataset_factory", "load_data"]
 
 VAL_FRACTION = 0.2
 SPLIT_SEED = 0
-"""Where a dataset has no validation split of its own. Fixed, so that neither weights nor data
-order change which examples are held back."""
+"""For a dataset without a validation split. It is fixed, so that the seeds of a task do not change
+which examples are held out."""
 IN_MEMORY_BYTES = 2**30
-"""A folder of images below this, decoded, is kept as one tensor on the device."""
+"""A folder whose decoded images take at most this is kept as tensors on the device."""
 
 
 def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
@@ -42,12 +43,11 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
         try:
             made = call_factory("dataset", name, arguments)
         except LRRTError as error:
-            cause = error.__cause__
-            missing = isinstance(cause, ModuleNotFoundError) and cause.name == kind
-            if missing and get_close_matches(kind, DATASETS):
+            # A misspelt imagefolder:photos has the form of a factory.
+            if getattr(error.__cause__, "name", "") == kind and get_close_matches(kind, DATASETS):
                 raise unknown_name("dataset", kind, DATASETS) from error
             raise
-        return Data.of(made, f"dataset {name!r}")
+        return Data.from_factory(made, f"dataset {name!r}")
     if kind not in DATASETS:
         raise unknown_name("dataset", kind, [*DATASETS, "package.module:factory"])
     try:
@@ -57,7 +57,7 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
 
 
 def is_dataset_factory(name: str) -> bool:
-    """Tell whether ``name`` is a factory of the user's own, not ``imagefolder:photos``."""
+    """Return whether ``name`` is a factory of the user's own, unlike ``imagefolder:photos``."""
     return is_factory(name) and name.partition(":")[0] not in DATASETS
 
 
@@ -67,7 +67,8 @@ def digits(_: str) -> Data:
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16.0).float()[:, None]
-    train, val = _held_back((images, torch.from_numpy(bunch.target).long()))
+    labels = torch.from_numpy(bunch.target).long()
+    train, val = ((images[chosen], labels[chosen]) for chosen in _split_indices(bunch.target))
     return Data(train, val, 10, *channel_statistics(train[0]))
 
 
@@ -78,28 +79,28 @@ def imagefolder(path: str, size: int = 64) -> Data:
     the middle square.
     """
     root = Path(path)
-    require(size >= 1, f"imagefolder: size={size} is below 1: raise it")
+    require(size >= 1, f"imagefolder: size={size} must be at least 1: the default is 64")
     require(root.is_dir(), f"imagefolder: there is no folder {path}: give imagefolder:PATH")
     if (root / "train").is_dir() and (root / "val").is_dir():
         train, val = _Folder(root / "train", size), _Folder(root / "val", size)
         require(
             train.classes == val.classes,
-            f"{path}: classes in train {train.classes} and val {val.classes} differ: align them",
+            f"{path}: classes in train {train.classes} and val {val.classes} differ: use the same",
         )
     else:
         whole = _Folder(root, size)
-        kept, held = _split_indices(np.array(whole.targets))
-        train, val = whole.part(kept), whole.part(held)
-    # Enough images, evenly spaced, for a mean and a deviation.
+        train, val = (whole.part(chosen) for chosen in _split_indices(np.array(whole.targets)))
+    # Enough evenly spaced images for a mean and a standard deviation.
     some = np.linspace(0, len(train) - 1, min(len(train), 256)).astype(int)
     statistics = channel_statistics(torch.stack([train[int(i)][0] for i in some]))
-    if (len(train) + len(val)) * 3 * size * size <= IN_MEMORY_BYTES:
+    fits = (len(train) + len(val)) * 3 * size * size <= IN_MEMORY_BYTES
+    if fits:
         return Data(train.decoded(), val.decoded(), len(train.classes), *statistics)
     return Data(train, val, len(train.classes), *statistics)
 
 
 class _Folder(Dataset):
-    """A torchvision ImageFolder whose images come as uint8 tensors ``[3, size, size]``."""
+    """A torchvision ImageFolder whose images are uint8 tensors ``[3, size, size]``."""
 
     def __init__(self, root: Path, size: int) -> None:
         from torchvision.datasets import ImageFolder
@@ -109,9 +110,12 @@ class _Folder(Dataset):
             folder = ImageFolder(str(root))
         except FileNotFoundError as error:
             raise LRRTError(f"imagefolder: {error}: put images into {root}/<class>/") from None
-        self.classes, self.samples, self.targets = folder.classes, folder.samples, folder.targets
-        self.read = folder.loader
+        self.classes, self.samples, self.read = folder.classes, folder.samples, folder.loader
         self.transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+
+    @property
+    def targets(self) -> list[int]:
+        return [label for _, label in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -127,10 +131,8 @@ class _Folder(Dataset):
             ) from error
 
     def part(self, indices: np.ndarray) -> _Folder:
-        part = object.__new__(_Folder)
-        part.__dict__.update(self.__dict__)
+        part = copy.copy(self)
         part.samples = [self.samples[i] for i in indices]
-        part.targets = [self.targets[i] for i in indices]
         return part
 
     def digest(self) -> str:
@@ -148,30 +150,26 @@ def _torchvision(class_name: str) -> Callable[[str], Data]:
     def load(data_dir: str) -> Data:
         import torchvision.datasets
 
-        dataset_class = getattr(torchvision.datasets, class_name)
-        splits = [_downloaded(dataset_class, data_dir, train) for train in (True, False)]
-        train, val = (_image_tensors(split) for split in splits)
-        return Data(train, val, len(splits[0].classes), *channel_statistics(train[0]))
+        splits = []
+        for train in (True, False):
+            try:
+                # torchvision downloads missing files, and those that fail its MD5 check.
+                split = getattr(torchvision.datasets, class_name)(
+                    data_dir, train=train, download=True
+                )
+            except Exception as error:  # from a socket, an archive, or a parser of damaged files
+                raise LRRTError(
+                    f"{class_name} in {data_dir} is missing or damaged, and could not be "
+                    f"downloaded ({' '.join(str(error).split()) or type(error).__name__}): put "
+                    "its files there, or name their folder with data_dir"
+                ) from error
+            images = torch.as_tensor(split.data)
+            images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+            splits.append((images.contiguous(), torch.as_tensor(split.targets)))
+        train_split, val_split = splits
+        return Data(train_split, val_split, len(split.classes), *channel_statistics(train_split[0]))
 
     return load
-
-
-def _downloaded(dataset_class: Any, data_dir: str, train: bool) -> Any:
-    try:
-        # torchvision downloads what is missing (and what fails its MD5, where it checks that).
-        return dataset_class(data_dir, train=train, download=True)
-    except Exception as error:  # what a socket, an archive or a parser of damaged files raises
-        raise LRRTError(
-            f"{dataset_class.__name__} in {data_dir} is missing or damaged, and could not be "
-            f"downloaded ({' '.join(str(error).split()) or type(error).__name__}): put its files "
-            "there, or name their folder with data_dir"
-        ) from error
-
-
-def _image_tensors(split: Any) -> tuple[Tensor, Tensor]:
-    images = torch.as_tensor(split.data)
-    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return images.contiguous(), torch.as_tensor(split.targets)
 
 
 DATASETS: dict[str, Callable[..., Data]] = {
@@ -183,13 +181,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "imagefolder": imagefolder,
     "photographs": load_photographs,
 }
-"""Name -> function of a folder (what stands behind ``name:``, else ``data_dir``) and arguments."""
-
-
-def _held_back(split: tuple[Tensor, Tensor]) -> tuple[Split, Split]:
-    kept, held = _split_indices(split[1].numpy())
-    train = (split[0][kept], split[1][kept])
-    return train, (split[0][held], split[1][held])
+"""Name -> function of a folder (the path after ``name:``, else ``data_dir``) and arguments."""
 
 
 def _split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Patches of photographs that a package brings along: real colour images without a download."""
+"""Patches of photographs that scikit-image ships: real colour images without a download."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ PHOTOGRAPHS = (
 """The colour photographs among scikit-image's functions whose files are inside its wheel."""
 
 GRID = 5
-"""Rows and columns of cells into which a photograph is cut."""
+"""Rows and columns of cells into which a photograph is divided."""
 
 
 def load_photographs(_: str, size: int = 32, per_image: int = 320, seed: int = 0) -> Data:
-    """Which of scikit-image's eight photographs is this patch from; no download.
+    """Patches of scikit-image's eight photographs, labelled by the photograph; no download.
 
-    Every photograph is cut into 5 × 5 cells. One cell of every row and every column is for
-    validation, and a patch lies inside one cell, so no pixel is in both splits.
+    Every photograph is divided into 5 × 5 cells. One cell of every row and every column is for
+    validation. A patch lies inside one cell, so no pixel is in both splits.
 
     Parameters
     ----------
     size
-        Height and width of a patch in pixels, at most 60: the smallest cell's.
+        Height and width of a patch in pixels, at most 60, the size of the smallest cell.
     per_image
-        Patches of one photograph: four fifths for training, one for validation, at corners drawn
-        at random. The default makes 2,048 and 512 of 32 × 32.
+        Patches of one photograph at random positions: four fifths for training, one for
+        validation. The defaults make 2,048 and 512 patches of 32 × 32.
     seed
-        Of the corners.
+        Seed of the positions.
 
     Raises
     ------
     LRRTError
         If scikit-image is not installed, or an argument cannot be used.
     """
-    require(size >= 1, f"photographs: size={size} is below 1: raise it")
-    require(
-        per_image >= GRID,
-        f"photographs: per_image={per_image} is below {GRID}, which leaves a split empty: raise it",
-    )
-    require(seed >= 0, f"photographs: seed={seed} is negative: change it")
+    for name, value, least in (
+        ("size", size, 1),
+        ("per_image", per_image, GRID),
+        ("seed", seed, 0),
+    ):
+        require(value >= least, f"photographs: {name}={value} must be at least {least}: raise it")
     generator = np.random.default_rng(seed)
     held = per_image // GRID
     train: list[np.ndarray] = []
@@ -78,7 +78,7 @@ def _photographs() -> Iterator[np.ndarray]:
         ) from None
     for name in PHOTOGRAPHS:
         image = getattr(data, name)()
-        # The motorcycle comes as left image, right image and disparity.
+        # The motorcycle is a tuple of left image, right image and disparity.
         yield image[0] if isinstance(image, tuple) else image
 
 
@@ -90,7 +90,7 @@ def _cells(image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     for i in range(GRID):
         for j in range(GRID):
             cell = image[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
-            # A knight's move from row to row: spread over the photograph, and so alike in both.
+            # A knight's move from row to row spreads the validation cells over the photograph.
             (val if j == 2 * i % GRID else train).append(cell)
     return train, val
 

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite, log10, nan
+from math import log10, nan
 
 from lrrt_stage import LRRange, Suggestion
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
-from lrrt_stage.settings import require, setting
+from lrrt_stage.settings import Options, setting
 
 __all__ = ["CheckOptions", "CheckResult", "still_fits"]
 
 
 @dataclass(frozen=True)
-class CheckOptions:
+class CheckOptions(Options):
     """What is checked, and how strictly."""
 
     lr: float | None = setting(
-        None, "Learning rate in use; none: the largest that the baseline was trained with."
+        None,
+        "Learning rate in use; none: the largest that the baseline was trained with.",
+        above=0,
     )
     tolerance: float = setting(
         round(CLEAR_DECADES, 2),
         "Decades by which the range may always move, and by which the learning rate may lie "
         "outside it: variation that one curve does not show, such as that of the data order.",
+        minimum=0,
     )
-
-    def __post_init__(self) -> None:
-        require(
-            self.lr is None or (self.lr > 0 and isfinite(self.lr)),
-            f"lr={self.lr} is not a positive number: give the learning rate in use, or none",
-        )
-        require(
-            self.tolerance >= 0 and isfinite(self.tolerance),
-            f"tolerance={self.tolerance} is not 0 or a number above: use 0 for none, in decades",
-        )
 
 
 @dataclass(frozen=True)

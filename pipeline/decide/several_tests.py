@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lrrt_stage import LRRange, NoSuggestion
 from lrrt_stage.rules.consensus import Consensus, find_consensus
 from lrrt_stage.rules.reading import Reading
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, require, setting
 from pipeline.jobs.jobs import RangeTestJob
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
@@ -23,11 +23,13 @@ VARIED = {
 
 
 @dataclass(frozen=True)
-class ConsensusOptions:
+class ConsensusOptions(Options):
     """How many tests are run for a suggestion, and how many of them have to agree."""
 
     tests: int = setting(
-        1, "Range tests; above 1, the suggested range is the one that is safe for most of them."
+        1,
+        "Range tests; above 1, the suggested range is the one that is safe for most of them.",
+        minimum=1,
     )
     vary: str = setting(
         "data-order",
@@ -35,25 +37,17 @@ class ConsensusOptions:
         choices=VARIED,
     )
     agreement: float = setting(
-        0.6, "Share of the tests for which the range has to be safe: 0.6 for most, 1 for all."
+        0.6,
+        "Share of the tests for which the range has to be safe: 0.6 for most, 1 for all.",
+        above=0,
+        maximum=1,
     )
     workers: int | None = setting(
         None,
         "Tests at a time, after the first; none: one per core, or per GPU. It does not change the "
         "results.",
+        minimum=1,
     )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require(self.tests >= 1, f"tests={self.tests} is below 1: raise it")
-        require(
-            0 < self.agreement <= 1,
-            f"agreement={self.agreement} is not in (0, 1]: use 1 for all tests, 0.6 for most",
-        )
-        require(
-            self.workers is None or self.workers >= 1,
-            f"workers={self.workers} is below 1: use none for one per core",
-        )
 
     @property
     def varied(self) -> str:

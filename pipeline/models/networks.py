@@ -1,4 +1,4 @@
-"""The models that are known by name. A builder is one function in :data:`MODELS`."""
+"""The built-in models. Each is one function in :data:`MODELS`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.weights import check_sizes
 from pipeline.data.factories import call_factory, is_factory
-from pipeline.data.splits import describe
 
 __all__ = ["MODELS", "build_model"]
 
@@ -31,8 +30,8 @@ def build_model(
     """Return a new model for inputs of ``input_shape`` (without the batch) and ``num_classes``.
 
     ``name`` is one of :data:`MODELS`, a torchvision classifier, or ``package.module:factory``
-    (which is given ``arguments`` alone and returns an ``nn.Module``). What the constructor draws
-    comes from the global random state.
+    (which is called with ``arguments`` only and returns an ``nn.Module``). The constructor draws
+    random numbers from the global random state.
 
     Raises
     ------
@@ -44,8 +43,8 @@ def build_model(
         made = call_factory("model", name, arguments)
         if not isinstance(made, nn.Module):
             raise LRRTError(
-                f"model {name!r} returned {describe(made)}, expected a torch.nn.Module: "
-                f"{_remedy(made)}"
+                f"model {name!r} returned {describe(made)}: return a torch.nn.Module, not its "
+                "class, its weights or several objects"
             )
         check_sizes(made, f"model {name!r}")
         return made
@@ -61,25 +60,15 @@ def build_model(
         ) from error
 
 
-def _remedy(made: Any) -> str:
-    """Return what to do about something that is no model."""
-    if made is None:
-        return "is its return missing?"
-    if isinstance(made, type):
-        return "return an object of the class, not the class"
-    if isinstance(made, (tuple, list)) and any(isinstance(each, nn.Module) for each in made):
-        return "return the model alone"
-    if isinstance(made, Mapping):
-        return "load these weights into a model and return that"
-    return "return the model"
-
-
 def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
     """Three 3 × 3 convolutions with batch norm, two of them followed by pooling, to 2 × 2."""
     channels = _image_channels("cnn", input_shape)
     halved = [side // 2 for side in input_shape[1:]]
-    require(min(halved) >= 2, f"model 'cnn' takes images from 4 × 4 on, not {input_shape[1:]}")
-    # Not AdaptiveMaxPool2d(2): its gradient on CUDA does not repeat bit for bit.
+    require(
+        min(halved) >= 2,
+        f"model 'cnn' takes images of at least 4 × 4, not {input_shape[1:]}: use mlp",
+    )
+    # Instead of AdaptiveMaxPool2d(2), whose gradient on CUDA is not deterministic.
     window = tuple(side // 2 for side in halved)
     pooled = prod(side // size for side, size in zip(halved, window, strict=True))
 
@@ -143,10 +132,10 @@ def cifar_resnet(
 ) -> nn.Module:
     """The CIFAR ResNet of He et al. 2015 (arXiv 1512.03385, §4.2), depth 6n + 2.
 
-    ``shortcut``: where the size changes, ``identity`` subsamples and pads with zero channels
-    (option A, the paper's for CIFAR), ``projection`` is a 1 × 1 convolution with batch norm
-    (option B), ``convolution`` the same without batch norm (keras.io's ResNet v1, and the two
-    variants that *The Learning Rate Black Magic* measured).
+    ``shortcut`` is used where the size changes: ``identity`` subsamples and pads with zero
+    channels (option A, the paper's for CIFAR), ``projection`` is a 1 × 1 convolution with batch
+    norm (option B), and ``convolution`` the same without batch norm (keras.io's ResNet v1, and
+    the two variants that *The Learning Rate Black Magic* measured).
     """
     if shortcut not in SHORTCUTS:
         raise unknown_name("shortcut", shortcut, SHORTCUTS)
@@ -184,25 +173,12 @@ def _torchvision_model(
         name, weights=None, **{"num_classes": num_classes, **arguments}
     )
     channels = _image_channels(name, input_shape)
-    return model if channels == 3 else _with_input_channels(model, channels)
-
-
-def _with_input_channels(model: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution, made for RGB, by one that takes ``channels``."""
-    name, first = next(
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
-    )
-    parent, _, attribute = name.rpartition(".")
-    replacement = nn.Conv2d(
-        channels,
-        first.out_channels,
-        first.kernel_size,  # type: ignore[arg-type]
-        first.stride,  # type: ignore[arg-type]
-        first.padding,  # type: ignore[arg-type]
-        first.dilation,  # type: ignore[arg-type]
-        bias=first.bias is not None,
-    )
-    setattr(model.get_submodule(parent), attribute, replacement)
+    if channels != 3:
+        # Give the first convolution, which is made for RGB, the data's number of channels.
+        first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+        first.in_channels = channels
+        first.weight = nn.Parameter(torch.empty(first.out_channels, channels, *first.kernel_size))
+        first.reset_parameters()
     return model
 
 
@@ -218,39 +194,36 @@ def _image_channels(name: str, input_shape: Shape) -> int:
 def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) -> None:
     """Run ``inputs`` through ``model`` and check that it returns a logit per class.
 
-    It does so in eval mode and in train mode, in which some models return more than one output
-    and batch norm changes its buffers: give it a model that is thrown away.
+    The model runs in eval mode and in train mode, in which some models return several outputs.
+    Batch norm changes its buffers meanwhile, so pass a model that is not used afterwards.
 
     Raises
     ------
     LRRTError
         If the model fails on the inputs or returns something else.
     """
-    shape = tuple(inputs.shape[1:])
     for mode in (False, True):
         model.train(mode)
         try:
             with torch.no_grad():
                 output = model(inputs)
         except Exception as error:
-            remedy = "choose another model, model_args or image size"
-            if "more than 1 value per channel" in str(error):
-                remedy = "raise batch_size, batch norm needs two examples"
             raise LRRTError(
-                f"model {name!r} does not take inputs of shape {shape}: {first_line(error)}: "
-                f"{remedy}"
+                f"model {name!r} does not take inputs of shape {tuple(inputs.shape[1:])}: "
+                f"{first_line(error)}: choose another model, model_args or image size, or raise "
+                "batch_size (batch norm needs two examples)"
             ) from error
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
             raise LRRTError(
                 f"model {name!r} returns {got} for {len(inputs)} inputs"
                 f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {num_classes}), a "
-                "logit per class: set its number of classes, switch other outputs off"
+                "logit per class: set its number of classes and switch off other outputs"
             )
         rows = output.float()
         if not mode and bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4:
             warnings.warn(
-                f"model {name!r} returns numbers that add up to 1, as a softmax does: the loss "
-                "takes logits, and applies a softmax of its own; leave the model's out",
+                f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
+                "softmax from the model, since the loss takes logits and applies its own",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""The optimizers that are known by name. A builder is one function in :data:`OPTIMIZERS`."""
+"""The built-in optimizers. Each is one function in :data:`OPTIMIZERS`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lrrt_stage import LRRange, LRRTError, NoSuggestion
 from lrrt_stage.charts import Chart
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, require, setting
 from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult
 from pipeline.jobs.pool import JobResult
 from pipeline.task.plan import RangeTestPlan
@@ -103,27 +103,39 @@ class Study:
         return results
 
 
-Kind = Callable[[Study], Findings]
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study; calling it carries out a study."""
+
+    function: Callable[[Study], Findings]
+    takes_tests: bool = False
+    """Whether it can use :attr:`Study.source`, the tests of a finished study."""
+    one_test: bool = False
+    """Whether it has no number of tests to choose."""
+
+    def __call__(self, study: Study) -> Findings:
+        """Return what ``study`` found."""
+        return self.function(study)
+
+
 KINDS: dict[str, Kind] = {}
-"""Name of a kind of study -> the function that carries it out."""
-TAKES_TESTS: set[str] = set()
-"""Kinds that can take the tests of a finished study, in place of tests of their own."""
-ONE_TEST: set[str] = set()
-"""Kinds that have no number of tests to choose."""
+"""Name of a kind of study -> the kind."""
 
 
 @dataclass(frozen=True)
-class StudyOptions:
+class StudyOptions(Options):
     """Which study, and how large."""
 
     kind: str = setting("initializations", "What is studied.", choices=KINDS)
     tests: int | None = setting(
-        None, "Range tests, or tests per setting; none: the number that suits the kind."
+        None, "Range tests, or tests per setting; none: the number that suits the kind.", minimum=1
     )
     batch_sizes: str = setting("16,32,64,128,256", "Batch sizes of kind batch-size.")
     betas: str = setting("0.9,0.95,0.98,0.99", "Smoothing factors of kind smoothing.")
     workers: int | None = setting(
-        None, "Tests at a time; none: one per core, or per GPU. Results do not depend on it."
+        None,
+        "Tests at a time; none: one per core, or per GPU. Results do not depend on it.",
+        minimum=1,
     )
     study_run_id: str | None = setting(
         None, "Finished study whose tests grouped and mismatch take; latest: the newest."
@@ -134,21 +146,17 @@ class StudyOptions:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         require(
-            self.tests is None or self.kind not in ONE_TEST,
+            self.tests is None or not KINDS[self.kind].one_test,
             f"tests={self.tests} is of no use, kind={self.kind} has no number of tests: leave it "
             "out",
         )
+        takes_tests = sorted(name for name in KINDS if KINDS[name].takes_tests)
         require(
-            self.workers is None or self.workers >= 1,
-            f"workers={self.workers} is below 1: use none for one per core",
-        )
-        require(self.tests is None or self.tests >= 1, f"tests={self.tests} is below 1: raise it")
-        require(
-            self.study_run_id is None or self.kind in TAKES_TESTS,
+            self.study_run_id is None or self.kind in takes_tests,
             f"study_run_id={self.study_run_id!r} is of no use, kind={self.kind} runs its own "
-            f"tests: leave it out, or choose {' or '.join(sorted(TAKES_TESTS))}",
+            f"tests: leave it out, or choose {' or '.join(takes_tests)}",
         )
 
     def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
@@ -163,19 +171,13 @@ class StudyOptions:
             ) from None
 
 
-def kind(name: str, *, takes_tests: bool = False, one_test: bool = False) -> Callable[[Kind], Kind]:
-    """Register the decorated function as the kind ``name``.
+def kind(
+    name: str, *, takes_tests: bool = False, one_test: bool = False
+) -> Callable[[Callable[[Study], Findings]], Callable[[Study], Findings]]:
+    """Register the decorated function as the :class:`Kind` of this name."""
 
-    With ``takes_tests`` it looks at :attr:`Study.source`; with ``one_test`` it does not ask for
-    :meth:`Study.tests`.
-    """
-
-    def register(function: Kind) -> Kind:
-        KINDS[name] = function
-        if takes_tests:
-            TAKES_TESTS.add(name)
-        if one_test:
-            ONE_TEST.add(name)
+    def register(function: Callable[[Study], Findings]) -> Callable[[Study], Findings]:
+        KINDS[name] = Kind(function, takes_tests, one_test)
         return function
 
     return register

@@ -15,7 +15,7 @@ from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.figures import LR_AXIS, drawable, published_spans
 from pipeline.studies.study import Findings, Study, counted, kind
-from pipeline.task.evaluation import ValidationOptions
+from pipeline.task.plan import ValidationOptions
 
 __all__ = ["validation_study"]
 

@@ -5,27 +5,84 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lrrt_stage import LRCurve, RangeTestOptions, Reading, Smoothing, SuggestionOptions
-from pipeline.task.evaluation import ValidationOptions
+from lrrt_stage.settings import Options, require, setting
 from pipeline.task.recipes import RecipeOptions
 
-__all__ = ["RangeTestPlan"]
+__all__ = ["RangeTestPlan", "ValidationOptions", "full_looks", "stratified"]
+
+LEAST_PROBE = 64
+"""The probe's examples are the same at every iteration, so a few are enough; with fewer than
+this, the suggestion depends on which examples they are."""
+LEAST_LOOKS, MOST_LOOKS = 2, 5
+FULL_SHARE = 0.15
+"""Evaluations of the full set may take this share of the examples that the test trains on.
+Evaluating an example costs 25 % to 40 % of training on it, so a third of a batch at every
+iteration and these evaluations together add less than 35 % to the test."""
+
+
+@dataclass(frozen=True)
+class ValidationOptions(Options):
+    """Held-out examples that a range test evaluates at every iteration.
+
+    ``sample`` evaluates a fixed, stratified sample at every iteration and the full set at a few;
+    ``full`` the full set at every iteration, as the article did (Fig 8), at many times the cost.
+    """
+
+    validation: str = setting(
+        "none",
+        "Validation loss at every iteration, on a sample or the full set.",
+        choices=("none", "sample", "full"),
+    )
+    validation_sample: int | None = setting(
+        None, "Examples in the sample; none: a third of a batch.", minimum=1
+    )
+    probe: int | None = setting(
+        None,
+        "Validation examples whose loss is taken at every iteration, for the rule robust; none: a "
+        "third of a batch, but at least 64; 0: off.",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.probe != 1,
+            "probe=1 is not enough for batch norm: use none for the default, 0 to switch it off, "
+            "or 2 and more",
+        )
+
+    def probe_size(self, batch_size: int, available: int) -> int:
+        """Return the number of examples in the probe, at most the number ``available``.
+
+        It is 0 where only one example is available, since batch norm needs two.
+        """
+        if available < 2:
+            return 0
+        default = max(LEAST_PROBE, batch_size // 3)
+        return min(default if self.probe is None else self.probe, available)
+
+    def sample_size(self, batch_size: int, available: int) -> int:
+        """Return the number of examples in the sample, at most the number ``available``."""
+        return min(self.validation_sample or max(1, batch_size // 3), available)
 
 
 @dataclass(frozen=True)
 class RangeTestPlan:
-    """The ramp, what is validated on the way, the average, and the rule that is chosen."""
+    """The ramp, its validation, the average, and the rule whose suggestion is used."""
 
     ramp: RangeTestOptions = field(default_factory=RangeTestOptions)
     smoothing: Smoothing = field(default_factory=Smoothing)
     suggestion: SuggestionOptions = field(default_factory=SuggestionOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
-    """Where the options that were not given come from; said for the record."""
+    """Where the options that were not given come from; kept as a record only."""
 
     @classmethod
     def from_dict(cls, parts: dict[str, Any]) -> RangeTestPlan:
-        """Return the plan that ``dataclasses.asdict`` took apart."""
+        """Return the plan of which ``dataclasses.asdict`` made ``parts``."""
         return cls(
             RangeTestOptions(**parts["ramp"]),
             Smoothing(**parts["smoothing"]),
@@ -41,3 +98,20 @@ class RangeTestPlan:
     def flat(self) -> dict[str, Any]:
         """Return all options by name."""
         return {name: value for part in asdict(self).values() for name, value in part.items()}
+
+
+def stratified(labels: np.ndarray, size: int) -> np.ndarray:
+    """Return ``size`` indices in which every class has its share of ``labels``, shape ``[n]``.
+
+    The indices are evenly spaced over the examples sorted by label, so every call returns the
+    same ones without a seed.
+    """
+    order = np.argsort(labels, kind="stable")
+    places = (np.arange(size) + 0.5) * len(labels) / size
+    return np.sort(order[places.astype(int)])
+
+
+def full_looks(iterations: int, batch_size: int, available: int) -> int:
+    """Return how often the full set of ``available`` examples is evaluated: 2 to 5 times."""
+    affordable = int(FULL_SHARE * iterations * batch_size / available)
+    return max(LEAST_LOOKS, min(MOST_LOOKS, affordable))

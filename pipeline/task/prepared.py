@@ -1,4 +1,4 @@
-"""A task made ready: data loaded and checked, device chosen, and fresh, equal starts from it."""
+"""A task made ready to run: data loaded and checked, device chosen, and equal starts from it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from pipeline.data.datasets import load_data
 from pipeline.data.splits import Data
 from pipeline.models.networks import build_model, check_output
 from pipeline.models.optimizers import build_optimizer
-from pipeline.task.evaluation import ValidationOptions, full_looks, stratified
-from pipeline.task.plan import RangeTestPlan
+from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_looks, stratified
 from pipeline.task.tasks import Runtime, Task
 
 __all__ = ["PreparedTask", "Start"]
@@ -40,22 +39,30 @@ __all__ = ["PreparedTask", "Start"]
 
 @dataclass(frozen=True)
 class Start:
-    """What an experiment starts from: a model with the initial weights, and what moves it."""
+    """What an experiment starts from, the same every time."""
 
     model: nn.Module
+    """The model on the device, with the initial weights."""
     optimizer: Optimizer
     batches: Batches
+    batch_loss: BatchLoss
+    """From a batch on the device to the scalar loss that range test and training minimise.
+
+    It is the mean cross entropy; with the task's ``l2`` above 0, plus ``l2`` times the sum of
+    squares of all trainable weights of linear and convolutional layers, as Keras' kernel
+    regularisers add it (no biases, no norm layers; a weight that layers share counts once). So
+    the recorded training loss includes the penalty, and so does the gradient that is clipped."""
 
 
 class PreparedTask:
-    """A task on a device; ``data`` is its dataset, where that is loaded already.
+    """A task on a device; ``data`` is its dataset, if it is loaded already.
 
     Raises
     ------
     LRRTError
-        If the data, the model, the batch size or the device cannot be used, before any work. Of
-        splits that are not in memory the first validation batch alone is read here; ``train``
-        reads the validation split whole before its first epoch.
+        If the data, the model, the batch size or the device cannot be used, before any work.
+        From splits on disk, only the first validation batch is read here; ``train`` reads the
+        complete validation split before its first epoch.
     """
 
     loss_fn = staticmethod(cross_entropy)
@@ -67,23 +74,16 @@ class PreparedTask:
         self.task, self.runtime = task, runtime
         self.device = resolve_device(runtime.device)
         data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
-        # Once, so that no start of an experiment moves it again.
+        # Moved once, for all starts.
         self.data = data.to(self.device)
-        self.val_batches = Batches(
-            self.data,
-            task.batch_size,
-            self.device,
-            train=False,
-            normalize=task.normalize,
-            loader_workers=runtime.loader_workers,
-        )
-        self._train_batches()
+        self.val_batches = self._batches(train=False)
+        self._batches(train=True)  # raises if they cannot be made
         inputs, _ = next(iter(self.val_batches))
-        # Two examples where training has as many, however few there are to validate on.
+        # Two examples if training has as many, even if the validation split has only one.
         inputs = torch.cat([inputs[:2]] * 2)[: min(2, task.batch_size)]
         model = self.model().to(self.device)
-        # Before the model is run, which may be when its layers make their parameters: then its
-        # initial weights would be none.
+        # Checked before the model runs: parameters that it makes in its first forward pass would
+        # be missing from the initial weights.
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise LRRTError(
                 f"model {task.model!r} has no trainable parameter: set requires_grad on some, and "
@@ -91,20 +91,20 @@ class PreparedTask:
             )
         require(
             task.l2 == 0 or bool(_kernels(model)),
-            f"l2={task.l2} has nothing to act on, model {task.model!r} has no trainable torch "
-            "layer that is linear or convolutional: use l2=0 and weight_decay",
+            f"l2={task.l2} has no effect, model {task.model!r} has no trainable linear or "
+            "convolutional torch layer: use l2=0 and weight_decay",
         )
         with seeded(task.seed):
             check_output(model, inputs, self.data.num_classes, task.model)
 
     def sibling(self, task: Task) -> PreparedTask:
-        """Return the prepared of a task on the same data and device, which is not checked again."""
+        """Return a different task prepared on the same data and device, without checking it."""
         other = copy.copy(self)
         other.task = task
         return other
 
     def model(self) -> nn.Module:
-        """Return a new model on the CPU as its constructor makes it under the task's seed."""
+        """Return a new model on the CPU, as its constructor makes it with the task's seed."""
         with seeded(self.task.seed):
             return build_model(
                 self.task.model,
@@ -116,8 +116,8 @@ class PreparedTask:
     def initial_weights(self, pretrained: Path | None = None) -> dict[str, Tensor]:
         """Return parameters and buffers before the first step, on the CPU.
 
-        They are drawn from the task's seed, or read from ``pretrained``, a safetensors file,
-        which must be given for an ``init`` of ``run:ID`` (the caller knows where runs are).
+        They are drawn with the task's seed, or read from ``pretrained``, a safetensors file,
+        which must be given for an ``init`` of ``run:ID`` (only the caller knows where runs are).
         """
         model = self.model()
         if self.task.init.startswith("file:"):
@@ -129,9 +129,9 @@ class PreparedTask:
         return weights.state_of(model)
 
     def start(self, state: weights.State) -> Start:
-        """Return a model with the weights ``state`` on the device, a new optimizer and batches.
+        """Return a model with the weights ``state``, a new optimizer, batches and their loss.
 
-        Every call gives the same start, so that experiments from it differ in nothing else.
+        Every call returns an equal start, so that experiments differ only in what follows.
         """
         model = self.model()
         weights.load_into(model, state)
@@ -139,24 +139,7 @@ class PreparedTask:
         optimizer = build_optimizer(
             self.task.optimizer, model.parameters(), self.task.momentum, self.task.weight_decay
         )
-        return Start(model, optimizer, self._train_batches())
-
-    def batch_loss(self, model: nn.Module) -> BatchLoss:
-        """Return the loss that range test and training minimise: of a batch on the device, scalar.
-
-        It is the mean cross entropy; with the task's ``l2`` above 0, plus ``l2`` times the sum of
-        squares of all trainable weights of linear and convolutional layers, as Keras' kernel
-        regularisers add it (no biases, no norm layers; a weight that layers share counts once).
-        So the penalty is in the recorded training loss, and in the gradient that is clipped.
-        """
-        plain, l2 = batch_loss_of(model, self.loss_fn), self.task.l2
-
-        def penalised(batch: Any) -> Tensor:
-            # One vector, so that the cost does not grow with the number of layers.
-            kernels = torch.cat([kernel.flatten() for kernel in _kernels(model)])
-            return plain(batch) + l2 * kernels.square().sum()
-
-        return penalised if l2 > 0 else plain
+        return Start(model, optimizer, self._batches(train=True), self._batch_loss(model))
 
     def range_test(
         self,
@@ -168,9 +151,10 @@ class PreparedTask:
         start = self.start(state)
         plan = plan or RangeTestPlan()
         iterations = plan.ramp.iterations_for(start.batches, self.task.accumulate)
-        # Apart from the test, which draws the same however it is evaluated.
+        # Separate, so that the test draws the same numbers whatever is evaluated.
         with seeded(self.task.data_seed), preserved_sources(self.data):
-            probe = self._probe(plan.validation)
+            probe_size = plan.validation.probe_size(self.task.batch_size, self.val_batches.size)
+            probe = self._sample(probe_size) if probe_size > 0 else None
             validation = self._validation(start.model, plan.validation, iterations)
         with seeded(self.task.data_seed):
             return range_test(
@@ -181,7 +165,7 @@ class PreparedTask:
                 plan.ramp,
                 step=self.task,
                 smoothing=plan.smoothing,
-                batch_loss=self.batch_loss(start.model),
+                batch_loss=start.batch_loss,
                 probe=probe,
                 validation=validation,
                 progress=progress,
@@ -197,14 +181,11 @@ class PreparedTask:
                 output = model(inputs)
                 loss += self.loss_fn(output, labels, reduction="sum")
                 correct += (output.argmax(dim=1) == labels).sum()
-        # One read for both, at the end.
+        # Both are read from the device at once.
         loss_sum, correct_sum = torch.stack([loss, correct]).tolist()
         return loss_sum / self.val_batches.size, correct_sum / self.val_batches.size
 
-    def _probe(self, options: ValidationOptions) -> Any:
-        size = options.probe_size(self.task.batch_size, self.val_batches.size)
-        if size == 0:
-            return None
+    def _sample(self, size: int) -> tuple[Tensor, Tensor]:
         return self.val_batches.chosen(stratified(self.data.val_labels, size))
 
     def _validation(
@@ -217,20 +198,30 @@ class PreparedTask:
             return Validation(list(self.val_batches), batch_loss=batch_loss)
         size = options.sample_size(self.task.batch_size, self.val_batches.size)
         return Validation(
-            [self.val_batches.chosen(stratified(self.data.val_labels, size))],
+            [self._sample(size)],
             self.val_batches,
             full_looks(iterations, self.task.batch_size, self.val_batches.size),
             batch_loss,
         )
 
-    def _train_batches(self) -> Batches:
+    def _batch_loss(self, model: nn.Module) -> BatchLoss:
+        plain, l2 = batch_loss_of(model, self.loss_fn), self.task.l2
+
+        def penalised(batch: Any) -> Tensor:
+            # One vector, so that the cost does not grow with the number of layers.
+            kernels = torch.cat([kernel.flatten() for kernel in _kernels(model)])
+            return plain(batch) + l2 * kernels.square().sum()
+
+        return penalised if l2 > 0 else plain
+
+    def _batches(self, *, train: bool) -> Batches:
         return Batches(
             self.data,
             self.task.batch_size,
             self.device,
-            train=True,
-            seed=self.task.data_seed,
-            augment=self.task.augment,
+            train=train,
+            seed=self.task.data_seed if train else 0,
+            augment=self.task.augment if train else "none",
             normalize=self.task.normalize,
             loader_workers=self.runtime.loader_workers,
         )

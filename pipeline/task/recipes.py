@@ -1,8 +1,8 @@
 """The two published settings of the range test, and the ingredients in which they differ.
 
 Their source is the code published with S. Maggio, *The Learning Rate Black Magic* (2020):
-ResNet-56 on CIFAR-10, batches of 512, once with Keras and once with fast.ai. What both set alike
-and is a default here as well (SGD with momentum 0.9, the ramp) is no part of a recipe.
+ResNet-56 on CIFAR-10, batches of 512, once with Keras and once with fast.ai. Options that both
+set to the default of this project (SGD with momentum 0.9, the ramp) are not part of a recipe.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from lrrt_stage import LRRange
 from lrrt_stage.errors import unknown_name
-from lrrt_stage.settings import check_choices, setting
+from lrrt_stage.settings import Options, setting
 from pipeline.task.tasks import Task
 
 __all__ = [
@@ -29,23 +29,23 @@ __all__ = [
 Recipe = Mapping[str, Any]
 """Name of an option (a field of Task, RangeTestOptions or Smoothing) -> its value."""
 
-# Both programs look at, and stop by, the bias-corrected average with this factor.
+# Both programs plot the bias-corrected average with this factor, and stop by it.
 BETA = 0.98
 
 RECIPES: dict[str, Recipe] = {
     "keras": {
-        # he_uniform, which is the same distribution under another name.
+        # he_uniform, a different name for the same distribution.
         "init": "kaiming_uniform",
         # SGD's clipnorm; Keras 2.3.1 clips all gradients by their common norm.
         "clip_norm": 1.0,
-        # kernel_regularizer l2(1e-4). The program then adds the same penalty to every layer once
-        # more, and also to the bias of the last, so that 2e-4 is what its convolutions had; 1e-4
-        # is what it says, and what its last layer had.
+        # kernel_regularizer l2(1e-4). The program then adds the same penalty to every layer again,
+        # and to the bias of the last layer, so its convolutions had 2e-4 in effect. 1e-4 is what
+        # it declares, and what its last layer had.
         "l2": 1e-4,
         "weight_decay": 0.0,
         # Shifts of 0.1 and horizontal flips, with fill_mode nearest.
         "augment": "shift-flip",
-        # Images divided by 255; the lines that would take the mean away are commented out.
+        # Images divided by 255; the lines that would subtract the mean are commented out.
         "normalize": False,
         # LRFinder's default multiple, 10 at β = 0 and 4 at β = 0.9.
         "stop_multiple": 10 - 20 * BETA / 3,
@@ -58,8 +58,8 @@ RECIPES: dict[str, Recipe] = {
         # lr_find has no clipping.
         "clip_norm": None,
         "l2": 0.0,
-        # lr_find(wd=1e-4) on all parameters. fast.ai 1 decouples it from the gradient (true_wd),
-        # which SGD here does not: the same but for the momentum of the decay.
+        # lr_find(wd=1e-4) on all parameters. fast.ai 1 decouples it from the gradient (true_wd);
+        # SGD here does not, so here momentum applies to the decay as well.
         "weight_decay": 1e-4,
         # rand_pad(4, 32), by reflection, and flip_lr.
         "augment": "crop-flip",
@@ -71,11 +71,11 @@ RECIPES: dict[str, Recipe] = {
         "beta": BETA,
     },
 }
-"""Name -> what the published program of that framework sets.
+"""Name -> options that the published program of that framework sets.
 
-What the layers of the two frameworks do of themselves (momentum and ε of batch norm, for example)
-is no option, and so in neither. Both had a 1 × 1 convolution without batch norm where a ResNet's
-size changes: ``model_args={"shortcut": "convolution"}``.
+Properties of the frameworks' layers, such as momentum and ε of batch norm, are not options, and so
+not part of a recipe. Both programs had a 1 × 1 convolution without batch norm where the size
+changes in a ResNet: ``model_args={"shortcut": "convolution"}``.
 """
 
 INGREDIENTS: dict[str, tuple[str, ...]] = {
@@ -85,7 +85,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "normalisation": ("normalize",),
     "stop rule": ("stop_multiple",),
 }
-"""Name -> options that are switched together, in the order in which :func:`steps` goes.
+"""Name -> options that are switched together, in the order of :func:`steps`.
 
 Initialisation and smoothing are the same in both recipes."""
 
@@ -98,35 +98,32 @@ PUBLISHED_RANGES: dict[str, LRRange] = {
 
 
 @dataclass(frozen=True)
-class RecipeOptions:
-    """Which recipe the options that are not given come from."""
+class RecipeOptions(Options):
+    """The recipe that sets the options which are not given."""
 
     recipe: str | None = setting(
         None, "Published settings for every option that is not given; none: off.", choices=RECIPES
     )
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-
     @property
     def values(self) -> Recipe:
-        """The recipe's options and values; empty where there is no recipe."""
+        """The recipe's options and values; empty without a recipe."""
         return {} if self.recipe is None else RECIPES[self.recipe]
 
 
 def steps(start: str = "keras", end: str = "fastai") -> list[tuple[str, dict[str, Any]]]:
-    """Return the way from one recipe to another, an ingredient at a time.
+    """Return the options on the way from one recipe to the other, one ingredient at a time.
 
     Returns
     -------
     list of (str, dict)
-        First ``(start, its options)``, then for every ingredient in which the two differ its name
-        and all options after it too was switched; the last are those of ``end``.
+        First ``(start, its options)``; then, for every ingredient in which the two differ, its
+        name and all options after it was switched. The last options are those of ``end``.
 
     Raises
     ------
     LRRTError
-        If there is no recipe of that name; the message has the nearest.
+        If there is no recipe of that name; the message names the nearest.
     """
     for name in (start, end):
         if name not in RECIPES:
@@ -142,11 +139,7 @@ def steps(start: str = "keras", end: str = "fastai") -> list[tuple[str, dict[str
 
 
 def published_ranges(task: Task) -> dict[str, LRRange]:
-    """Return :data:`PUBLISHED_RANGES` if ``task`` is what they are for, else an empty mapping."""
-    setting_of_the_article = (
-        task.dataset == "cifar10"
-        and task.model == "resnet56"
-        and task.batch_size == 512
-        and task.accumulate == 1
-    )
-    return dict(PUBLISHED_RANGES) if setting_of_the_article else {}
+    """Return :data:`PUBLISHED_RANGES` if they apply to ``task``, else an empty mapping."""
+    applies = (task.dataset, task.model) == ("cifar10", "resnet56")
+    applies &= (task.batch_size, task.accumulate) == (512, 1)
+    return dict(PUBLISHED_RANGES) if applies else {}

@@ -1,15 +1,14 @@
-"""All that a range test and the training after it must agree on."""
+"""Everything that a range test and the training after it must agree on."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
 from typing import Any
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.errors import LRRTError, unknown_name
 from lrrt_stage.measure.step import StepOptions
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state.weights import INITIALIZERS
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.models.optimizers import OPTIMIZERS
@@ -36,15 +35,21 @@ class Task(StepOptions):
         "Initial weights: kaiming_uniform, kaiming_normal, xavier_uniform, own (the model's "
         "constructor), file:PATH (safetensors) or run:ID (a pretrained start).",
     )
-    seed: int = setting(0, "Seed of the initial weights.")
-    data_seed: int = setting(0, "Seed of data order, augmentation and dropout.")
-    optimizer: str = setting("sgd", "Optimizer.", choices=OPTIMIZERS)
-    momentum: float = setting(0.9, "SGD's momentum, Adam's beta1.")
-    weight_decay: float = setting(1e-4, "L2 penalty of sgd and adam, decoupled decay of adamw.")
-    l2: float = setting(
-        0.0, "L2 penalty on the weights of linear and convolutional layers, added to the loss."
+    seed: int = setting(0, "Seed of the initial weights.", minimum=0, below=2**63)
+    data_seed: int = setting(
+        0, "Seed of data order, augmentation and dropout.", minimum=0, below=2**63
     )
-    batch_size: int = setting(64, "Examples in a batch.")
+    optimizer: str = setting("sgd", "Optimizer.", choices=OPTIMIZERS)
+    momentum: float = setting(0.9, "SGD's momentum, Adam's beta1.", minimum=0, below=1)
+    weight_decay: float = setting(
+        1e-4, "L2 penalty of sgd and adam, decoupled decay of adamw.", minimum=0
+    )
+    l2: float = setting(
+        0.0,
+        "L2 penalty on the weights of linear and convolutional layers, added to the loss.",
+        minimum=0,
+    )
+    batch_size: int = setting(64, "Examples in a batch.", minimum=1)
     augment: str = setting("none", "Augmentation of training images.", choices=AUGMENTATIONS)
     normalize: bool = setting(
         True, "Bring every channel to mean 0 and deviation 1; false: images are scaled to 0 … 1."
@@ -52,21 +57,9 @@ class Task(StepOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self)
-        require(self.batch_size >= 1, f"batch_size={self.batch_size} is below 1: raise it")
-        require(0 <= self.momentum < 1, f"momentum={self.momentum} is outside [0, 1): try 0.9")
-        require(
-            self.weight_decay >= 0, f"weight_decay={self.weight_decay} is negative: use 0 for none"
-        )
-        require(
-            self.l2 >= 0 and isfinite(self.l2),
-            f"l2={self.l2} is not 0 or a positive number: try 1e-4",
-        )
-        for name in ("seed", "data_seed"):
-            value = getattr(self, name)
-            require(0 <= value < 2**63, f"{name}={value} is not between 0 and 2^63: change it")
-        if not self.init.startswith(("file:", "run:")) and self.init != "own":
-            check_choices(_Init(self.init))
+        names = [*INITIALIZERS, "own", "file:PATH", "run:ID"]
+        if not self.init.startswith(("file:", "run:")) and self.init not in names:
+            raise unknown_name("init", self.init, names)
 
     def to_json(self) -> str:
         """Return the task as JSON, keys sorted."""
@@ -100,20 +93,11 @@ class Task(StepOptions):
 
 
 @dataclass(frozen=True)
-class _Init:
-    init: str = setting("own", "", choices=[*INITIALIZERS, "own", "file:PATH", "run:ID"])
-
-
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(Options):
     """Where a task runs; it may differ between a range test and its training."""
 
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or a torch device.")
     data_dir: str = setting("data", "Folder of the datasets that are downloaded.")
-    loader_workers: int = setting(0, "Processes that read data which does not fit in memory.")
-
-    def __post_init__(self) -> None:
-        require(
-            self.loader_workers >= 0,
-            f"loader_workers={self.loader_workers} is negative: use 0 for none",
-        )
+    loader_workers: int = setting(
+        0, "Processes that read data which does not fit in memory.", minimum=0
+    )

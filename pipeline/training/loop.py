@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
 from lrrt_stage.measure.step import BatchStream
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, setting
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.training.schedules import SCHEDULES, build_schedule
@@ -25,15 +25,11 @@ __all__ = ["Epoch", "TrainOptions", "Training", "train"]
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Options):
     """How long and by which schedule."""
 
-    epochs: int = setting(20, "Passes over the training data.")
+    epochs: int = setting(20, "Passes over the training data.", minimum=1)
     schedule: str = setting("one-cycle", "How the learning rate moves.", choices=SCHEDULES)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require(self.epochs >= 1, f"epochs={self.epochs} is below 1: raise it")
 
 
 @dataclass(frozen=True)
@@ -106,9 +102,7 @@ def train(
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
     # Once for a prepared: a fraction of an epoch, against an epoch of training that would be lost.
     prepared.val_batches.check()
-    take_step = TrainingStep(
-        model, optimizer, prepared.batch_loss(model), prepared.task, prepared.device
-    )
+    take_step = TrainingStep(model, optimizer, start.batch_loss, prepared.task, prepared.device)
     with seeded(prepared.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 leaves
         # out steps that overflow, and a resumed schedule counts up to where it was.

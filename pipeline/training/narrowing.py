@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lrrt_stage import LRRange
-from lrrt_stage.settings import check_choices, require, setting
+from lrrt_stage.settings import Options, setting
 
 __all__ = ["POLICIES", "Narrowing"]
 
@@ -19,7 +19,7 @@ POLICIES: dict[str, Callable[[float], tuple[float, float]]] = {
 
 
 @dataclass(frozen=True)
-class Narrowing:
+class Narrowing(Options):
     """Takes a share of the range's log width off.
 
     The article advises to train with a narrower range than the recommended one, since its
@@ -34,14 +34,9 @@ class Narrowing:
     narrowing: str = setting(
         "top", "Where the suggested range is narrowed: top, both ends, none.", choices=POLICIES
     )
-    narrowing_fraction: float = setting(0.1, "Share of the range's log width that is taken off.")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require(
-            0 <= self.narrowing_fraction < 1,
-            f"narrowing_fraction={self.narrowing_fraction} is outside [0, 1): try 0.1",
-        )
+    narrowing_fraction: float = setting(
+        0.1, "Share of the range's log width that is taken off.", minimum=0, below=1
+    )
 
     def __call__(self, suggested: LRRange) -> LRRange:
         """Return the narrower range."""

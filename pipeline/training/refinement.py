@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import hide_passwords, require, setting
+from lrrt_stage.settings import Options, hide_passwords, require, setting
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.training.loop import Training, TrainOptions, train
@@ -28,12 +28,14 @@ MARK, HOST, PID = "lrrt.fingerprint", "lrrt.host", "lrrt.pid"
 
 
 @dataclass(frozen=True)
-class RefineOptions:
+class RefineOptions(Options):
     """How much is searched, and where the study is kept."""
 
-    trials: int = setting(8, "Trials of the search, those of an earlier session counted in.")
-    trial_epochs: int = setting(1, "Epochs of each trial's short one-cycle.")
-    search_seed: int = setting(0, "Seed of the search.")
+    trials: int = setting(
+        8, "Trials of the search, those of an earlier session counted in.", minimum=1
+    )
+    trial_epochs: int = setting(1, "Epochs of each trial's short one-cycle.", minimum=1)
+    search_seed: int = setting(0, "Seed of the search.", minimum=0)
     storage: str = setting(
         "sqlite:///optuna.db", "Optuna storage URL, where the study can be gone on with."
     )
@@ -42,12 +44,11 @@ class RefineOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("trials", "trial_epochs"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is below 1: raise it")
+        super().__post_init__()
         highest = 2**32 - 1 - self.trials  # NumPy's bound; each trial has a seed of its own
         require(
-            0 <= self.search_seed <= highest,
-            f"search_seed={self.search_seed} is outside 0 to {highest}: use 0",
+            self.search_seed <= highest,
+            f"search_seed={self.search_seed} must be at most {highest}: the default is 0",
         )
 
 

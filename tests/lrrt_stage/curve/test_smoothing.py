@@ -43,7 +43,7 @@ def test_values_from_a_nan_on_are_nan_and_earlier_ones_are_untouched():
 
 @pytest.mark.parametrize("beta", [-0.1, 1.0, 1.5])
 def test_a_beta_outside_its_range_is_named(beta):
-    with pytest.raises(LRRTError, match=f"beta={beta} is outside"):
+    with pytest.raises(LRRTError, match=f"beta={beta} must be"):
         Smoothing(beta=beta)
 
 
@@ -99,7 +99,7 @@ def test_zero_phase_leaves_the_tail_out_from_a_value_that_is_not_finite(bad):
 @pytest.mark.parametrize("beta", [-0.1, 1.0])
 def test_zero_phase_and_mean_age_name_a_beta_outside_its_range(beta):
     for call in (lambda: zero_phase(RAW, beta), lambda: mean_age("corrected", beta, 3)):
-        with pytest.raises(LRRTError, match=f"beta={beta} is outside"):
+        with pytest.raises(LRRTError, match=f"beta={beta} must be"):
             call()
 
 

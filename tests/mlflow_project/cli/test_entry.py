@@ -65,12 +65,12 @@ BEFORE_A_RUN = {
     "rule": (("--rule", "artcle"), "unknown rule 'artcle': did you mean 'article'?"),
     "optimizer": (("--optimizer", "adm"), "unknown optimizer 'adm': did you mean 'adam'?"),
     "init": (("--init", "kaiming"), "unknown init 'kaiming': did you mean 'kaiming_normal'?"),
-    "no number": (("--lr-end", "big"), "'big' is not a number"),
+    "no number": (("--lr-end", "big"), "'big' is not a finite number"),
     "no whole number": (("--seed", 1.5), "'1.5' is not a whole number"),
-    "json": (("--model-args", "{width"), "'{width' is not JSON"),
+    "json": (("--model-args", "{width"), "'{width' is not a JSON object"),
     "json list": (("--model-args", "[1]"), "is not a JSON object"),
     "option": (("--lr-edn", 1), "Did you mean '--lr-end'"),
-    "beta": (("--beta", 1), "beta=1.0 is outside [0, 1)"),
+    "beta": (("--beta", 1), "beta=1.0 must be"),
 }
 
 
@@ -91,17 +91,17 @@ IN_A_RUN = {
     "image size": (("--model", "alexnet"), "does not take inputs of shape (1, 8, 8)"),
     "file": (("--init", "file:none.safetensors"), "no weights file none.safetensors"),
     "run": (("--init", "run:abc"), "there is no run 'abc'"),
-    "module": (("--dataset", "no_such:data"), "there is no module 'no_such'"),
-    "factory": (("--dataset", "own_factories:x"), "unknown name 'x'"),
-    "nan": (own("data", "nan"), "1 NaN or infinite values"),
-    "labels": (own("data", "labels"), "labels go from -1 to 2, outside 0 to 2"),
+    "module": (("--dataset", "no_such:data"), "No module named 'no_such'"),
+    "factory": (("--dataset", "own_factories:x"), "has no function or class 'x'"),
+    "nan": (own("data", "nan"), "NaN or infinite values"),
+    "labels": (own("data", "labels"), "has label -1, outside 0 to 2"),
     "empty": (own("data", "empty"), "the train split is empty"),
-    "wrong": (own("data", "wrong"), "returned int, expected pipeline.data.Data"),
+    "wrong": (own("data", "wrong"), "returned int: return pipeline.data.Data"),
     "raises": (own("data", "raises"), "raised KeyError: 'no such column'"),
     "frozen": (own("model", "frozen"), "no trainable parameter"),
     "narrow": (own("model", "narrow"), "returns (2, 2) for 2 inputs, expected (2, 3)"),
     "size": (own("model", "size"), "does not take inputs of shape (1, 8, 8)"),
-    "no module": (own("model", "good"), "returned str, expected a torch.nn.Module"),
+    "no module": (own("model", "good"), "returned str: return a torch.nn.Module"),
     "folder": (("--dataset", "imagefolder:nowhere"), "there is no folder nowhere"),
 }
 
@@ -123,14 +123,14 @@ def test_input_that_cannot_be_used_fails_the_run_with_one_line_and_nothing_half_
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        ("train", ("--epochs", 0), "epochs=0 is below 1"),
+        ("train", ("--epochs", 0), "epochs=0 must be"),
         (
             "train",
             ("--schedule", "onecycle"),
             "did you mean 'one-cycle'",
         ),
-        ("train", ("--narrowing-fraction", 1), "narrowing_fraction=1.0 is outside [0, 1)"),
-        ("refine", ("--trials", 0), "trials=0 is below 1"),
+        ("train", ("--narrowing-fraction", 1), "narrowing_fraction=1.0 must be"),
+        ("refine", ("--trials", 0), "trials=0 must be"),
         ("refine", ("--narrowing", "bottom"), "unknown narrowing 'bottom'"),
         ("train", ("--lrrt-run-id", "nonesuch"), "there is no run 'nonesuch'"),
         ("refine", ("--lrrt-run-id", "latest"), "has no finished lrrt run"),

@@ -86,8 +86,8 @@ def test_training_refuses_a_test_without_a_range_in_one_line(store):
 
 
 BEFORE_A_RUN = {
-    "no test": (("--tests", 0), "tests=0 is below 1"),
-    "workers": (("--workers", 0), "workers=0 is below 1"),
+    "no test": (("--tests", 0), "tests=0 must be"),
+    "workers": (("--workers", 0), "workers=0 must be"),
     "kind": (("--kind", "data-oder"), "unknown kind 'data-oder': did you mean 'data-order'?"),
 }
 IN_A_RUN = {

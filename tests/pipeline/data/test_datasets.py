@@ -44,19 +44,15 @@ class TestDigits:
         assert self.data.input_shape == (1, 8, 8)
         # A fifth of 1797 is 359.4, and scikit-learn rounds the test part up.
         assert self.data.sizes == (1437, 360)
-        ours = sorted(
-            (label, *pixels)
-            for label, pixels in zip(
-                labels.tolist(), (inputs * 16).round().int().flatten(1).tolist(), strict=True
-            )
+        # Every image once, with its label behind its pixels, sorted.
+        ours, theirs = (
+            np.unique(np.column_stack([pixels, labels]), axis=0)
+            for pixels, labels in [
+                ((inputs * 16).round().int().flatten(1), labels),
+                (bunch.data.astype(int), bunch.target),
+            ]
         )
-        theirs = sorted(
-            (label, *pixels)
-            for label, pixels in zip(
-                bunch.target.tolist(), bunch.data.astype(int).tolist(), strict=True
-            )
-        )
-        assert ours == theirs
+        assert np.array_equal(ours, theirs)
         assert (inputs.min(), inputs.max()) == (0, 1)
 
     def test_the_splits_have_the_classes_in_the_same_shares(self):
@@ -413,7 +409,7 @@ class TestImagefolder:
     def test_splits_with_different_classes_are_refused(self, complains, tmp_path):
         class_folders(tmp_path / "train", 1, "ab")
         class_folders(tmp_path / "val", 1, "ac")
-        with complains("['a', 'b']", "['a', 'c']", "align"):
+        with complains("['a', 'b']", "['a', 'c']"):
             load_data(f"imagefolder:{tmp_path}", {}, "unused")
 
     def test_too_few_images_to_split_are_counted(self, complains, tmp_path):
@@ -432,59 +428,6 @@ class TestImagefolder:
         class_folders(tmp_path, 5)
         with complains(str(size), "size"):
             load_data(f"imagefolder:{tmp_path}", {"size": size}, "unused")
-
-
-PAIR = """
-import torch
-from pipeline.data import Data
-
-def pair(n=12):
-    split = torch.arange(n * 4, dtype=torch.float32).reshape(n, 4), torch.arange(n) % 3
-    return split, split
-
-def data(n=12):
-    return Data(*pair(n), num_classes=5)
-
-def dirty():
-    (x, y), val = pair()
-    x[0, 0] = float("nan")
-    return (x, y), val
-
-def text():
-    return "data"
-"""
-
-
-class TestFactory:
-    @pytest.fixture(autouse=True)
-    def module(self, write_module):
-        write_module("dataset_for_tests", PAIR)
-
-    def test_a_pair_of_splits_becomes_data(self):
-        data = load_data("dataset_for_tests:pair", {"n": 9}, "unused")
-
-        assert data.sizes == (9, 9)
-        assert data.num_classes == 3
-        assert data.mean is None
-
-    def test_data_stays_as_it_is(self):
-        assert load_data("dataset_for_tests:data", {}, "unused").num_classes == 5
-
-    def test_another_kind_is_named_with_what_is_expected(self, complains):
-        with complains("dataset 'dataset_for_tests:text'", "returned str", "pipeline.data.Data"):
-            load_data("dataset_for_tests:text", {}, "unused")
-
-    def test_an_empty_dataset_is_named(self, complains):
-        with complains("the train split is empty"):
-            load_data("dataset_for_tests:pair", {"n": 0}, "unused")
-
-    def test_nan_is_counted(self, complains):
-        with complains("the train inputs hold 1 NaN"):
-            load_data("dataset_for_tests:dirty", {}, "unused")
-
-    def test_an_argument_that_it_does_not_take_is_named(self, complains):
-        with complains("'dataset_for_tests:pair'", "{'m': 1}", "check dataset_args"):
-            load_data("dataset_for_tests:pair", {"m": 1}, "unused")
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def test_the_kinds_that_there_are():
         ({"kind": "initialisations"}, ("unknown kind 'initialisations'", "'initializations'")),
         ({"kind": "batchsize"}, ("did you mean 'batch-size'",)),
         ({"kind": "zzz"}, ("choose one of", "grouped")),
-        ({"workers": 0}, ("workers=0", "below 1", "none")),
+        ({"workers": 0}, ("workers=0", "at least 1", "none")),
         ({"workers": -2}, ("workers=-2",)),
-        ({"tests": 0}, ("tests=0", "raise it")),
+        ({"tests": 0}, ("tests=0", "at least 1")),
     ],
 )
 def test_options_that_cannot_be_are_refused(complains, options, words):

@@ -151,5 +151,5 @@ def test_every_way_to_initial_weights_is_taken(init):
 
 
 def test_a_negative_number_of_workers_is_refused(complains):
-    with complains("loader_workers=-1", "use 0"):
+    with complains("loader_workers=-1", "at least 0"):
         Runtime(loader_workers=-1)

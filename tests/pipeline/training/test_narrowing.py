@@ -52,7 +52,7 @@ def test_the_width_that_is_left_is_what_was_not_taken(policy, fraction):
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(complains, fraction):
-    with complains(f"narrowing_fraction={fraction}", "[0, 1)", "try 0.1"):
+    with complains(f"narrowing_fraction={fraction}", "below 1"):
         Narrowing("top", fraction)
 
 
