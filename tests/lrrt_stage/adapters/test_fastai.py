@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -228,10 +227,3 @@ def test_what_cannot_be_tested_is_refused_in_one_line(what):
     with pytest.raises(LRRTError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-def test_the_ramp_that_robust_reads_is_over_the_same_batches():
-    plain, longer = (
-        range_test(**from_fastai(make()), iterations=iterations) for iterations in (100, 120)
-    )
-    assert longer.reference == replace(plain, epochs=None)

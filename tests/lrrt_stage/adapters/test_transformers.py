@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -190,10 +190,3 @@ def test_a_model_in_a_plain_loop_needs_no_adapter():
         untrained = model(**collate(ROWS[1400:1464])).loss.item()
     assert curve.probe_loss[0] == pytest.approx(untrained, rel=1e-5)
     assert 1e-4 < suggest(curve).max < 0.1
-
-
-def test_the_ramp_that_robust_reads_is_over_the_same_batches(make):
-    plain, longer = (
-        range_test(**from_transformers(make()), iterations=iterations) for iterations in (100, 120)
-    )
-    assert longer.reference == replace(plain, epochs=None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lrrt_stage import LRCurve, LRRange, NoSuggestion, UnimodalFit, Verdict, confidence, suggest
-from lrrt_stage.rules.robust import SIGNIFICANCE
+from lrrt_stage.rules.robust import SIGNIFICANCE, unimodal_regression
 
 
 def at(iteration):
@@ -23,7 +23,7 @@ VALLEY = [*FALL, *RISE]
 def test_the_rise_is_averaged_over_its_heights():
     # By 1 between iterations 22 and 23, by 2 between 23 and 24: (22.5 + 2 * 23.5) / 3. What is
     # above the start, 4, counts as the start, so the explosion adds nothing.
-    valley = UnimodalFit.of(curve(VALLEY), "loss")
+    valley = UnimodalFit.from_curve(curve(VALLEY), "loss")
     assert valley.floor == 22
     assert valley.rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
     assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 10)
@@ -51,7 +51,7 @@ def test_the_probe_is_read_where_there_is_one():
     probed = curve(noise, probe_loss=VALLEY)
     assert suggest(probed) == suggest(curve(VALLEY))
     # Its start is the loss at the initial weights, exactly.
-    assert UnimodalFit.of(probed, "probe_loss").start == 4.0
+    assert UnimodalFit.from_curve(probed, "probe_loss").start == 4.0
 
 
 def test_smoothing_does_not_matter():
@@ -120,7 +120,7 @@ def test_still_falling_at_the_end_has_no_answer_and_says_so():
 
 def test_barely_risen_at_the_end_is_answered_and_said():
     risen = curve([*FALL, 1.0, 2.0])
-    assert UnimodalFit.of(risen, "loss").recovered == pytest.approx(1 / 3)
+    assert UnimodalFit.from_curve(risen, "loss").recovered == pytest.approx(1 / 3)
     assert confidence(risen).verdict is Verdict.STILL_FALLING
     assert confidence(curve([*FALL, 1.0, 2.0], stop="diverged")).verdict is Verdict.CLEAR
 
@@ -171,8 +171,10 @@ def test_a_single_low_loss_is_no_descent():
 def test_where_the_probe_does_not_fall_the_later_rise_counts():
     # Falls to iteration 8, rises by a half at 9 and by the other at 25.
     early = curve([4.2] * 8 + [4.0] + [4.1] * 16 + [9.0] * 9, probe_loss=DIP)
-    assert UnimodalFit.of(early, "loss").rise == pytest.approx(at((8.5 + 24.5) / 2))
-    assert suggest(early).max == pytest.approx(UnimodalFit.of(early, "probe_loss").rise / 10)
+    assert UnimodalFit.from_curve(early, "loss").rise == pytest.approx(at((8.5 + 24.5) / 2))
+    assert suggest(early).max == pytest.approx(
+        UnimodalFit.from_curve(early, "probe_loss").rise / 10
+    )
     assert suggest(early).max * 10 > at(25)
     # One loss that is lower by a rounding is no floor.
     never = np.array([4.0, 4.0 - 1e-6, *[4.0 + 0.01 * i for i in range(len(VALLEY) - 2)]])
@@ -208,3 +210,40 @@ def test_a_descent_that_only_one_witness_shows_is_uncertain():
     assert confidence(curve(flat, probe_loss=VALLEY)).verdict is Verdict.NOISY
     assert confidence(curve(VALLEY, probe_loss=flat + 0.3)).verdict is Verdict.NOISY
     assert confidence(curve(VALLEY, probe_loss=VALLEY)).verdict is Verdict.CLEAR
+
+
+def fit(*values):
+    return unimodal_regression(np.array(values, dtype=float)).tolist()
+
+
+def test_a_valley_is_its_own_fit():
+    assert fit(5, 3, 1, 2, 7) == [5, 3, 1, 2, 7]
+
+
+def test_what_breaks_the_shape_is_averaged_away():
+    assert fit(4, 2, 3, 0, 6) == [4, 2.5, 2.5, 0, 6]
+    assert fit(4, 0, 6, 3, 9) == [4, 0, 4.5, 4.5, 9]
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 2.0]])
+def test_a_side_may_be_missing(values):
+    assert fit(*values) == values
+
+
+def test_no_valley_is_nearer():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        values = generator.normal(size=12)
+        error = np.square(unimodal_regression(values) - values).sum()
+        for turn in range(13):
+            for _ in range(20):
+                falling = np.sort(generator.normal(size=turn))[::-1]
+                rising = np.sort(generator.normal(size=12 - turn))
+                assert error <= np.square(np.concatenate([falling, rising]) - values).sum()
+
+
+def test_the_fit_falls_and_then_rises():
+    values = unimodal_regression(np.random.default_rng(1).normal(size=200))
+    signs = np.sign(np.diff(values))
+    signs = signs[signs != 0]
+    assert (np.diff(signs) >= 0).all()

@@ -286,6 +286,24 @@ def test_generators_of_sampler_and_dataset_are_put_back():
     assert data.rng.bit_generator.state == before[1]
 
 
+@pytest.mark.parametrize("base", [torch.utils.data.Sampler, object])
+def test_a_sampler_that_counts_its_passes_starts_again(base):
+    class Counting(base):
+        epoch = 0
+
+        def __iter__(self):
+            self.epoch += 1
+            return iter(torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch)))
+
+        def __len__(self):
+            return 12
+
+    sampler = Counting()
+    batches = DataLoader(Noisy(), 4, sampler=sampler)
+    assert linear_range_test(batches) == linear_range_test(batches)
+    assert sampler.epoch == 0
+
+
 def test_processes_that_start_meanwhile_go_on():
     data = TensorDataset(torch.randn(16, 4))
     loader = DataLoader(data, 4, num_workers=1, persistent_workers=True)
