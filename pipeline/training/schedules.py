@@ -24,9 +24,9 @@ __all__ = ["SCHEDULES", "build_schedule"]
 def build_schedule(
     name: str, optimizer: Optimizer, lr_range: LRRange, total_steps: int
 ) -> LRScheduler:
-    """Return torch's scheduler for ``total_steps`` iterations; call its ``step()`` after each.
+    """Return a torch scheduler for ``total_steps`` iterations; call ``step()`` after each one.
 
-    The optimizer's group with the largest learning rate goes through ``lr_range``; the others
+    The parameter group with the largest learning rate goes through ``lr_range``; the other groups
     keep their ratio to it.
     """
     if name not in SCHEDULES:
@@ -44,15 +44,15 @@ def build_schedule(
 def one_cycle(
     optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
 ) -> LRScheduler:
-    """From the minimum up to the maximum in 30 % of the steps, then far below (Smith 2018).
+    """Rise from the minimum to the maximum in 30 % of the steps, then fall far below (Smith 2018).
 
-    Momentum is not cycled: the range test was made at a constant one.
+    The momentum is constant, as in the range test.
     """
     return OneCycleLR(
         optimizer,
         max_lr=high,
         total_steps=total_steps,
-        # One ratio for all groups; a group whose learning rate is 0 has none.
+        # The ratio is the same for all groups; a group whose learning rate is 0 has none.
         div_factor=max(high) / max(low),
         cycle_momentum=False,
     )
@@ -62,14 +62,9 @@ def triangular(
     optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
 ) -> LRScheduler:
     """Four triangles between minimum and maximum (CLR, Smith 2015)."""
-    half = total_steps / 8  # as a fraction too, so that there are four and not a start of a fifth
-    return CyclicLR(
-        optimizer,
-        base_lr=low,
-        max_lr=high,
-        step_size_up=half,  # type: ignore[arg-type]
-        cycle_momentum=False,
-    )
+    # Not rounded, so that no fifth triangle begins.
+    half: float = total_steps / 8
+    return CyclicLR(optimizer, low, high, half, cycle_momentum=False)  # type: ignore[arg-type]
 
 
 def warm_restarts(
@@ -81,7 +76,7 @@ def warm_restarts(
 
 
 class _WarmRestarts(CosineAnnealingWarmRestarts):
-    """torch's, whose minimum is one for all groups, with a minimum for each."""
+    """The scheduler of torch has one minimum for all groups; here it is a share of each maximum."""
 
     def __init__(self, optimizer: Optimizer, first: int, min_share: float) -> None:
         self.min_share = min_share
@@ -89,7 +84,8 @@ class _WarmRestarts(CosineAnnealingWarmRestarts):
 
     def get_lr(self) -> list[float | Tensor]:
         cosine = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
-        return [peak * (self.min_share + (1 - self.min_share) * cosine) for peak in self.base_lrs]
+        share = self.min_share + (1 - self.min_share) * cosine
+        return [maximum * share for maximum in self.base_lrs]
 
 
 def constant(
