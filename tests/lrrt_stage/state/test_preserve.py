@@ -33,8 +33,10 @@ class Setting:
         generator = torch.Generator().manual_seed(1) if own_generator else None
         self.loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=generator)
 
-    def range_test(self, **options):
-        return range_test(self.model, self.optimizer, cross_entropy, self.loader, **options)
+    def range_test(self, iterations=30, **options):
+        return range_test(
+            self.model, self.optimizer, cross_entropy, self.loader, iterations=iterations, **options
+        )
 
     def train(self, epochs=2):
         self.model.train()
@@ -56,7 +58,7 @@ def test_training_after_a_range_test_is_bit_equal_to_training_without(optimizer,
         with seeded(7):
             setting = Setting(optimizer, own_generator)
             if with_test:
-                assert len(setting.range_test()) > 20
+                assert len(setting.range_test()) > 15
             results.append(setting.train())
     assert results[0] == results[1]
 
@@ -132,6 +134,35 @@ def test_a_fresh_optimizer_stays_without_state():
     setting.range_test()
     assert not setting.optimizer.state
     assert all(p.grad is None for p in setting.model.parameters())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.jit.script])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_model_in_a_wrapper_is_left_as_found(wrap):
+    model = wrap(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))).eval()
+    before = digest(state_of(model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    range_test(model, optimizer, cross_entropy, batches, iterations=10)
+    assert digest(state_of(model)) == before
+    assert not any(module.training for module in model.modules())
+
+
+def test_submodules_and_parameters_that_a_model_adds_are_removed():
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            self.added, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+            return self.layer(x) * self.scale
+
+    model = Growing()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    range_test(model, optimizer, cross_entropy, batches, iterations=10)
+    assert sorted(model.state_dict()) == ["layer.bias", "layer.weight"]
 
 
 def test_what_a_model_does_to_itself_is_undone():
