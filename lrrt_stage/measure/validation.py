@@ -16,7 +16,7 @@ from lrrt_stage.settings import require
 __all__ = ["Validation", "Validator", "examples_in"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Validation:
     """The data and the loss for the validation during a range test.
 
@@ -49,6 +49,10 @@ class Validation:
             self.full_evaluations >= 1,
             f"full_evaluations={self.full_evaluations} is below 1: use full=None for none",
         )
+
+    def __repr__(self) -> str:
+        full = f", full set at {self.full_evaluations} iterations" if self.full is not None else ""
+        return f"Validation(sample of {len(self.sample)} batches{full})"
 
 
 class Validator:

@@ -137,14 +137,11 @@ def load_into(model: nn.Module, state: State) -> None:
     """
     own = model.state_dict()
     remedy = "use the model and arguments that the weights were made with"
-    if set(own) != set(state) and sorted(map(_kind, own.values())) == sorted(
-        map(_kind, state.values())
-    ):
+    kinds, other_kinds = (sorted(map(_kind, tensors.values())) for tensors in (own, state))
+    if set(own) != set(state) and kinds == other_kinds:
         remedy = "only names differ: make the model use the same names at every construction"
         if any(name.startswith(("module.", "_orig_mod.")) for name in own):
-            remedy = (
-                "only names differ: load before the model is wrapped (DataParallel) or compiled"
-            )
+            remedy = "only names differ: load them before the model is wrapped or compiled"
     differences = [f"{name} is missing from the weights" for name in own if name not in state]
     differences += [f"{name} is not in the model" for name in state if name not in own]
     differences += [

@@ -45,7 +45,7 @@ class Epoch:
     val_accuracy: float
 
 
-@dataclass
+@dataclass(repr=False)
 class Training:
     """The progress of a training: the model, with values per step and per epoch."""
 
@@ -55,9 +55,13 @@ class Training:
     train_loss: list[float] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        steps = f"{len(self.lr)} of {self.total_steps} steps"
+        return f"Training({steps}, {len(self.epochs)} epochs, val_loss {self.val_loss:.4g})"
+
     @property
     def diverged(self) -> bool:
-        """Whether a loss was not finite; training ends there."""
+        """Whether a loss was not finite, which ends the training."""
         losses = [*self.train_loss, *(epoch.val_loss for epoch in self.epochs)]
         return not all(map(isfinite, losses))
 
