@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import chain, islice, repeat
 from statistics import median
 
 import click
@@ -24,14 +25,8 @@ from pipeline.models.networks import build_model
 def bare_loop(model, optimizer, batches, iterations, device):
     """Train at a growing learning rate: the least that a range test has to do."""
     model.train()
-    stream = iter(batches)
     lr = 1e-7
-    for _ in range(iterations):
-        try:
-            x, y = next(stream)
-        except StopIteration:
-            stream = iter(batches)
-            x, y = next(stream)
+    for x, y in islice(chain.from_iterable(repeat(batches)), iterations):
         optimizer.param_groups[0]["lr"] = lr = lr * 1.1
         optimizer.zero_grad(set_to_none=True)
         cross_entropy(model(x.to(device)), y.to(device)).backward()

@@ -20,6 +20,9 @@ from lrrt_stage.errors import unknown_name
 
 __all__ = ["SCHEDULES", "build_schedule"]
 
+Rates = list[float]
+"""One learning rate per parameter group."""
+
 
 def build_schedule(
     name: str, optimizer: Optimizer, lr_range: LRRange, total_steps: int
@@ -41,9 +44,7 @@ def build_schedule(
     return SCHEDULES[name](optimizer, low, high, max(total_steps, 2))
 
 
-def one_cycle(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
+def one_cycle(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """Rise from the minimum to the maximum in 30 % of the steps, then fall far below (Smith 2018).
 
     The momentum is constant, as in the range test.
@@ -51,28 +52,24 @@ def one_cycle(
     return OneCycleLR(
         optimizer,
         max_lr=high,
-        total_steps=total_steps,
+        total_steps=steps,
         # The ratio is the same for all groups; a group whose learning rate is 0 has none.
         div_factor=max(high) / max(low),
         cycle_momentum=False,
     )
 
 
-def triangular(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
+def triangular(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """Four triangles between minimum and maximum (CLR, Smith 2015)."""
     # Not rounded, so that no fifth triangle begins.
-    half: float = total_steps / 8
+    half: float = steps / 8
     return CyclicLR(optimizer, low, high, half, cycle_momentum=False)  # type: ignore[arg-type]
 
 
-def warm_restarts(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
+def warm_restarts(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """Three cosines from maximum to minimum, each twice as long (Loshchilov & Hutter 2016)."""
     # 1 + 2 + 4 sevenths of the steps.
-    return _WarmRestarts(optimizer, max(-(-total_steps // 7), 1), max(low) / max(high))
+    return _WarmRestarts(optimizer, max(-(-steps // 7), 1), max(low) / max(high))
 
 
 class _WarmRestarts(CosineAnnealingWarmRestarts):
@@ -88,17 +85,15 @@ class _WarmRestarts(CosineAnnealingWarmRestarts):
         return [maximum * share for maximum in self.base_lrs]
 
 
-def constant(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
+def constant(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """The maximum at every step."""
     return ConstantLR(optimizer, factor=1.0)
 
 
-SCHEDULES: dict[str, Callable[[Optimizer, list[float], list[float], int], LRScheduler]] = {
+SCHEDULES: dict[str, Callable[[Optimizer, Rates, Rates, int], LRScheduler]] = {
     "one-cycle": one_cycle,
     "triangular": triangular,
     "warm-restarts": warm_restarts,
     "constant": constant,
 }
-"""Name -> function of optimizer, minimum and maximum of each parameter group, and total steps."""
+"""Name -> function of the optimizer, the minima, the maxima, and the number of steps."""

@@ -109,9 +109,9 @@ def test_a_further_pass_over_the_data_is_reshuffled():
     seen = []
     batches = loader(32)
 
-    def batch_loss(each):
-        seen.append(each[1].tolist())
-        return model(each[0]).square().mean()
+    def batch_loss(pair):
+        seen.append(pair[1].tolist())
+        return model(pair[0]).square().mean()
 
     model = classifier()
     range_test(model, sgd(model), None, batches, batch_loss=batch_loss, lr_end=1e-6, iterations=12)
@@ -138,7 +138,7 @@ def test_param_groups_keep_the_ratio_of_their_learning_rates():
     assert np.allclose([low / high for low, high in used], 0.1, rtol=1e-12)
 
 
-def test_a_learning_rate_that_is_a_tensor_is_moved_in_place_and_put_back():
+def test_a_learning_rate_that_is_a_tensor_is_moved_in_place_and_restored():
     model = scalar()
     lr = torch.tensor(0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -181,8 +181,8 @@ def test_autocast_computes_in_lower_precision_and_keeps_the_shape_of_the_curve(p
 def test_fp16_scales_the_loss_so_that_small_gradients_are_not_lost():
     # In fp16 the gradient of the layer's output, 1e-8, is 0 unless the loss is scaled before
     # backward. The weight itself, and so its gradient, are fp32.
-    def tiny(each):
-        return model(each).float().mean() * 1e-8
+    def tiny(pair):
+        return model(pair).float().mean() * 1e-8
 
     model = scalar(1.0)
     batches = [torch.tensor([[1.0]])]
@@ -244,9 +244,9 @@ def test_the_stop_can_be_switched_off():
 def test_it_stops_at_the_first_loss_that_is_not_finite_and_keeps_it():
     count = iter(range(1000))
 
-    def batch_loss(each):
+    def batch_loss(pair):
         scale = float("nan") if next(count) == 33 else 1.0
-        return model(each[0]).square().mean() * scale
+        return model(pair[0]).square().mean() * scale
 
     model = classifier()
     curve = range_test(model, sgd(model), None, loader(), batch_loss=batch_loss, lr_end=1e-3)

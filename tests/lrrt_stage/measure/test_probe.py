@@ -60,7 +60,7 @@ def test_batch_norm_takes_the_probes_own_statistics_and_dropout_is_off(start):
     assert int(model[1].num_batches_tracked) == 0
 
 
-def test_statistics_are_put_back_also_after_an_error(start):
+def test_statistics_are_restored_also_after_an_error(start):
     model, _, _, probe = start
 
     def fails(batch):

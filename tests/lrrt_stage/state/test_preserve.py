@@ -211,7 +211,7 @@ class Counting(nn.Module):
         return self.linear(x)
 
 
-def test_counters_lists_and_states_that_a_model_keeps_are_put_back():
+def test_counters_lists_and_states_that_a_model_keeps_are_restored():
     model = Counting()
     before = dict(vars(model))
     calls = []
@@ -267,7 +267,7 @@ class Curious(nn.Module):
         return self.linear(self.drop(self.adjacency @ x.T).T)
 
 
-def test_attributes_of_any_kind_are_put_back_or_left_alone_and_never_cost_the_curve():
+def test_attributes_of_any_kind_are_restored_or_left_alone_and_never_cost_the_curve():
     model = Curious()
     before = dict(vars(model))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -287,7 +287,7 @@ def test_attributes_of_any_kind_are_put_back_or_left_alone_and_never_cost_the_cu
     assert not model.linear._forward_hooks
 
 
-def test_parameters_of_the_loss_are_put_back_too():
+def test_parameters_of_the_loss_are_restored_too():
     model, scale = nn.Linear(4, 2), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
     batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
@@ -298,7 +298,7 @@ def test_parameters_of_the_loss_are_put_back_too():
     assert scale.grad is None
 
 
-def test_generators_of_sampler_and_dataset_are_put_back():
+def test_generators_of_sampler_and_dataset_are_restored():
     class Augmented(TensorDataset):
         rng = None
 
@@ -335,7 +335,7 @@ def test_a_sampler_that_counts_its_passes_starts_again(base):
     assert sampler.epoch == 0
 
 
-def test_processes_that_start_meanwhile_go_on():
+def test_processes_that_start_meanwhile_are_kept():
     data = TensorDataset(torch.randn(16, 4))
     loader = DataLoader(data, 4, num_workers=1, persistent_workers=True)
     with preserved_sources(loader):
@@ -383,7 +383,7 @@ def test_persistent_processes_draw_what_they_would_have_drawn(epochs_before, own
     assert torch.equal(read(with_test=False), read(with_test=True))
 
 
-def test_an_epoch_that_is_being_read_by_persistent_processes_goes_on():
+def test_an_epoch_that_persistent_processes_are_reading_continues():
     def read(with_test):
         with seeded(3):
             loader = DataLoader(Noisy(), 4, num_workers=1, persistent_workers=True)
@@ -449,20 +449,20 @@ def len_of(index):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_generator_is_put_back_wherever_it_is(kind, place):
+def test_a_generator_is_restored_wherever_it_is(kind, place):
     generator, untouched = MAKERS[kind](), MAKERS[kind]()
     linear_range_test(PLACES[place](Jitter(generator)))
     assert Jitter(generator)(0) == Jitter(untouched)(0)
 
 
-def test_the_generator_of_a_loader_in_a_wrapper_is_put_back():
+def test_the_generator_of_a_loader_in_a_wrapper_is_restored():
     generator = torch.Generator().manual_seed(1)
     before = generator.get_state()
     linear_range_test(Wrapper(DataLoader(Noisy(), 4, shuffle=True, generator=generator)))
     assert torch.equal(generator.get_state(), before)
 
 
-def test_the_generator_of_the_validation_is_put_back():
+def test_the_generator_of_the_validation_is_restored():
     generator = np.random.default_rng(0)
     full = DataLoader(Noisy(Jitter(generator)), 4)
     sample = [(torch.ones(2, 4), torch.tensor([0, 1]))]
@@ -495,7 +495,7 @@ class BatchLoss(LearnedLoss):
 
 
 @pytest.mark.parametrize("given", ["loss_fn", "batch_loss", "validation"])
-def test_a_loss_that_is_a_module_is_moved_and_put_back(given):
+def test_a_loss_that_is_a_module_is_moved_and_restored(given):
     loss = LearnedLoss() if given == "loss_fn" else BatchLoss()
     loss.scale.grad = torch.tensor(7.0)
     model = nn.Linear(4, 2)
