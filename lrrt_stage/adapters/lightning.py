@@ -193,7 +193,7 @@ def _replaced(owner: Any, attributes: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         for name in attributes:
-            del own[name]
+            own.pop(name, None)
         own.update(found)
 
 
@@ -255,7 +255,7 @@ def _user_hook(owners: list[Any], name: str) -> Callable[..., Any] | None:
 
 def _loaders_in(loaders: Any) -> list[Any]:
     """Return the DataLoaders in a list, tuple or dict; none if ``loaders`` is something else."""
-    values = loaders.values() if isinstance(loaders, dict) else loaders
-    if not isinstance(loaders, (list, tuple, dict)):
-        return []
-    return [loader for loader in values if isinstance(loader, DataLoader)]
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    several = isinstance(loaders, (list, tuple))
+    return [loader for loader in loaders if isinstance(loader, DataLoader)] if several else []

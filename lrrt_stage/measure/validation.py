@@ -83,10 +83,9 @@ class Validator:
         """
         losses = {"val_loss": self._mean_loss(self.sample)}
         if self.full is not None:
-            evaluated = iteration in self.full_at
-            losses["full_val_loss"] = (
-                self._mean_loss(self.full) if evaluated else self.not_evaluated
-            )
+            evaluate = iteration in self.full_at
+            full_loss = self._mean_loss(self.full) if evaluate else self.not_evaluated
+            losses["full_val_loss"] = full_loss
         return losses
 
     def _mean_loss(self, batches: Iterable[Any]) -> Tensor:
@@ -94,8 +93,6 @@ class Validator:
         with torch.no_grad():
             weighted = [(self.batch_loss(batch).float(), examples_in(batch)) for batch in batches]
         self.model.train()
-        if len(weighted) == 1:
-            return weighted[0][0].reshape(())
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
 from lrrt_stage.measure.step import BatchStream
@@ -119,12 +120,7 @@ def train(
         # steps that overflow, and a resumed schedule counts up to where it was.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         if checkpoint is not None and checkpoint.exists():
-            _load_checkpoint(checkpoint, training, start, take_step)
-            rates = [group["lr"] for group in optimizer.param_groups]
-            for _ in training.lr:
-                schedule.step()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            _load_checkpoint(checkpoint, training, start, take_step, schedule)
         while len(training.epochs) < options.epochs and not training.diverged:
             stream = BatchStream(batches)
             model.train()
@@ -163,11 +159,20 @@ def _save_checkpoint(path: Path, training: Training, start: Start, take_step: Tr
     partial.replace(path)
 
 
-def _load_checkpoint(path: Path, training: Training, start: Start, take_step: TrainingStep) -> None:
+def _load_checkpoint(
+    path: Path,
+    training: Training,
+    start: Start,
+    take_step: TrainingStep,
+    schedule: LRScheduler,
+) -> None:
     content = torch.load(path, weights_only=True)
     training.lr, training.train_loss = content["lr"], content["train_loss"]
     training.epochs = [Epoch(*values) for values in content["epochs"]]
+    for _ in training.lr:
+        schedule.step()
     start.model.load_state_dict(content["model"])
+    # After the schedule, so that the learning rates are bit-equal.
     start.optimizer.load_state_dict(content["optimizer"])
     take_step.scaler.load_state_dict(content["scaler"])
     start.batches.generator.set_state(content["batches"])
