@@ -1,13 +1,14 @@
 """What a range test costs per step, against a bare training loop over the same batches.
 
-Everything runs in one process, in rounds that take turns, so that a busy machine slows all of
-them alike; medians over the rounds are compared. Run it with ``make prepared``.
+The cases take turns in one process, so that a busy machine slows all of them down equally; their
+medians over several rounds are compared. Run it with ``make bench``.
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import chain, islice, repeat
 from statistics import median
 
 import click
@@ -22,26 +23,20 @@ from pipeline.models.networks import build_model
 
 
 def bare_loop(model, optimizer, batches, iterations, device):
-    """The least that a range test can do: forward, backward, step, at a growing rate."""
+    """Train at a growing learning rate: the least that a range test has to do."""
     model.train()
-    stream = iter(batches)
     lr = 1e-7
-    for _ in range(iterations):
-        try:
-            x, y = next(stream)
-        except StopIteration:
-            stream = iter(batches)
-            x, y = next(stream)
+    for x, y in islice(chain.from_iterable(repeat(batches)), iterations):
         optimizer.param_groups[0]["lr"] = lr = lr * 1.1
         optimizer.zero_grad(set_to_none=True)
         cross_entropy(model(x.to(device)), y.to(device)).backward()
         optimizer.step()
-    # A range test puts gradients that it finds back, and until then their memory is not free.
+    # A range test restores the gradients that it finds, and keeps their memory until then.
     optimizer.zero_grad(set_to_none=True)
 
 
 def timed(function, device):
-    """Return the seconds that ``function`` takes, the device's own work included."""
+    """Return the seconds that ``function`` takes, including the work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -83,10 +78,10 @@ def main(device, rounds, threads):
     for model_name, batch_size, iterations in (("cnn", 64, 40), ("resnet20", 64, 20)):
         runs = cases(model_name, batch_size, device)
         seconds = {name: [] for name in runs}
-        for each in range(rounds + 1):
+        for number in range(rounds + 1):
             for name, run in runs.items():
                 taken = timed(partial(run, iterations), device)
-                if each:  # the first round warms up
+                if number > 0:  # the first round warms up
                     seconds[name].append(taken / iterations)
         base = median(seconds["bare loop, DataLoader"])
         for name, values in seconds.items():

@@ -1,7 +1,7 @@
 """What a study's workers gain, and what a validation loss at every iteration costs.
 
 Everything is measured in rounds that take turns, and medians are compared. On the CPU a test
-computes with one thread. Run it with ``make prepared``.
+computes with one thread. Run it with ``make bench``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from lrrt_stage.measure.lr_range_test import RangeTestInterrupted, range_test
 from lrrt_stage.measure.ramps import RAMPS, RangeTestOptions, ramp
 from lrrt_stage.measure.step import StepOptions, TrainingStep
 from lrrt_stage.measure.validation import Validation
-from lrrt_stage.rules import published, robust  # noqa: F401 - each registers its rules
+from lrrt_stage.rules import published, robust  # noqa: F401 - they register their rules
 from lrrt_stage.rules.consensus import Consensus, find_consensus
 from lrrt_stage.rules.reading import Reading, Suggestion
 from lrrt_stage.rules.registry import RULES, SuggestionOptions, rule, suggest, suggest_all
@@ -66,12 +66,12 @@ __all__ = [
 
 
 def _curve_html(curve: LRCurve) -> str:
-    """Return a curve as a notebook shows it."""
-    # Imported at first use: drawing takes matplotlib, which measuring does not need.
+    """Return a curve as HTML for a notebook."""
+    # Imported at first use, since drawing needs matplotlib and measuring does not.
     from lrrt_stage.plots.notebook import curve_html
 
     return curve_html(curve)
 
 
-# Attached here, so that the room `curve` does not know the room `plots`.
+# Attached here, so that `curve` does not import `plots`.
 LRCurve._repr_html_ = _curve_html  # type: ignore[attr-defined]

@@ -1,10 +1,10 @@
-"""The range test on the objects of other frameworks.
+"""The range test for the objects of other frameworks.
 
 >>> curve = range_test(**from_lightning(module, datamodule))     # doctest: +SKIP
 >>> curve = range_test(**from_transformers(trainer))             # doctest: +SKIP
 >>> curve = range_test(**from_fastai(learn))                     # doctest: +SKIP
 
-Importing this imports none of them.
+Importing this package imports none of the frameworks.
 """
 
 from lrrt_stage.adapters.arguments import RangeTestArguments

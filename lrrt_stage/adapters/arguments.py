@@ -1,4 +1,4 @@
-"""What every adapter returns, and how it takes batches without leaving a trace."""
+"""What every adapter returns, and how it draws batches without a side effect."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_sources
 from lrrt_stage.state.randomness import seeded
 
-__all__ = ["Batches", "RangeTestArguments", "first_batch", "require_methods"]
+__all__ = ["AdaptedLoader", "RangeTestArguments", "check_kind", "first_batch"]
 
 
 class RangeTestArguments(TypedDict):
-    """Arguments of one call of :func:`lrrt_stage.range_test`; its options are added as usual.
+    """Arguments of one call of :func:`lrrt_stage.range_test`, to which its options are added.
 
-    Batches are drawn anew by every adapter, so make the arguments again for another test.
+    Call the adapter again for a further test.
     """
 
     model: nn.Module
@@ -28,11 +28,11 @@ class RangeTestArguments(TypedDict):
     batches: Iterable[Any]
     batch_loss: BatchLoss
     probe: Any | None
-    """The first batch of the validation data; None where there is none."""
+    """The first batch of the validation data; None if there is none."""
 
 
-class Batches:
-    """A framework's loader; what iterating changes in the framework, a subclass puts back."""
+class AdaptedLoader:
+    """The loader of a framework. A subclass undoes what iterating it changes in the framework."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
@@ -45,17 +45,16 @@ class Batches:
 
 
 def first_batch(batches: Iterable[Any]) -> Any | None:
-    """Return the first batch, always the same one, or None; all random states are left alone."""
+    """Return the first batch, the same one at every call, or None; random states do not change."""
     with preserved_sources(batches), seeded(0):
         return next(iter(batches), None)
 
 
-def require_methods(whole: Any, kind: str, names: Iterable[str]) -> None:
-    """Raise LRRTError unless ``whole`` has the attributes that make it a ``kind``."""
-    missing = [name for name in names if not hasattr(type(whole), name)]
-    a_class = isinstance(whole, type)
-    given = f"the class {whole.__name__}" if a_class else f"a {type(whole).__name__}"
+def check_kind(given: Any, kind: str, attributes: Iterable[str]) -> None:
+    """Raise LRRTError unless ``given`` is an instance with the attributes of a ``kind``."""
+    is_class = isinstance(given, type)
+    name = f"the class {given.__name__}" if is_class else f"a {type(given).__name__}"
     require(
-        not missing and not a_class,
-        f"{given} was given, which is no {kind}: pass the {kind} itself, not its class or model",
+        not is_class and all(hasattr(type(given), attribute) for attribute in attributes),
+        f"{name} was given, which is no {kind}: pass the {kind} itself, not its class or model",
     )

@@ -1,4 +1,4 @@
-"""The range test on a ``Learner`` of fastai."""
+"""The range test for a ``Learner`` of fastai."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrrt_stage.adapters.arguments import Batches, RangeTestArguments, first_batch, require_methods
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.adapters.arguments import AdaptedLoader, RangeTestArguments, check_kind, first_batch
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = ["from_fastai"]
 
-EVENTS = (
+STEP_EVENTS = (
     "before_batch",
     "after_pred",
     "after_loss",
@@ -25,46 +24,46 @@ EVENTS = (
     "before_step",
     "after_step",
 )
-"""What a callback can change a step by."""
-OWN = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback"}
-"""fastai's default callbacks, of which casting alone touches a step: that is done here too."""
+"""Events in which a callback can change a step."""
+DEFAULT_CALLBACKS = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback"}
+"""Only ``CastToTensor`` among them changes a step: :func:`_plain` does the same."""
 
 
 def from_fastai(learn: Any) -> RangeTestArguments:
     """Return the arguments of a range test for a fastai ``Learner``.
 
-    The optimizer is the one that ``fit`` would use: the learner's, or one that is made as ``fit``
-    makes it, with ``opt_func``, ``splitter``, ``wd`` and ``lr``, and dropped afterwards. Parameter
-    groups keep the ratio of their learning rates; ``learn.lr = slice(low, high)`` sets it.
+    The optimizer is the one that ``fit`` would use: that of the learner, or one that is made in
+    the same way, with ``opt_func``, ``splitter``, ``wd`` and ``lr``, and dropped afterwards.
+    Parameter groups keep the ratio of their learning rates, which ``learn.lr = slice(low, high)``
+    sets. The optimizers of fastai are not torch optimizers; such an optimizer is wrapped in one
+    that holds a copy of its groups and state.
 
-    fastai's optimizers are not those of torch. Such a one is given a torch ``Optimizer`` to the
-    outside, with its groups and a state of its own, and takes the steps with them.
-
-    Callbacks are not run. Mixup, for one, is left out, and a warning names the callbacks that
-    would change a step; clipping, accumulation and precision are options of ``range_test``.
+    Callbacks are not run, and a warning names those that would change a step, such as Mixup.
+    Clipping, accumulation and precision are options of ``range_test``.
 
     Parameters
     ----------
     learn
-        The learner, left as found. Training moves its model to ``learn.dls.device``; the test
-        leaves it where it is, but for ``range_test(..., device=learn.dls.device)``.
+        The learner, which is left as found. Training moves its model to ``learn.dls.device``; the
+        test does so only with ``range_test(..., device=learn.dls.device)``.
 
     Returns
     -------
     RangeTestArguments
-        Its ``probe`` is the first batch of ``learn.dls.valid``, if there is one.
+        The ``probe`` is the first batch of ``learn.dls.valid``, if there is one.
 
     Raises
     ------
     LRRTError
-        For what is no Learner, or an optimizer with weights of its own (``Lookahead``,
+        If this is not a Learner, or its optimizer has weights of its own (``Lookahead``,
         ``ranger``).
     """
-    require_methods(learn, "Learner", ("create_opt", "fit"))
+    check_kind(learn, "Learner", ("create_opt", "fit"))
     ignored = [
         type(callback).__name__
         for callback in learn.cbs
-        if type(callback).__name__ not in OWN and any(hasattr(callback, name) for name in EVENTS)
+        if type(callback).__name__ not in DEFAULT_CALLBACKS
+        and any(hasattr(callback, event) for event in STEP_EVENTS)
     ]
     if ignored:
         warnings.warn(
@@ -73,51 +72,50 @@ def from_fastai(learn: Any) -> RangeTestArguments:
             stacklevel=2,
         )
     with preserved_randomness():
-        optimizer = _torch_optimizer(_optimizer(learn))
+        optimizer = _torch_optimizer(_fastai_optimizer(learn))
     loaders = learn.dls.loaders
-    valid = _Batches(loaders[1]) if len(loaders) > 1 and loaders[1] is not None else None
+    valid = _FastaiLoader(loaders[1]) if len(loaders) > 1 and loaders[1] is not None else None
 
     def batch_loss(batch: Any) -> Tensor:
         batch = _plain(tuple(batch))
         inputs = getattr(learn.dls, "n_inp", max(len(batch) - 1, 1))
-        output = learn.model(*batch[:inputs])
-        loss = learn.loss_func(output, *batch[inputs:])
-        return loss.as_subclass(Tensor) if isinstance(loss, Tensor) else loss
+        return _plain(learn.loss_func(learn.model(*batch[:inputs]), *batch[inputs:]))
 
     return {
         "model": learn.model,
         "optimizer": optimizer,
         "loss_fn": None,
-        "batches": _Batches(learn.dls.train),
+        "batches": _FastaiLoader(learn.dls.train),
         "batch_loss": batch_loss,
         "probe": None if valid is None else first_batch(valid),
     }
 
 
-class _Batches(Batches):
-    """A loader of fastai, which replaces its random generator at every pass."""
+class _FastaiLoader(AdaptedLoader):
+    """A loader of fastai, which replaces its random generator in every pass."""
 
     def __iter__(self) -> Iterator[Any]:
         generator = getattr(self.loader, "rng", None)
         for batch in self.loader:
-            # The pass has its order. The first generator's state is put back by the range test.
+            # The order of this pass is drawn already. The range test restores the generator's
+            # state.
             if generator is not None:
                 self.loader.rng = generator  # type: ignore[attr-defined]
             yield batch
 
 
 def _plain(values: Any) -> Any:
-    """Return tensors without fastai's types, as its ``CastToTensor`` hands them to the model."""
+    """Return tensors, or a tuple of them, without the tensor types of fastai."""
     if isinstance(values, tuple):
         return tuple(_plain(value) for value in values)
     return values.as_subclass(Tensor) if isinstance(values, Tensor) else values
 
 
-def _optimizer(learn: Any) -> Any:
-    """Return the optimizer of fastai's kind that ``fit`` would use; the learner keeps its own."""
+def _fastai_optimizer(learn: Any) -> Any:
+    """Return the optimizer that ``fit`` would use; the learner does not keep a new one."""
     if learn.opt is not None:
         return learn.opt
-    if hasattr(learn.opt_func, "param_groups"):  # made by the user, around an optimizer of torch
+    if hasattr(learn.opt_func, "param_groups"):  # made by the user from a torch optimizer
         return learn.opt_func
     lr = learn.lr
     try:
@@ -135,38 +133,40 @@ def _torch_optimizer(optimizer: Any) -> Optimizer:
     inner = getattr(optimizer, "opt", optimizer)
     if isinstance(inner, Optimizer):  # in an OptimWrapper
         return inner
+    name = type(optimizer).__name__
     require(
         inner is optimizer,
-        f"{type(optimizer).__name__} keeps weights of its own, which a range test cannot put back: "
-        "use the optimizer in it, such as opt_func=RAdam",
+        f"{name} keeps weights of its own, which a range test cannot restore: use the optimizer "
+        "inside it, such as opt_func=RAdam",
     )
-    if not hasattr(optimizer, "hypers"):
-        raise LRRTError(
-            f"the learner's optimizer is {type(optimizer).__name__}, which is neither fastai's nor "
-            "torch's: wrap one of torch's, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)"
-        )
-    return _Outside(optimizer)
+    require(
+        hasattr(optimizer, "hypers"),
+        f"the learner's optimizer is {name}, which is neither fastai's nor torch's: wrap one of "
+        "torch's, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)",
+    )
+    return _WrappedOptimizer(optimizer)
 
 
-class _Outside(Optimizer):
-    """A fastai optimizer to the outside: groups and state are torch's, the step is fastai's."""
+class _WrappedOptimizer(Optimizer):
+    """A torch optimizer that steps with a fastai optimizer, on its own groups and state."""
 
-    def __init__(self, inside: Any) -> None:
-        groups = zip(inside.param_lists, inside.hypers, strict=True)
+    def __init__(self, fastai_optimizer: Any) -> None:
+        groups = zip(fastai_optimizer.param_lists, fastai_optimizer.hypers, strict=True)
         super().__init__([{"params": list(params), **hypers} for params, hypers in groups], {})
-        self.inside = inside
-        # The state that training goes on with; some of it says what a parameter is exempt from.
-        self.state.update({p: dict(state) for p, state in inside.state.items()})
+        self.fastai_optimizer = fastai_optimizer
+        # The state also says which parameters weight decay leaves out.
+        self.state.update({p: dict(state) for p, state in fastai_optimizer.state.items()})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Step with these groups and this state, and give the optimizer its own back."""
-        own = self.inside.state, self.inside.hypers
-        self.inside.state = self.state
-        self.inside.hypers = [
+        """Lend the groups and the state to the fastai optimizer for one step."""
+        inner = self.fastai_optimizer
+        found = inner.state, inner.hypers
+        inner.state = self.state
+        inner.hypers = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.param_groups
         ]
         try:
-            self.inside.step()
+            inner.step()
         finally:
-            self.inside.state, self.inside.hypers = own
+            inner.state, inner.hypers = found

@@ -1,4 +1,4 @@
-"""The range test on a ``Trainer`` of transformers."""
+"""The range test for a ``Trainer`` of transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lrrt_stage.adapters.arguments import Batches, RangeTestArguments, first_batch, require_methods
+from lrrt_stage.adapters.arguments import AdaptedLoader, RangeTestArguments, check_kind, first_batch
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 
@@ -17,32 +17,32 @@ __all__ = ["from_transformers"]
 def from_transformers(trainer: Any) -> RangeTestArguments:
     """Return the arguments of a range test for a ``transformers.Trainer``.
 
-    Optimizer, batches and loss are what the Trainer makes of its arguments, with its collator,
-    weight-decay groups, label smoothing or ``compute_loss_func``; a subclass's methods count. The
-    loss is the mean over a batch.
+    The Trainer makes the optimizer, the batches and the loss from its arguments, with its
+    collator, weight-decay groups, label smoothing and ``compute_loss_func``, and with the methods
+    that a subclass overrides. The loss is the mean over a batch.
 
-    Callbacks are not run, and ``max_grad_norm``, ``bf16``, ``fp16`` and
-    ``gradient_accumulation_steps`` of its arguments are not read: give ``range_test`` its options
-    ``clip_norm``, ``precision`` and ``accumulate``. A Trainer clips at 1 by default.
+    Callbacks are not run. ``max_grad_norm``, ``bf16``, ``fp16`` and
+    ``gradient_accumulation_steps`` are not read: use the options ``clip_norm``, ``precision`` and
+    ``accumulate`` of ``range_test``. A Trainer clips at 1 by default.
 
     Parameters
     ----------
     trainer
-        A Trainer on one device. It is left as found: an optimizer that is made for the test is
-        not kept, one that it has already is used.
+        A Trainer on one device, which is left as found. Its optimizer is used if it has one;
+        otherwise, one is made for the test and dropped afterwards.
 
     Returns
     -------
     RangeTestArguments
-        Its ``probe`` is the first evaluation batch, of ``per_device_eval_batch_size`` examples.
+        The ``probe`` is the first evaluation batch, of ``per_device_eval_batch_size`` examples.
 
     Raises
     ------
     LRRTError
-        For what is no Trainer, one without training data, or under DeepSpeed or FSDP.
+        If this is not a Trainer, has no training data, or uses DeepSpeed or FSDP.
     """
-    names = ("compute_loss", "create_optimizer", "get_train_dataloader", "get_eval_dataloader")
-    require_methods(trainer, "Trainer", names)
+    methods = ("compute_loss", "create_optimizer", "get_train_dataloader", "get_eval_dataloader")
+    check_kind(trainer, "Trainer", methods)
     require(
         trainer.train_dataset is not None,
         "the Trainer has no train_dataset: make it with one",
@@ -51,18 +51,17 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
         not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled),
         "the Trainer shards its model with DeepSpeed or FSDP: make one without for the range test",
     )
-    made = trainer.optimizer is None
     with preserved_randomness():
-        optimizer = trainer.create_optimizer() if made else trainer.optimizer
-        if made:
+        optimizer = trainer.optimizer
+        if optimizer is None:
+            optimizer = trainer.create_optimizer()
             trainer.optimizer = None
-        batches = _Batches(trainer.get_train_dataloader())
-        evaluated = trainer.eval_dataset
-        probe = None
-        if evaluated is not None:
+        batches = _AcceleratedLoader(trainer.get_train_dataloader())
+        eval_data, probe = trainer.eval_dataset, None
+        if eval_data is not None:
             # Of several data sets, by name, the first.
-            name = next(iter(evaluated)) if isinstance(evaluated, dict) else None
-            probe = first_batch(_Batches(trainer.get_eval_dataloader(name)))
+            name = next(iter(eval_data)) if isinstance(eval_data, dict) else None
+            probe = first_batch(_AcceleratedLoader(trainer.get_eval_dataloader(name)))
 
     def batch_loss(batch: Any) -> Tensor:
         with trainer.compute_loss_context_manager():
@@ -70,7 +69,7 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
 
     return {
         "model": trainer.model,
-        # After a training, what Accelerate has wrapped.
+        # After a training, Accelerate has wrapped the optimizer.
         "optimizer": getattr(optimizer, "optimizer", optimizer),
         "loss_fn": None,
         "batches": batches,
@@ -79,8 +78,8 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
     }
 
 
-class _Batches(Batches):
-    """A loader of Accelerate, which registers itself as the one that training is in."""
+class _AcceleratedLoader(AdaptedLoader):
+    """A loader of Accelerate, which registers itself as the active loader while it is iterated."""
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:

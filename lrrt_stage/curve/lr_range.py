@@ -10,8 +10,8 @@ from lrrt_stage.settings import require
 __all__ = ["LRRange"]
 
 DECADE = 10.0
-"""A rule that names one learning rate suggests the decade below it: a one-cycle starts at a tenth
-to a third of its peak (Smith 2018, arXiv 1803.09820)."""
+"""A rule that suggests a single learning rate gets the decade below it as its range: one-cycle
+starts at a tenth to a third of its peak (Smith 2018, arXiv 1803.09820)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The three exponential averages of a noisy loss (article, Fig 3), their lag, and one without."""
+"""Averages of a noisy loss: three exponential ones (article, Fig 3), and one without a lag."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Smoothing(Options):
     def __call__(self, loss: np.ndarray | list[float]) -> np.ndarray:
         """Return the average of ``loss``, same shape ``[n]``; values from a NaN on are NaN."""
         raw = np.asarray(loss, dtype=np.float64)
-        # pandas' adjust=True is the bias-corrected average, adjust=False the one from the first
-        # value; the biased one is the corrected one with its correction taken back.
+        # In pandas, adjust=True is the bias-corrected average, and adjust=False the one from the
+        # first value. Multiplying the corrected one by its correction gives the biased one.
         ewm = pd.Series(raw).ewm(alpha=1 - self.beta, adjust=self.average != "from-first")
         smoothed = ewm.mean().to_numpy(copy=True)
         if self.average == "biased":
@@ -54,12 +54,11 @@ class Smoothing(Options):
 
 
 def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
-    """Return the average of ``loss`` over what comes before and after each point alike.
+    """Return the average of ``loss`` over both sides of every point, which has no lag.
 
-    ``Σ_j β^|i-j| L_j / Σ_j β^|i-j|``: the exponential average run forward and backward, added,
-    the point itself counted once. A straight loss passes unchanged away from the ends, so there
-    is no lag; near an end of the curve one side is missing, and at the last point what is left
-    is the ``corrected`` average.
+    ``Σ_j β^|i-j| L_j / Σ_j β^|i-j|``: the sum of the exponential averages in both directions, in
+    which the point itself counts once. Away from the ends, a straight loss does not change. Near
+    an end, one side is missing; at the last point, this is the ``corrected`` average.
 
     Parameters
     ----------
@@ -67,14 +66,14 @@ def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
         Raw losses, shape ``[n]``.
     beta
         Factor per iteration of distance, 0 (raw loss) to below 1. The weights add up to
-        ``(1 + β) / (1 - β)`` iterations; of a valley that is not much wider than that and
-        steeper on one side, the average moves the minimum to the other.
+        ``(1 + β) / (1 - β)`` iterations. If a valley is not much wider than that, and steeper on
+        one side, the average moves its minimum to the other side.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``[n]``, computed in O(n). From the first value that is not finite on it is NaN,
-        and what comes before is averaged over the finite part alone.
+        Shape ``[n]``, computed in O(n). It is NaN from the first value that is not finite; the
+        values before are averaged over the finite part only.
 
     Raises
     ------
@@ -101,21 +100,21 @@ def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
 
 
 def mean_age(average: str, beta: float, n: int) -> np.ndarray:
-    """Return how old, in the mean, the losses are that an average holds, shape ``[n]``.
+    """Return the mean age in iterations of the losses in an average, shape ``[n]``.
 
-    In iterations, for the average after 1, 2, … n losses. Times the decades per iteration of an
-    exponential ramp it is the average's lag in decades: exactly so where the loss is a straight
-    line over log10(lr), to first order elsewhere.
+    It is that of the average after 1, 2, … n losses. Multiplied by the decades per iteration of an
+    exponential ramp, it is the lag of the average in decades: exactly for a loss that is a straight
+    line over log10(lr), and to first order for others.
 
     With k the age of a loss at the index t = 0, 1, …:
 
     - ``corrected``: weights β^k, so the age is ``Σ k β^k / Σ β^k`` over k = 0 … t
-    - ``biased``: the same. Its weights add up to less than 1, which lowers its values and does
-      not make them older
+    - ``biased``: the same; its weights add up to less than 1, which makes the average lower, not
+      older
     - ``from-first``: weights (1-β) β^k, and β^t for the first loss, so the age is
       ``Σ β^k`` over k = 1 … t
 
-    All tend to ``β / (1 - β)``: 49 iterations for β = 0.98.
+    All of them tend to ``β / (1 - β)``: 49 iterations for β = 0.98.
 
     Raises
     ------

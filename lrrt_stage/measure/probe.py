@@ -15,6 +15,7 @@ from lrrt_stage.errors import LRRTError
 from lrrt_stage.measure.step import require_scalar
 from lrrt_stage.measure.validation import examples_in
 from lrrt_stage.settings import require
+from lrrt_stage.state.preserve import preserved_modes
 
 __all__ = ["Probe"]
 
@@ -22,25 +23,25 @@ __all__ = ["Probe"]
 class Probe:
     """Evaluates one batch that is not trained on, at the weights before every step.
 
-    The training losses of a range test are of other examples at every iteration, and their noise
-    is what misleads a rule. The same examples every time have none, and examples that are not
-    trained on rise as soon as the steps no longer help others.
+    The training losses of a range test are of different examples at every iteration, and their
+    noise misleads a rule. The probe has no such noise, and since it is not trained on, its loss
+    rises as soon as the steps no longer help other examples.
 
-    The model is in evaluation mode, so dropout is off, but for one thing: layers that normalise
-    over the batch do so with the batch's own statistics. The running ones lag some ten steps
-    behind, which in a short ramp is a decade of learning rates.
+    The model is in evaluation mode, without dropout, except that layers that normalise over the
+    batch use the statistics of the batch. The running statistics lag some ten steps behind, which
+    in a short ramp is a decade of learning rates.
 
     Parameters
     ----------
     model
-        The model, on its device, in training mode. It is left in it, its buffers unchanged.
+        The model, on its device, in training mode. Its mode and buffers are restored.
     batch
-        The batch, on the device; of two examples or more where a layer normalises over them. What
-        the model does to it in place is undone.
+        The batch, on the device; two examples or more if a layer normalises over the batch. The
+        model gets a copy, which it may change in place.
     loss_of
-        From a batch to its mean loss, a scalar.
+        Function from a batch to its mean loss, a scalar.
     losses
-        Modules that the loss is computed by, in evaluation mode meanwhile.
+        Modules that compute the loss. They are in evaluation mode as well, and restored.
 
     Raises
     ------
@@ -56,7 +57,8 @@ class Probe:
         losses: Iterable[nn.Module] = (),
     ) -> None:
         self.model, self.batch, self.loss_of, self.losses = model, batch, loss_of, list(losses)
-        # A frozen layer is in evaluation mode while the model trains, and stays as it is.
+        # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
+        # without running statistics uses those of the batch anyway.
         self.norms = [
             layer
             for layer in model.modules()
@@ -69,41 +71,27 @@ class Probe:
 
     def __call__(self) -> Tensor:
         """Return the loss, a scalar on the device."""
-        with torch.no_grad(), self._own_statistics(), _evaluating(self.losses):
-            self.model.eval()
+        with torch.no_grad(), self._evaluation_mode():
             try:
                 loss = require_scalar(self.loss_of(copy.deepcopy(self.batch)))
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
-            finally:
-                self.model.train()
         return loss.reshape(())
 
     @contextmanager
-    def _own_statistics(self) -> Iterator[None]:
-        # A layer without running statistics takes the batch's, in evaluation mode too.
-        kept = [(layer.running_mean, layer.running_var) for layer in self.norms]
-        for layer in self.norms:
-            layer.running_mean = layer.running_var = None
-        try:
-            yield
-        finally:
-            for layer, (mean, var) in zip(self.norms, kept, strict=True):
-                layer.running_mean, layer.running_var = mean, var
-
-
-@contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    """Put modules into evaluation mode, and their modes and buffers back."""
-    parts = [part for module in modules for part in module.modules()]
-    modes = [part.training for part in parts]
-    buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
-        for buffer, kept in buffers:
-            buffer.copy_(kept)
+    def _evaluation_mode(self) -> Iterator[None]:
+        statistics = [(layer, layer.running_mean, layer.running_var) for layer in self.norms]
+        buffers = [(buffer, buffer.clone()) for loss in self.losses for buffer in loss.buffers()]
+        with preserved_modes(part for loss in self.losses for part in loss.modules()):
+            for layer in self.norms:
+                layer.running_mean = layer.running_var = None
+            for module in (self.model, *self.losses):
+                module.eval()
+            try:
+                yield
+            finally:
+                self.model.train()
+                for layer, mean, variance in statistics:
+                    layer.running_mean, layer.running_var = mean, variance
+                for buffer, values in buffers:
+                    buffer.copy_(values)

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 BatchLoss = Callable[[Any], Tensor]
-"""From a batch, already on the device, to its scalar mean loss."""
+"""Function from a batch, already on the device, to its mean loss, a scalar."""
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -33,10 +33,10 @@ TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class StepOptions(Options):
-    """How a step is taken; a range test and the training after it must agree on all of it.
+    """How a step is taken. The training after a range test must use the same options.
 
-    With ``precision="fp16"`` the loss is scaled, and a step whose gradients overflow is left out.
-    An optimizer made with ``fused=True`` looks at that on the device; with any other,
+    With ``precision="fp16"`` the loss is scaled, and a step whose gradients overflow is skipped.
+    An optimizer made with ``fused=True`` checks for overflow on the device; with any other one,
     ``torch.amp.GradScaler`` makes the host wait for the device at every step.
     """
 
@@ -56,16 +56,16 @@ class StepOptions(Options):
 
 
 def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> BatchLoss:
-    """Return the loss of a batch, for the shapes that batches usually have.
+    """Return a function from a batch of a usual form to its loss.
 
     - ``(x, y)`` or ``(x1, …, xn, y)``: ``loss_fn(model(x1, …, xn), y)``
     - a mapping: the target is its entry ``labels``, ``label``, ``targets``, ``target`` or ``y``;
-      what is left is given to the model by position if it is one tensor, else by keyword
-    - ``loss_fn=None``: ``model(**batch).loss`` for a mapping, ``model(*batch).loss`` else, as
-      models do that compute their own loss
+      the remaining entries are passed to the model, a single one by position, several by keyword
+    - ``loss_fn=None``, for models that compute their own loss: ``model(**batch).loss`` for a
+      mapping, ``model(*batch).loss`` otherwise
     """
 
-    def own_loss(batch: Any) -> Tensor:
+    def model_loss(batch: Any) -> Tensor:
         output = model(**batch) if hasattr(batch, "items") else model(*batch)
         loss = output["loss"] if isinstance(output, dict) else getattr(output, "loss", None)
         if loss is None:
@@ -74,7 +74,7 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
             )
         return loss
 
-    def outer_loss(batch: Any) -> Tensor:
+    def target_loss(batch: Any) -> Tensor:
         assert loss_fn is not None
         if hasattr(batch, "items"):
             inputs = dict(batch)
@@ -94,7 +94,7 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
             "pass batch_loss, a function from a batch to its loss"
         )
 
-    return own_loss if loss_fn is None else outer_loss
+    return model_loss if loss_fn is None else target_loss
 
 
 def require_scalar(loss: Any) -> Tensor:
@@ -106,7 +106,7 @@ def require_scalar(loss: Any) -> Tensor:
 
 
 class BatchStream(Iterator[Any]):
-    """Batches without end: what is iterated is started again whenever it runs out."""
+    """An endless stream of batches: ``batches`` is iterated again whenever it runs out."""
 
     def __init__(self, batches: Iterable[Any], per_iteration: int = 1) -> None:
         self.batches, self.per_iteration = batches, per_iteration
@@ -128,7 +128,7 @@ class BatchStream(Iterator[Any]):
         return batch
 
     def epochs(self, iterations: int) -> float | None:
-        """Return the passes over the data that ``iterations`` take, if it has a length."""
+        """Return how many passes over the data ``iterations`` take; None without a length."""
         try:
             return iterations * self.per_iteration / len(self.batches)  # type: ignore[arg-type]
         except TypeError:
@@ -136,18 +136,18 @@ class BatchStream(Iterator[Any]):
 
 
 class TrainingStep:
-    """Takes one optimizer step and returns its loss without waiting for the device.
+    """Takes one optimizer step, and returns its loss without waiting for the device.
 
-    In fp16 that holds for a fused optimizer alone, see :class:`StepOptions`.
+    In fp16 this takes a fused optimizer, see :class:`StepOptions`.
 
-    Shared by the range test and by training, so that the loss of the first batch is the same in
-    both. The loss is that of the weights before the step; with accumulation, the mean over the
-    step's batches.
+    The range test and the training share this class, so that the loss of the first batch is the
+    same in both. The loss is that of the weights before the step; with accumulation, it is the
+    mean over the batches of the step.
 
     Raises
     ------
     LRRTError
-        For an optimizer whose ``step()`` needs a closure, as that of LBFGS does.
+        For an optimizer whose ``step()`` needs a closure, such as LBFGS.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class TrainingStep:
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         require(
             closure is None or closure.default is not inspect.Parameter.empty,
-            f"{type(optimizer).__name__}.step() needs a closure, which evaluates the loss more "
-            "than once a step: use an optimizer that takes one gradient, as SGD or AdamW do",
+            f"{type(optimizer).__name__}.step() needs a closure, to evaluate the loss several "
+            "times a step: use an optimizer that needs one gradient, such as SGD or AdamW",
         )
         self.model, self.optimizer, self.batch_loss = model, optimizer, batch_loss
         self.options, self.device = options, device
@@ -170,7 +170,7 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def __call__(self, batches: Iterator[Any]) -> Tensor:
-        """Draw the step's batches, step, and return the loss, a detached scalar on the device."""
+        """Draw the batches, take the step, and return the loss, a detached scalar on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = [self._backward(next(batches)) for _ in range(self.options.accumulate)]
         if self.options.clip_norm is not None:
@@ -182,13 +182,13 @@ class TrainingStep:
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def on_device(self, batch: Any) -> Any:
-        """Return the batch on the device, laid out as the options say."""
+        """Return the batch on the device, in the memory format of the options."""
         return to_device(batch, self.device, self.options.memory_format)
 
     def loss_of(self, batch: Any, batch_loss: BatchLoss | None = None) -> Tensor:
-        """Return a batch's loss in the precision of the options, not yet differentiated.
+        """Return the loss of a batch, in the precision of the options, before ``backward()``.
 
-        ``batch_loss`` is used in place of the step's own.
+        If given, ``batch_loss`` replaces the training loss.
         """
         batch = self.on_device(batch)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
@@ -199,7 +199,7 @@ class TrainingStep:
         if not loss.requires_grad:
             raise LRRTError(
                 "the loss does not depend on any trainable parameter: check requires_grad, and "
-                "that the loss function does not detach or run under no_grad"
+                "that the loss function neither detaches nor runs under no_grad"
             )
         self.scaler.scale(loss / self.options.accumulate).backward()
         return loss.detach().reshape(())

@@ -1,4 +1,4 @@
-"""Whether a range test's loss fell, and where it is lowest."""
+"""Whether the loss of a range test fell, and where it is lowest."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ MIN_POINTS = 10
 
 
 def descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the LRs and smoothed losses that count, and the index of the minimum among them.
+    """Return the LRs and smoothed losses to read, and the index of the minimum among them.
 
     The arrays have shape ``[m]``: the finite part of the curve without its first
     :data:`SKIP_FIRST` and its last :data:`SKIP_LAST` points.
 
-    Raises NoSuggestion for too few points, or a loss that never fell: from no earlier point by
-    more than noise alone would explain. Of N pairs of points, the largest difference to be
-    expected is sqrt(2 ln N) standard errors (Donoho & Johnstone's universal threshold, 1994).
+    Raises
+    ------
+    NoSuggestion
+        If there are too few points, or the loss never fell: from no earlier point to the minimum by
+        more than noise explains. The largest difference to expect among N pairs of points is
+        sqrt(2 ln N) standard errors (the universal threshold of Donoho & Johnstone, 1994).
     """
     finite = require_points(curve)
     window = slice(SKIP_FIRST, -SKIP_LAST)
     lr, smoothed = finite.lr[window], smoothing(finite.loss)[window]
-    # The biased average starts near 0, so its own minimum may be its start: the descent is what
-    # comes after its highest point before the minimum of the corrected one.
-    steady = Smoothing("corrected", smoothing.beta)(finite.loss)[window]
-    highest = int(np.argmax(smoothed[: int(np.argmin(steady)) + 1]))
+    # The biased average starts near 0, which may be its minimum. So the descent starts at its
+    # highest point before the minimum of the corrected average.
+    corrected = Smoothing("corrected", smoothing.beta)(finite.loss)[window]
+    highest = int(np.argmax(smoothed[: int(np.argmin(corrected)) + 1]))
     lowest = highest + int(np.argmin(smoothed[highest:]))
     error = _standard_error(finite.loss, lowest + SKIP_FIRST, smoothing.beta)[window]
     falls = smoothed[: lowest + 1] - smoothed[lowest]
@@ -64,7 +67,7 @@ def require_points(curve: LRCurve) -> LRCurve:
 
 
 def never_fell(curve: LRCurve, start: float, lowest: float) -> NoSuggestion:
-    """Return what is raised for a loss that never fell, from ``start`` to ``lowest`` at best."""
+    """Return the error for a loss that never fell: from ``start`` to ``lowest`` at best."""
     ended, remedy = _how_it_ended(curve)
     return NoSuggestion(
         f"the loss never fell: {start:.4g} to {lowest:.4g} at best, within the noise of the "
@@ -73,7 +76,7 @@ def never_fell(curve: LRCurve, start: float, lowest: float) -> NoSuggestion:
 
 
 def _how_it_ended(curve: LRCurve) -> tuple[str, str]:
-    """Return how a curve that is not finite ended, and the remedy for a curve without descent."""
+    """Return where the losses stop being finite, and the remedy for a curve without descent."""
     at = len(curve.finite)
     if at == len(curve):
         return "", "raise lr_end"
@@ -83,8 +86,8 @@ def _how_it_ended(curve: LRCurve) -> tuple[str, str]:
 def _standard_error(loss: np.ndarray, until: int, beta: float) -> np.ndarray:
     """Return the standard error of the bias-corrected average at every point.
 
-    The noise of a batch is estimated from the differences between neighbours, up to the index
-    ``until`` (for normal noise σ their median magnitude is 0.6745 √2 σ). The average of t batches
+    The noise of a batch is estimated from the differences between neighbours up to the index
+    ``until``: for normal noise σ their median magnitude is 0.6745 √2 σ. The average of t batches
     with weights β^0 … β^(t-1) has the variance σ² (1 - β)(1 + β^t) / ((1 + β)(1 - β^t)).
     """
     noise = float(np.median(np.abs(np.diff(loss[: until + 1])))) / (0.6745 * sqrt(2))
@@ -93,7 +96,7 @@ def _standard_error(loss: np.ndarray, until: int, beta: float) -> np.ndarray:
 
 
 def still_falling(curve: LRCurve) -> NoSuggestion:
-    """Return what is raised for a loss that never rose again."""
+    """Return the error for a loss that never rose again."""
     return NoSuggestion(
         f"the loss is still falling at the last LR {curve.lr[-1]:g}: raise lr_end",
         Verdict.STILL_FALLING,

@@ -1,4 +1,4 @@
-"""The article's rule and those of other LR finders, read from the smoothed training loss."""
+"""The rule of the article, and those of other LR finders, which read the smoothed loss."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["article", "minimum", "slide", "steepest", "valley"]
 
 @rule("article")
 def article(curve: LRCurve, smoothing: Smoothing) -> LRRange:
-    """Minimum: the steepest descent; maximum: a tenth of the LR of the smoothed minimum.
+    """From the steepest descent to a tenth of the LR at the minimum of the smoothed loss.
 
-    S. Maggio, *The Learning Rate Black Magic* (2020), and its published code: the maximum is the
-    tested LR nearest to that tenth; the steepest point is looked for between the start of the
-    last uninterrupted descent and the minimum; where there is none, or it lies above a tenth of
-    the maximum, the minimum is a tenth of the maximum.
+    S. Maggio, *The Learning Rate Black Magic* (2020), and its published code. The maximum is the
+    tested LR nearest to that tenth. The steepest point is that of the last uninterrupted descent
+    before the minimum; if there is none, or it is above a tenth of the maximum, the range starts
+    at a tenth of the maximum.
     """
     lr, smoothed, lowest = descent(curve, smoothing)
     require_turn(curve, lr, lowest)
-    maximum = _nearest(lr, lr[lowest] / 10)
+    maximum = float(lr[np.argmin(np.abs(lr - lr[lowest] / 10))])
     slope = np.gradient(smoothed, np.log10(lr))[:lowest]
     rising = np.flatnonzero(slope >= 0)
     start = rising[-1] + 1 if rising.size else 0
     if start < lowest:
-        minimum = float(lr[start + int(np.argmin(slope[start:]))])
+        minimum = float(lr[start + np.argmin(slope[start:])])
         if minimum <= maximum / 10:
             return LRRange(minimum, maximum)
     return LRRange.decade_below(maximum)
@@ -46,7 +46,7 @@ def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """
     lr, smoothed, lowest = descent(curve, smoothing)
     slope = np.gradient(smoothed, np.log10(lr))[: lowest + 1]
-    return LRRange.decade_below(float(lr[int(np.argmin(slope))]))
+    return LRRange.decade_below(float(lr[np.argmin(slope)]))
 
 
 @rule("minimum")
@@ -59,10 +59,10 @@ def minimum(curve: LRCurve, smoothing: Smoothing) -> LRRange:
 
 @rule("valley")
 def valley(curve: LRCurve, smoothing: Smoothing) -> LRRange:
-    """Half way along the longest descent (fastai's ``valley``, its default since 2.3).
+    """The LR half way along the longest descent (fastai's ``valley``, its default since 2.3).
 
-    The longest strictly decreasing subsequence of the smoothed losses has L elements and ends at
-    index e; the suggestion is the LR at a third plus a sixth of the way from e - L to e. The
+    If the longest strictly decreasing subsequence of the smoothed losses has L elements and ends
+    at index e, the suggestion is the LR at a third plus a sixth of the way from e - L to e. The
     first tenth of the curve and its last five points are left out.
     """
     descent(curve, smoothing)
@@ -77,8 +77,8 @@ def slide(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """The interval slide rule (novetta/ESRI, as in fastai's ``slide``).
 
     An interval of 15 iterations slides down from the end of the curve until the slopes at its
-    two ends differ by no more than 0.005 per iteration; the suggestion is the LR of its lower
-    end just before. The same points are left out as for ``valley``.
+    two ends differ by at most 0.005 per iteration; the suggestion is the LR of its lower end one
+    iteration earlier. The same points are left out as for ``valley``.
     """
     width, threshold = 15, 0.005
     descent(curve, smoothing)
@@ -104,7 +104,7 @@ def _fastai_window(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np
 
 def _longest_decrease(values: np.ndarray) -> tuple[int, int]:
     """Return the length of the longest strictly decreasing subsequence and its earliest end."""
-    tails: list[float] = []  # tails[k]: the largest last value of a decrease of k + 1, negated
+    tails: list[float] = []  # tails[k]: minus the largest last value of a decrease of k + 1
     longest, end = 0, 0
     for index, value in enumerate(values):
         place = bisect_left(tails, -value)
@@ -112,7 +112,3 @@ def _longest_decrease(values: np.ndarray) -> tuple[int, int]:
         if place + 1 > longest:
             longest, end = place + 1, index
     return longest, end
-
-
-def _nearest(lr: np.ndarray, target: float) -> float:
-    return float(lr[int(np.argmin(np.abs(lr - target)))])

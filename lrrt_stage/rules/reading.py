@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
-from lrrt_stage.errors import NoSuggestion
+from lrrt_stage.errors import NoSuggestion, unknown_name
 from lrrt_stage.rules.consensus import Consensus
-from lrrt_stage.rules.registry import suggest_all
+from lrrt_stage.rules.registry import RULES, suggest_all
 from lrrt_stage.rules.uncertainty import Confidence, confidence
 
 __all__ = ["Reading", "Suggestion"]
@@ -70,6 +70,8 @@ class Reading:
         LRRTError
             If there is no such rule.
         """
+        if rule not in RULES:
+            raise unknown_name("rule", rule, RULES)
         smoothing = smoothing or Smoothing()
         suggestions = {
             name: Suggestion(answer, confidence(curve, name, smoothing))

@@ -39,6 +39,7 @@ class SuggestionOptions(Options):
 
     rule: str = setting("robust", "Rule whose range training uses.", choices=RULES)
 
+
 def suggest(curve: LRCurve, rule: str = "robust", smoothing: Smoothing | None = None) -> LRRange:
     """Return the range that ``rule`` reads from ``curve``.
 

@@ -42,7 +42,7 @@ def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     return LRRange.decade_below(maximum)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnimodalFit:
     """The least-squares fit that falls and then rises to the losses of a range test.
 
@@ -73,6 +73,10 @@ class UnimodalFit:
         fit = unimodal_regression(clipped)
         fell = bool(np.isfinite(start)) and _fell(losses[: _last_minimum(fit) + 1])
         return cls(curve.lr, start, ruined, clipped, fit, fell)
+
+    def __repr__(self) -> str:
+        shape = f"rise at lr {self.rise:.3g}" if self.rises else "no rise"
+        return f"UnimodalFit({len(self.fit)} iterations, {'' if self.fell else 'no '}fall, {shape})"
 
     @property
     def floor(self) -> int:

@@ -1,4 +1,4 @@
-"""Where tensors live: choosing a device, and arithmetic that repeats bit for bit on it."""
+"""The device: choosing one, moving batches to it, and deterministic arithmetic on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     Raises
     ------
     LRRTError
-        If torch does not know the name, has no such device here, or the device holds no values
+        If torch does not know the name, there is no such device, or its tensors have no values
         (``meta``).
     """
     if name == "auto":
@@ -32,8 +32,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except Exception as error:  # of a backend that is not installed, its import's error too
-        # torch goes on for pages about what it could have been.
+    except Exception as error:  # also an ImportError, for a backend that is not installed
+        # The message of torch lists all devices there are.
         reason = shorten(first_line(error).partition(". ")[0], 100, placeholder="…")
         raise LRRTError(
             f"device {str(name)!r} is not available here ({reason}): use auto or cpu"
@@ -50,30 +50,30 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Choose torch's deterministic kernels inside the block; warn where an operation has none."""
-    # cuBLAS reads this once, when it starts; with it, matrix products repeat on one device.
+    """Use deterministic algorithms of torch inside the block; warn if an operation has none."""
+    # cuBLAS reads this once, when it starts; it makes matrix products deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    was = torch.are_deterministic_algorithms_enabled()
-    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling memory that is about to be written anyway costs time and changes nothing here.
+    # Filling new memory costs time, and does not matter to code that writes before it reads.
     memory.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warned_only)
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         memory.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark
 
 
 def to_device(batch: Any, device: torch.device, memory_format: torch.memory_format) -> Any:
-    """Return ``batch`` with every tensor in it on ``device``; tuples, lists and dicts are walked.
+    """Return ``batch`` with all tensors on ``device``, also those in tuples, lists and dicts.
 
-    Images (4 dimensions) take ``memory_format``; other tensors keep theirs.
+    Images (4 dimensions) get ``memory_format``; other tensors keep their own.
     """
     if isinstance(batch, torch.Tensor):
         if batch.dim() == 4:

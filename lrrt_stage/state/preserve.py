@@ -1,4 +1,4 @@
-"""Leave a model, its optimizer and the sources of randomness exactly as they were found."""
+"""Leave a model, its optimizer, and the sources of randomness exactly as they were found."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from lrrt_stage.state.attributes import preserve_attributes
+from lrrt_stage.state.attributes import preserved_attributes, preserved_tensors
 from lrrt_stage.state.randomness import preserved_randomness
 
-__all__ = ["preserved", "preserved_sources"]
-
+__all__ = ["preserved", "preserved_modes", "preserved_sources"]
 
 MAX_DEPTH = 10
-"""Attributes and entries down to a generator: from the pair of batches and validation to
+"""Steps from the batches to a generator: from the tuple of batches and validation to
 ``wrapper.loader.dataset.dataset.dataset.transform.transforms[0].generator`` there are ten."""
 MAX_ENTRIES = 64
 """Longer lists hold examples, not parts of a loader."""
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+WITHOUT_PARTS = (
+    *(type, ModuleType, FunctionType, Tensor, np.ndarray, _BaseDataLoaderIter),
+    *GENERATORS,
+)
 
 
 @contextmanager
@@ -39,139 +43,111 @@ def preserved(
     device: torch.device,
     losses: Iterable[nn.Module] = (),
 ) -> Iterator[None]:
-    """Put everything back when the block ends, by whichever way it ends.
+    """Restore everything when the block ends, also after an exception.
 
-    That is: parameters (values, device, layout, gradients, ``requires_grad``), buffers, the
-    train/eval mode and plain attributes (see :func:`preserve_attributes`) of every submodule, of
-    ``model`` and of ``losses``; the optimizer's state and options; the Python, NumPy and torch
-    random states; and the random generators that are found as attributes, up to ten steps away, of
-    ``batches``: of a wrapper, its loader, samplers, datasets and transforms; and the plain
-    attributes of loaders and samplers among them, such as a count of epochs. What a function holds
-    in its closure is not seen.
+    Of every submodule of ``model`` and of ``losses``: parameters (values, device, layout,
+    gradients, ``requires_grad``), buffers, the train/eval mode, and plain attributes (see
+    :func:`lrrt_stage.state.attributes.preserved_attributes`). Of the optimizer: its state and
+    options. Of the batches: what :func:`preserved_sources` restores.
 
-    Inside the block the optimizer works on a copy of its state, on ``device``, and a
-    ``DataLoader`` starts processes of its own: persistent ones that run already are set aside,
-    with their random states and what they have read ahead, and go on afterwards.
+    Inside the block, the optimizer works on a copy of its state on ``device``, and a
+    ``DataLoader`` starts worker processes of its own. Persistent ones that already run are set
+    aside, with their random states and the batches that they have read ahead, and continue
+    afterwards.
     """
-    modules = [model, *losses]
-    owned = [p for group in optimizer.param_groups for p in group["params"]]
-    # The optimizer may hold parameters outside the model, of the loss for example.
-    parameters = _once([*(p for module in modules for p in module.parameters()), *owned])
-    buffers = _once([buffer for module in modules for buffer in module.buffers()])
-    parts = list(_parts(batches))
-    submodules = _once([part for module in modules for part in module.modules()])
-    restores = [
-        _modules(submodules),
-        preserve_attributes(submodules),
-        _tensors(_once([*parameters, *buffers])),
-        _optimizer(optimizer),
-        *_sources(parts),
-        *(_processes(part) for part in parts if isinstance(part, DataLoader)),
-    ]
-    with preserved_randomness(), ExitStack() as stack:
-        for restore in reversed(restores):
-            stack.callback(restore)
+    modules = _unique(part for module in (model, *losses) for part in module.modules())
+    owned = [tensor for module in modules for tensor in module.parameters(recurse=False)]
+    # The optimizer may hold parameters outside the model, such as those of a loss function.
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = _unique([*owned, *optimized])
+    buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
+    loaders = [part for part in _parts(batches) if isinstance(part, DataLoader)]
+    with (
+        preserved_sources(batches),
+        _preserved_optimizer(optimizer, device),
+        preserved_tensors(_unique([*parameters, *buffers])),
+        preserved_attributes(modules),
+        preserved_modes(modules),
+        ExitStack() as stack,
+    ):
         for parameter in parameters:
             parameter.grad = None
-        optimizer.state = _copied_state(optimizer, device)
+        for loader in loaders:
+            stack.callback(setattr, loader, "_iterator", loader._iterator)
+            loader._iterator = None
         yield
 
 
 @contextmanager
 def preserved_sources(batches: Any) -> Iterator[None]:
-    """Put the global random states and what ``batches`` draws by back at the end.
+    """Restore everything that decides which batches are drawn next.
 
-    That is found as :func:`preserved` finds it.
+    These are the global random states of Python, NumPy and torch; the random generators among the
+    parts of ``batches``; and the plain attributes of its loaders and samplers, such as a count of
+    epochs. Parts are attributes and entries up to ten steps away: the loader in a wrapper, its
+    samplers, datasets and transforms. The closure of a function is not searched.
     """
-    with preserved_randomness(), ExitStack() as stack:
-        for restore in _sources(list(_parts(batches))):
-            stack.callback(restore)
+    parts = list(_parts(batches))
+    loaders = [part for part in parts if isinstance(part, DataLoader)]
+    # The sampler of a loader may be of any class.
+    samplers = [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
+    samplers += [part for part in parts if isinstance(part, Sampler)]
+    owners = [part for part in _unique([*loaders, *samplers]) if hasattr(part, "__dict__")]
+    with (
+        preserved_randomness(),
+        # Persistent worker processes that start inside the block are kept.
+        preserved_attributes(owners, skip={"_iterator"}),
+        ExitStack() as stack,
+    ):
+        for part in parts:
+            if isinstance(part, GENERATORS):
+                stack.callback(_saved(part))
         yield
 
 
-def _once(values: list[Any]) -> list[Any]:
-    """Return every object once, in their order."""
-    return list({id(value): value for value in values}.values())
-
-
-def _modules(modules: list[nn.Module]) -> Callable[[], None]:
+@contextmanager
+def preserved_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore whether each of ``modules`` is in training or evaluation mode at the end."""
     modes = [(module, module.training) for module in modules]
-    buffers = [(module, dict(module._buffers)) for module in modules]
-
-    def restore() -> None:
-        for module, entries in buffers:
-            module._buffers.clear()
-            module._buffers.update(entries)
+    try:
+        yield
+    finally:
         for module, training in modes:
             module.training = training
 
-    return restore
 
-
-def _tensors(tensors: list[Tensor]) -> Callable[[], None]:
-    saved = [
-        # The memory that a tensor points to is replaced by a move or a new layout.
-        (tensor, tensor.data, tensor.detach().clone(), tensor.requires_grad, tensor.grad)
-        for tensor in tensors
-    ]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for tensor, memory, values, requires_grad, gradient in saved:
-                tensor.data = memory
-                # What did not change is not written: it may be expanded, or shared.
-                if not torch.equal(tensor, values):
-                    tensor.copy_(values)
-                if tensor.requires_grad != requires_grad:
-                    tensor.requires_grad_(requires_grad)
-                tensor.grad = gradient
-
-    return restore
-
-
-def _optimizer(optimizer: Optimizer) -> Callable[[], None]:
-    state = optimizer.state
-    groups = [dict(group) for group in optimizer.param_groups]
-    # A learning rate may be a tensor that is changed in place.
-    tensors = [
-        (value, value.clone())
-        for group in groups
-        for value in group.values()
-        if isinstance(value, Tensor)
-    ]
-
-    def restore() -> None:
-        optimizer.state = state
-        for group, saved in zip(optimizer.param_groups, groups, strict=True):
-            group.clear()
-            group.update(saved)
-        for tensor, value in tensors:
-            tensor.copy_(value)
-
-    return restore
-
-
-def _copied_state(optimizer: Optimizer, device: torch.device) -> defaultdict[Tensor, Any]:
-    """Return a copy of the state under the very same parameters as keys, on ``device``.
-
-    Counters that an optimizer keeps on the CPU (0-dimensional) stay there.
-    """
-    return defaultdict(
+@contextmanager
+def _preserved_optimizer(optimizer: Optimizer, device: torch.device) -> Iterator[None]:
+    state, groups = optimizer.state, [dict(group) for group in optimizer.param_groups]
+    options = [value for group in groups for value in group.values()]
+    optimizer.state = defaultdict(
         dict,
         {
-            parameter: {
-                key: value.to(device, copy=True)
-                if isinstance(value, Tensor) and value.dim()
-                else copy.deepcopy(value)
-                for key, value in entries.items()
-            }
-            for parameter, entries in optimizer.state.items()
+            parameter: {name: _copied(value, device) for name, value in entries.items()}
+            for parameter, entries in state.items()
         },
     )
+    # A learning rate may be a tensor that is changed in place.
+    with preserved_tensors(value for value in options if isinstance(value, Tensor)):
+        try:
+            yield
+        finally:
+            optimizer.state = state
+            for group, saved in zip(optimizer.param_groups, groups, strict=True):
+                group.clear()
+                group.update(saved)
 
 
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-NO_PARTS = (type, ModuleType, FunctionType, Tensor, np.ndarray, _BaseDataLoaderIter)
+def _copied(value: Any, device: torch.device) -> Any:
+    # A counter (0-dimensional) stays on the CPU if the optimizer keeps it there.
+    if isinstance(value, Tensor) and value.dim():
+        return value.to(device, copy=True)
+    return copy.deepcopy(value)
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    """Return every object once, in order."""
+    return list({id(value): value for value in values}.values())
 
 
 def _parts(whole: Any) -> Iterator[Any]:
@@ -179,15 +155,15 @@ def _parts(whole: Any) -> Iterator[Any]:
     seen: dict[int, Any] = {}
     level = [whole]
     for _ in range(MAX_DEPTH + 1):
-        level = [part for part in _once(level) if id(part) not in seen]
-        # Held here, so that no other object gets the same id meanwhile.
+        level = [part for part in _unique(level) if id(part) not in seen]
+        # The objects are kept, so that no other object gets the same id meanwhile.
         seen.update((id(part), part) for part in level)
         yield from level
-        level = [below for part in level for below in _below(part)]
+        level = [entry for part in level for entry in _entries(part)]
 
 
-def _below(part: Any) -> list[Any]:
-    if isinstance(part, (*NO_PARTS, *GENERATORS)):
+def _entries(part: Any) -> list[Any]:
+    if isinstance(part, WITHOUT_PARTS):
         return []
     if isinstance(part, (list, tuple, dict)):
         entries = part.values() if isinstance(part, dict) else part
@@ -196,34 +172,11 @@ def _below(part: Any) -> list[Any]:
     return list(attributes.values()) if isinstance(attributes, dict) else []
 
 
-def _sources(parts: list[Any]) -> list[Callable[[], object]]:
-    """Return functions that put back what decides over the next batches."""
-    loaders = [part for part in parts if isinstance(part, DataLoader)]
-    # Any class of one's own can be a loader's sampler.
-    samplers = [sampler for each in loaders for sampler in (each.sampler, each.batch_sampler)]
-    samplers += [part for part in parts if isinstance(part, Sampler)]
-    counting = [part for part in _once([*loaders, *samplers]) if hasattr(part, "__dict__")]
-    generators = [_generator(part) for part in parts if isinstance(part, GENERATORS)]
-    # A loader's processes are no state of it: those that start meanwhile go on.
-    return [preserve_attributes(counting, but=("_iterator",)), *generators]
-
-
-def _generator(generator: Any) -> Callable[[], object]:
-    if isinstance(generator, torch.Generator):
-        return partial(generator.set_state, generator.get_state())
+def _saved(generator: Any) -> Callable[[], object]:
+    """Return a function that restores the present state of a random generator."""
     if isinstance(generator, random.Random):
         return partial(generator.setstate, generator.getstate())
-    if isinstance(generator, np.random.RandomState):
-        return partial(generator.set_state, generator.get_state())
-    bits = generator.bit_generator
-    return partial(setattr, bits, "state", copy.deepcopy(bits.state))
-
-
-def _processes(loader: DataLoader) -> Callable[[], None]:
-    """Set the persistent processes of ``loader`` aside."""
-    running, loader._iterator = loader._iterator, None
-
-    def restore() -> None:
-        loader._iterator = running
-
-    return restore
+    if isinstance(generator, np.random.Generator):
+        bits = generator.bit_generator
+        return partial(setattr, bits, "state", copy.deepcopy(bits.state))
+    return partial(generator.set_state, generator.get_state())

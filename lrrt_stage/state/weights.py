@@ -1,4 +1,4 @@
-"""Initial weights: made from a seed, saved, told apart by a digest, and loaded again."""
+"""Initial weights: drawn from a seed, identified by a digest, saved, and loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 KERNEL_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-"""Layers whose ``weight`` is a kernel: linear and convolutional, transposed ones too."""
+"""Layers whose ``weight`` is a kernel: linear and convolutional layers, also transposed ones."""
 
 State = Mapping[str, Tensor]
 """Names of parameters and persistent buffers -> tensors on the CPU."""
@@ -39,21 +39,21 @@ INITIALIZERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "xavier_uniform": lambda w, g: nn.init.xavier_uniform_(w, generator=g),
 }
 """Name -> in-place initialiser of one weight (He et al. 2015, arXiv 1502.01852; Glorot & Bengio
-2010). The name ``own`` keeps what the model's constructor made."""
+2010). The name ``own`` stands for the weights from the constructor of the model."""
 
 
 def initialize(model: nn.Module, scheme: str, seed: int) -> None:
     """Draw the weights of linear and convolutional layers from ``seed``; their biases become 0.
 
-    Neither reads nor changes the global random state. All other parameters (norm layers,
-    embeddings, attention projections) and buffers keep what the constructor gave them, so build
+    The global random state is neither read nor changed. All other parameters (norm layers,
+    embeddings, attention projections) and buffers keep the values from the constructor, so build
     the model under :func:`lrrt_stage.seeded`. ``scheme="own"`` changes nothing.
     """
     if scheme == "own":
         return
     if scheme not in INITIALIZERS:
         raise unknown_name("init", scheme, [*INITIALIZERS, "own"])
-    # The CPU's generator for every device, so that weights do not depend on where they go.
+    # Drawn on the CPU, so that the weights do not depend on the device.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, module in sorted(model.named_modules(), key=lambda named: named[0]):
@@ -69,8 +69,8 @@ def check_sizes(model: nn.Module, what: str) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise LRRTError(
-                f"{what} has {name!r} without a shape, of a lazy module: run one batch through it "
-                "before, or use the module that is given its sizes"
+                f"{what} has a lazy module with {name!r} without a shape: first run one batch "
+                "through it, or use a module with given sizes"
             )
 
 
@@ -87,7 +87,7 @@ def digest(state: State) -> str:
 
     For every name, sorted: ``name``, ``dtype`` (as in ``float32``) and ``shape`` (comma
     separated), each followed by a zero byte, then the values as contiguous little-endian bytes.
-    It does not depend on the file format.
+    The digest does not depend on a file format.
     """
     sha = hashlib.sha256()
     for name in sorted(state):
@@ -100,7 +100,7 @@ def digest(state: State) -> str:
 
 
 def save(state: State, path: str | Path) -> Path:
-    """Write ``state`` as a safetensors file: plain data, nothing that runs when it is read."""
+    """Write ``state`` as a safetensors file, which holds plain data and no code."""
     # Tied weights are saved once per name: safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     save_file(copies, path, metadata={"format": "pt"})
@@ -121,26 +121,27 @@ def load(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise LRRTError(
-            f"{path} is not a readable safetensors file ({error}): weights are never unpickled, "
-            "save them with safetensors.torch.save_file"
+            f"{path} is not a readable safetensors file ({error}): save the weights with "
+            "safetensors.torch.save_file; a pickle could run code, and is not read"
         ) from None
 
 
 def load_into(model: nn.Module, state: State) -> None:
-    """Copy ``state`` into ``model``, whose device and layout stay.
+    """Copy ``state`` into ``model``, which keeps its device and layout.
 
     Raises
     ------
     LRRTError
-        If names, shapes or dtypes differ; the message lists the first differences. Where the
-        names alone differ it says so, since a constructor may number what it makes.
+        If names, shapes or dtypes differ. The message lists the first differences, and says so if
+        only the names differ, as with a constructor that numbers its layers.
     """
     own = model.state_dict()
     remedy = "use the model and arguments that the weights were made with"
-    if set(own) != set(state) and _kinds(own) == _kinds(state):
-        remedy = "have the model name its weights alike at every construction, only names differ"
+    kinds, other_kinds = (sorted(map(_kind, tensors.values())) for tensors in (own, state))
+    if set(own) != set(state) and kinds == other_kinds:
+        remedy = "only names differ: make the model use the same names at every construction"
         if any(name.startswith(("module.", "_orig_mod.")) for name in own):
-            remedy = "load them before the model is wrapped (DataParallel) or compiled"
+            remedy = "only names differ: load them before the model is wrapped or compiled"
     differences = [f"{name} is missing from the weights" for name in own if name not in state]
     differences += [f"{name} is not in the model" for name in state if name not in own]
     differences += [
@@ -154,10 +155,6 @@ def load_into(model: nn.Module, state: State) -> None:
             f"the weights do not fit the model: {'; '.join(differences[:3])}{more}: {remedy}"
         )
     model.load_state_dict(dict(state))
-
-
-def _kinds(state: State) -> list[str]:
-    return sorted(map(_kind, state.values()))
 
 
 def _kind(tensor: Tensor) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
 from lrrt_stage.measure.step import BatchStream
 from lrrt_stage.settings import Options, setting
 from lrrt_stage.state.weights import State
-from pipeline.task.prepared import PreparedTask
+from pipeline.task.prepared import PreparedTask, Start
 from pipeline.training.schedules import SCHEDULES, build_schedule
 
 __all__ = ["Epoch", "TrainOptions", "Training", "train"]
@@ -26,7 +27,7 @@ __all__ = ["Epoch", "TrainOptions", "Training", "train"]
 
 @dataclass(frozen=True)
 class TrainOptions(Options):
-    """How long and by which schedule."""
+    """The length of a training, and its schedule."""
 
     epochs: int = setting(20, "Passes over the training data.", minimum=1)
     schedule: str = setting("one-cycle", "How the learning rate moves.", choices=SCHEDULES)
@@ -41,9 +42,9 @@ class Epoch:
     val_accuracy: float
 
 
-@dataclass
+@dataclass(repr=False)
 class Training:
-    """What a training has come to: a value per step, a value per epoch, and the model."""
+    """The progress of a training: the model, with values per step and per epoch."""
 
     model: nn.Module
     total_steps: int
@@ -51,9 +52,13 @@ class Training:
     train_loss: list[float] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        steps = f"{len(self.lr)} of {self.total_steps} steps"
+        return f"Training({steps}, {len(self.epochs)} epochs, val_loss {self.val_loss:.4g})"
+
     @property
     def diverged(self) -> bool:
-        """Whether a loss was not finite; training ends there."""
+        """Whether a loss was not finite, which ends the training."""
         losses = [*self.train_loss, *(epoch.val_loss for epoch in self.epochs)]
         return not all(map(isfinite, losses))
 
@@ -72,48 +77,44 @@ def train(
     on_epoch: Callable[[Training], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Training:
-    """Train the prepared's task from the weights ``state``.
+    """Train the model of a task from the weights ``state``.
 
-    The first step is the range test's first step but for its learning rate, so the first loss is
-    the same bit for bit on the same device.
+    The first step differs from that of the range test in its learning rate only, so that the first
+    loss is bit-equal on the same device.
 
     Parameters
     ----------
     prepared, state
-        The task, and where it starts.
+        The task, and its initial weights.
     lr_range, options
-        What the schedule goes through, which schedule, and how many epochs.
+        The range of the schedule, the schedule, and the number of epochs.
     on_epoch
-        Called after every epoch; what it raises ends the training.
+        Called after every epoch. An exception from it ends the training.
     checkpoint
-        A file that is written after every epoch. If it is there, training goes on from it, to
-        the same result as without the interruption.
+        File that is written after every epoch. If it exists, training resumes from it, with the
+        same result as without the interruption.
 
     Raises
     ------
     LRRTError
-        If an example of a split that is not in memory cannot be used. All of the validation split
-        is read before the first epoch, the training split as the epoch goes.
+        If an example of a split that is not in memory cannot be used. The validation split is read
+        completely before the first epoch, the training split during the epochs.
     """
     start = prepared.start(state)
     model, optimizer, batches = start.model, start.optimizer, start.batches
     steps_per_epoch = max(len(batches) // prepared.task.accumulate, 1)
     training = Training(model, options.epochs * steps_per_epoch)
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
-    # Once for a prepared: a fraction of an epoch, against an epoch of training that would be lost.
+    # This takes a fraction of an epoch, once per prepared task, and saves a training that would
+    # fail at the end of its first epoch.
     prepared.val_batches.check()
     take_step = TrainingStep(model, optimizer, start.batch_loss, prepared.task, prepared.device)
     with seeded(prepared.task.data_seed), deterministic(), warnings.catch_warnings():
-        # torch warns when a schedule counts a step that the optimizer did not take: fp16 leaves
-        # out steps that overflow, and a resumed schedule counts up to where it was.
+        # torch warns when a schedule counts a step that the optimizer did not take: fp16 skips
+        # steps that overflow, and a resumed schedule counts up to where it was.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         if checkpoint is not None and checkpoint.exists():
-            _resume(torch.load(checkpoint, weights_only=True), training, start, take_step)
-            rates = [group["lr"] for group in optimizer.param_groups]
-            for _ in training.lr:
-                schedule.step()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            _load_checkpoint(checkpoint, training, start, take_step, schedule)
         while len(training.epochs) < options.epochs and not training.diverged:
             stream = BatchStream(batches)
             model.train()
@@ -125,13 +126,14 @@ def train(
             training.train_loss += torch.stack(losses).tolist()
             training.epochs.append(Epoch(len(training.train_loss), *prepared.evaluate(model)))
             if checkpoint is not None:
-                _write(checkpoint, training, start, take_step)
+                _save_checkpoint(checkpoint, training, start, take_step)
             if on_epoch is not None:
                 on_epoch(training)
     return training
 
 
-def _write(path: Path, training: Training, start: Any, take_step: TrainingStep) -> None:
+def _save_checkpoint(path: Path, training: Training, start: Start, take_step: TrainingStep) -> None:
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
     content = {
         "lr": training.lr,
         "train_loss": training.train_loss,
@@ -142,25 +144,29 @@ def _write(path: Path, training: Training, start: Any, take_step: TrainingStep) 
         "batches": start.batches.generator.get_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": _listed(np.random.get_state()),  # noqa: NPY002
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
         "python": random.getstate(),
     }
-    # Whole or not at all, even if the process ends here.
+    # The file is complete, or is not there, even if the process ends here.
     partial = path.with_suffix(".partial")
     torch.save(content, partial)
     partial.replace(path)
 
 
-def _listed(numpy_state: Any) -> tuple[Any, ...]:
-    return tuple(v.tolist() if isinstance(v, np.ndarray) else v for v in numpy_state)
-
-
-def _resume(
-    content: dict[str, Any], training: Training, start: Any, take_step: TrainingStep
+def _load_checkpoint(
+    path: Path,
+    training: Training,
+    start: Start,
+    take_step: TrainingStep,
+    schedule: LRScheduler,
 ) -> None:
+    content = torch.load(path, weights_only=True)
     training.lr, training.train_loss = content["lr"], content["train_loss"]
     training.epochs = [Epoch(*values) for values in content["epochs"]]
+    for _ in training.lr:
+        schedule.step()
     start.model.load_state_dict(content["model"])
+    # After the schedule, so that the learning rates are bit-equal.
     start.optimizer.load_state_dict(content["optimizer"])
     take_step.scaler.load_state_dict(content["scaler"])
     start.batches.generator.set_state(content["batches"])

@@ -1,4 +1,4 @@
-"""From the suggested range to the narrower one that training uses."""
+"""The narrower range that training uses."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ POLICIES: dict[str, Callable[[float], tuple[float, float]]] = {
     "both": lambda fraction: (fraction / 2, fraction / 2),
     "none": lambda fraction: (0.0, 0.0),
 }
-"""Name -> function of a fraction: shares of the log width to take off at the bottom and the top."""
+"""Name -> function from a fraction to the shares of the log width left out below and above."""
 
 
 @dataclass(frozen=True)
 class Narrowing(Options):
-    """Takes a share of the range's log width off.
+    """Narrows a range by a share of its log width.
 
-    The article advises to train with a narrower range than the recommended one, since its
-    maximum can make training diverge; so the default takes the top off.
+    The article advises training with a narrower range than the recommended one, since its maximum
+    can make training diverge. The default leaves out the top tenth of the log width, so that the
+    range from 0.01 to 0.1 ends at 0.0794.
 
     Examples
     --------
@@ -35,14 +36,14 @@ class Narrowing(Options):
         "top", "Where the suggested range is narrowed: top, both ends, none.", choices=POLICIES
     )
     narrowing_fraction: float = setting(
-        0.1, "Share of the range's log width that is taken off.", minimum=0, below=1
+        0.1, "Share of the log width that is left out.", minimum=0, below=1
     )
 
     def __call__(self, suggested: LRRange) -> LRRange:
         """Return the narrower range."""
         bottom, top = POLICIES[self.narrowing](self.narrowing_fraction)
         width = suggested.max / suggested.min
-        # Without a cut the end stays bit for bit what it was.
+        # An end that is not moved stays bit-equal.
         return LRRange(
             suggested.min * width**bottom if bottom else suggested.min,
             suggested.max / width**top if top else suggested.max,

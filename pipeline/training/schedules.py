@@ -20,13 +20,16 @@ from lrrt_stage.errors import unknown_name
 
 __all__ = ["SCHEDULES", "build_schedule"]
 
+Rates = list[float]
+"""One learning rate per parameter group."""
+
 
 def build_schedule(
     name: str, optimizer: Optimizer, lr_range: LRRange, total_steps: int
 ) -> LRScheduler:
-    """Return torch's scheduler for ``total_steps`` iterations; call its ``step()`` after each.
+    """Return a torch scheduler for ``total_steps`` iterations; call ``step()`` after each one.
 
-    The optimizer's group with the largest learning rate goes through ``lr_range``; the others
+    The parameter group with the largest learning rate goes through ``lr_range``; the other groups
     keep their ratio to it.
     """
     if name not in SCHEDULES:
@@ -41,47 +44,36 @@ def build_schedule(
     return SCHEDULES[name](optimizer, low, high, max(total_steps, 2))
 
 
-def one_cycle(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
-    """From the minimum up to the maximum in 30 % of the steps, then far below (Smith 2018).
+def one_cycle(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
+    """Rise from the minimum to the maximum in 30 % of the steps, then fall far below (Smith 2018).
 
-    Momentum is not cycled: the range test was made at a constant one.
+    The momentum is constant, as in the range test.
     """
     return OneCycleLR(
         optimizer,
         max_lr=high,
-        total_steps=total_steps,
-        # One ratio for all groups; a group whose learning rate is 0 has none.
+        total_steps=steps,
+        # The ratio is the same for all groups; a group whose learning rate is 0 has none.
         div_factor=max(high) / max(low),
         cycle_momentum=False,
     )
 
 
-def triangular(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
+def triangular(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """Four triangles between minimum and maximum (CLR, Smith 2015)."""
-    half = total_steps / 8  # as a fraction too, so that there are four and not a start of a fifth
-    return CyclicLR(
-        optimizer,
-        base_lr=low,
-        max_lr=high,
-        step_size_up=half,  # type: ignore[arg-type]
-        cycle_momentum=False,
-    )
+    # Not rounded, so that no fifth triangle begins.
+    half: float = steps / 8
+    return CyclicLR(optimizer, low, high, half, cycle_momentum=False)  # type: ignore[arg-type]
 
 
-def warm_restarts(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
+def warm_restarts(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """Three cosines from maximum to minimum, each twice as long (Loshchilov & Hutter 2016)."""
     # 1 + 2 + 4 sevenths of the steps.
-    return _WarmRestarts(optimizer, max(-(-total_steps // 7), 1), max(low) / max(high))
+    return _WarmRestarts(optimizer, max(-(-steps // 7), 1), max(low) / max(high))
 
 
 class _WarmRestarts(CosineAnnealingWarmRestarts):
-    """torch's, whose minimum is one for all groups, with a minimum for each."""
+    """The scheduler of torch has one minimum for all groups; here it is a share of each maximum."""
 
     def __init__(self, optimizer: Optimizer, first: int, min_share: float) -> None:
         self.min_share = min_share
@@ -89,20 +81,19 @@ class _WarmRestarts(CosineAnnealingWarmRestarts):
 
     def get_lr(self) -> list[float | Tensor]:
         cosine = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
-        return [peak * (self.min_share + (1 - self.min_share) * cosine) for peak in self.base_lrs]
+        share = self.min_share + (1 - self.min_share) * cosine
+        return [maximum * share for maximum in self.base_lrs]
 
 
-def constant(
-    optimizer: Optimizer, low: list[float], high: list[float], total_steps: int
-) -> LRScheduler:
+def constant(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """The maximum at every step."""
     return ConstantLR(optimizer, factor=1.0)
 
 
-SCHEDULES: dict[str, Callable[[Optimizer, list[float], list[float], int], LRScheduler]] = {
+SCHEDULES: dict[str, Callable[[Optimizer, Rates, Rates, int], LRScheduler]] = {
     "one-cycle": one_cycle,
     "triangular": triangular,
     "warm-restarts": warm_restarts,
     "constant": constant,
 }
-"""Name -> function of optimizer, minimum and maximum of each parameter group, and total steps."""
+"""Name -> function of the optimizer, the minima, the maxima, and the number of steps."""

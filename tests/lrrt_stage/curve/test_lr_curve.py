@@ -1,11 +1,8 @@
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from lrrt_stage import LRCurve, LRRTError, Smoothing
-from lrrt_stage.measure.ramps import REFERENCE_ITERATIONS
 
 LR = [0.1, 0.2, 0.4]
 # Neither has a short decimal form: a round trip through text must not lose the last bit.
@@ -54,27 +51,3 @@ def test_a_file_that_is_no_curve_is_named(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(LRRTError, match="has no column"):
         LRCurve.from_csv(tmp_path / "other.csv")
-
-
-@pytest.mark.parametrize(
-    ("loss", "stop"),
-    [
-        ([1.0] * REFERENCE_ITERATIONS, "completed"),
-        ([1.0] * 50, "diverged"),
-        ([1.0] * 50 + [np.nan], "non-finite"),
-        ([1.0] * (REFERENCE_ITERATIONS - 1) + [np.nan], "non-finite"),
-    ],
-)
-def test_a_reference_is_written_beside_the_curve(tmp_path, loss, stop):
-    reference = LRCurve(np.arange(1, len(loss) + 1), loss, probe_loss=loss, stop=stop)
-    curve = LRCurve(LR, LOSS, reference=reference)
-    path = curve.to_csv(tmp_path / "curve.csv")
-    assert {each.name for each in tmp_path.iterdir()} == {"curve.csv", "curve.reference.csv"}
-    assert LRCurve.from_csv(path) == curve != LRCurve(LR, LOSS)
-    # It is of the whole curve, and goes with it.
-    assert curve[:2].reference is None
-    spoilt = replace(curve, loss=[*LOSS[:-1], np.inf])
-    assert len(spoilt.finite) == len(LOSS) - 1
-    assert spoilt.finite.reference == reference
-    LRCurve(LR, LOSS).to_csv(path)
-    assert LRCurve.from_csv(path) == LRCurve(LR, LOSS)

@@ -1,7 +1,6 @@
 import hashlib
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +14,11 @@ from lrrt_stage import (
     RangeTestInterrupted,
     RangeTestOptions,
     Smoothing,
-    StepOptions,
     Validation,
-    confidence,
+    digest,
+    initialize,
     range_test,
     seeded,
-    suggest,
-    suggest_all,
 )
 from lrrt_stage.measure.loss_recorder import CHECK_EVERY
 
@@ -87,24 +84,34 @@ def test_loss_i_is_that_of_batch_i_before_the_step_that_uses_lr_i():
 def test_defaults_are_an_exponential_ramp_from_1e_7_to_100_and_a_stop_at_4():
     options = RangeTestOptions()
     assert (options.lr_start, options.lr_end, options.ramp) == (1e-7, 100.0, "exponential")
-    assert (options.iterations, options.stop_multiple) == (None, 4.0)
+    assert (options.iterations, options.stop_multiple) == (100, 4.0)
 
 
 @pytest.mark.parametrize(("n", "iterations"), [(64, 100), (1200, 150)])
 def test_one_epoch_but_at_least_100_iterations(n, iterations):
-    curve = run(batches=loader(n), lr_end=1e-3)
+    curve = run(batches=loader(n), lr_end=1e-3, iterations="epoch")
     assert len(curve) == iterations
     assert curve.epochs == iterations / (n / 8)
     assert curve.stop == "completed"
+
+
+def test_data_without_a_length_has_an_epoch_of_100_iterations():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(loader().dataset)
+
+    curve = run(batches=DataLoader(Stream(), 8), lr_end=1e-3, iterations="epoch")
+    assert len(curve) == 100
+    assert curve.epochs is None
 
 
 def test_a_further_pass_over_the_data_is_reshuffled():
     seen = []
     batches = loader(32)
 
-    def batch_loss(each):
-        seen.append(each[1].tolist())
-        return model(each[0]).square().mean()
+    def batch_loss(pair):
+        seen.append(pair[1].tolist())
+        return model(pair[0]).square().mean()
 
     model = classifier()
     range_test(model, sgd(model), None, batches, batch_loss=batch_loss, lr_end=1e-6, iterations=12)
@@ -131,7 +138,7 @@ def test_param_groups_keep_the_ratio_of_their_learning_rates():
     assert np.allclose([low / high for low, high in used], 0.1, rtol=1e-12)
 
 
-def test_a_learning_rate_that_is_a_tensor_is_moved_in_place_and_put_back():
+def test_a_learning_rate_that_is_a_tensor_is_moved_in_place_and_restored():
     model = scalar()
     lr = torch.tensor(0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -174,8 +181,8 @@ def test_autocast_computes_in_lower_precision_and_keeps_the_shape_of_the_curve(p
 def test_fp16_scales_the_loss_so_that_small_gradients_are_not_lost():
     # In fp16 the gradient of the layer's output, 1e-8, is 0 unless the loss is scaled before
     # backward. The weight itself, and so its gradient, are fp32.
-    def tiny(each):
-        return model(each).float().mean() * 1e-8
+    def tiny(pair):
+        return model(pair).float().mean() * 1e-8
 
     model = scalar(1.0)
     batches = [torch.tensor([[1.0]])]
@@ -237,9 +244,9 @@ def test_the_stop_can_be_switched_off():
 def test_it_stops_at_the_first_loss_that_is_not_finite_and_keeps_it():
     count = iter(range(1000))
 
-    def batch_loss(each):
+    def batch_loss(pair):
         scale = float("nan") if next(count) == 33 else 1.0
-        return model(each[0]).square().mean() * scale
+        return model(pair[0]).square().mean() * scale
 
     model = classifier()
     curve = range_test(model, sgd(model), None, loader(), batch_loss=batch_loss, lr_end=1e-3)
@@ -326,32 +333,31 @@ def reads_between_first_and_last(iterations, fused=None, **options):
     ],
 )
 def test_the_loop_does_not_wait_for_the_device_at_every_step(options):
-    # One read for every look, and nothing else.
-    assert reads_between_first_and_last(200, **options) <= 200 // CHECK_EVERY
+    # The losses are read every CHECK_EVERY iterations, and nothing else is.
+    assert reads_between_first_and_last(60, **options) <= 60 // CHECK_EVERY
 
 
 def test_fp16_waits_for_the_device_where_the_optimizer_is_not_fused():
     # The limit that StepOptions names: the scaler of an unfused optimizer reads at every step.
-    assert reads_between_first_and_last(50, precision="fp16") >= 49
+    assert reads_between_first_and_last(20, precision="fp16") >= 19
 
 
-def test_the_same_seed_gives_the_same_curve_in_another_process():
-    script = (
-        "import hashlib, torch; torch.set_num_threads(1)\n"
-        "from tests.lrrt_stage.test_range_test import run, classifier, seeded\n"
-        "with seeded(3): curve = run(classifier(dropout=0.5))\n"
-        "print(hashlib.sha256(curve.loss.tobytes() + curve.lr.tobytes()).hexdigest())"
-    )
-    digests = [
-        subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for _ in range(2)
-    ]
+def digest_of_a_curve():
+    torch.set_num_threads(1)
+    model = classifier(dropout=0.5)
+    initialize(model, "kaiming_uniform", 3)
     with seeded(3):
-        curve = run(classifier(dropout=0.5))
-    here = hashlib.sha256(curve.loss.tobytes() + curve.lr.tobytes()).hexdigest()
-    assert digests == [here, here]
+        curve = run(model)
+    values = curve.loss.tobytes() + curve.lr.tobytes()
+    return digest(model.state_dict()) + hashlib.sha256(values).hexdigest()
+
+
+def test_the_same_seeds_give_the_same_weights_and_curve_in_another_process():
+    name = "tests.lrrt_stage.measure.test_lr_range_test"
+    script = f"from {name} import digest_of_a_curve; print(digest_of_a_curve())"
+    command = [sys.executable, "-c", script]
+    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert other == digest_of_a_curve()
 
 
 @pytest.mark.gpu
@@ -380,7 +386,11 @@ def _average_over_ranks(rank, folder):
 
 
 def test_all_ranks_of_a_distributed_run_stop_together(tmp_path):
-    torch.multiprocessing.spawn(_average_over_ranks, (str(tmp_path),), nprocs=2)
+    # A fork has torch imported already, but cannot use a CUDA device.
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    torch.multiprocessing.start_processes(
+        _average_over_ranks, (str(tmp_path),), nprocs=2, start_method=method
+    )
     first, second = torch.load(tmp_path / "0"), torch.load(tmp_path / "1")
     assert first == second
     assert first[1] == "diverged"
@@ -390,22 +400,23 @@ def test_all_ranks_of_a_distributed_run_stop_together(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr_start": 1.0, "lr_end": 0.1}, "lr_start=1 is not below lr_end=0.1"),
-        ({"lr_start": 1.0, "lr_end": 1.0}, "is not below"),
-        ({"lr_start": 0.0}, "lr_start=0 must be positive and finite: try 1e-7"),
-        ({"lr_start": float("inf")}, "lr_start=inf must be positive and finite: try 1e-7"),
-        ({"lr_end": -1.0}, "lr_end=-1 must be positive and finite: try 100"),
-        ({"lr_end": float("nan")}, "lr_end=nan must be positive and finite: try 100"),
-        ({"lr_end": float("inf")}, "lr_end=inf must be positive and finite: try 100"),
-        ({"iterations": 9}, "iterations=9 is fewer than 10"),
-        ({"stop_multiple": 1.0}, "stop_multiple=1.0 is not above 1"),
-        ({"ramp": "cubic"}, "unknown ramp 'cubic'"),
-        ({"accumulate": 0}, "accumulate=0 must be"),
-        ({"clip_norm": 0.0}, "clip_norm=0.0 must be"),
-        ({"precision": "fp61"}, "did you mean 'fp16'"),
-        ({"lr_ned": 1.0}, "unknown range_test option 'lr_ned': did you mean 'lr_end'"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not available here"),
-        ({"device": "gpu"}, "device 'gpu' is not available here"),
+        ({"lr_start": 1.0, "lr_end": 0.1}, "lr_end=0.1"),
+        ({"lr_start": 1.0, "lr_end": 1.0}, "lr_end=1"),
+        ({"lr_start": 0.0}, "lr_start=0"),
+        ({"lr_start": float("inf")}, "lr_start=inf"),
+        ({"lr_end": -1.0}, "lr_end=-1"),
+        ({"lr_end": float("nan")}, "lr_end=nan"),
+        ({"lr_end": float("inf")}, "lr_end=inf"),
+        ({"iterations": 9}, "iterations=9"),
+        ({"iterations": "epochs"}, "iterations='epochs'"),
+        ({"stop_multiple": 1.0}, "stop_multiple=1.0"),
+        ({"ramp": "cubic"}, "'cubic'"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"clip_norm": 0.0}, "clip_norm=0.0"),
+        ({"precision": "fp61"}, "'fp16'"),
+        ({"lr_ned": 1.0}, "'lr_end'"),
+        ({"device": "cuda:99"}, "'cuda:99'"),
+        ({"device": "gpu"}, "'gpu'"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(options, message):
@@ -435,7 +446,7 @@ class Unbuilt(nn.Module):
 
 def test_a_model_that_makes_its_parameters_later_is_told_to_run_first():
     model, optimizer = Unbuilt(), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    with pytest.raises(LRRTError, match="first run a batch through a model that makes"):
+    with pytest.raises(LRRTError, match="first run a batch"):
         range_test(model, optimizer, mse, [batch(1, 0)])
     model(batch(1, 0)[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -443,19 +454,19 @@ def test_a_model_that_makes_its_parameters_later_is_told_to_run_first():
 
 
 def test_a_first_loss_that_is_not_finite_is_refused():
-    with pytest.raises(LRRTError, match=r"loss of the first batch is nan.*check the data"):
+    with pytest.raises(LRRTError, match="first batch is nan"):
         range_test((model := scalar()), sgd(model), mse, [batch(float("nan"), 0)])
 
 
 @pytest.mark.parametrize("batches", [[], iter([batch(1, 0)] * 15)])
 def test_batches_that_run_out_are_named(batches):
     model = scalar()
-    with pytest.raises(LRRTError, match=r"no batches left.*not a generator"):
+    with pytest.raises(LRRTError, match="no batches left"):
         range_test(model, sgd(model), mse, batches, lr_end=1e-3)
 
 
 def test_a_loss_that_is_no_scalar_is_named():
-    with pytest.raises(LRRTError, match=r"the loss has shape \(8, 3\).*reduction='mean'"):
+    with pytest.raises(LRRTError, match=r"shape \(8, 3\)"):
         range_test(
             (model := classifier()), sgd(model), None, loader(), batch_loss=lambda b: model(b[0])
         )
@@ -463,7 +474,7 @@ def test_a_loss_that_is_no_scalar_is_named():
 
 def test_a_loss_that_depends_on_no_parameter_is_named():
     model = classifier()
-    with pytest.raises(LRRTError, match="does not depend on any trainable parameter"):
+    with pytest.raises(LRRTError, match="requires_grad"):
         range_test(
             model, sgd(model), None, loader(), batch_loss=lambda b: model(b[0]).mean().detach()
         )
@@ -478,7 +489,7 @@ def test_a_loss_that_depends_on_no_parameter_is_named():
 )
 def test_a_lazy_model_is_refused_until_it_has_shapes(make):
     model = make()
-    with pytest.raises(LRRTError, match=r"'1\.\w+' without a shape.*run one batch") as error:
+    with pytest.raises(LRRTError, match=r"'1\.\w+' without a shape") as error:
         run(model)
     assert "\n" not in str(error.value)
     model(torch.zeros(8, 8))
@@ -488,7 +499,7 @@ def test_a_lazy_model_is_refused_until_it_has_shapes(make):
 def test_an_optimizer_that_needs_a_closure_is_refused():
     model = classifier()
     optimizer = torch.optim.LBFGS(model.parameters())
-    with pytest.raises(LRRTError, match=r"LBFGS\.step\(\) needs a closure.*SGD or AdamW") as error:
+    with pytest.raises(LRRTError, match="LBFGS.*closure") as error:
         range_test(model, optimizer, nn.functional.cross_entropy, loader())
     assert "\n" not in str(error.value)
 
@@ -498,137 +509,5 @@ def test_an_optimizer_of_another_model_is_refused():
     model, before = nn.Linear(4, 2), nn.Linear(4, 2)
     optimizer = torch.optim.SGD(before.parameters(), lr=0.1)
     batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
-    with pytest.raises(LRRTError, match="no parameter of the model, it was made for another"):
+    with pytest.raises(LRRTError, match="none of this model"):
         range_test(model, optimizer, nn.functional.cross_entropy, batches)
-
-
-def probe():
-    return next(iter(loader(seed=7)))
-
-
-def test_another_ramp_is_followed_by_the_one_that_robust_reads():
-    plain = run(probe=probe())
-    assert plain.reference is None
-    for ramp in ({"iterations": 250}, {"lr_start": 1e-5}, {"lr_start": 1e-8}, {"ramp": "linear"}):
-        curve = run(probe=probe(), **ramp)
-        assert curve.reference == replace(plain, epochs=None)
-        assert not np.array_equal(curve.loss[:50], plain.loss[:50])
-        assert suggest(curve) == suggest(plain)
-        assert confidence(curve) == confidence(plain)
-        # The other rules read what was asked for.
-        own = replace(curve, reference=None)
-        assert str(suggest_all(curve)["minimum"]) == str(suggest_all(own)["minimum"])
-
-
-def test_fewer_iterations_or_no_probe_save_the_time():
-    assert run(probe=probe(), iterations=50).reference is None
-    assert run(iterations=250).reference is None
-
-
-def without_length():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(loader().dataset)
-
-    return DataLoader(Stream(), 8)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: {"step": StepOptions(accumulate=3, precision="bf16")},
-        lambda: {"batches": without_length()},
-        lambda: {"model": classifier(dropout=0.5)},
-        # Another loss for what is not trained on, which the probe is then of.
-        lambda: {"validation": Validation([probe()], batch_loss=lambda batch: batch[0].std())},
-    ],
-    ids=["step", "no length", "dropout", "loss of the validation"],
-)
-def test_the_reference_is_what_a_test_of_100_iterations_measures(make):
-    plain = run(probe=probe(), iterations=100, **make())
-    curve = run(probe=probe(), iterations=130, **make())
-    assert curve.reference == replace(plain, epochs=None, val_loss=None)
-
-
-@pytest.mark.parametrize("base", [torch.utils.data.Sampler, object])
-def test_the_reference_is_over_the_same_batches_where_a_sampler_counts_its_passes(base):
-    class Sampler(base):
-        epoch = 0
-
-        def __iter__(self):
-            self.epoch += 1
-            return iter(torch.randperm(64, generator=seed(self.epoch)).tolist())
-
-        def __len__(self):
-            return 64
-
-    seed = torch.Generator().manual_seed
-    sampler = Sampler()
-    batches = DataLoader(loader().dataset, 8, sampler=sampler)
-    plain = run(batches=batches, probe=probe())
-    assert run(batches=batches, probe=probe(), iterations=130).reference == replace(
-        plain, epochs=None
-    )
-    assert sampler.epoch == 0
-
-
-class Again:
-    """Batches, with something to do before they are gone through for the second time."""
-
-    def __init__(self, batches, do):
-        self.batches, self.do, self.times = batches, do, 0
-
-    def __iter__(self):
-        self.times += 1
-        return self.do() if self.times == 2 else iter(self.batches)
-
-
-def test_ctrl_c_before_the_first_iteration_of_the_reference_hands_back_the_curve():
-    def interrupt():
-        raise KeyboardInterrupt
-
-    batches = list(loader(n=8 * 120))
-    with pytest.raises(RangeTestInterrupted) as caught:
-        run(batches=Again(batches, interrupt), probe=probe(), iterations=110)
-    whole = run(batches=batches, probe=probe(), iterations=110)
-    assert caught.value.curve == replace(whole, reference=None, epochs=None)
-
-
-def test_a_reference_that_fails_costs_the_curve_nothing():
-    def fail():
-        raise RuntimeError("out of memory")
-
-    with pytest.warns(UserWarning, match="'robust' reads .* own ramp.*out of memory"):
-        curve = run(batches=Again(list(loader(n=8 * 140)), fail), probe=probe(), iterations=130)
-    assert curve.reference is None
-    assert curve.loss.min() < curve.loss[0]
-
-
-def test_batches_that_cannot_be_gone_through_again_cost_the_reference_not_the_curve():
-    once = iter(loader(n=8 * 120))
-    with pytest.warns(UserWarning, match="'robust' reads .* own ramp.*there are no batches left"):
-        curve = run(batches=once, probe=probe(), iterations=110, lr_end=1e-2)
-    assert len(curve) == 110
-    assert curve.reference is None
-
-
-def test_the_reference_ends_where_the_ramp_does():
-    curve = run(probe=probe(), lr_start=1e-6, lr_end=1e-3)
-    assert curve.reference.lr.tolist() == np.geomspace(1e-7, 1e-3, 100).tolist()
-    below = run(probe=probe(), lr_start=1e-11, lr_end=1e-8).reference.lr
-    assert (below[0], below[-1]) == pytest.approx((1e-9, 1e-8))
-
-
-def test_the_reference_counts_as_progress_and_ctrl_c_in_it_hands_back_the_curve():
-    told = []
-    run(probe=probe(), iterations=120, lr_end=1e-3, progress=lambda *at: told.append(at))
-    assert told == [(i, 220) for i in range(1, 221)]
-
-    def progress(done, total):
-        if done == 230:
-            raise KeyboardInterrupt
-
-    with pytest.raises(RangeTestInterrupted) as caught:
-        run(probe=probe(), iterations=200, lr_end=1e-3, progress=progress)
-    whole = run(probe=probe(), iterations=200, lr_end=1e-3)
-    assert caught.value.curve == replace(whole, reference=None)

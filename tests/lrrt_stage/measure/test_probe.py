@@ -60,7 +60,7 @@ def test_batch_norm_takes_the_probes_own_statistics_and_dropout_is_off(start):
     assert int(model[1].num_batches_tracked) == 0
 
 
-def test_statistics_are_put_back_also_after_an_error(start):
+def test_statistics_are_restored_also_after_an_error(start):
     model, _, _, probe = start
 
     def fails(batch):
@@ -73,7 +73,7 @@ def test_statistics_are_put_back_also_after_an_error(start):
 
 def test_a_probe_and_a_validation_go_together(start):
     model, optimizer, loader, probe = start
-    validation = Validation([probe], [probe], full_looks=2)
+    validation = Validation([probe], [probe], full_evaluations=2)
     curve = range_test(
         model, optimizer, mse_loss, loader, iterations=40, probe=probe, validation=validation
     )

@@ -13,5 +13,5 @@ def test_linear_ramp_adds_a_constant_and_includes_both_ends():
 
 
 def test_an_unknown_ramp_names_the_nearest():
-    with pytest.raises(LRRTError, match="unknown ramp 'exponental': did you mean 'exponential'"):
+    with pytest.raises(LRRTError, match="'exponential'"):
         ramp(1, 2, 3, "exponental")

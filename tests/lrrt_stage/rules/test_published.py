@@ -146,13 +146,13 @@ def test_too_few_points_has_no_answer():
 def test_a_loss_that_never_fell_has_no_answer(rule):
     noise = np.random.default_rng(1).normal(2.3, 0.1, 100)
     for flat in (np.full(100, 2.3), np.linspace(2.3, 9, 100), noise):
-        with pytest.raises(NoSuggestion, match=r"never fell.*check data and loss, or raise lr_end"):
+        with pytest.raises(NoSuggestion, match="never fell.*raise lr_end"):
             suggest(curve(flat, step=0.05), rule)
 
 
 @pytest.mark.parametrize("rule", ["article", "minimum"])
 def test_a_loss_still_falling_at_the_last_lr_has_no_answer(rule):
-    with pytest.raises(NoSuggestion, match="still falling at the last LR 0.177828: raise lr_end"):
+    with pytest.raises(NoSuggestion, match="still falling at the last LR 0.177828"):
         suggest(curve(LOSS[: MINIMUM + 1]), rule, RAW)
 
 
@@ -161,7 +161,7 @@ def test_a_loss_that_falls_until_it_explodes_has_an_answer():
     assert isinstance(suggest(exploded, "article", RAW), LRRange)
 
 
-def test_all_rules_are_answered_each_for_itself():
+def test_every_rule_has_its_own_answer():
     answers = suggest_all(curve(LOSS[: MINIMUM + 1]), RAW)
     assert list(answers) == list(RULES)
     assert isinstance(answers["article"], NoSuggestion)
@@ -169,7 +169,7 @@ def test_all_rules_are_answered_each_for_itself():
 
 
 def test_an_unknown_rule_names_the_nearest():
-    with pytest.raises(LRRTError, match="unknown rule 'valey': did you mean 'valley'"):
+    with pytest.raises(LRRTError, match="'valley'"):
         suggest(curve(LOSS), "valey")
 
 
@@ -192,13 +192,9 @@ def test_a_range_is_positive_and_ordered(low, high):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_curve_that_ended_at_a_loss_that_is_not_finite_says_so(value):
     noise = 2.0 + 0.01 * np.sin(np.arange(30) * 2.0)
-    with pytest.raises(
-        NoSuggestion, match=rf"never fell.*until one was {value} at the LR 3\.16"
-    ) as (error):
+    with pytest.raises(NoSuggestion, match=rf"never fell.*{value} at the LR 3\.16") as error:
         suggest(curve([*noise, float(value)], stop="non-finite"))
     assert "raise lr_end" not in str(error.value)
-    assert "check data and loss, or lower lr_start" in str(error.value)
-    with pytest.raises(
-        NoSuggestion, match=rf"4 finite losses, until one was {value} at the LR 1e-06"
-    ):
+    assert "lower lr_start" in str(error.value)
+    with pytest.raises(NoSuggestion, match=rf"4 finite losses.*{value} at the LR 1e-06"):
         suggest(curve([2.0, 1.9, 1.8, 1.7, float(value)], stop="non-finite"))

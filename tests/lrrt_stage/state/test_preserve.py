@@ -33,8 +33,10 @@ class Setting:
         generator = torch.Generator().manual_seed(1) if own_generator else None
         self.loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=generator)
 
-    def range_test(self, **options):
-        return range_test(self.model, self.optimizer, cross_entropy, self.loader, **options)
+    def range_test(self, iterations=30, **options):
+        return range_test(
+            self.model, self.optimizer, cross_entropy, self.loader, iterations=iterations, **options
+        )
 
     def train(self, epochs=2):
         self.model.train()
@@ -56,7 +58,7 @@ def test_training_after_a_range_test_is_bit_equal_to_training_without(optimizer,
         with seeded(7):
             setting = Setting(optimizer, own_generator)
             if with_test:
-                assert len(setting.range_test()) > 20
+                assert len(setting.range_test()) > 15
             results.append(setting.train())
     assert results[0] == results[1]
 
@@ -134,6 +136,35 @@ def test_a_fresh_optimizer_stays_without_state():
     assert all(p.grad is None for p in setting.model.parameters())
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.jit.script])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_model_in_a_wrapper_is_left_as_found(wrap):
+    model = wrap(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))).eval()
+    before = digest(state_of(model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    range_test(model, optimizer, cross_entropy, batches, iterations=10)
+    assert digest(state_of(model)) == before
+    assert not any(module.training for module in model.modules())
+
+
+def test_submodules_and_parameters_that_a_model_adds_are_removed():
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            self.added, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+            return self.layer(x) * self.scale
+
+    model = Growing()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    range_test(model, optimizer, cross_entropy, batches, iterations=10)
+    assert sorted(model.state_dict()) == ["layer.bias", "layer.weight"]
+
+
 def test_what_a_model_does_to_itself_is_undone():
     class Restless(nn.Module):
         def __init__(self):
@@ -180,7 +211,7 @@ class Counting(nn.Module):
         return self.linear(x)
 
 
-def test_counters_lists_and_states_that_a_model_keeps_are_put_back():
+def test_counters_lists_and_states_that_a_model_keeps_are_restored():
     model = Counting()
     before = dict(vars(model))
     calls = []
@@ -236,7 +267,7 @@ class Curious(nn.Module):
         return self.linear(self.drop(self.adjacency @ x.T).T)
 
 
-def test_attributes_of_any_kind_are_put_back_or_left_alone_and_never_cost_the_curve():
+def test_attributes_of_any_kind_are_restored_or_left_alone_and_never_cost_the_curve():
     model = Curious()
     before = dict(vars(model))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -256,7 +287,7 @@ def test_attributes_of_any_kind_are_put_back_or_left_alone_and_never_cost_the_cu
     assert not model.linear._forward_hooks
 
 
-def test_parameters_of_the_loss_are_put_back_too():
+def test_parameters_of_the_loss_are_restored_too():
     model, scale = nn.Linear(4, 2), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
     batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
@@ -267,7 +298,7 @@ def test_parameters_of_the_loss_are_put_back_too():
     assert scale.grad is None
 
 
-def test_generators_of_sampler_and_dataset_are_put_back():
+def test_generators_of_sampler_and_dataset_are_restored():
     class Augmented(TensorDataset):
         rng = None
 
@@ -286,7 +317,25 @@ def test_generators_of_sampler_and_dataset_are_put_back():
     assert data.rng.bit_generator.state == before[1]
 
 
-def test_processes_that_start_meanwhile_go_on():
+@pytest.mark.parametrize("base", [torch.utils.data.Sampler, object])
+def test_a_sampler_that_counts_its_passes_starts_again(base):
+    class Counting(base):
+        epoch = 0
+
+        def __iter__(self):
+            self.epoch += 1
+            return iter(torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch)))
+
+        def __len__(self):
+            return 12
+
+    sampler = Counting()
+    batches = DataLoader(Noisy(), 4, sampler=sampler)
+    assert linear_range_test(batches) == linear_range_test(batches)
+    assert sampler.epoch == 0
+
+
+def test_processes_that_start_meanwhile_are_kept():
     data = TensorDataset(torch.randn(16, 4))
     loader = DataLoader(data, 4, num_workers=1, persistent_workers=True)
     with preserved_sources(loader):
@@ -334,7 +383,7 @@ def test_persistent_processes_draw_what_they_would_have_drawn(epochs_before, own
     assert torch.equal(read(with_test=False), read(with_test=True))
 
 
-def test_an_epoch_that_is_being_read_by_persistent_processes_goes_on():
+def test_an_epoch_that_persistent_processes_are_reading_continues():
     def read(with_test):
         with seeded(3):
             loader = DataLoader(Noisy(), 4, num_workers=1, persistent_workers=True)
@@ -400,20 +449,20 @@ def len_of(index):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_generator_is_put_back_wherever_it_is(kind, place):
+def test_a_generator_is_restored_wherever_it_is(kind, place):
     generator, untouched = MAKERS[kind](), MAKERS[kind]()
     linear_range_test(PLACES[place](Jitter(generator)))
     assert Jitter(generator)(0) == Jitter(untouched)(0)
 
 
-def test_the_generator_of_a_loader_in_a_wrapper_is_put_back():
+def test_the_generator_of_a_loader_in_a_wrapper_is_restored():
     generator = torch.Generator().manual_seed(1)
     before = generator.get_state()
     linear_range_test(Wrapper(DataLoader(Noisy(), 4, shuffle=True, generator=generator)))
     assert torch.equal(generator.get_state(), before)
 
 
-def test_the_generator_of_the_validation_is_put_back():
+def test_the_generator_of_the_validation_is_restored():
     generator = np.random.default_rng(0)
     full = DataLoader(Noisy(Jitter(generator)), 4)
     sample = [(torch.ones(2, 4), torch.tensor([0, 1]))]
@@ -446,7 +495,7 @@ class BatchLoss(LearnedLoss):
 
 
 @pytest.mark.parametrize("given", ["loss_fn", "batch_loss", "validation"])
-def test_a_loss_that_is_a_module_is_moved_and_put_back(given):
+def test_a_loss_that_is_a_module_is_moved_and_restored(given):
     loss = LearnedLoss() if given == "loss_fn" else BatchLoss()
     loss.scale.grad = torch.tensor(7.0)
     model = nn.Linear(4, 2)

@@ -23,7 +23,7 @@ def test_a_seeded_block_draws_the_same_again_and_leaves_the_outside_alone():
     assert draw() == expected
 
 
-def test_the_state_is_put_back_after_an_exception():
+def test_the_state_is_restored_after_an_exception():
     with preserved_randomness():
         expected = draw()
     with pytest.raises(KeyError), seeded(0):

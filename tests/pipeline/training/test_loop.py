@@ -37,9 +37,12 @@ def history(training: Training) -> tuple:
     return training.lr, training.train_loss, training.epochs
 
 
+def trained(task: PreparedTask, lr_range: LRRange = RANGE, **options) -> Training:
+    return train(task, task.initial_weights(), lr_range, TrainOptions(**options))
+
+
 def test_digits_are_learned_in_five_epochs():
-    made = prepared()
-    training = train(made, made.initial_weights(), LRRange(0.01, 0.1), TrainOptions(epochs=5))
+    training = trained(prepared(model="mlp"), LRRange(0.01, 0.1), epochs=5)
 
     assert training.epochs[-1].val_accuracy > 0.95
     assert training.val_loss < 0.2
@@ -47,65 +50,53 @@ def test_digits_are_learned_in_five_epochs():
 
 
 VARIANTS = {
-    "batch norm": {"model": "cnn", "model_args": {"width": 8}},
+    "batch norm": {"model": "cnn", "model_args": {"width": 4}},
     "dropout": {"model": "dropout"},
     "augmentation": {"model": "dropout", "augment": "crop-flip"},
     "accumulation": {"model": "dropout", "accumulate": 2, "clip_norm": 1.0},
     "bf16": {"model": "dropout", "precision": "bf16"},
     "l2": {"model": "dropout", "l2": 0.01, "clip_norm": 1.0},
-    "l2 in bf16": {"model": "cnn", "model_args": {"width": 8}, "l2": 0.01, "precision": "bf16"},
+    "l2 in bf16": {"model": "cnn", "model_args": {"width": 4}, "l2": 0.01, "precision": "bf16"},
     "l2 channels last": {
         "model": "cnn",
-        "model_args": {"width": 8},
+        "model_args": {"width": 4},
         "l2": 0.01,
         "channels_last": True,
     },
     "not normalised": {**MLP, "normalize": False},
     "shifts": {"model": "dropout", "augment": "shift-flip"},
-    "channels last": {"model": "cnn", "model_args": {"width": 8}, "channels_last": True},
+    "channels last": {"model": "cnn", "model_args": {"width": 4}, "channels_last": True},
     "adamw": {**MLP, "optimizer": "adamw"},
 }
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
-def variant(request, dropout_model) -> dict:
-    changes = dict(request.param)
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_range_test_has_the_first_loss_of_training_and_does_not_change_it(changes, dropout_model):
     if changes["model"] == "dropout":
-        changes["model"] = dropout_model
-    return changes
-
-
-def test_the_first_loss_is_that_of_the_range_test_bit_for_bit(variant):
-    made = prepared(**variant)
-    state = made.initial_weights()
-    curve = made.range_test(state, RangeTestPlan(RangeTestOptions(iterations=10)))
-    training = train(made, state, RANGE, TrainOptions(epochs=1))
+        changes = changes | {"model": dropout_model}
+    plain, tested = (prepared(batch_size=256, **changes) for _ in range(2))
+    expected = trained(plain, epochs=2)
+    curve = tested.range_test(
+        tested.initial_weights(), RangeTestPlan(RangeTestOptions(iterations=12))
+    )
+    training = trained(tested, epochs=2)
 
     assert training.train_loss[0] == curve.loss[0]
-    assert training.train_loss[1] != curve.loss[1]  # the first step used another learning rate
-
-
-def test_the_first_loss_depends_on_the_seed_of_data_and_dropout(dropout_model):
-    def first(data_seed: int) -> float:
-        made = prepared(model=dropout_model, data_seed=data_seed)
-        return train(made, made.initial_weights(), RANGE, TrainOptions(epochs=1)).train_loss[0]
-
-    assert first(1) != first(2)
-
-
-def test_the_trained_weights_do_not_depend_on_a_range_test_before(variant):
-    plain, tested = prepared(**variant), prepared(**variant)
-    state = plain.initial_weights()
-    expected = train(plain, state, RANGE, TrainOptions(epochs=2))
-    tested.range_test(state, RangeTestPlan(RangeTestOptions(iterations=30)))
-    training = train(tested, state, RANGE, TrainOptions(epochs=2))
-
+    assert training.train_loss[1] != curve.loss[1]  # the learning rates of the first step differ
     assert end(training) == end(expected)
     assert history(training) == history(expected)
 
 
+def test_the_first_loss_depends_on_the_seed_of_data_and_dropout(dropout_model):
+    def first(data_seed: int) -> float:
+        task = prepared(model=dropout_model, data_seed=data_seed, batch_size=256)
+        return trained(task, epochs=1).train_loss[0]
+
+    assert first(1) != first(2)
+
+
 def test_training_neither_reads_nor_changes_the_global_random_states(dropout_model):
-    made = prepared(model=dropout_model, augment="crop-flip")
+    made = prepared(model=dropout_model, augment="crop-flip", batch_size=256)
     state = made.initial_weights()
 
     def run(seed: int) -> str:
@@ -133,8 +124,7 @@ def test_the_weights_it_starts_from_stay_as_they_are():
 
 class TestHistory:
     def test_there_is_a_value_for_every_step_and_every_epoch(self):
-        made = prepared(**MLP)
-        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=3))
+        training = trained(prepared(**MLP), epochs=3)
 
         # 1437 // 64 batches in an epoch
         assert training.total_steps == 66
@@ -142,20 +132,17 @@ class TestHistory:
         assert [epoch.iteration for epoch in training.epochs] == [22, 44, 66]
 
     def test_accumulated_batches_are_one_step(self):
-        made = prepared(**MLP, accumulate=4)
-        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+        training = trained(prepared(**MLP, accumulate=4), epochs=2)
 
         assert training.total_steps == len(training.lr) == len(training.train_loss) == 10
 
     def test_an_epoch_with_fewer_batches_than_are_accumulated_is_one_step(self):
-        made = prepared(**MLP, batch_size=600, accumulate=5)
-        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+        training = trained(prepared(**MLP, batch_size=600, accumulate=5), epochs=2)
 
         assert len(training.train_loss) == 2
 
     def test_the_learning_rates_are_those_of_the_schedule(self):
-        made = prepared(**MLP)
-        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+        training = trained(prepared(**MLP), epochs=2)
         optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         by_hand = OneCycleLR(optimizer, 0.05, total_steps=44, div_factor=10, cycle_momentum=False)
         expected = []
@@ -168,7 +155,7 @@ class TestHistory:
 
     def test_the_last_epoch_is_the_validation_of_the_trained_model(self):
         made = prepared(**MLP)
-        training = train(made, made.initial_weights(), RANGE, TrainOptions(epochs=2))
+        training = trained(made, epochs=2)
 
         assert made.evaluate(training.model) == (
             training.epochs[-1].val_loss,
@@ -197,7 +184,9 @@ class TestHistory:
 
     def test_the_l2_penalty_is_a_decay_of_the_kernels_by_twice_its_coefficient(self):
         # The gradient of l2 · |w|² is 2 · l2 · w.
-        made = prepared(model="cnn", model_args={"width": 4}, l2=0.05, weight_decay=0.0)
+        made = prepared(
+            model="cnn", model_args={"width": 4}, l2=0.05, weight_decay=0.0, batch_size=128
+        )
         state = made.initial_weights()
         start = made.start(state)
         kernels = [p for p in start.model.parameters() if p.dim() > 1]
@@ -226,40 +215,27 @@ class TestHistory:
 
     def test_epochs_are_told_one_after_the_other(self):
         made, seen = prepared(**MLP), []
-        train(
-            made,
-            made.initial_weights(),
-            RANGE,
-            TrainOptions(epochs=3),
-            on_epoch=lambda training: seen.append((len(training.epochs), len(training.lr))),
-        )
+
+        def on_epoch(training: Training) -> None:
+            seen.append((len(training.epochs), len(training.lr)))
+
+        state = made.initial_weights()
+        train(made, state, RANGE, TrainOptions(epochs=3), on_epoch=on_epoch)
 
         assert seen == [(1, 22), (2, 44), (3, 66)]
 
 
-class Interrupted:
-    """An ``on_epoch`` that presses Ctrl-C after some epochs."""
+def resumed(make, options: TrainOptions, path: Path) -> Training:
+    """Interrupt a training after two epochs, disturb every random state, and resume it."""
 
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def __call__(self, training: Training) -> None:
-        if len(training.epochs) == self.after:
+    def interrupt(training: Training) -> None:
+        if len(training.epochs) == 2:
             raise KeyboardInterrupt
 
-
-def resumed(make, options: TrainOptions, path: Path, after: int = 2) -> Training:
-    """Interrupt a training, disturb every random state, and go on with a workbench of its own."""
     made = make()
+    state = made.initial_weights()
     with pytest.raises(KeyboardInterrupt):
-        train(
-            made,
-            made.initial_weights(),
-            RANGE,
-            options,
-            on_epoch=Interrupted(after),
-            checkpoint=path,
-        )
+        train(made, state, RANGE, options, on_epoch=interrupt, checkpoint=path)
     torch.manual_seed(99)
     np.random.seed(99)
     random.seed(99)
@@ -272,10 +248,10 @@ OVERFLOW = {"precision": "fp16", "clip_norm": 0.1, "model_args": {"gain": 100}}
 
 
 def test_a_step_that_fp16_leaves_out_brings_no_warning(dropout_model):
-    made = prepared(model=dropout_model, **OVERFLOW)
+    task = prepared(model=dropout_model, batch_size=256, **OVERFLOW)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(made, made.initial_weights(), RANGE, TrainOptions(epochs=1))
+        trained(task, epochs=1)
 
 
 class TestInterruption:
@@ -290,13 +266,13 @@ class TestInterruption:
             ("one-cycle", OVERFLOW),
         ],
     )
-    def test_a_training_that_goes_on_ends_bit_for_bit_as_one_without_it(
+    def test_a_resumed_training_ends_bit_for_bit_as_one_without_interruption(
         self, dropout_model, tmp_path, schedule, changes
     ):
         def make() -> PreparedTask:
-            return prepared(model=dropout_model, augment="crop-flip", batch_size=128, **changes)
+            return prepared(model=dropout_model, augment="crop-flip", batch_size=256, **changes)
 
-        options = TrainOptions(epochs=4, schedule=schedule)
+        options = TrainOptions(epochs=3, schedule=schedule)
         expected = train(make(), make().initial_weights(), RANGE, options)
         training = resumed(make, options, tmp_path / "checkpoint.pt")
 
@@ -326,14 +302,14 @@ class TestInterruption:
             )
             return PreparedTask(task, Runtime(device="cpu", loader_workers=workers))
 
-        options = TrainOptions(epochs=4)
+        options = TrainOptions(epochs=3)
         expected = train(make(), make().initial_weights(), RANGE, options)
         training = resumed(make, options, tmp_path / "checkpoint.pt")
 
         assert history(training) == history(expected)
         assert end(training) == end(expected)
 
-    def test_a_finished_training_is_read_back_and_not_taken_further(self, tmp_path):
+    def test_a_finished_training_is_read_back_and_not_continued(self, tmp_path):
         path, options = tmp_path / "checkpoint.pt", TrainOptions(epochs=2)
         made = prepared(**MLP)
         state = made.initial_weights()
@@ -346,7 +322,7 @@ class TestInterruption:
         assert end(again) == end(done)
 
     def test_a_checkpoint_changes_nothing(self, tmp_path, dropout_model):
-        made = prepared(model=dropout_model)
+        made = prepared(model=dropout_model, batch_size=256)
         state, options = made.initial_weights(), TrainOptions(epochs=2)
         plain = train(made, state, RANGE, options)
         kept = train(made, state, RANGE, options, checkpoint=tmp_path / "checkpoint.pt")
@@ -357,13 +333,7 @@ class TestInterruption:
 
 class TestDivergence:
     def test_a_training_that_diverges_ends_early_and_says_so(self):
-        made = prepared(**MLP)
-        training = train(
-            made,
-            made.initial_weights(),
-            LRRange(1e5, 1e6),
-            TrainOptions(epochs=20, schedule="constant"),
-        )
+        training = trained(prepared(**MLP), LRRange(1e5, 1e6), epochs=20, schedule="constant")
 
         assert training.diverged
         assert training.val_loss == math.inf

@@ -24,7 +24,7 @@ def groups(*rates: float) -> Optimizer:
 
 
 def rates(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> list[list[float]]:
-    """The learning rate that every step uses, a list for each parameter group."""
+    """The learning rate of every step, one list per parameter group."""
     seen = []
     for _ in range(steps):
         seen.append([group["lr"] for group in optimizer.param_groups])
