@@ -1,4 +1,4 @@
-"""The rule robust, by hand-worked numbers: ten iterations a decade, from 1e-6."""
+"""The rule robust, by hand-worked numbers: ten iterations per decade, from 1e-7."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ from lrrt_stage.rules.robust import SIGNIFICANCE, unimodal_regression
 
 
 def at(iteration):
-    return 10 ** (-6 + iteration / 10)
+    return 10 ** (-7 + iteration / 10)
 
 
 def curve(loss, **more):
-    return LRCurve(10 ** (-6 + np.arange(len(loss)) / 10), loss, **more)
+    return LRCurve(10 ** (-7 + np.arange(len(loss)) / 10), loss, **more)
 
 
 FALL = [4.0] * 20 + [3.0, 2.0, 1.0]  # the floor is iteration 22
