@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FACTORIES = """
 import torch
 from torch import nn

@@ -66,7 +66,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(store, lrrt, monkeypatch
     whole = [run.data.metrics["trained_lr_max"] for run in trials(store, store.one("refine"))]
 
     stage = sys.modules["mlflow_project.stages.refine"]
-    real = stage.tracking.log_training
+    real = stage.log_training
     seen = []
 
     def interrupting(run, training, *args):
@@ -76,7 +76,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(store, lrrt, monkeypatch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.tracking, "log_training", interrupting)
+        patch.setattr(stage, "log_training", interrupting)
         store.run("refine", *QUICK, "--study-name", "cut", code=130)
     interrupted = store.runs("refine")[0]
     assert interrupted.info.status == "KILLED"

@@ -17,7 +17,7 @@ from lrrt_stage import digest
 from lrrt_stage.state import weights
 from mlflow_project.cli import entry as cli
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
 STUDY = ("study", "--model", "mlp", *QUICK)
 

@@ -12,7 +12,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # What a model does depends on the files beside it, so that the options stay the same.
 FACTORY = """
 import os

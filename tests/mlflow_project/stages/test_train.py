@@ -231,7 +231,7 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, mon
     whole = store.one("train")
 
     stage = sys.modules["mlflow_project.stages.train"]
-    real = stage.tracking.log_training
+    real = stage.log_training
 
     def interrupting(run, training, *args):
         real(run, training, *args)
@@ -239,7 +239,7 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, mon
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.tracking, "log_training", interrupting)
+        patch.setattr(stage, "log_training", interrupting)
         store.run("train", "--epochs", 4, code=130)
     interrupted = store.runs("train")[0]
     assert interrupted.info.status == "KILLED"
@@ -283,7 +283,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named(store, lrrt, monkeypatch, wha
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.tracking, "log_training", interrupting)
+        patch.setattr(stage, "log_training", interrupting)
         store.run("train", "--epochs", 2, code=130)
     run = store.one("train")
     path = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoint.pt"

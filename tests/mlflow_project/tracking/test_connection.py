@@ -16,7 +16,7 @@ import pytest
 
 from mlflow_project import load_handoff
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_without_a_terminal_there_is_no_bar(capfd):
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_on_a_terminal_there_is_one():
     script = (
-        "from mlflow_project import display\n"
+        "from mlflow_project.tracking import console as display\n"
         "with display.progress('range test') as progress: progress(7, 10)"
     )
     main, side = os.openpty()
