@@ -1,15 +1,42 @@
-"""A real MLflow store for every test, with the product's commands run in this process."""
+"""A real MLflow store for every test, with the product's commands run in this process.
+
+What many tests begin with is made once by the real commands (``TEMPLATES``), and copied.
+"""
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import pytest
+from filelock import FileLock
 from mlflow.entities import Run
 
 from mlflow_project.cli import entry as cli
+
+# A small task, for every option that is not under test.
+SMALL = ("--model", "mlp", "--batch-size", "128", "--device", "cpu")
+QUICK_STUDY = ("study", "--model", "mlp", "--iterations", 60, "--batch-size", 128)
+TEMPLATES = {
+    "empty": (),
+    "lrrt": (("lrrt", *SMALL),),
+    "train": (("main", *SMALL, "--epochs", 8, "--refine", "false", "--register", "digits"),),
+    "refine": (("lrrt", *SMALL), ("refine", "--trials", 4, "--trial-epochs", 2)),
+    "main": (("main", *SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1),),
+    "study": (
+        (*QUICK_STUDY, "--tests", 4, "--workers", 1, "--validation", "sample", "--device", "cpu"),
+    ),
+}
+# Where a database says where files are.
+LOCATIONS = {
+    "experiments": ["artifact_location"],
+    "runs": ["artifact_uri"],
+    "logged_models": ["artifact_location"],
+    "model_versions": ["source", "storage_location"],
+}
 
 
 @dataclass
@@ -26,15 +53,17 @@ class Outcome:
         assert "Traceback" not in self.err
         return lines[0]
 
+    def names(self, *words):
+        """Check that the error names these values and options."""
+        assert [word for word in map(str, words) if word not in self.error] == []
+
 
 @dataclass
 class Store:
     """A store of its own, and the commands on it."""
 
     capture: pytest.CaptureFixture
-
-    # A small task, for every option that is not under test.
-    SMALL = ("--model", "mlp", "--batch-size", "128", "--device", "cpu")
+    SMALL = SMALL
 
     def run(self, *arguments, code=0):
         """Run a command as the console script does, and check its exit code."""
@@ -57,11 +86,12 @@ class Store:
     def artifacts(self, run) -> set[str]:
         return {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
 
-    def file(self, run, name):
-        return mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name)
+    def file(self, run, name) -> Path:
+        """An artifact where the store keeps it."""
+        return Path(run.info.artifact_uri.removeprefix("file://")) / name
 
     def json(self, run, name):
-        return json.loads(Path(self.file(run, name)).read_text(encoding="utf-8"))
+        return json.loads(self.file(run, name).read_text(encoding="utf-8"))
 
     def history(self, run, metric):
         """Steps and values of a metric."""
@@ -70,21 +100,69 @@ class Store:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """A database with MLflow's tables, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    mlflow.set_tracking_uri(f"sqlite:///{path}")
-    mlflow.search_experiments()
-    return path
+def template(tmp_path_factory, worker_id):
+    """A function from a name to the folder with that store, which is made at its first use.
+
+    The workers of a test run share the folders: one makes a store, the others wait for it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+
+    def folder_of(name):
+        folder = shared / "stores" / name
+        if not (folder / "done").exists():
+            empty = None if name == "empty" else folder_of("empty")
+            folder.parent.mkdir(exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not (folder / "done").exists():
+                    make(folder, empty, TEMPLATES[name])
+        return folder
+
+    return folder_of
+
+
+def make(folder, empty, commands):
+    """Make the store that these commands leave in an experiment, from an empty one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        if empty is None:
+            folder.mkdir()
+            mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+            mlflow.create_experiment("test", (folder / "artifacts").as_uri())
+        else:
+            enter(empty, folder, patch)
+        for command in commands:
+            with pytest.raises(SystemExit) as done:
+                cli.main([str(argument) for argument in command])
+            assert done.value.code == 0, command
+    (folder / "done").touch()
+
+
+def enter(template, folder, patch):
+    """Copy a store to a folder, and use it there."""
+    shutil.copytree(template, folder, ignore=shutil.ignore_patterns("done"), dirs_exist_ok=True)
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        for table, columns in LOCATIONS.items():
+            for column in columns:
+                statement = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+                database.execute(statement, (template.as_uri(), folder.as_uri()))
+    patch.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_experiment("test")
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch, capfd, empty_database):
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
+def store(request, tmp_path, monkeypatch, capfd, template):
+    """A store of the test's own; the marker ``starts_with`` names the one that it is a copy of."""
+    marker = request.node.get_closest_marker("starts_with")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    artifacts = mlflow.create_experiment("test", (tmp_path / "artifacts").as_uri())
-    mlflow.set_experiment(experiment_id=artifacts)
+    enter(template(marker.args[0] if marker else "empty"), tmp_path, monkeypatch)
+    capfd.readouterr()
     yield Store(capfd)
     assert mlflow.active_run() is None
+
+
+@pytest.fixture
+def lrrt(store):
+    """The one range test of the store."""
+    return store.one("lrrt")

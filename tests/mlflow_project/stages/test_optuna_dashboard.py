@@ -16,8 +16,6 @@ pytest.importorskip("optuna_dashboard")
 @pytest.fixture
 def ask(store, tmp_path):
     """A function from a path of the dashboard, on a refinement's storage, to its answer."""
-    store.run("lrrt", *store.SMALL)
-    store.run("refine", "--trials", 2, "--storage", f"sqlite:///{tmp_path}/optuna.db")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,13 +44,14 @@ def ask(store, tmp_path):
         process.wait(30)
 
 
+@pytest.mark.starts_with("refine")
 def test_the_dashboard_shows_the_search_that_mlflow_shows(store, ask):
     run = store.one("refine")
     (study,) = ask("/api/studies")["study_summaries"]
     assert study["study_name"] == run.data.params["study_name"]
     trials = ask(f"/api/studies/{study['study_id']}")["trials"]
     children = store.runs("trial")
-    assert len(trials) == len(children) == 2
+    assert len(trials) == len(children) == 4
     assert min(each["values"][0] for each in trials) == run.data.metrics["val_loss"]
     shown = {float(each["params"][0]["param_external_value"]) for each in trials}
     assert shown == {each.data.metrics["trained_lr_max"] for each in children}
