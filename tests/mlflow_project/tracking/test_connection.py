@@ -2,12 +2,10 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,35 +13,17 @@ import mlflow
 import pytest
 
 from mlflow_project import load_handoff
+from tests.servers import mlflow_server
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def server(store, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(tmp_path / "served")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the server did not start"
-                time.sleep(0.3)
-        yield uri
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+    options = ("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    artifacts = ("--artifacts-destination", str(tmp_path / "served"))
+    with mlflow_server(*options, *artifacts, folder=tmp_path) as address:
+        yield address
 
 
 def test_the_chain_runs_on_a_server_over_http(store, server):
