@@ -11,6 +11,7 @@
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -56,6 +57,7 @@ class Reader:
 
     def __call__(self, document):
         """Yield the blocks of a page, as a parser of Sybil."""
+        document.namespace["__name__"] = "__main__"  # the module of the classes that are defined
         for block in BLOCKS(document):
             language, _, info = block.lexemes["info"].partition(" ")
             title = re.search(r'title="(.+)"', info)
@@ -125,8 +127,7 @@ class Reader:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capfd, template):
     template.copy("empty", tmp_path)
-    for name in ("examples", "MLproject", "conda.yaml"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables |= {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
