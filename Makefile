@@ -23,7 +23,7 @@ test-fast: .venv/installed-test
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 docs: .venv/installed-docs
 	$(BIN)/mkdocs build --strict
