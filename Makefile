@@ -4,18 +4,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test lint docs bench suggestions clean
+# One thread a process: two run side by side.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --quiet
+
+.PHONY: run test test-fast lint docs bench suggestions clean
 
 run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet
+	$(PYTEST) --durations=10
+
+# What to run at every change: the library, the pipeline, and one run through each command.
+test-fast: .venv/installed-test
+	$(PYTEST) -m "not slow" tests/lrrt_stage tests/pipeline tests/test_project.py \
+		tests/mlflow_project/test_every_command.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 docs: .venv/installed-docs
 	$(BIN)/python docs/reference/generate.py

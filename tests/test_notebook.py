@@ -10,6 +10,7 @@ nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install 'lrr
 nbclient = pytest.importorskip("nbclient", reason="no nbclient: pip install 'lrrt-stage[test]'")
 pytest.importorskip("ipykernel", reason="no ipykernel: pip install 'lrrt-stage[test]'")
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 

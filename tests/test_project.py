@@ -1,6 +1,7 @@
 """What the project promises of itself: one place per default, one direction of imports."""
 
 import ast
+import graphlib
 import re
 import shlex
 import subprocess
@@ -26,45 +27,114 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))
-MAY_IMPORT = {
-    "lrrt_stage": set(),
-    "pipeline": {"lrrt_stage"},
-    "mlflow_project": {"lrrt_stage", "pipeline"},
-}
 FRAMEWORKS = {"keras", "lightning", "pytorch_lightning", "fastai", "transformers", "accelerate"}
-FOREIGN = {
-    "lrrt_stage": {"click", "rich_click", "mlflow", "optuna", "torchvision", "sklearn"},
-    "pipeline": {"click", "rich_click", "mlflow"},
-    "mlflow_project": set(),
+# A room -> the rooms that it may import, and the packages. A package's name stands for its rooms.
+ROOMS = {
+    "lrrt_stage.errors": ((), ()),
+    "lrrt_stage.settings": (("errors",), ()),
+    "lrrt_stage.curve": (("errors", "settings"), ("numpy", "pandas")),
+    "lrrt_stage.state": (("errors", "settings"), ("numpy", "safetensors", "torch")),
+    "lrrt_stage.measure": (("errors", "settings", "curve", "state"), ("numpy", "torch")),
+    "lrrt_stage.rules": (("errors", "settings", "curve"), ("numpy", "scipy")),
+    "lrrt_stage.plots": (
+        ("errors", "settings", "curve", "rules"),
+        ("matplotlib", "numpy", "plotly"),
+    ),
+    "lrrt_stage.adapters": (("errors", "settings", "state", "measure"), ("torch", *FRAMEWORKS)),
+    "pipeline.data": ((), ("lrrt_stage", "numpy", "skimage", "sklearn", "torch", "torchvision")),
+    "pipeline.models": (("data",), ("lrrt_stage", "torch", "torchvision")),
+    "pipeline.task": (("data", "models"), ("lrrt_stage", "numpy", "torch")),
+    "pipeline.training": (
+        ("data", "models", "task"),
+        ("lrrt_stage", "matplotlib", "numpy", "optuna", "torch"),
+    ),
+    "pipeline.jobs": (("data", "models", "task", "training"), ("lrrt_stage", "joblib", "torch")),
+    "pipeline.decide": (
+        ("data", "models", "task", "training", "jobs"),
+        ("lrrt_stage", "matplotlib", "numpy", "plotly"),
+    ),
+    "pipeline.studies": (
+        ("data", "models", "task", "training", "jobs"),
+        ("lrrt_stage", "matplotlib", "numpy", "pandas", "plotly", "scipy"),
+    ),
+    "mlflow_project.tracking": (
+        (),
+        ("lrrt_stage", "pipeline", "mlflow", "numpy", "requests", "rich", "torch"),
+    ),
+    "mlflow_project.handoff": (("tracking",), ("lrrt_stage", "pipeline", "mlflow", "torch")),
+    "mlflow_project.stages": (
+        ("tracking", "handoff"),
+        ("lrrt_stage", "pipeline", "mlflow", "optuna", "pandas", "torch"),
+    ),
+    "mlflow_project.cli": (
+        ("tracking", "handoff", "stages"),
+        ("lrrt_stage", "pipeline", "click", "mlflow", "optuna", "rich_click"),
+    ),
 }
+PACKAGES = ("lrrt_stage", "pipeline", "mlflow_project")
 
 
-def imported(package, without="no folder"):
-    """Top-level names that the package's files import, wherever in a file."""
-    names = set()
-    for path in (ROOT / package).rglob("*.py"):
-        if without in path.parts:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: relative import"
-                names.add(node.module.partition(".")[0])
-    return names
+def room_of(module):
+    """The room of a module; a package's own file is in no room."""
+    return ".".join(module.split(".")[:2])
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_go_one_way(package):
-    ours = imported(package) & set(MAY_IMPORT) - {package}
-    assert ours <= MAY_IMPORT[package]
-    assert not imported(package) & FOREIGN[package]
-    assert not imported(package, without="adapters") & FRAMEWORKS
+def modules():
+    """Every module of the three packages, and its file."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path
 
 
-def test_importing_library_and_adapters_loads_neither_mlflow_nor_a_framework():
-    names = {"mlflow", "optuna", "click", "matplotlib.pyplot"} | FRAMEWORKS
-    script = f"import sys, lrrt_stage.adapters; print(sorted({names} & {{*sys.modules}}))"
+def imports(path):
+    """Names that a file imports, wherever in it, with the lines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def test_every_module_is_in_a_room():
+    rooms = {room_of(module) for module, _ in modules()}
+    assert rooms - {*PACKAGES, "mlflow_project.__main__"} == {*ROOMS}
+
+
+def test_the_rooms_have_no_cycle():
+    graph = {
+        name: [f"{name.partition('.')[0]}.{room}" for room in rooms]
+        for name, (rooms, _) in ROOMS.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_it_may(room):
+    package = room.partition(".")[0]
+    rooms, packages = ROOMS[room]
+    allowed = {room, *(f"{package}.{name}" for name in rooms)}
+    offending = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for module, path in modules()
+        if room_of(module) == room
+        for name, line in imports(path)
+        if room_of(name) not in allowed
+        and name.partition(".")[0] not in {*packages, *sys.stdlib_module_names}
+    ]
+    assert not offending
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lrrt_stage.adapters", {"mlflow", "optuna", "click", "matplotlib.pyplot"} | FRAMEWORKS),
+        ("mlflow_project.stages.lrrt", {"pipeline.studies"}),
+    ],
+)
+def test_an_import_loads_nothing_that_it_does_not_need(module, absent):
+    script = f"import sys, {module}; print(sorted({absent} & {{*sys.modules}}))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -156,20 +226,6 @@ def test_every_option_with_a_default_reads_it_from_a_dataclass():
     for command in commands.commands.values():
         for option in options(command.name).values():
             assert option.name in free or hasattr(option.type, "optional"), option.name
-
-
-def test_the_architecture_names_every_module():
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for package in MAY_IMPORT:
-        for path in (ROOT / package).rglob("*.py"):
-            if not path.name.startswith("__"):
-                assert f"{path.name}" in text, path
-
-
-def test_no_file_tells_two_stories():
-    for package in MAY_IMPORT:
-        for path in (ROOT / package).rglob("*.py"):
-            assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path
 
 
 def test_the_readme_has_the_two_commands():

@@ -1,17 +1,7 @@
-"""One store filled by the product's own commands, a server on it, and a browser.
+"""One store filled by the product's own commands, a server on it, and a browser."""
 
-They are made once a module: `make test` gives all tests of a file to one worker.
-"""
-
-import contextlib
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,18 +10,10 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from mlflow_project.cli import entry as cli
+from tests.servers import mlflow_server
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-SMALL = ("--model", "mlp", "--batch-size", "128", "--device", "cpu")
-COMMANDS = (
-    ("main", *SMALL, "--epochs", "2", "--trials", "2", "--register", "lrrt-digits"),
-    ("train", "--lrrt-run-id", "latest", "--epochs", "1", "--schedule", "constant"),
-    ("study", *SMALL, "--tests", "5", "--workers", "1"),
-    ("lrrt", "--batch-size", "32", "--device", "cpu"),
-    ("lrrt", "--batch-size", "256", "--device", "cpu"),
 )
 
 
@@ -46,9 +28,9 @@ class Site:
     def run(self, stage: str, **params: str) -> Run:
         """The one run of a stage with these parameters."""
         (run,) = (
-            each
-            for each in self.runs
-            if each.data.tags["lrrt.stage"] == stage and params.items() <= each.data.params.items()
+            run
+            for run in self.runs
+            if run.data.tags["lrrt.stage"] == stage and params.items() <= run.data.params.items()
         )
         return run
 
@@ -61,57 +43,14 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def site(chromium, tmp_path_factory):
+def site(chromium, template, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ui")
-    store = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        mlflow.set_tracking_uri(store)
-        experiment_id = mlflow.create_experiment("lrrt", (folder / "artifacts").as_uri())
-        mlflow.set_experiment(experiment_id=experiment_id)
-        for command in COMMANDS:
-            with pytest.raises(SystemExit) as exit_:
-                cli.main(list(command))
-            assert exit_.value.code == 0, command
+        template.enter("browser", folder, patch)
         runs = mlflow.search_runs(output_format="list")
-        with server(store, folder) as address:
-            yield Site(address, experiment_id, runs)
-
-
-@contextlib.contextmanager
-def server(store: str, folder: Path):
-    """An MLflow server on a free port, until it is not needed any more."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/"
-    options = ("--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port))
-    command = [sys.executable, "-m", "mlflow", "server", *options, "--workers", "1"]
-    log = folder / "server.log"
-    # What a server tells MLflow of its use needs a network.
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (
-        log.open("w") as out,
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 90
-            while not healthy(address):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.3)
-            yield address
-        finally:
-            process.terminate()
-
-
-def healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}health", timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+        options = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db")
+        with mlflow_server(*options, folder=folder) as address:
+            yield Site(f"{address}/", runs[0].info.experiment_id, runs)
 
 
 @pytest.fixture(scope="module")

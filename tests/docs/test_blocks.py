@@ -1,113 +1,144 @@
-"""Every command and every code block of the documentation runs; ``readers.py`` says how."""
+"""Every code block of the documentation runs, in the order of its page.
 
+- `python`: in one namespace for the whole page; with a title, it is the file of that name.
+- `console`: line by line by bash, which keeps folder and variables. The project's own commands run
+  in this process: to import the project takes longer than most of them. ``SHORTER`` adds options
+  that make them small.
+- `text`: lines that the block before it prints, among others.
+- `py`: an excerpt of a file in examples/.
+"""
+
+import importlib
 import os
+import re
 import shutil
-import sqlite3
+import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from readers import BLOCK, carry_out, forked, make_database
+from sybil import Region, Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
+from mlflow_project.cli import entry as cli
+from tests.servers import mlflow_server
+
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    "README.md",
-    *sorted(str(each.relative_to(ROOT)) for each in (ROOT / "docs").rglob("*.md")),
-]
-# What a reader's clone holds, as far as pages use it.
-CODE = ("lrrt_stage", "pipeline", "mlflow_project", "examples")
-CLONE = (*CODE, "MLproject", "conda.yaml", "Makefile")
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+BLOCKS = FencedCodeBlockLexer(r"\w+[^\n]*", {"language": "info", "source": "source"})
+SMALL = "--iterations 60 --model mlp"
+# The first that is in a command -> the options that it gets.
+SHORTER = {
+    r"study .*--kind (grouped|smoothing|validation)": f"{SMALL} --workers 1",
+    r"study .*--kind.batch-size": f"{SMALL} --workers 1 --tests 2 --batch-sizes 64,128",
+    r" study": f"{SMALL} --workers 1 --tests 2 --epochs 1",
+    r" lrrt .*--tests": f"{SMALL} --workers 1 --tests 2",
+    r" main": "--epochs 1 --trials 1",
+    r" train": "--epochs 1",
+}
+# What installs, what runs these very tests, and pages that tests/browser opens.
+LEFT_OUT = r"pip install|python3 -m venv|\. \.venv|make test|dvc |mlflow ui|optuna-dashboard"
+PROJECT_RUN = re.compile(r"mlflow run \. -e (\w+) --env-manager local(.*)")
+MAKE_RUN = re.search(r"mlflow run .*", (ROOT / "Makefile").read_text("utf-8"))[0]
+OPERATOR = re.compile(r" (?=2>&1|\|\|? |&& |#)")
 
 
-@pytest.fixture(scope="module")
-def variables():
-    """What a reader's variables are at the beginning; those of the process forked from as well."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-            patch.delenv(name)
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        patch.setenv("MPLBACKEND", "agg")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        patch.setenv("PYTHONPATH", str(ROOT))
-        yield dict(os.environ)
+class Reader:
+    """Carries out the blocks of a page, in the folder where it is made."""
 
+    def __init__(self, capture, servers):
+        self.capture, self.servers, self.address = capture, servers, "http://127.0.0.1:5000"
+        self.evaluate, self.printed = PythonEvaluator(), ""
 
-@pytest.fixture(scope="module")
-def empty_database(variables, tmp_path_factory):
-    """A database with MLflow's tables, made once: it takes seconds."""
-    folder = tmp_path_factory.mktemp("database")
-    assert forked("forkserver", make_database, folder, output=folder / "output.txt") == 0
-    return folder / "mlflow.db"
+    def __call__(self, document):
+        """Yield the blocks of a page, as a parser of Sybil."""
+        document.namespace["__name__"] = "__main__"  # the module of the classes that are defined
+        for block in BLOCKS(document):
+            language, _, info = block.lexemes["info"].partition(" ")
+            title = re.search(r'title="(.+)"', info)
+            evaluate = partial(self.file, title[1]) if title else getattr(self, language)
+            yield Region(block.start, block.end, block.lexemes["source"], evaluate)
 
+    def file(self, name, example):
+        Path(name).write_text(example.parsed, "utf-8")
+        importlib.invalidate_caches()
 
-@pytest.fixture
-def carried_out(variables, empty_database, tmp_path):
-    """A function from a page to the exit code and the output of carrying it out in a clone."""
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    for name in CLONE:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, clone / name)
-    shutil.copy(empty_database, clone)
-    with closing(sqlite3.connect(clone / "mlflow.db")) as database, database:
-        place = ((clone / "mlruns" / "0").as_uri(),)
-        database.execute("UPDATE experiments SET artifact_location = ?", place)
+    def python(self, example):
+        self.evaluate(example)
+        self.printed = "".join(self.capture.readouterr())
 
-    def carry_out_page(page):
-        output = tmp_path / "output.txt"
-        code = forked("forkserver", carry_out, page, clone, variables, output=output)
-        return code, output.read_text(encoding="utf-8")
+    def text(self, example):
+        lines = map(str.strip, example.parsed.splitlines())
+        assert [line for line in lines if line not in self.printed] == [], self.printed
 
-    return carry_out_page
+    def py(self, example):
+        sources = [path.read_text("utf-8") for path in (ROOT / "examples").rglob("*.py")]
+        assert any(" ".join(example.parsed.split()) in " ".join(s.split()) for s in sources)
+
+    def console(self, example):
+        self.printed = ""
+        for line in example.parsed.replace("\\\n", " ").splitlines():
+            if line.startswith("mlflow server"):
+                options = re.sub(r" --port \d+", "", line).split()[2:]
+                self.address = self.servers.enter_context(mlflow_server(*options, folder=Path()))
+            elif line and not re.match(LEFT_OUT, line):
+                self.run(line.replace("http://127.0.0.1:5000", self.address))
+
+    def run(self, line):
+        """Run a line by bash, and keep what it changes in folder and variables."""
+        if entry_point := PROJECT_RUN.match(MAKE_RUN if line.startswith("make run") else line):
+            # Its parameters are options of the command; tests/mlflow_project runs it by MLflow.
+            options = entry_point[2].replace("--experiment-name", "--experiment")
+            line = f"lrrt-stage {entry_point[1]}" + re.sub(r" -P (\w+)=", r" --\1=", options)
+        stage = self.stage(line) if line.startswith("lrrt-stage ") else ""
+        after = Path(".after").absolute()
+        script = f"{stage}\n{line}\ncode=$?\n{{ pwd; env -0; }} > {after}\nexit $code"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        self.printed += done.stdout + done.stderr
+        folder, _, variables = after.read_text("utf-8").partition("\n")
+        os.environ.update(each.split("=", 1) for each in variables.split("\0") if each)
+        os.chdir(folder)
+
+    def stage(self, line):
+        """Run a command of the project; return the bash function that prints and ends as it did."""
+        call = OPERATOR.split(line)[0]
+        words = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {call}"], text=True)
+        shorter = next((more for begins, more in SHORTER.items() if re.search(begins, call)), "")
+        with (
+            # As a process of its own, which knows the variables alone.
+            mock.patch.dict(os.environ),
+            mock.patch("mlflow.tracking.fluent._active_experiment_id", None),
+            mock.patch("mlflow.tracking._tracking_service.utils._tracking_uri", None),
+            pytest.raises(SystemExit) as done,
+        ):
+            cli.main([*words.split("\0")[1:-1], *shorter.split()])
+        out, err = self.capture.readouterr()
+        Path(".out").write_text(out)
+        Path(".err").write_text(err)
+        return f"lrrt-stage() {{ cat .out; cat .err >&2; return {done.value.code}; }}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs(page, carried_out):
-    code, printed = carried_out(ROOT / page)
-    assert code == 0, printed
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_no_block_is_overlooked(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    assert text.count(FENCE) == 2 * len(BLOCK.findall(text)), "an indented or open block"
-
-
-FENCE = "```"
-
-
-@pytest.mark.parametrize(
-    ("block", "reason"),
-    [
-        (f"{FENCE}python\nx = 1\n{FENCE}\n\n{FENCE}python\nassert x == 2\n{FENCE}\n", "line 6"),
-        (f"{FENCE}console\nlrrt-stage lrrt --modell cnn\n{FENCE}\n", "exit code 2"),
-        (f"{FENCE}console\necho one\n{FENCE}\n\n{FENCE}text\ntwo\n{FENCE}\n", "not printed"),
-        (f"{FENCE}json\n{{'one': 1}}\n{FENCE}\n", "JSONDecodeError"),
-        (f"{FENCE}c\nint main()\n{FENCE}\n", "no language"),
-    ],
-)
-def test_a_block_that_does_not_run_is_an_error(block, reason, carried_out, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(block, encoding="utf-8")
-    code, printed = carried_out(page)
-    assert code == 1
-    assert reason in printed
-
-
-def test_a_reader_keeps_folder_variables_names_and_files(carried_out, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        f"{FENCE}console\nmkdir inner\ncd inner  # a comment\nexport NAME=value\n{FENCE}\n"
-        f'{FENCE}python title="module.py"\nvalue = 3\n{FENCE}\n'
-        f"{FENCE}python\nimport module\nfour = module.value + 1\n{FENCE}\n"
-        f"{FENCE}console\necho $NAME $(basename $PWD) \\\n  on two lines\n{FENCE}\n"
-        f"{FENCE}text\nvalue inner on two lines\n{FENCE}\n"
-        f"{FENCE}python\nassert four == 4\n{FENCE}\n",
-        encoding="utf-8",
-    )
-    code, printed = carried_out(page)
-    assert code == 0, printed
+def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capfd, template):
+    template.copy("empty", tmp_path)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables |= {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    modules = set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    with mock.patch.dict(os.environ, variables, clear=True), ExitStack() as servers:
+        for example in Sybil(parsers=[Reader(capfd, servers)]).parse(ROOT / page):
+            example.evaluate()
+    for name in set(sys.modules) - modules:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

@@ -16,6 +16,7 @@ import mlflow_project
 import pipeline
 from mlflow_project.cli.entry import commands
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 ROOT = Path(__file__).parents[2]
 
 
