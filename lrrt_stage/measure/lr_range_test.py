@@ -22,6 +22,7 @@ from lrrt_stage.measure.step import (
     StepOptions,
     TrainingStep,
     batch_loss_of,
+    lr_ratios,
 )
 from lrrt_stage.measure.validation import Validation, Validator
 from lrrt_stage.settings import require
@@ -201,9 +202,7 @@ def _evaluate(
 
 def _lr_setter(optimizer: Optimizer) -> Callable[[float], None]:
     """Return a function that sets the LR of every group, keeping the ratios between the groups."""
-    found = [float(group["lr"]) for group in optimizer.param_groups]
-    largest = max(found)
-    ratios = [lr / largest if largest > 0 else 1.0 for lr in found]
+    ratios = lr_ratios(optimizer)
 
     def set_lr(value: float) -> None:
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):

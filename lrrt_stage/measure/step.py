@@ -21,6 +21,7 @@ __all__ = [
     "StepOptions",
     "TrainingStep",
     "batch_loss_of",
+    "lr_ratios",
     "require_scalar",
 ]
 
@@ -95,6 +96,13 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
         )
 
     return model_loss if loss_fn is None else target_loss
+
+
+def lr_ratios(optimizer: Optimizer) -> list[float]:
+    """Return the learning rate of every parameter group relative to the largest one."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    largest = max(rates)
+    return [lr / largest if largest > 0 else 1.0 for lr in rates]
 
 
 def require_scalar(loss: Any) -> Tensor:

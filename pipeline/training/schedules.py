@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import (
 
 from lrrt_stage import LRRange
 from lrrt_stage.errors import unknown_name
+from lrrt_stage.measure.step import lr_ratios
 
 __all__ = ["SCHEDULES", "build_schedule"]
 
@@ -34,9 +35,7 @@ def build_schedule(
     """
     if name not in SCHEDULES:
         raise unknown_name("schedule", name, SCHEDULES)
-    found = [float(group["lr"]) for group in optimizer.param_groups]
-    largest = max(found)
-    ratios = [lr / largest if largest > 0 else 1.0 for lr in found]
+    ratios = lr_ratios(optimizer)
     low, high = ([lr * ratio for ratio in ratios] for lr in (lr_range.min, lr_range.max))
     for group, peak in zip(optimizer.param_groups, high, strict=True):
         group["lr"] = peak
