@@ -57,7 +57,6 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
         name = "validation loss" if full is None else "validation loss (sample)"
         ax.plot(curve.lr, curve.val_loss, color=GREY, lw=1.2, ls=":", label=name)
     if full is not None:
-        lines.append(full)
         ax.plot(curve.lr, full, "o", color=GREY, ms=4, label="validation loss, full set")
     epochs = "" if curve.epochs is None else f", {curve.epochs:.3g} epochs"
     title = f"LR range test: {len(curve)} iterations{epochs}, {ENDS[curve.stop]}"

@@ -6,13 +6,14 @@ from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from io import BytesIO
+from math import ceil
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator
 from matplotlib.transforms import ScaledTranslation
@@ -28,6 +29,7 @@ __all__ = [
     "plot_bars",
     "plot_matrix",
     "svg_image",
+    "to_svg",
 ]
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
@@ -39,12 +41,12 @@ FONT = 9
 
 
 def new_figure(
-    rows: int = 1, columns: int = 1, *, width: float = 7.5, height: float = 4.2
+    heights: Sequence[float] = (4.2,), columns: int = 1, width: float = 7.5
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its axes, row by row; ``width`` and ``height`` are inches per axes."""
-    size = (width * columns, height * rows)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    """Return a figure and its axes, row by row, of these heights and this width in inches."""
+    figure = Figure(figsize=(width * columns, sum(heights)), dpi=120, layout="constrained")
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    return figure, grid.ravel().tolist()
 
 
 def finished(figure: Figure, title: str = "") -> Figure:
@@ -69,6 +71,7 @@ def label_axes(
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.set_axisbelow(True)
+    ax.margins(x=0.02)
     ax.grid(alpha=0.25, axis=grid)  # type: ignore[arg-type]
     ax.spines[["top", "right"]].set_visible(False)
     for name in log:
@@ -119,10 +122,8 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
     figure = ax.get_figure(root=True)
     assert figure is not None
     labels = [str(handle.get_label()) for handle in handles]
-    widest = max(
-        TextPath((0, 0), text, size=FONT, usetex=False).get_extents().width for text in labels
-    )
-    available = ax.get_position().width * figure.get_figwidth() * 72
+    grid = ax.get_subplotspec()
+    side_by_side = 1 if grid is None else grid.get_gridspec().ncols
     down = ScaledTranslation(0, -(38 if ax.get_xlabel() else 24) / 72, figure.dpi_scale_trans)
     legend = ax.legend(
         handles,
@@ -133,10 +134,22 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
         bbox_transform=ax.transAxes + down,
         borderaxespad=0,
         frameon=False,
-        ncols=max(1, min(len(labels), int(available / (widest + 46)))),
+        ncols=_legend_columns(labels, 65 * figure.get_figwidth() / side_by_side),
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _legend_columns(labels: Sequence[str], available: float) -> int:
+    """Return how many columns of entries fit into a width in points."""
+    widths = [TextPath((0, 0), f"{text}.", size=FONT).get_extents().width for text in labels]
+    for columns in range(len(labels), 1, -1):
+        rows = ceil(len(labels) / columns)
+        # Line, gaps and the space between columns take about five letters.
+        parts = [max(widths[k : k + rows]) + 5 * FONT for k in range(0, len(labels), rows)]
+        if sum(parts) <= available:
+            return columns
+    return 1
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:
@@ -148,19 +161,17 @@ def name_rows(ax: Axes, names: Sequence[str]) -> None:
 
 def plot_bars(
     ax: Axes,
-    low: Sequence[float],
-    high: Sequence[float],
+    ends: np.ndarray,
     *,
     first_row: int = 0,
     color: str = BLUE,
     label: str = "",
     width: float = 5,
 ) -> None:
-    """Draw a horizontal bar from ``low`` to ``high`` in each row; none where an end is NaN."""
-    rows = first_row + np.arange(len(low))
-    finite = np.isfinite(low) & np.isfinite(high)
-    ends = np.asarray(low, float)[finite], np.asarray(high, float)[finite]
-    ax.hlines(rows[finite], *ends, color=color, lw=width, label=label)
+    """Draw a horizontal bar in each row between its two ``ends [n, 2]``; none where one is NaN."""
+    rows = first_row + np.arange(len(ends))
+    finite = np.isfinite(ends).all(axis=1)
+    ax.hlines(rows[finite], *ends[finite].T, color=color, lw=width, label=label)
 
 
 def plot_matrix(
@@ -170,10 +181,11 @@ def plot_matrix(
     rows: Sequence[str],
     label: str,
     texts: Sequence[Sequence[str]] | None = None,
-    **limits: float,
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> None:
     """Draw cells coloured by ``values [n, m]``, grey where not finite, with a colour bar."""
-    image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto", **limits)
+    image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
+    image.set_clim(*limits)
     ax.set_facecolor("#dddddd")
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -189,18 +201,19 @@ def plot_matrix(
             ax.text(column, row, texts[row][column], ha="center", va="center", color=ink)
 
 
-def svg_image(figure: Figure | bytes, alt: str) -> str:
-    """Return a figure, or the bytes of an SVG file, as an ``img`` tag that needs no file."""
-    content = figure if isinstance(figure, bytes) else to_svg(figure)
+def svg_image(svg: bytes, alt: str) -> str:
+    """Return an SVG file as an ``img`` tag that needs no file, and in which no script runs."""
     return (
         f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,'
-        f'{b64encode(content).decode("ascii")}" style="max-width: 100%; background: white">'
+        f'{b64encode(svg).decode("ascii")}" style="max-width: 100%; background: white">'
     )
 
 
-def to_svg(figure: Figure) -> bytes:
+def to_svg(figure: Figure | SubFigure) -> bytes:
     """Return the figure as an SVG file, the same bytes for the same figure."""
     file = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lrrt"}):
-        figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
+        figure.get_figure(root=True).savefig(
+            file, format="svg", facecolor="white", metadata={"Date": None}
+        )
     return file.getvalue()

@@ -10,14 +10,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import Chart, Interval, Mark, Panel
+from lrrt_stage.plots.curve_plot import LR_LABEL
+from lrrt_stage.plots.style import (
+    BLACK,
+    GREY,
+    ORANGE,
+    SKY,
+    finished,
+    label_axes,
+    legend_below,
+    name_rows,
+    new_figure,
+    plot_bars,
+)
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.figures import LR_AXIS, tests_table
-from pipeline.studies.ranges import summarize
-from pipeline.studies.statistics import paired_effect
+from pipeline.studies.ranges import coverage, quantiles
+from pipeline.studies.statistics import Estimate, mean_estimate
 from pipeline.studies.study import Findings, Study, counted, kind, suggested
+from pipeline.studies.tables import tests_table
 from pipeline.task.recipes import published_ranges, steps
 
 __all__ = ["recipes_study"]
@@ -48,13 +61,14 @@ def recipes_study(study: Study) -> Findings:
     )
     names = [name if position == 0 else f"+ {name}" for position, (name, _) in enumerate(way)]
     by_step = [[t for t in tests if t.job.labels["step"] == index] for index in range(len(way))]
-    suggested(tests)
+    covered, sentence = coverage(suggested(tests), len(tests))
     effects = _effects_table(names, by_step)
     single = effects[:-1].dropna(subset=["decades"])
     sentences = [_total_sentence(effects.iloc[-1])]
-    if len(single):
-        sentences.append(_largest_sentence(single.iloc[int(single["decades"].abs().argmax())]))
-    without = sum(each.range is None for each in tests)
+    largest = single.iloc[int(single["decades"].abs().argmax())] if len(single) else None
+    if largest is not None:
+        sentences.append(_largest_sentence(largest))
+    without = sum(test.range is None for test in tests)
     if without:
         sentences.append(f"{without} of {len(tests)} tests gave no suggestion.")
     return Findings(
@@ -62,8 +76,14 @@ def recipes_study(study: Study) -> Findings:
         "The article's Keras and fast.ai programs suggest different ranges for one network. Which "
         "of the ingredients in which they differ moves the suggestion?",
         sentences,
-        dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
-        {"effects": _effects_chart(effects), "ranges": _ranges_chart(study, names, by_step)},
+        "Repeat the range test after a change of "
+        f"{'any ingredient' if largest is None else largest['ingredient']}, which moves the "
+        f"suggestion most. Over all steps: {sentence}",
+        {
+            **dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
+            **covered,
+        },
+        {"effects": _effects_figure(effects), "ranges": _ranges_figure(study, names, by_step)},
         {"Effects": effects, "Tests": tests_table(tests)},
     )
 
@@ -126,60 +146,40 @@ def _effects_table(names: list[str], by_step: list[list[RangeTestResult]]) -> pd
     rows = []
     for name, before, after in [*pairs, ("all together", maxima[0], maxima[-1])]:
         shared = sorted(before.keys() & after.keys())
-        row = {"ingredient": name.removeprefix("+ "), "seeds": len(shared)}
-        if shared:
-            effect = paired_effect([before[s] for s in shared], [after[s] for s in shared])
-            row |= {"decades": effect.mean, "low": effect.low, "high": effect.high}
-        else:
-            row |= {"decades": math.nan, "low": math.nan, "high": math.nan}
-        rows.append(row)
+        differences = [after[seed] - before[seed] for seed in shared]
+        effect = mean_estimate(differences) if shared else Estimate(math.nan)
+        ends = {"decades": effect.value, "low": effect.low, "high": effect.high}
+        rows.append({"ingredient": name.removeprefix("+ "), "seeds": len(shared), **ends})
     return pd.DataFrame(rows)
 
 
-def _effects_chart(effects: pd.DataFrame) -> Chart:
-    rows = Interval(
-        list(effects["ingredient"]),
-        effects["low"].to_numpy(),
-        effects["high"].to_numpy(),
-        effects["decades"].to_numpy(),
-        name="mean, 90 % interval",
-    )
-    title = f"What each ingredient does to the suggested maximum, {FROM} to {TO}"
-    return Chart(
-        title,
-        (
-            Panel(
-                "",
-                "decades of learning rate",
-                items=(rows, Mark(0.0)),
-            ),
-        ),
-    )
+def _effects_figure(effects: pd.DataFrame) -> Figure:
+    figure, (ax,) = new_figure(heights=[1.4 + 0.35 * len(effects)])
+    intervals = effects[["low", "high"]].to_numpy()
+    plot_bars(ax, intervals, color=SKY, width=8, label="90 % interval")
+    ax.plot(effects["decades"], range(len(effects)), "o", color=BLACK, ms=5, label="mean")
+    ax.axvline(0, color=GREY, lw=1)
+    title = f"Effect of each ingredient on the suggested maximum, {FROM} to {TO}"
+    label_axes(ax, title, "decades of learning rate")
+    name_rows(ax, list(effects["ingredient"]))
+    legend_below(ax)
+    return finished(figure)
 
 
-def _ranges_chart(study: Study, names: list[str], by_step: list[list[RangeTestResult]]) -> Chart:
-    found = [
-        (name, summarize(suggested(tests)))
+def _ranges_figure(study: Study, names: list[str], by_step: list[list[RangeTestResult]]) -> Figure:
+    medians = {
+        name: quantiles(suggested(tests))["median"].to_numpy()
         for name, tests in zip(names, by_step, strict=True)
-        if any(each.range is not None for each in tests)
-    ]
-    rows = [
-        Interval(
-            [name for name, _ in found],
-            np.array([each.min_median for _, each in found]),
-            np.array([each.max_median for _, each in found]),
-            name="range between the medians",
-        )
-    ]
+        if any(test.range is not None for test in tests)
+    }
     published = published_ranges(study.task)
+    rows = [*medians, *published]
+    figure, (ax,) = new_figure(heights=[1.4 + 0.35 * len(rows)])
+    plot_bars(ax, np.array([*medians.values()]), width=8, label="between the medians")
     if published:
-        rows.append(
-            Interval(
-                list(published),
-                np.array([each.min for each in published.values()]),
-                np.array([each.max for each in published.values()]),
-                name="published",
-            )
-        )
-    title = "Suggested range after each step"
-    return Chart(title, (Panel("", LR_AXIS, items=tuple(rows), xlog=True),))
+        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
+        plot_bars(ax, ends, first_row=len(medians), color=ORANGE, width=8, label="published")
+    label_axes(ax, "Suggested range after each step", LR_LABEL, log="x")
+    name_rows(ax, rows)
+    legend_below(ax)
+    return finished(figure)

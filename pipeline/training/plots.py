@@ -69,7 +69,7 @@ def training_figure(training: Trained) -> Figure:
 
 def summary_figure(reading: Reading, trained: LRRange, training: Trained) -> Figure:
     """Return the range test with the range that was trained, beside the training."""
-    figure, (left, right) = new_figure(columns=2, width=6.8)
+    figure, (left, right) = new_figure(columns=2, width=6.5)
     plot_reading(reading, left)
     mark_range(left, trained.min, trained.max, f"trained: {trained}", BLACK, 0.92)
     legend_below(left)
