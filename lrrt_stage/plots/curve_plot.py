@@ -89,7 +89,7 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
                    label=f"{name}: {final.range}")  # fmt: skip
         ax.axvline(final.range.max, color=ORANGE, lw=1.5)
         low, high, verdict = final.confidence.low, final.confidence.high, final.confidence.verdict
-        mark_range(ax, low, high, f"interval of its maximum: {low:.3g} to {high:.3g}; {verdict}")
+        mark_range(ax, low, high, f"maximum between {low:.3g} and {high:.3g} ({verdict})")
     if isinstance(consensus, Consensus):
         others = [lr_range.max for lr_range in consensus.ranges[1:] if lr_range is not None]
         for number, maximum in enumerate(others):

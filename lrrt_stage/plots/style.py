@@ -134,7 +134,7 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
         bbox_transform=ax.transAxes + down,
         borderaxespad=0,
         frameon=False,
-        ncols=_legend_columns(labels, 65 * figure.get_figwidth() / side_by_side),
+        ncols=_legend_columns(labels, 58 * figure.get_figwidth() / side_by_side),
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
