@@ -71,7 +71,9 @@ def spread_findings(
             "tests": len(tests),
             "clear_tests": clear,
             "without_suggestion": without,
-            **{f"{end}_{name}": value for end, row in ends.T.items() for name, value in row.items()},
+            **{
+                f"{end}_{name}": value for end, row in ends.T.items() for name, value in row.items()
+            },
             "max_iqr_decades": float(stats.iqr([np.log10(lr_range.max) for lr_range in found])),
             "share_disjoint": float(np.mean(pairs == 0)),
             "mean_overlap": float(pairs.mean()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 
 import numpy as np
 from scipy import stats
@@ -88,8 +88,13 @@ def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:
     (Krizhevsky 2014, arXiv 1404.5997). The t interval has k - 2 degrees of freedom; there is none
     for k = 2 points. At least two batch sizes must differ.
     """
-    fit = stats.linregress(np.log10(batch_sizes), np.log10(lrs))
-    return _t_interval(float(fit.slope), float(fit.stderr), len(lrs) - 2)
+    # Not scipy.stats.linregress, whose standard error is NaN where all suggestions are equal.
+    x, y = np.log10(batch_sizes), np.log10(lrs)
+    x, y = x - x.mean(), y - y.mean()
+    value, freedom = float(x @ y / (x @ x)), len(x) - 2
+    residual = y - value * x
+    error = sqrt(float(residual @ residual / (x @ x)) / max(freedom, 1))
+    return _t_interval(value, error, freedom)
 
 
 def mean_estimate(values: list[float]) -> Estimate:
