@@ -21,23 +21,8 @@ from benchmarks.suggestions.regrets import (
 )
 from benchmarks.suggestions.work import Work
 from lrrt_stage import LRCurve, fit_unimodal
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.plots.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    finished,
-    label_axes,
-    legend_below,
-    loss_limits,
-    new_figure,
-)
 
 __all__ = ["SHOWN", "draw", "write_figures"]
 
@@ -48,12 +33,12 @@ SHOWN = {
 }
 """Problem of the development half -> what in its curve misleads."""
 MARKS = {
-    "robust": (GREEN, "-"),
-    "article": (PURPLE, "--"),
-    "fastai minimum": (ORANGE, "-."),
-    "fastai valley": (SKY, "--"),
-    "torch-lr-finder": (VERMILION, "-."),
-    "Lightning": (GREY, "--"),
+    "robust": (drawing.GREEN, "-"),
+    "article": (drawing.PURPLE, "--"),
+    "fastai minimum": (drawing.ORANGE, "-."),
+    "fastai valley": (drawing.SKY, "--"),
+    "torch-lr-finder": (drawing.VERMILION, "-."),
+    "Lightning": (drawing.GREY, "--"),
 }
 """Rules whose suggestions are marked."""
 
@@ -87,15 +72,15 @@ def draw(title: str, curve: LRCurve, peaks: Mapping[str, float], regrets: pd.Dat
 
     ``regrets`` has the columns ``lr`` and ``regret``.
     """
-    figure, (tested, trained_at) = new_figure(columns=2, width=6.0)
+    figure, (tested, trained_at) = drawing.new_figure(columns=2, width=6.0)
     fitted = fit_unimodal(curve).fit
-    tested.plot(curve.lr, curve.loss, color=PALE, lw=1, label="loss of each batch")
-    tested.plot(curve.lr, curve.probe_loss, color=BLUE, lw=2, label="loss of the probe")
-    tested.plot(curve.lr, fitted, color=BLACK, lw=2, ls=":", label="unimodal fit")
-    label_axes(tested, "The range test", LR_LABEL, "loss", log="x")
-    tested.set_ylim(*loss_limits(curve.loss, curve.probe_loss, fitted))
-    trained_at.plot(regrets["lr"], regrets["regret"], "o-", color=BLACK, ms=4)
-    label_axes(trained_at, "Training at that peak", "peak learning rate", "regret", log="x")
+    tested.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
+    tested.plot(curve.lr, curve.probe_loss, color=drawing.BLUE, lw=2, label="loss of the probe")
+    tested.plot(curve.lr, fitted, color=drawing.BLACK, lw=2, ls=":", label="unimodal fit")
+    drawing.label_axes(tested, "The range test", LR_LABEL, "loss", log="x")
+    tested.set_ylim(*drawing.loss_limits(curve.loss, curve.probe_loss, fitted))
+    trained_at.plot(regrets["lr"], regrets["regret"], "o-", color=drawing.BLACK, ms=4)
+    drawing.label_axes(trained_at, "Training at that peak", "peak learning rate", "regret", log="x")
     worst = min(1.02, 1.02 * regrets["regret"].max())
     trained_at.set_ylim(-0.02, float(np.nanmax([0.3, worst])))
     for rule, (color, style) in MARKS.items():
@@ -103,5 +88,5 @@ def draw(title: str, curve: LRCurve, peaks: Mapping[str, float], regrets: pd.Dat
             label = f"{rule}: {peaks[rule]:.2g}"
             tested.axvline(peaks[rule], color=color, ls=style, lw=1.6, label=label)
             trained_at.axvline(peaks[rule], color=color, ls=style, lw=1.6)
-    legend_below(tested)
-    return finished(figure, title)
+    drawing.legend_below(tested)
+    return drawing.finished(figure, title)

@@ -7,21 +7,7 @@ from matplotlib.axes import Axes
 
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.smoothing import Smoothing
-from lrrt_stage.plots.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALE,
-    PURPLE,
-    VERMILION,
-    finished,
-    label_axes,
-    legend_below,
-    loss_limits,
-    new_figure,
-)
+from lrrt_stage.plots import drawing
 from lrrt_stage.rules.consensus import Consensus
 from lrrt_stage.rules.reading import Reading
 
@@ -41,30 +27,37 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
 
     Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
-    own, ax = ax is None, new_figure()[1][0] if ax is None else ax
+    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
     smoothing = smoothing or Smoothing()
     smoothed = smoothing(curve.loss)
     lines = [curve.loss, smoothed]
-    ax.plot(curve.lr, curve.loss, color=PALE, lw=1, label="loss of each batch")
+    ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
     name = f"smoothed ({smoothing.average}, β = {smoothing.beta:g})"
-    ax.plot(curve.lr, smoothed, color=BLUE, lw=2, label=name)
+    ax.plot(curve.lr, smoothed, color=drawing.BLUE, lw=2, label=name)
     if curve.probe_loss is not None:
         lines.append(curve.probe_loss)
-        ax.plot(curve.lr, curve.probe_loss, color=GREEN, lw=2, ls="--", label="loss of the probe")
+        ax.plot(
+            curve.lr,
+            curve.probe_loss,
+            color=drawing.GREEN,
+            lw=2,
+            ls="--",
+            label="loss of the probe",
+        )
     full = curve.full_val_loss
     if curve.val_loss is not None:
         lines.append(curve.val_loss)
         name = "validation loss" if full is None else "validation loss (sample)"
-        ax.plot(curve.lr, curve.val_loss, color=GREY, lw=1.2, ls=":", label=name)
+        ax.plot(curve.lr, curve.val_loss, color=drawing.GREY, lw=1.2, ls=":", label=name)
     if full is not None:
-        ax.plot(curve.lr, full, "o", color=GREY, ms=4, label="validation loss, full set")
+        ax.plot(curve.lr, full, "o", color=drawing.GREY, ms=4, label="validation loss, full set")
     epochs = "" if curve.epochs is None else f", {curve.epochs:.3g} epochs"
     title = f"LR range test: {len(curve)} iterations{epochs}, {ENDS[curve.stop]}"
-    label_axes(ax, title, LR_LABEL, "training loss" if len(lines) == 2 else "loss", log="x")
-    ax.set_ylim(*loss_limits(*lines))
-    legend_below(ax)
+    drawing.label_axes(ax, title, LR_LABEL, "training loss" if len(lines) == 2 else "loss", log="x")
+    ax.set_ylim(*drawing.loss_limits(*lines))
+    drawing.legend_below(ax)
     if own:
-        finished(ax.figure)  # type: ignore[arg-type]
+        drawing.finished(ax.figure)  # type: ignore[arg-type]
     return ax
 
 
@@ -75,7 +68,7 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
     one. Of several tests, the range of their consensus is drawn with the maximum of every test.
     Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
-    own, ax = ax is None, new_figure()[1][0] if ax is None else ax
+    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
     plot_curve(reading.curve, reading.smoothing, ax)
     consensus, final = reading.consensus, reading.final
     if isinstance(consensus, Consensus):
@@ -85,33 +78,38 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
     if final.range is None:
         ax.plot([], [], " ", label=f"{name}: none, {final.confidence.verdict}")
     else:
-        ax.axvspan(final.range.min, final.range.max, color=ORANGE, alpha=0.25, lw=0,
+        ax.axvspan(final.range.min, final.range.max, color=drawing.ORANGE, alpha=0.25, lw=0,
                    label=f"{name}: {final.range}")  # fmt: skip
-        ax.axvline(final.range.max, color=ORANGE, lw=1.5)
+        ax.axvline(final.range.max, color=drawing.ORANGE, lw=1.5)
         low, high, verdict = final.confidence.low, final.confidence.high, final.confidence.verdict
         mark_range(ax, low, high, f"maximum between {low:.3g} and {high:.3g} ({verdict})")
     if isinstance(consensus, Consensus):
         others = [lr_range.max for lr_range in consensus.ranges[1:] if lr_range is not None]
         for number, maximum in enumerate(others):
             label = "maxima of the other tests" if number == 0 else "_nolegend_"
-            ax.axvline(maximum, color=BLACK, lw=1, ls=":", label=label)
+            ax.axvline(maximum, color=drawing.BLACK, lw=1, ls=":", label=label)
     if consensus is not None and reading.chosen.range is not None:
         maximum = reading.chosen.range.max
-        ax.axvline(maximum, color=VERMILION, lw=1.2, ls="--",
+        ax.axvline(maximum, color=drawing.VERMILION, lw=1.2, ls="--",
                    label=f"this test alone ({reading.rule}): {maximum:.3g}")  # fmt: skip
     second = "robust" if reading.rule == "article" else "article"
     found = reading.suggestions[second].range if second in reading.suggestions else None
     if found is not None:
         label = f"{second}: {found.max:.3g}"
-        ax.axvline(found.max, color=PURPLE, lw=1.5, ls="-.", label=label)
-    legend_below(ax)
+        ax.axvline(found.max, color=drawing.PURPLE, lw=1.5, ls="-.", label=label)
+    drawing.legend_below(ax)
     if own:
-        finished(ax.figure)  # type: ignore[arg-type]
+        drawing.finished(ax.figure)  # type: ignore[arg-type]
     return ax
 
 
 def mark_range(
-    ax: Axes, low: float, high: float, label: str, color: str = VERMILION, height: float = 0.97
+    ax: Axes,
+    low: float,
+    high: float,
+    label: str,
+    color: str = drawing.VERMILION,
+    height: float = 0.97,
 ) -> None:
     """Draw a bar from ``low`` to ``high`` at a height in parts of the axes'."""
     if np.isfinite([low, high]).all():

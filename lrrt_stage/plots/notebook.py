@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import plot_reading
-from lrrt_stage.plots.style import svg_image, to_svg
 from lrrt_stage.rules.reading import Reading, Suggestion
 
 __all__ = ["curve_html", "describe_reading"]
@@ -25,7 +25,9 @@ def curve_html(curve: LRCurve) -> str:
     if not len(curve):
         return f"<p>LR range test: no iterations, {escape(curve.stop)}</p>"
     reading = Reading.from_curve(curve)
-    image = svg_image(to_svg(plot_reading(reading).figure), describe_reading(reading))
+    image = drawing.svg_image(
+        drawing.to_svg(plot_reading(reading).figure), describe_reading(reading)
+    )
     return f"<div>{image}{_table(reading)}</div>"
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from lrrt_stage import Reading
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges
-from lrrt_stage.plots.style import VERMILION, finished, legend_below, new_figure
 from lrrt_stage.settings import require
 
 __all__ = ["overlay_figure"]
@@ -26,13 +26,13 @@ def overlay_figure(
     """
     require(bool(readings), "there is no range test to draw: give at least one")
     heights = [3.9, 1.2 + 0.3 * len(readings)]
-    figure, (losses, ranges) = new_figure(heights=heights)
+    figure, (losses, ranges) = drawing.new_figure(heights=heights)
     plot_losses(readings, losses)
     plot_ranges(readings, ranges)
     ranges.sharex(losses)
     for ax in (losses, ranges):
         if lr_in_use is not None:
             label = f"learning rate in use: {lr_in_use:.3g}"
-            ax.axvline(lr_in_use, color=VERMILION, lw=1.5, ls="--", label=label)
-        legend_below(ax)
-    return finished(figure, title)
+            ax.axvline(lr_in_use, color=drawing.VERMILION, lw=1.5, ls="--", label=label)
+        drawing.legend_below(ax)
+    return drawing.finished(figure, title)

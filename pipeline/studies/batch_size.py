@@ -12,19 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from lrrt_stage import LRCurve, Smoothing
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.plots.style import (
-    BLACK,
-    BLUE,
-    COLORS,
-    GREEN,
-    VERMILION,
-    finished,
-    label_axes,
-    legend_below,
-    loss_limits,
-    new_figure,
-)
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import lag_free, stacked
@@ -147,7 +136,7 @@ def _interval(fitted: Estimate) -> str:
 
 
 def _curves_figure(groups: dict[int, list[RangeTestResult]]) -> Figure:
-    figure, axes = new_figure(heights=[4.0, 4.0])
+    figure, axes = drawing.new_figure(heights=[4.0, 4.0])
     averages = {
         "Smoothed training loss": lambda test: test.reading.smoothing(test.curve.finite.loss),
         "Training loss, averaged without lag": lambda test: lag_free(test.curve.finite),
@@ -157,12 +146,14 @@ def _curves_figure(groups: dict[int, list[RangeTestResult]]) -> Figure:
         for index, (size, tests) in enumerate(groups.items()):
             lr, loss, _ = stacked([LRCurve(t.curve.finite.lr, average(t)) for t in tests])
             medians.append(np.median(loss, axis=0))
-            color, style = COLORS[index % 7], "--" if index >= 7 else "-"
+            color, style = drawing.COLORS[index % 7], "--" if index >= 7 else "-"
             ax.plot(lr, medians[-1], color=color, ls=style, lw=2, label=f"batch size {size}")
-        label_axes(ax, f"{title}, median over data orders", LR_LABEL, "training loss", log="x")
-        ax.set_ylim(*loss_limits(*medians))
-    legend_below(axes[1])
-    return finished(figure)
+        drawing.label_axes(
+            ax, f"{title}, median over data orders", LR_LABEL, "training loss", log="x"
+        )
+        ax.set_ylim(*drawing.loss_limits(*medians))
+    drawing.legend_below(axes[1])
+    return drawing.finished(figure)
 
 
 def _scaling_figure(points: Sequence[tuple[int, float]], fitted: Estimate) -> Figure:
@@ -170,19 +161,19 @@ def _scaling_figure(points: Sequence[tuple[int, float]], fitted: Estimate) -> Fi
     ends = np.array([sizes.min(), sizes.max()])
     center = np.log10(sizes).mean(), np.log10(maxima).mean()
     lines = (
-        (fitted.value, f"fitted: power {fitted.value:.2f}", BLUE, "-"),
-        (1.0, "linear scaling: 1", VERMILION, "--"),
-        (0.5, "square root: 0.5", GREEN, ":"),
+        (fitted.value, f"fitted: power {fitted.value:.2f}", drawing.BLUE, "-"),
+        (1.0, "linear scaling: 1", drawing.VERMILION, "--"),
+        (0.5, "square root: 0.5", drawing.GREEN, ":"),
     )
-    figure, (ax,) = new_figure()
+    figure, (ax,) = drawing.new_figure()
     title = "Suggested maximum over batch size"
-    label_axes(ax, title, "batch size", "suggested maximum, learning rate", log="xy")
-    ax.plot(sizes, maxima, "o", color=BLACK, ms=5, alpha=0.6, label="a test")
+    drawing.label_axes(ax, title, "batch size", "suggested maximum, learning rate", log="xy")
+    ax.plot(sizes, maxima, "o", color=drawing.BLACK, ms=5, alpha=0.6, label="a test")
     for power, label, color, style in lines:
         line = 10 ** (center[1] + power * (np.log10(ends) - center[0]))
         ax.plot(ends, line, color=color, ls=style, lw=2, label=label)
     ax.xaxis.set_major_locator(FixedLocator(np.unique(sizes).tolist()))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    legend_below(ax)
-    return finished(figure)
+    drawing.legend_below(ax)
+    return drawing.finished(figure)

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
-from lrrt_stage.plots.style import BLUE, GREY, finished, label_axes, new_figure
+from lrrt_stage.plots import drawing
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.figures import plot_band
 from pipeline.studies.initializations import spread_findings, spread_sentence, varied_jobs
@@ -109,12 +109,12 @@ def _decomposition_sentence(parts: Decomposition) -> str:
 
 
 def _both_figure(groups: dict[str, list[RangeTestResult]]) -> Figure:
-    figure, axes = new_figure(heights=[4.0, 4.0])
+    figure, axes = drawing.new_figure(heights=[4.0, 4.0])
     for ax, (name, members) in zip(axes, groups.items(), strict=True):
         plot_band(members, f"{name}, different orders".capitalize(), ax)
         ax.sharex(axes[0])
         ax.sharey(axes[0])
-    return finished(figure)
+    return drawing.finished(figure)
 
 
 def _shares_figure(parts: Decomposition) -> Figure:
@@ -123,14 +123,21 @@ def _shares_figure(parts: Decomposition) -> Figure:
     # A percentile interval need not hold the share itself; an error bar that is drawn has to.
     low = np.minimum(shares, [share.low, 1 - share.high])
     high = np.maximum(shares, [share.high, 1 - share.low])
-    figure, (ax,) = new_figure(heights=[2.4])
+    figure, (ax,) = drawing.new_figure(heights=[2.4])
     names = ["data order", "initialisation"]
-    ax.barh(names, shares, xerr=[shares - low, high - shares], color=BLUE, ecolor=GREY, capsize=4)
+    ax.barh(
+        names,
+        shares,
+        xerr=[shares - low, high - shares],
+        color=drawing.BLUE,
+        ecolor=drawing.GREY,
+        capsize=4,
+    )
     title = "Shares of the variance of log10(max LR), with 90 % intervals"
-    label_axes(ax, title, "share", grid="x")
+    drawing.label_axes(ax, title, "share", grid="x")
     ax.set_xlim(0, 1.02)
     ax.invert_yaxis()
-    return finished(figure)
+    return drawing.finished(figure)
 
 
 def _parts_table(parts: Decomposition) -> pd.DataFrame:

@@ -9,23 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.plots.style import (
-    BLUE,
-    COLORS,
-    GREY,
-    ORANGE,
-    PALE,
-    VERMILION,
-    finished,
-    label_axes,
-    legend_below,
-    loss_limits,
-    name_rows,
-    new_figure,
-    plot_bars,
-)
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import loss_name, loss_read, stacked
 from pipeline.studies.ranges import best_covered, quantiles
@@ -69,55 +55,59 @@ def plot_band(tests: Sequence[RangeTestResult], title: str, ax: Axes) -> Axes:
     q10, median, q90 = np.quantile(loss, [0.1, 0.5, 0.9], axis=0)
     ends = quantiles(suggested(tests))["median"]
     label = f"between the medians: {ends['min']:.3g} to {ends['max']:.3g}"
-    ax.axvspan(ends["min"], ends["max"], color=ORANGE, alpha=0.25, lw=0, label=label)
+    ax.axvspan(ends["min"], ends["max"], color=drawing.ORANGE, alpha=0.25, lw=0, label=label)
     plot_published(tests[0].job.task, ax)
-    ax.plot(lr, loss.T, color=PALE, lw=0.7)
-    ax.fill_between(lr, q10, q90, color=BLUE, alpha=0.2, lw=0, label="10 to 90 % of the tests")
-    ax.plot(lr, median, color=BLUE, lw=2.5, label=f"median of {len(loss)} tests")
-    label_axes(ax, title, LR_LABEL, loss_name(tests[0].reading), log="x")
-    ax.set_ylim(*loss_limits(*loss))
-    legend_below(ax)
+    ax.plot(lr, loss.T, color=drawing.PALE, lw=0.7)
+    ax.fill_between(
+        lr, q10, q90, color=drawing.BLUE, alpha=0.2, lw=0, label="10 to 90 % of the tests"
+    )
+    ax.plot(lr, median, color=drawing.BLUE, lw=2.5, label=f"median of {len(loss)} tests")
+    drawing.label_axes(ax, title, LR_LABEL, loss_name(tests[0].reading), log="x")
+    ax.set_ylim(*drawing.loss_limits(*loss))
+    drawing.legend_below(ax)
     return ax
 
 
 def curves_figure(tests: Sequence[RangeTestResult], title: str) -> Figure:
     """Return the curves of tests, and how many of them were still running at a learning rate."""
-    figure, (losses, running) = new_figure(heights=[4.2, 1.8])
+    figure, (losses, running) = drawing.new_figure(heights=[4.2, 1.8])
     plot_band(tests, title, losses)
     lr, _, count = stacked([test.curve for test in drawable(tests)])
-    running.plot(lr, count, color=GREY, drawstyle="steps-post")
+    running.plot(lr, count, color=drawing.GREY, drawstyle="steps-post")
     label = "Tests still running; a test that stopped counts with its last loss above"
-    label_axes(running, label, LR_LABEL, "tests", log="x")
+    drawing.label_axes(running, label, LR_LABEL, "tests", log="x")
     running.set_ylim(0, count[0] * 1.1)
     running.sharex(losses)
-    return finished(figure)
+    return drawing.finished(figure)
 
 
 def losses_figure(tests: Sequence[RangeTestResult]) -> Figure:
     """Return the losses of tests, which show why they have no suggestion."""
     ax = plot_losses({test.job.name: test.reading for test in drawable(tests)})
-    legend_below(ax)
-    return finished(ax.figure)  # type: ignore[arg-type]
+    drawing.legend_below(ax)
+    return drawing.finished(ax.figure)  # type: ignore[arg-type]
 
 
 def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
     """Return the range that each test suggests, one row each, and the published ones."""
     able = [test for test in tests if test.range is not None]
     published = published_ranges(tests[0].job.task)
-    figure, (ax,) = new_figure(heights=[1.4 + 0.27 * (len(able) + len(published))])
+    figure, (ax,) = drawing.new_figure(heights=[1.4 + 0.27 * (len(able) + len(published))])
     maximum, inside = best_covered(suggested(tests))
     label = f"{maximum:.3g}, inside the ranges of {inside} of {len(tests)} tests"
-    ax.axvline(maximum, color=VERMILION, ls="--", label=label)
+    ax.axvline(maximum, color=drawing.VERMILION, ls="--", label=label)
     plot_ranges({test.job.name: test.reading for test in able}, ax)
     if published:
         ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
-        plot_bars(ax, ends, first_row=len(able), color=BLUE, label="published")
-        name_rows(ax, [*(test.job.name for test in able), *published])
-    legend_below(ax)
-    return finished(figure)
+        drawing.plot_bars(ax, ends, first_row=len(able), color=drawing.BLUE, label="published")
+        drawing.name_rows(ax, [*(test.job.name for test in able), *published])
+    drawing.legend_below(ax)
+    return drawing.finished(figure)
 
 
 def plot_published(task: Task, ax: Axes) -> None:
     """Shade the published ranges, if ``task`` is what they are for."""
-    for color, (name, lr_range) in zip(COLORS[2:], published_ranges(task).items(), strict=False):
+    for color, (name, lr_range) in zip(
+        drawing.COLORS[2:], published_ranges(task).items(), strict=False
+    ):
         ax.axvspan(lr_range.min, lr_range.max, color=color, alpha=0.08, label=f"{name}: {lr_range}")

@@ -9,16 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.plots.style import (
-    BLUE,
-    PALE,
-    finished,
-    label_axes,
-    legend_below,
-    loss_limits,
-    new_figure,
-)
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import loss_name, loss_read, stacked
 from pipeline.studies.figures import plot_published
@@ -91,18 +83,18 @@ def grouped_study(study: Study) -> Findings:
 
 
 def _groups_figure(study: Study, groups: dict[str, list[RangeTestResult]]) -> Figure:
-    figure, axes = new_figure(heights=[3.4] * len(groups))
+    figure, axes = drawing.new_figure(heights=[3.4] * len(groups))
     for ax, (name, tests) in zip(axes, groups.items(), strict=True):
         lr, loss, _ = stacked([loss_read(test.reading) for test in tests])
         plot_published(study.task, ax)
-        ax.plot(lr, loss.T, color=PALE, lw=0.8)
-        ax.plot(lr, np.median(loss, axis=0), color=BLUE, lw=2.5, label="median")
+        ax.plot(lr, loss.T, color=drawing.PALE, lw=0.8)
+        ax.plot(lr, np.median(loss, axis=0), color=drawing.BLUE, lw=2.5, label="median")
         title = f"Maximum from {name}: {counted(len(tests), 'test')}"
-        label_axes(ax, title, LR_LABEL, loss_name(tests[0].reading), log="x")
-        ax.set_ylim(*loss_limits(*loss))
+        drawing.label_axes(ax, title, LR_LABEL, loss_name(tests[0].reading), log="x")
+        ax.set_ylim(*drawing.loss_limits(*loss))
         ax.sharex(axes[0])
-    legend_below(axes[-1])
-    return finished(figure)
+    drawing.legend_below(axes[-1])
+    return drawing.finished(figure)
 
 
 def _decade(lr: float) -> str:

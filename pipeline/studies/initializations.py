@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from lrrt_stage import LRRange
-from lrrt_stage.plots.style import finished, new_figure, plot_matrix
+from lrrt_stage.plots import drawing
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.figures import curves_figure, ranges_figure
 from pipeline.studies.ranges import coverage, overlaps, quantiles
@@ -101,6 +101,6 @@ def spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
 
 def _overlaps_figure(matrix: np.ndarray, tests: Sequence[RangeTestResult]) -> Figure:
     names = [test.job.name for test in tests if test.range is not None]
-    figure, (ax,) = new_figure(heights=[5.5])
-    plot_matrix(ax, matrix, names, names, "shared part of both ranges", limits=(0, 1))
-    return finished(figure, "Overlap of every pair of ranges")
+    figure, (ax,) = drawing.new_figure(heights=[5.5])
+    drawing.plot_matrix(ax, matrix, names, names, "shared part of both ranges", limits=(0, 1))
+    return drawing.finished(figure, "Overlap of every pair of ranges")

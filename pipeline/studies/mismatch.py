@@ -10,14 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
-from lrrt_stage.plots.style import (
-    COLORS,
-    finished,
-    label_axes,
-    legend_below,
-    new_figure,
-    plot_matrix,
-)
+from lrrt_stage.plots import drawing
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestResult, TrainingJob, TrainingResult
 from pipeline.studies.figures import ranges_figure
@@ -186,8 +179,8 @@ def _trainings_figure(trained: Sequence[TrainingResult]) -> Figure:
     cells = {(t.job.labels["weights"], t.job.labels["range"]): t for t in trained}
     square = [[cells[weights, donor] for donor in "AB"] for weights in "AB"]
     losses = np.array([[training.val_loss for training in row] for row in square])
-    figure, (matrix, lines) = new_figure(heights=[2.6, 3.6])
-    plot_matrix(
+    figure, (matrix, lines) = drawing.new_figure(heights=[2.6, 3.6])
+    drawing.plot_matrix(
         matrix,
         np.where(np.isfinite(losses), losses, np.nan),
         ["A's range", "B's range"],
@@ -196,11 +189,13 @@ def _trainings_figure(trained: Sequence[TrainingResult]) -> Figure:
         [[_cell(training) for training in row] for row in square],
     )
     matrix.set_title("Validation loss at the end", fontsize=10.5)
-    for training, color, style in zip(trained, COLORS, ("-", "--", "-.", ":"), strict=False):
+    for training, color, style in zip(
+        trained, drawing.COLORS, ("-", "--", "-.", ":"), strict=False
+    ):
         steps = [epoch.iteration for epoch in training.epochs]
         finite = [e.val_loss if math.isfinite(e.val_loss) else np.nan for e in training.epochs]
         lines.plot(steps, finite, "o", ls=style, color=color, ms=3, label=training.job.name)
     title = "Validation loss after each epoch"
-    label_axes(lines, title, "iteration", "validation loss", log="y")
-    legend_below(lines)
-    return finished(figure)
+    drawing.label_axes(lines, title, "iteration", "validation loss", log="y")
+    drawing.legend_below(lines)
+    return drawing.finished(figure)

@@ -13,19 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.plots.style import (
-    BLACK,
-    GREY,
-    ORANGE,
-    SKY,
-    finished,
-    label_axes,
-    legend_below,
-    name_rows,
-    new_figure,
-    plot_bars,
-)
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.ranges import coverage, quantiles
 from pipeline.studies.statistics import Estimate, mean_estimate
@@ -154,16 +143,16 @@ def _effects_table(names: list[str], by_step: list[list[RangeTestResult]]) -> pd
 
 
 def _effects_figure(effects: pd.DataFrame) -> Figure:
-    figure, (ax,) = new_figure(heights=[1.4 + 0.35 * len(effects)])
+    figure, (ax,) = drawing.new_figure(heights=[1.4 + 0.35 * len(effects)])
     intervals = effects[["low", "high"]].to_numpy()
-    plot_bars(ax, intervals, color=SKY, width=8, label="90 % interval")
-    ax.plot(effects["decades"], range(len(effects)), "o", color=BLACK, ms=5, label="mean")
-    ax.axvline(0, color=GREY, lw=1)
+    drawing.plot_bars(ax, intervals, color=drawing.SKY, width=8, label="90 % interval")
+    ax.plot(effects["decades"], range(len(effects)), "o", color=drawing.BLACK, ms=5, label="mean")
+    ax.axvline(0, color=drawing.GREY, lw=1)
     title = f"Effect of each ingredient on the suggested maximum, {FROM} to {TO}"
-    label_axes(ax, title, "decades of learning rate")
-    name_rows(ax, list(effects["ingredient"]))
-    legend_below(ax)
-    return finished(figure)
+    drawing.label_axes(ax, title, "decades of learning rate")
+    drawing.name_rows(ax, list(effects["ingredient"]))
+    drawing.legend_below(ax)
+    return drawing.finished(figure)
 
 
 def _ranges_figure(study: Study, names: list[str], by_step: list[list[RangeTestResult]]) -> Figure:
@@ -174,12 +163,14 @@ def _ranges_figure(study: Study, names: list[str], by_step: list[list[RangeTestR
     }
     published = published_ranges(study.task)
     rows = [*medians, *published]
-    figure, (ax,) = new_figure(heights=[1.4 + 0.35 * len(rows)])
-    plot_bars(ax, np.array([*medians.values()]), width=8, label="between the medians")
+    figure, (ax,) = drawing.new_figure(heights=[1.4 + 0.35 * len(rows)])
+    drawing.plot_bars(ax, np.array([*medians.values()]), width=8, label="between the medians")
     if published:
         ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
-        plot_bars(ax, ends, first_row=len(medians), color=ORANGE, width=8, label="published")
-    label_axes(ax, "Suggested range after each step", LR_LABEL, log="x")
-    name_rows(ax, rows)
-    legend_below(ax)
-    return finished(figure)
+        drawing.plot_bars(
+            ax, ends, first_row=len(medians), color=drawing.ORANGE, width=8, label="published"
+        )
+    drawing.label_axes(ax, "Suggested range after each step", LR_LABEL, log="x")
+    drawing.name_rows(ax, rows)
+    drawing.legend_below(ax)
+    return drawing.finished(figure)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lrrt_stage import RULES
-from lrrt_stage.plots.style import svg_image, to_svg
+from lrrt_stage.plots import drawing
 from pipeline.studies.study import Findings
 
 __all__ = ["FINDINGS", "explain_rule", "figure_names", "section", "write_findings", "write_report"]
@@ -69,7 +69,7 @@ def write_findings(
     """
     for name, figure in findings.figures.items():
         figure.savefig(folder / f"{name}.png")
-        (folder / f"{name}.svg").write_bytes(to_svg(figure))
+        (folder / f"{name}.svg").write_bytes(drawing.to_svg(figure))
     content = {
         "kind": kind,
         "rule": rule,
@@ -110,7 +110,7 @@ def section(folder: Path) -> str:
     content = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
     title, source = content["title"], content["source"]
     images = [
-        svg_image((folder / name).read_bytes(), f"{title}: {name.removesuffix('.svg')}")
+        drawing.svg_image((folder / name).read_bytes(), f"{title}: {name.removesuffix('.svg')}")
         for name in figure_names(folder)
     ]
     return "\n".join(

@@ -10,18 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lrrt_stage import AVERAGES, LRCurve, LRRange, NoSuggestion, Smoothing, mean_age, suggest
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.plots.style import (
-    BLUE,
-    GREEN,
-    PALE,
-    VERMILION,
-    finished,
-    label_axes,
-    legend_below,
-    loss_limits,
-    new_figure,
-)
 from lrrt_stage.rules.descent import SKIP_FIRST, descent
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from pipeline.studies.curves import lag_of_minimum
@@ -31,7 +21,13 @@ from pipeline.studies.study import Findings, Study, kind
 
 __all__ = ["smoothing_study"]
 
-STYLES = dict(zip(AVERAGES, ((BLUE, "-"), (VERMILION, "--"), (GREEN, ":")), strict=True))
+STYLES = dict(
+    zip(
+        AVERAGES,
+        ((drawing.BLUE, "-"), (drawing.VERMILION, "--"), (drawing.GREEN, ":")),
+        strict=True,
+    )
+)
 
 
 @kind("smoothing", one_test=True)
@@ -147,10 +143,10 @@ def _moved_sentence(table: pd.DataFrame, rule: str, moved: dict[str, float]) -> 
 
 def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figure:
     betas = sorted(set(table["beta"]))
-    figure, axes = new_figure(heights=[3.3] * len(betas))
+    figure, axes = drawing.new_figure(heights=[3.3] * len(betas))
     for ax, beta in zip(axes, betas, strict=True):
         plot_published(study.task, ax)
-        ax.plot(curve.lr, curve.loss, color=PALE, lw=1, label="loss of each batch")
+        ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
         rows = table[table["beta"] == beta]
         for average, maximum in zip(rows["average"], rows["lr_max"], strict=True):
             color, style = STYLES[average]
@@ -159,11 +155,11 @@ def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figur
             if np.isfinite(maximum):
                 ax.axvline(maximum, color=color, ls=style, lw=1.3)
         title = f"β = {beta:g}; vertical: the maximum that is suggested"
-        label_axes(ax, title, LR_LABEL, "training loss", log="x")
-        ax.set_ylim(*loss_limits(curve.loss))
+        drawing.label_axes(ax, title, LR_LABEL, "training loss", log="x")
+        ax.set_ylim(*drawing.loss_limits(curve.loss))
         ax.sharex(axes[0])
-    legend_below(axes[-1])
-    return finished(figure)
+    drawing.legend_below(axes[-1])
+    return drawing.finished(figure)
 
 
 def _lags_figure(table: pd.DataFrame) -> Figure:
@@ -173,9 +169,9 @@ def _lags_figure(table: pd.DataFrame) -> Figure:
         "lr_max": ("Suggested maximum", LR_LABEL),
         "lr_min": ("Suggested minimum", LR_LABEL),
     }
-    figure, axes = new_figure(heights=[3.2, 3.2], columns=2, width=4.6)
+    figure, axes = drawing.new_figure(heights=[3.2, 3.2], columns=2, width=4.6)
     for ax, (column, (title, ylabel)) in zip(axes, panels.items(), strict=True):
-        label_axes(ax, title, "β", ylabel, log="y" if column.startswith("lr") else "")
+        drawing.label_axes(ax, title, "β", ylabel, log="y" if column.startswith("lr") else "")
         for average, part in table.groupby("average", sort=False):
             color, style = STYLES[str(average)]
             ax.plot(
@@ -187,5 +183,5 @@ def _lags_figure(table: pd.DataFrame) -> Figure:
             ax.set_ylim(known.min() / 10, known.max() * 10)
         elif len(known):
             ax.set_ylim(min(0.0, 1.1 * known.min()), max(1.15 * known.max(), 0.1))
-    legend_below(axes[2])
-    return finished(figure)
+    drawing.legend_below(axes[2])
+    return drawing.finished(figure)

@@ -11,20 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRCurve, LRRTError
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.plots.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PALE,
-    VERMILION,
-    finished,
-    label_axes,
-    legend_below,
-    loss_limits,
-    new_figure,
-)
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
@@ -202,25 +190,30 @@ def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     assert every.val_loss is not None
     assert curve.val_loss is not None
     assert curve.full_val_loss is not None
-    figure, (ax,) = new_figure()
+    figure, (ax,) = drawing.new_figure()
     if watched.range is not None:
         low, high = watched.range.min, watched.range.max
         label = f"suggested ({watched.rule}): {watched.range}"
-        ax.axvspan(low, high, color=ORANGE, alpha=0.25, lw=0, label=label)
+        ax.axvspan(low, high, color=drawing.ORANGE, alpha=0.25, lw=0, label=label)
     plot_published(watched.job.task, ax)
-    ax.plot(curve.lr, curve.loss, color=PALE, lw=1, label="training loss of each batch")
+    ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="training loss of each batch")
     label = "validation loss, full set at every iteration"
-    ax.plot(every.lr, every.val_loss, color=BLUE, lw=2, label=label)
+    ax.plot(every.lr, every.val_loss, color=drawing.BLUE, lw=2, label=label)
     ax.plot(
-        curve.lr, curve.val_loss, "--", color=VERMILION, lw=1.5, label="validation loss, sample"
+        curve.lr,
+        curve.val_loss,
+        "--",
+        color=drawing.VERMILION,
+        lw=1.5,
+        label="validation loss, sample",
     )
     label = "full set, at times beside the sample"
-    ax.plot(curve.lr, curve.full_val_loss, "o", color=BLACK, ms=4, label=label)
+    ax.plot(curve.lr, curve.full_val_loss, "o", color=drawing.BLACK, ms=4, label=label)
     if not math.isnan(turn := turning_lr(full.curve)):
-        ax.axvline(turn, color=GREEN, ls="-.", label=f"validation turns: {turn:.3g}")
+        ax.axvline(turn, color=drawing.GREEN, ls="-.", label=f"validation turns: {turn:.3g}")
     title = "Training and validation loss, unsmoothed"
-    label_axes(ax, title, LR_LABEL, "loss", log="x")
+    drawing.label_axes(ax, title, LR_LABEL, "loss", log="x")
     # The validation loss may leave at the top: before batch norm's statistics have settled, say.
-    ax.set_ylim(*loss_limits(curve.loss))
-    legend_below(ax)
-    return finished(figure)
+    ax.set_ylim(*drawing.loss_limits(curve.loss))
+    drawing.legend_below(ax)
+    return drawing.finished(figure)

@@ -14,17 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRRange, Reading
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import mark_range, plot_reading
-from lrrt_stage.plots.style import (
-    BLACK,
-    GREEN,
-    PALE,
-    VERMILION,
-    finished,
-    label_axes,
-    legend_below,
-    new_figure,
-)
 from pipeline.training.loop import Epoch
 
 __all__ = ["plot_training", "search_figures", "summary_figure", "training_figure"]
@@ -48,33 +39,33 @@ def plot_training(training: Trained, ax: Axes) -> Axes:
     positive = all(loss > 0 for loss in [*losses, *val_loss])
     final = f", last validation loss {val_loss[-1]:.4g}" if val_loss else ""
     title = f"Training: {len(losses)} iterations{final}"
-    label_axes(ax, title, "iteration", "loss", log="y" if positive else "")
-    ax.plot(range(len(losses)), losses, color=PALE, lw=1, label="training loss")
-    ax.plot(steps, val_loss, "o-", color=VERMILION, lw=2, ms=3, label="validation loss")
+    drawing.label_axes(ax, title, "iteration", "loss", log="y" if positive else "")
+    ax.plot(range(len(losses)), losses, color=drawing.PALE, lw=1, label="training loss")
+    ax.plot(steps, val_loss, "o-", color=drawing.VERMILION, lw=2, ms=3, label="validation loss")
     rate = ax.twinx()
-    rate.plot(range(len(training.lr)), training.lr, "--", color=GREEN, lw=1.5,
+    rate.plot(range(len(training.lr)), training.lr, "--", color=drawing.GREEN, lw=1.5,
               label="learning rate (right axis)")  # fmt: skip
-    rate.set_ylabel("learning rate", color=GREEN)
+    rate.set_ylabel("learning rate", color=drawing.GREEN)
     rate.spines["top"].set_visible(False)
-    legend_below(ax, [*ax.get_lines(), *rate.get_lines()])
+    drawing.legend_below(ax, [*ax.get_lines(), *rate.get_lines()])
     return ax
 
 
 def training_figure(training: Trained) -> Figure:
     """Return losses and learning rate over the iterations."""
-    figure, (ax,) = new_figure()
+    figure, (ax,) = drawing.new_figure()
     plot_training(training, ax)
-    return finished(figure)
+    return drawing.finished(figure)
 
 
 def summary_figure(reading: Reading, trained: LRRange, training: Trained) -> Figure:
     """Return the range test with the range that was trained, beside the training."""
-    figure, (left, right) = new_figure(columns=2, width=6.5)
+    figure, (left, right) = drawing.new_figure(columns=2, width=6.5)
     plot_reading(reading, left)
-    mark_range(left, trained.min, trained.max, f"trained: {trained}", BLACK, 0.92)
-    legend_below(left)
+    mark_range(left, trained.min, trained.max, f"trained: {trained}", drawing.BLACK, 0.92)
+    drawing.legend_below(left)
     plot_training(training, right)
-    return finished(figure)
+    return drawing.finished(figure)
 
 
 def search_figures(optuna_study: optuna.Study) -> dict[str, Figure]:

@@ -14,9 +14,9 @@ from lrrt_stage import (
     Suggestion,
     Verdict,
 )
+from lrrt_stage.plots import drawing
 from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges
 from lrrt_stage.plots.curve_plot import plot_curve, plot_reading
-from lrrt_stage.plots.style import finished, legend_below, new_figure, to_svg
 
 LR = np.geomspace(1e-5, 10, 80)
 LOSS = 2.3 - 2 * np.exp(-((np.log10(LR) + 1) ** 2))
@@ -107,7 +107,7 @@ def test_curves_that_ended_badly_can_be_drawn():
         LRCurve(LR[:30], [*np.linspace(2, 1, 29), np.nan], stop="non-finite"),
         LRCurve(LR[:1], [np.nan], stop="non-finite"),
     ):
-        assert to_svg(plot_reading(replace(READING, curve=curve)).figure)
+        assert drawing.to_svg(plot_reading(replace(READING, curve=curve)).figure)
 
 
 def test_an_explosion_leaves_the_axis_at_the_top():
@@ -118,7 +118,7 @@ def test_an_explosion_leaves_the_axis_at_the_top():
 
 
 def test_axes_of_the_caller_are_used():
-    figure, (left, right) = new_figure(columns=2)
+    figure, (left, right) = drawing.new_figure(columns=2)
     assert plot_reading(READING, left) is left
     assert right.get_lines() == []
     assert figure.axes == [left, right]
@@ -128,7 +128,7 @@ def test_several_tests_have_a_line_and_a_row_each():
     none = replace(READING, suggestions={"robust": Suggestion.missing(NoSuggestion("flat"))})
     readings = {"_first $x$": READING, "second": none}
     losses, ranges = plot_losses(readings), plot_ranges(readings)
-    legend_below(losses)
+    drawing.legend_below(losses)
     assert [label.strip() for label in labels(losses)] == list(readings)
     assert [tick.get_text() for tick in ranges.get_yticklabels()] == list(readings)
     shown, intervals = ranges.collections
@@ -146,14 +146,14 @@ def test_the_probe_is_drawn_where_all_tests_have_one():
 
 
 def test_the_same_figure_is_the_same_file():
-    assert to_svg(plot_curve(CURVE).figure) == to_svg(plot_curve(CURVE).figure)
+    assert drawing.to_svg(plot_curve(CURVE).figure) == drawing.to_svg(plot_curve(CURVE).figure)
 
 
 def test_a_figure_grows_by_its_legends():
-    figure, (ax,) = new_figure()
+    figure, (ax,) = drawing.new_figure()
     before = figure.get_figheight()
     for number in range(12):
         ax.plot([1, 2], [1, 2], label=f"a label that needs a row of its own, number {number}" * 2)
-    legend_below(ax)
-    assert finished(figure).get_figheight() > before + 1.5
+    drawing.legend_below(ax)
+    assert drawing.finished(figure).get_figheight() > before + 1.5
     assert_covers_nothing(figure)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lrrt_stage import RULES
-from lrrt_stage.plots.style import new_figure
+from lrrt_stage.plots import drawing
 from pipeline.studies import KINDS, Findings, write_findings, write_report
 from pipeline.studies.report import FINDINGS, ORDER, explain_rule, figure_names, section
 
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 def findings(title="A title", **more):
-    figure, (ax,) = new_figure()
+    figure, (ax,) = drawing.new_figure()
     ax.plot([0.1, 1.0], [2.0, 1.0], label=more.pop("label", "loss"))
     table = pd.DataFrame({"test": ["a", more.pop("cell", "b")], "lr": [0.012345678, np.nan]})
     return Findings(
