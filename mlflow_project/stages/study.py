@@ -12,9 +12,8 @@ from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
 from lrrt_stage.settings import require
-from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.child_runs import KIND_TAG, finished_tests
-from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
+from mlflow_project.handoff.fingerprints import fingerprint
+from mlflow_project.stages.job_runs import JobRuns, finished_jobs, interrupted, same_runs
 from mlflow_project.stages.shared import short_name, task_words
 from mlflow_project.stages.study_report import (
     SUBJECT_TAG,
@@ -22,6 +21,7 @@ from mlflow_project.stages.study_report import (
     with_failures,
     write_study_report,
 )
+from mlflow_project.stages.study_source import KIND_TAG, finished_tests
 from mlflow_project.tracking import console
 from mlflow_project.tracking.descriptions import describe
 from mlflow_project.tracking.params import log_options
@@ -33,6 +33,7 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
+from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.jobs.pool import JobResult
@@ -77,7 +78,7 @@ def study_stage(
             source_id, source = finished_tests(options.study_run_id, prepared, plan)
             mlflow.set_tag("lrrt.source_study_id", source_id)
         same = _study_fingerprint(prepared, plan, training, options, fixed)
-        finished = _finished_tests(run, same, options.resume)
+        finished = _finished_tests(same, options.resume)
         tests = JobRuns(run, prepared, runtime, options.kind, options.workers, finished)
         tests.outcomes += [JobResult(test.job, test) for test in source or []]
         subject = report_subject(prepared)
@@ -143,28 +144,28 @@ def _study_fingerprint(
     )
 
 
-def _finished_tests(run: Run, study_fingerprint: str, resume: str | None) -> dict[str, Run]:
+def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study that is resumed, by fingerprint."""
     if resume is not None:
-        interrupted = get_run(resume)
+        resumed = get_run(resume)
         require(
-            interrupted.info.status != "FINISHED",
+            resumed.info.status != "FINISHED",
             f"study {resume} is finished: there is nothing to resume; leave resume out",
         )
         require(
-            interrupted.data.tags.get(FINGERPRINT_TAG) == study_fingerprint,
+            resumed.data.tags.get(FINGERPRINT_TAG) == study_fingerprint,
             f"run {resume} cannot be resumed: it is not a study of this task with these options "
             "and this code; give the options that it was started with",
         )
-        return finished_children([interrupted])
-    same = same_runs(run, study_fingerprint, "study")
+        return finished_jobs([resumed])
+    same = same_runs(study_fingerprint, "study")
     for other in same:
         if other.info.status == "RUNNING":
             console.note(
                 f"study {other.info.run_id} with the same options is marked as running: if it was "
                 f"killed, stop this one and start it again with --resume {other.info.run_id}"
             )
-    return finished_children(cut_off(same))
+    return finished_jobs(interrupted(same))
 
 
 def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobResult]) -> None:

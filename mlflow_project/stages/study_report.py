@@ -17,9 +17,9 @@ from mlflow.entities import Run
 from lrrt_stage import LRRTError
 from lrrt_stage.settings import option_text
 from mlflow_project.handoff.artifacts import readable, run_file
-from mlflow_project.stages.child_runs import KIND_TAG
 from mlflow_project.stages.shared import short_name
-from mlflow_project.tracking.runs import experiment_id
+from mlflow_project.stages.study_source import KIND_TAG
+from mlflow_project.tracking.runs import find_runs
 from pipeline import PreparedTask, RangeTestPlan, Task
 from pipeline.jobs.jobs import RangeTestJob
 from pipeline.jobs.pool import JobResult
@@ -95,12 +95,8 @@ def _setting(jobs: Sequence[RangeTestJob]) -> str:
 
 
 def _latest_sections(subject: str) -> dict[str, str]:
-    found = mlflow.MlflowClient().search_runs(
-        [experiment_id()],
-        f"tags.`{SUBJECT_TAG}` = '{subject}' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time ASC"],
-    )
-    newest = {run.data.tags[KIND_TAG]: run for run in found}
+    found = find_runs({SUBJECT_TAG: subject}, finished=True)
+    newest = {run.data.tags[KIND_TAG]: run for run in reversed(found)}
     sections = {}
     for kind, run in newest.items():
         with tempfile.TemporaryDirectory(prefix="lrrt-") as scratch:
