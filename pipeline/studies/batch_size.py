@@ -57,7 +57,6 @@ def batch_size_study(study: Study) -> Findings:
     )
     fitted = slope([size for size, _ in points], [lr for _, lr in points])
     smoothed, free = (_descent_slope(table, f"fall_{name}") for name in ("smoothed", "lag_free"))
-    without = len(tests) - len(found)
     covered, sentence = coverage(found, len(tests))
     return Findings(
         "The batch size and the suggestion",
@@ -68,7 +67,6 @@ def batch_size_study(study: Study) -> Findings:
             "from the same weights.",
             f"With every doubling of the batch the smoothed loss falls {_less(smoothed)}; the "
             f"lag-free loss falls {_less(free)}. {_verdict(smoothed, free)}",
-            *([f"{without} of {len(tests)} tests gave no suggestion."] if without else []),
         ],
         f"With every doubling of the batch size, multiply the maximum by {2**fitted.value:.2g}; "
         f"outside of {with_one[0]} to {with_one[-1]}, run a new range test. {sentence}",

@@ -23,6 +23,7 @@ __all__ = [
     "curves_figure",
     "drawable",
     "losses_figure",
+    "name_rows_with_published",
     "plot_band",
     "plot_published",
     "ranges_figure",
@@ -91,18 +92,23 @@ def losses_figure(tests: Sequence[RangeTestResult]) -> Figure:
 def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
     """Return the range that each test suggests, one row each, and the published ones."""
     able = [test for test in tests if test.range is not None]
-    published = published_ranges(tests[0].job.task)
-    figure, (ax,) = drawing.new_figure(heights=[1.4 + 0.27 * (len(able) + len(published))])
+    figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.27 * len(able)])
     maximum, inside = best_covered(suggested(tests))
     label = f"{maximum:.3g}, inside the ranges of {inside} of {len(tests)} tests"
     ax.axvline(maximum, color=drawing.VERMILION, ls="--", label=label)
     plot_ranges({test.job.name: test.reading for test in able}, ax)
-    if published:
-        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
-        drawing.plot_bars(ax, ends, first_row=len(able), color=drawing.BLUE, label="published")
-        drawing.name_rows(ax, [*(test.job.name for test in able), *published])
+    name_rows_with_published(ax, [test.job.name for test in able], tests[0].job.task)
     drawing.legend_below(ax)
     return drawing.finished(figure)
+
+
+def name_rows_with_published(ax: Axes, names: Sequence[str], task: Task) -> None:
+    """Name the rows of ranges; below them stand the published ones, if ``task`` has any."""
+    published = published_ranges(task)
+    if published:
+        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
+        drawing.plot_bars(ax, ends, first_row=len(names), width=8, label="published")
+    drawing.name_rows(ax, [*names, *published])
 
 
 def plot_published(task: Task, ax: Axes) -> None:

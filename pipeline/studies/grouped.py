@@ -44,7 +44,6 @@ def grouped_study(study: Study) -> Findings:
         name: np.median([loss_read(test.reading).loss.min() for test in tests])
         for name, tests in groups.items()
     }
-    without = len(source) - len(found)
     covered, sentence = coverage(found, len(source))
     numbers = ", ".join(f"{len(tests)} from {name}" for name, tests in groups.items())
     losses = ", ".join(f"{loss:.3g} ({name})" for name, loss in lowest.items())
@@ -56,7 +55,6 @@ def grouped_study(study: Study) -> Findings:
             f"{counted(len(groups), 'order')} of magnitude: {numbers}.",
             f"In the median over the tests of a group, the {loss_name(source[0].reading)} falls to "
             f"{losses}.",
-            *([f"{without} of {len(source)} tests gave no suggestion."] if without else []),
         ],
         f"{sentence} Where groups reach the same loss, the lower group's maximum is safer.",
         {

@@ -47,9 +47,11 @@ def coverage(
     """Return what :func:`best_covered` found among ``tests`` as metrics and as a sentence."""
     maximum, inside = best_covered(ranges)
     metrics = {"covered_max": maximum, "covered_tests": inside, "covered_share": inside / tests}
+    without = tests - len(ranges)
     return metrics, (
         f"A maximum of {maximum:.3g} is inside the suggested range of {inside} of {tests} {noun}; "
         "no learning rate is inside more, and no higher one inside as many."
+        + (f" {without} of them gave no suggestion." if without else "")
     )
 
 

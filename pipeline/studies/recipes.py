@@ -16,11 +16,12 @@ from lrrt_stage import LRRTError
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
+from pipeline.studies.figures import name_rows_with_published
 from pipeline.studies.ranges import coverage, quantiles
 from pipeline.studies.statistics import Estimate, mean_estimate
 from pipeline.studies.study import Findings, Study, counted, kind, suggested
 from pipeline.studies.tables import tests_table
-from pipeline.task.recipes import published_ranges, steps
+from pipeline.task.recipes import steps
 
 __all__ = ["recipes_study"]
 
@@ -57,9 +58,6 @@ def recipes_study(study: Study) -> Findings:
     largest = single.iloc[int(single["decades"].abs().argmax())] if len(single) else None
     if largest is not None:
         sentences.append(_largest_sentence(largest))
-    without = sum(test.range is None for test in tests)
-    if without:
-        sentences.append(f"{without} of {len(tests)} tests gave no suggestion.")
     return Findings(
         "From one recipe to the other",
         "The article's Keras and fast.ai programs suggest different ranges for one network. Which "
@@ -161,16 +159,15 @@ def _ranges_figure(study: Study, names: list[str], by_step: list[list[RangeTestR
         for name, tests in zip(names, by_step, strict=True)
         if any(test.range is not None for test in tests)
     }
-    published = published_ranges(study.task)
-    rows = [*medians, *published]
-    figure, (ax,) = drawing.new_figure(heights=[1.4 + 0.35 * len(rows)])
-    drawing.plot_bars(ax, np.array([*medians.values()]), width=8, label="between the medians")
-    if published:
-        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
-        drawing.plot_bars(
-            ax, ends, first_row=len(medians), color=drawing.ORANGE, width=8, label="published"
-        )
+    figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.35 * len(medians)])
+    drawing.plot_bars(
+        ax,
+        np.array([*medians.values()]),
+        color=drawing.ORANGE,
+        width=8,
+        label="between the medians",
+    )
     drawing.label_axes(ax, "Suggested range after each step", LR_LABEL, log="x")
-    drawing.name_rows(ax, rows)
+    name_rows_with_published(ax, list(medians), study.task)
     drawing.legend_below(ax)
     return drawing.finished(figure)
