@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from benchmarks.suggestions.peers import PEERS, installed_peers
-from benchmarks.suggestions.pictures import pictures
+from benchmarks.suggestions.pictures import write_figures
 from benchmarks.suggestions.problems import half
 from benchmarks.suggestions.report import Sizes, tables
 from benchmarks.suggestions.work import Work
@@ -52,7 +52,7 @@ def main(which: str, seeds: int, long_seeds: int, workers: int, cache: Path, out
                 click.echo(f"{name}: {shown[-1]}")
         (folder / "tables.md").write_text("\n".join(shown))
         if not held_back:
-            pictures(work, half(held_back), peers, folder)
+            write_figures(work, half(held_back), peers, folder)
 
 
 if __name__ == "__main__":

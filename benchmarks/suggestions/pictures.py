@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from benchmarks.suggestions import scores
 from benchmarks.suggestions.problems import Problem
@@ -20,9 +21,10 @@ from benchmarks.suggestions.regrets import (
 )
 from benchmarks.suggestions.work import Work
 from lrrt_stage import LRCurve, fit_unimodal
-from lrrt_stage.charts import Chart, Line, Mark, Panel, limits
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.curve_plot import LR_LABEL
 
-__all__ = ["SHOWN", "draw", "pictures"]
+__all__ = ["SHOWN", "draw", "write_figures"]
 
 SHOWN = {
     "visits-mlp-adamw-256": "Noise",
@@ -30,21 +32,21 @@ SHOWN = {
     "patches-cnn_bn-sgd-128": "Batch norm",
 }
 """Problem of the development half -> what in its curve misleads."""
-COLORS = {
-    "robust": "#0e8a7d",
-    "article": "#7d3c98",
-    "fastai minimum": "#b9770e",
-    "fastai valley": "#2471a3",
-    "torch-lr-finder": "#c0392b",
-    "Lightning": "#555555",
+MARKS = {
+    "robust": (drawing.GREEN, "-"),
+    "article": (drawing.PURPLE, "--"),
+    "fastai minimum": (drawing.ORANGE, "-."),
+    "fastai valley": (drawing.SKY, "--"),
+    "torch-lr-finder": (drawing.VERMILION, "-."),
+    "Lightning": (drawing.GREY, "--"),
 }
 """Rules whose suggestions are marked."""
 
 
-def pictures(
+def write_figures(
     work: Work, problems: Mapping[str, Problem], peers: list[str], folder: Path, seed: int = 0
 ) -> list[Path]:
-    """Write a picture for each problem of :data:`SHOWN` into ``folder`` and return their paths."""
+    """Write a figure for each problem of :data:`SHOWN` into ``folder`` and return their paths."""
     shown = {name: problems[name] for name in SHOWN}
     seeds = seed + 1
     measured = curves(work, shown, seeds)
@@ -59,36 +61,32 @@ def pictures(
         here = (found["problem"] == name) & (found["seed"] == seed)
         peaks = found[here].dropna().set_index("rule")["lr"].to_dict()
         regrets = grid.loc[grid["problem"] == name, ["lr", "regret"]]
-        chart = draw(f"{what}: {name}", measured[name, seed], peaks, regrets)
+        figure = draw(f"{what}: {name}", measured[name, seed], peaks, regrets)
         paths.append(folder / f"{name}.png")
-        chart.figure().savefig(paths[-1], dpi=90)
+        figure.savefig(paths[-1], dpi=90)
     return paths
 
 
-def draw(title: str, curve: LRCurve, peaks: Mapping[str, float], regrets: pd.DataFrame) -> Chart:
+def draw(title: str, curve: LRCurve, peaks: Mapping[str, float], regrets: pd.DataFrame) -> Figure:
     """Return the curve beside the regret of one-cycle trainings, with the suggested peaks.
 
     ``regrets`` has the columns ``lr`` and ``regret``.
     """
-    valley = fit_unimodal(curve)
-    losses = (
-        Line(curve.lr, curve.loss, "loss of each batch", "#9db4c8", 1),
-        Line(curve.lr, curve.probe_loss, "loss of the probe", "#1f4e79", 2),
-        Line(curve.lr, valley.fit, "fitted valley", "#e67e22", 2, "dot"),
-    )
-    marks = tuple(
-        Mark(peaks[rule], f"{rule}: {peaks[rule]:.2g}", color)
-        for rule, color in COLORS.items()
-        if rule in peaks
-    )
-    tested = Panel(
-        "the range test", "learning rate", "loss", (*losses, *marks), xlog=True,
-        ylim=limits(*(line.y for line in losses)),
-    )  # fmt: skip
-    cost = Line(regrets["lr"].to_numpy(), regrets["regret"].to_numpy(), "", "#222222", markers=True)
-    bare = tuple(Mark(mark.x, "", mark.color) for mark in marks)
-    trainings = Panel(
-        "training at that peak", "peak learning rate", "regret", (cost, *bare), xlog=True,
-        ylim=(-0.02, float(np.nanmax([0.3, min(1.02, 1.02 * regrets["regret"].max())]))),
-    )  # fmt: skip
-    return Chart(title, (tested, trainings), columns=2)
+    figure, (tested, trained_at) = drawing.new_figure(columns=2, width=6.0)
+    fitted = fit_unimodal(curve).fit
+    tested.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
+    tested.plot(curve.lr, curve.probe_loss, color=drawing.BLUE, lw=2, label="loss of the probe")
+    tested.plot(curve.lr, fitted, color=drawing.BLACK, lw=2, ls=":", label="unimodal fit")
+    drawing.label_axes(tested, "The range test", LR_LABEL, "loss", log="x")
+    tested.set_ylim(*drawing.loss_limits(curve.loss, curve.probe_loss, fitted))
+    trained_at.plot(regrets["lr"], regrets["regret"], "o-", color=drawing.BLACK, ms=4)
+    drawing.label_axes(trained_at, "Training at that peak", "peak learning rate", "regret", log="x")
+    worst = min(1.02, 1.02 * regrets["regret"].max())
+    trained_at.set_ylim(-0.02, float(np.nanmax([0.3, worst])))
+    for rule, (color, style) in MARKS.items():
+        if rule in peaks:
+            label = f"{rule}: {peaks[rule]:.2g}"
+            tested.axvline(peaks[rule], color=color, ls=style, lw=1.6, label=label)
+            trained_at.axvline(peaks[rule], color=color, ls=style, lw=1.6)
+    drawing.legend_below(tested)
+    return drawing.finished(figure, title)

@@ -1,129 +1,118 @@
-"""The curve of a range test as a picture and as a page that need no caption."""
+"""A range test as a figure that needs no caption."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits, write_page
-from lrrt_stage.charts.pictures import draw_panel
 from lrrt_stage.curve.lr_curve import LRCurve
-from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
-from lrrt_stage.errors import NoSuggestion
+from lrrt_stage.plots import drawing
+from lrrt_stage.rules.consensus import Consensus
+from lrrt_stage.rules.reading import Reading
 
-__all__ = ["curve_axes", "curve_figure", "curve_page", "curve_panel", "write_page"]
+__all__ = ["LR_LABEL", "plot_curve", "plot_reading"]
 
-Answers = Mapping[str, LRRange | NoSuggestion]
+LR_LABEL = "learning rate"
+ENDS = {
+    "completed": "reached the last learning rate",
+    "diverged": "stopped: the loss diverged",
+    "non-finite": "stopped: the loss was not finite",
+    "interrupted": "interrupted",
+}
 
-RAW, SMOOTHED, PROBE, VALIDATION = "#9db4c8", "#1f4e79", "#0e8a7d", "#555555"
-SHADE = "#f2a541"
-HEIGHT = 5.0
-MARKS = ("#c0392b", "#27865f", "#7d3c98", "#b9770e", "#2471a3", "#555555")
 
+def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the losses of a range test over the learning rate: raw, smoothed, probe, validation.
 
-def curve_panel(
-    curve: LRCurve,
-    answers: Answers,
-    rule: str,
-    smoothing: Smoothing | None = None,
-    more: Sequence[Item] = (),
-) -> Panel:
-    """Return the curve as a panel: log axis, raw and smoothed loss, chosen range, every rule.
-
-    The losses of the probe and of validation are in it where the curve has them. ``more`` is drawn
-    over all that.
+    Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
+    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
     smoothing = smoothing or Smoothing()
-    lines = list(_losses(curve, smoothing))
-    chosen = answers.get(rule)
-    spans = []
-    if isinstance(chosen, LRRange):
-        spans = [Span(chosen.min, chosen.max, f"suggested range ({rule}): {chosen}", SHADE)]
-    marks = [Mark(lr, label, color) for label, lr, color in _marks(answers)]
-    ylabel = "training loss" if len(lines) == 2 else "loss"
-    items: tuple[Item, ...] = (*lines, *spans, *marks, *more)
-    ylim = limits(*(line.y for line in lines))
-    return Panel(_title(curve), "learning rate", ylabel, items, xlog=True, ylim=ylim)
-
-
-def curve_axes(
-    axes: Axes,
-    curve: LRCurve,
-    answers: Answers,
-    rule: str,
-    smoothing: Smoothing | None = None,
-) -> None:
-    """Draw :func:`curve_panel` into ``axes``, the legend below them."""
-    draw_panel(axes, curve_panel(curve, answers, rule, smoothing))
-
-
-def curve_figure(
-    curve: LRCurve,
-    answers: Answers,
-    rule: str,
-    smoothing: Smoothing | None = None,
-    more: Sequence[Item] = (),
-) -> Figure:
-    """Return :func:`curve_panel` as a picture, 9 inches wide."""
-    return Chart("", (curve_panel(curve, answers, rule, smoothing, more),), height=HEIGHT).figure()
-
-
-def curve_page(
-    curve: LRCurve,
-    answers: Answers,
-    rule: str,
-    smoothing: Smoothing | None = None,
-    more: Sequence[Item] = (),
-) -> go.Figure:
-    """Return :func:`curve_panel` as an interactive plotly figure."""
-    return Chart("", (curve_panel(curve, answers, rule, smoothing, more),), height=HEIGHT).page()
-
-
-def _losses(curve: LRCurve, smoothing: Smoothing) -> Iterator[Line]:
-    hover = [f"iteration {iteration}" for iteration in range(len(curve))]
-    name, smoothed = _smoothed_name(smoothing), smoothing(curve.loss)
-    yield Line(curve.lr, curve.loss, "loss of each batch", RAW, width=1, hover=hover)
-    yield Line(curve.lr, smoothed, name, SMOOTHED, width=2, hover=hover)
+    smoothed = smoothing(curve.loss)
+    lines = [curve.loss, smoothed]
+    ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
+    name = f"smoothed ({smoothing.average}, β = {smoothing.beta:g})"
+    ax.plot(curve.lr, smoothed, color=drawing.BLUE, lw=2, label=name)
     if curve.probe_loss is not None:
-        yield Line(curve.lr, curve.probe_loss, "loss of the probe", PROBE, width=2, hover=hover)
-    full = getattr(curve, "full_val_loss", None)
+        lines.append(curve.probe_loss)
+        ax.plot(
+            curve.lr,
+            curve.probe_loss,
+            color=drawing.GREEN,
+            lw=2,
+            ls="--",
+            label="loss of the probe",
+        )
+    full = curve.full_val_loss
     if curve.val_loss is not None:
+        lines.append(curve.val_loss)
         name = "validation loss" if full is None else "validation loss (sample)"
-        yield Line(curve.lr, curve.val_loss, name, VALIDATION, 1, "dot", hover=hover)
+        ax.plot(curve.lr, curve.val_loss, color=drawing.GREY, lw=1.2, ls=":", label=name)
     if full is not None:
-        name = "validation loss, full set"
-        taken = np.isfinite(full)
-        there = [text for text, here in zip(hover, taken, strict=True) if here]
-        yield Line(curve.lr[taken], full[taken], name, VALIDATION, 0, markers=True, hover=there)
-
-
-def _marks(answers: Answers) -> list[tuple[str, float, str]]:
-    """Return label, learning rate and colour of the rules' answers; equal ones share a mark."""
-    names: dict[float, list[str]] = {}
-    for name, answer in answers.items():
-        if isinstance(answer, LRRange):
-            names.setdefault(answer.max, []).append(name)
-    return [
-        (f"{', '.join(names[lr])}: {lr:.3g}", lr, MARKS[index % len(MARKS)])
-        for index, lr in enumerate(names)
-    ]
-
-
-def _title(curve: LRCurve) -> str:
-    ends = {
-        "completed": "reached the last learning rate",
-        "diverged": "stopped: the loss diverged",
-        "non-finite": "stopped: the loss was no longer finite",
-        "interrupted": "interrupted",
-    }
+        ax.plot(curve.lr, full, "o", color=drawing.GREY, ms=4, label="validation loss, full set")
     epochs = "" if curve.epochs is None else f", {curve.epochs:.3g} epochs"
-    return f"LR range test: {len(curve)} iterations{epochs}, {ends[curve.stop]}"
+    title = f"LR range test: {len(curve)} iterations{epochs}, {ENDS[curve.stop]}"
+    drawing.label_axes(ax, title, LR_LABEL, "training loss" if len(lines) == 2 else "loss", log="x")
+    ax.set_ylim(*drawing.loss_limits(*lines))
+    drawing.legend_below(ax)
+    if own:
+        drawing.finished(ax.figure)  # type: ignore[arg-type]
+    return ax
 
 
-def _smoothed_name(smoothing: Smoothing) -> str:
-    return f"smoothed ({smoothing.average}, β = {smoothing.beta:g})"
+def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
+    """Draw a range test with the range that is suggested and the interval of its maximum.
+
+    One more rule is marked for comparison: the article's, or ``robust`` where that is the chosen
+    one. Of several tests, the range of their consensus is drawn with the maximum of every test.
+    Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
+    """
+    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
+    plot_curve(reading.curve, reading.smoothing, ax)
+    consensus, final = reading.consensus, reading.final
+    if isinstance(consensus, Consensus):
+        name = f"consensus of {len(consensus.ranges)} tests"
+    else:
+        name = f"suggested range ({reading.rule})"
+    if final.range is None:
+        ax.plot([], [], " ", label=f"{name}: none, {final.confidence.verdict}")
+    else:
+        ax.axvspan(final.range.min, final.range.max, color=drawing.ORANGE, alpha=0.25, lw=0,
+                   label=f"{name}: {final.range}")  # fmt: skip
+        ax.axvline(final.range.max, color=drawing.ORANGE, lw=1.5)
+        low, high, verdict = final.confidence.low, final.confidence.high, final.confidence.verdict
+        mark_range(ax, low, high, f"maximum between {low:.3g} and {high:.3g} ({verdict})")
+    if isinstance(consensus, Consensus):
+        others = [lr_range.max for lr_range in consensus.ranges[1:] if lr_range is not None]
+        for number, maximum in enumerate(others):
+            label = "maxima of the other tests" if number == 0 else "_nolegend_"
+            ax.axvline(maximum, color=drawing.BLACK, lw=1, ls=":", label=label)
+    if consensus is not None and reading.chosen.range is not None:
+        maximum = reading.chosen.range.max
+        ax.axvline(maximum, color=drawing.VERMILION, lw=1.2, ls="--",
+                   label=f"this test alone ({reading.rule}): {maximum:.3g}")  # fmt: skip
+    second = "robust" if reading.rule == "article" else "article"
+    found = reading.suggestions[second].range if second in reading.suggestions else None
+    if found is not None:
+        label = f"{second}: {found.max:.3g}"
+        ax.axvline(found.max, color=drawing.PURPLE, lw=1.5, ls="-.", label=label)
+    drawing.legend_below(ax)
+    if own:
+        drawing.finished(ax.figure)  # type: ignore[arg-type]
+    return ax
+
+
+def mark_range(
+    ax: Axes,
+    low: float,
+    high: float,
+    label: str,
+    color: str = drawing.VERMILION,
+    height: float = 0.97,
+) -> None:
+    """Draw a bar from ``low`` to ``high`` at a height in parts of the axes'."""
+    if np.isfinite([low, high]).all():
+        place = ax.get_xaxis_transform()
+        ax.plot([low, high], [height] * 2, color=color, lw=5, transform=place, label=label,
+                marker="|", ms=9, solid_capstyle="butt")  # fmt: skip

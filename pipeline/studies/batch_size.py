@@ -8,15 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from lrrt_stage import LRCurve, Smoothing
-from lrrt_stage.charts import Chart, Line, Panel, limits
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import lag_free, stacked
-from pipeline.studies.figures import LR_AXIS, drawable, tests_table
-from pipeline.studies.statistics import Slope, slope
+from pipeline.studies.figures import drawable
+from pipeline.studies.ranges import coverage
+from pipeline.studies.statistics import Estimate, slope
 from pipeline.studies.study import Findings, Study, kind, suggested
+from pipeline.studies.tables import tests_table
 
 __all__ = ["batch_size_study"]
 
@@ -32,36 +37,27 @@ def batch_size_study(study: Study) -> Findings:
         f"batch size {sizes[-1]} is larger than the {study.train_size} training examples: "
         "leave it out of batch_sizes",
     )
+    jobs = []
     orders = study.tests(5, at_least=1)
-    tests = study.measure(
-        [
-            study.job(
-                f"batch {size} order {order}",
-                {"batch_size": size, "data_seed": study.task.data_seed + order},
-                batch_size=size,
-                data_seed=study.task.data_seed + order,
-            )
-            for size in sizes
-            for order in range(orders)
-        ]
-    )
-    drawn = drawable(tests)
-    groups = {
-        size: members
-        for size in sizes
-        if (members := [t for t in drawn if t.job.labels["batch_size"] == size])
-    }
+    for size, order in ((size, order) for size in sizes for order in range(orders)):
+        labels = {"batch_size": size, "data_seed": study.task.data_seed + order}
+        jobs.append(study.job(f"batch {size} order {order}", labels, **labels))
+    tests = study.measure(jobs)
+    groups: dict[int, list[RangeTestResult]] = {}
+    for test in drawable(tests):
+        groups.setdefault(test.job.labels["batch_size"], []).append(test)
     table = pd.DataFrame([_row(size, members) for size, members in groups.items()])
+    found = suggested(tests)
     points = [(t.job.labels["batch_size"], t.range.max) for t in tests if t.range is not None]
-    without = len(tests) - len(suggested(tests))
-    answered = sorted({size for size, _ in points})
+    with_one = sorted({size for size, _ in points})
     require(
-        len(answered) >= 2,
-        f"only the tests of batch size {answered[0]} have a suggestion, those of two sizes are "
+        len(with_one) >= 2,
+        f"only the tests of batch size {with_one[0]} have a suggestion, those of two sizes are "
         "needed: see the runs of the others, or give other batch_sizes",
     )
     fitted = slope([size for size, _ in points], [lr for _, lr in points])
-    shallow = _descent_slope(table, "fall_smoothed"), _descent_slope(table, "fall_lag_free")
+    smoothed, free = (_descent_slope(table, f"fall_{name}") for name in ("smoothed", "lag_free"))
+    covered, sentence = coverage(found, len(tests))
     return Findings(
         "The batch size and the suggestion",
         "Does a larger batch recommend a larger LR, and does its loss really fall less?",
@@ -69,34 +65,33 @@ def batch_size_study(study: Study) -> Findings:
             f"The suggested maximum goes as batch size to the power {fitted.value:.2f} "
             f"({_interval(fitted)}); linear scaling is 1, square root scaling 0.5. All tests start "
             "from the same weights.",
-            f"With every doubling of the batch the smoothed loss falls {_less(shallow[0])}; the "
-            f"lag-free loss falls {_less(shallow[1])}. {_verdict(*shallow)}",
-            *([f"{without} of {len(tests)} tests gave no suggestion."] if without else []),
+            f"With every doubling of the batch the smoothed loss falls {_less(smoothed)}; the "
+            f"lag-free loss falls {_less(free)}. {_verdict(smoothed, free)}",
         ],
+        f"With every doubling of the batch size, multiply the maximum by {2**fitted.value:.2g}; "
+        f"outside of {with_one[0]} to {with_one[-1]}, run a new range test. {sentence}",
         {
             "slope": fitted.value,
             "slope_low": fitted.low,
             "slope_high": fitted.high,
-            "smoothed_fall_per_doubling": shallow[0],
-            "lag_free_fall_per_doubling": shallow[1],
+            "smoothed_fall_per_doubling": smoothed,
+            "lag_free_fall_per_doubling": free,
+            **covered,
         },
-        {
-            "curves": _curves_chart(groups),
-            "scaling": _scaling_chart(points, fitted),
-        },
+        {"curves": _curves_figure(groups), "scaling": _scaling_figure(points, fitted)},
         {"Batch sizes (medians)": table, "Tests": tests_table(tests)},
     )
 
 
 def _row(size: int, tests: Sequence[RangeTestResult]) -> dict[str, float]:
-    found = [each.range for each in tests if each.range is not None]
-    smoothed = [_fall(_steady(each)(each.curve.finite.loss)) for each in tests]
-    free = [_fall(lag_free(each.curve.finite)) for each in tests]
+    found = [test.range for test in tests if test.range is not None]
+    smoothed = [_fall(_steady(test)(test.curve.finite.loss)) for test in tests]
+    free = [_fall(lag_free(test.curve.finite)) for test in tests]
     return {
         "batch_size": size,
-        "iterations": float(np.median([len(each.curve) for each in tests])),
-        "lr_min": float(np.median([each.min for each in found])) if found else math.nan,
-        "lr_max": float(np.median([each.max for each in found])) if found else math.nan,
+        "iterations": float(np.median([len(test.curve) for test in tests])),
+        "lr_min": float(np.median([lr.min for lr in found])) if found else math.nan,
+        "lr_max": float(np.median([lr.max for lr in found])) if found else math.nan,
         "fall_smoothed": float(np.median(smoothed)),
         "fall_lag_free": float(np.median(free)),
     }
@@ -104,7 +99,7 @@ def _row(size: int, tests: Sequence[RangeTestResult]) -> dict[str, float]:
 
 def _steady(test: RangeTestResult) -> Smoothing:
     """Return the test's average, corrected if it is the biased one, which starts near zero."""
-    smoothing = test.job.plan.smoothing
+    smoothing = test.reading.smoothing
     return replace(smoothing, average="corrected") if smoothing.average == "biased" else smoothing
 
 
@@ -132,53 +127,51 @@ def _verdict(smoothed: float, free: float) -> str:
     return "So the smaller descent of large batches is for the most part an artefact of smoothing."
 
 
-def _interval(fitted: Slope) -> str:
+def _interval(fitted: Estimate) -> str:
     if math.isnan(fitted.low):
         return "two tests have a slope, but no interval"
     return f"90 % interval {fitted.low:.2f} to {fitted.high:.2f}"
 
 
-def _curves_chart(groups: dict[int, list[RangeTestResult]]) -> Chart:
-    smoothed: list[Line] = []
-    free: list[Line] = []
-    for size, tests in groups.items():
-        finite = [each.curve.finite for each in tests]
-        name = f"batch size {size}"
-        for lines, curves in (
-            (smoothed, stacked(finite, tests[0].job.plan.smoothing)),
-            (free, stacked([LRCurve(each.lr, lag_free(each)) for each in finite])),
-        ):
-            lines.append(Line(curves.lr, np.median(curves.loss, axis=0), name, width=2))
-    titles = ("Smoothed as the rules see it", "Without lag")
-    panels = tuple(
-        Panel(
-            title,
-            LR_AXIS,
-            "training loss",
-            tuple(part),
-            xlog=True,
-            ylim=limits(*(line.y for line in part)),
+def _curves_figure(groups: dict[int, list[RangeTestResult]]) -> Figure:
+    figure, axes = drawing.new_figure(heights=[4.0, 4.0])
+    averages = {
+        "Smoothed training loss": lambda test: test.reading.smoothing(test.curve.finite.loss),
+        "Training loss, averaged without lag": lambda test: lag_free(test.curve.finite),
+    }
+    for ax, (title, average) in zip(axes, averages.items(), strict=True):
+        medians = []
+        for index, (size, tests) in enumerate(groups.items()):
+            lr, loss, _ = stacked([LRCurve(t.curve.finite.lr, average(t)) for t in tests])
+            medians.append(np.median(loss, axis=0))
+            color, style = drawing.COLORS[index % 7], "--" if index >= 7 else "-"
+            ax.plot(lr, medians[-1], color=color, ls=style, lw=2, label=f"batch size {size}")
+        drawing.label_axes(
+            ax, f"{title}, median over data orders", LR_LABEL, "training loss", log="x"
         )
-        for title, part in zip(titles, (smoothed, free), strict=True)
-    )
-    return Chart("The loss by batch size, medians over data orders", panels)
+        ax.set_ylim(*drawing.loss_limits(*medians))
+    drawing.legend_below(axes[1])
+    return drawing.finished(figure)
 
 
-def _scaling_chart(points: Sequence[tuple[int, float]], fitted: Slope) -> Chart:
-    sizes, maxima = (np.array(values, dtype=float) for values in zip(*points, strict=True))
-    grid = np.array([sizes.min(), sizes.max()])
+def _scaling_figure(points: Sequence[tuple[int, float]], fitted: Estimate) -> Figure:
+    sizes, maxima = np.array(points, dtype=float).T
+    ends = np.array([sizes.min(), sizes.max()])
     center = np.log10(sizes).mean(), np.log10(maxima).mean()
-
-    def line(power: float) -> np.ndarray:
-        return 10 ** (center[1] + power * (np.log10(grid) - center[0]))
-
-    items = (
-        Line(sizes, maxima, "a test", width=0, markers=True),
-        Line(grid, line(fitted.value), f"fitted: power {fitted.value:.2f}", width=2.2),
-        Line(grid, line(1.0), "linear scaling: 1", dash="dash"),
-        Line(grid, line(0.5), "square root: 0.5", dash="dot"),
+    lines = (
+        (fitted.value, f"fitted: power {fitted.value:.2f}", drawing.BLUE, "-"),
+        (1.0, "linear scaling: 1", drawing.VERMILION, "--"),
+        (0.5, "square root: 0.5", drawing.GREEN, ":"),
     )
+    figure, (ax,) = drawing.new_figure()
     title = "Suggested maximum over batch size"
-    ticks = tuple(np.unique(sizes).tolist())
-    panel = Panel("", "batch size", LR_AXIS, items, xlog=True, ylog=True, xticks=ticks)
-    return Chart(title, (panel,))
+    drawing.label_axes(ax, title, "batch size", "suggested maximum, learning rate", log="xy")
+    ax.plot(sizes, maxima, "o", color=drawing.BLACK, ms=5, alpha=0.6, label="a test")
+    for power, label, color, style in lines:
+        line = 10 ** (center[1] + power * (np.log10(ends) - center[0]))
+        ax.plot(ends, line, color=color, ls=style, lw=2, label=label)
+    ax.xaxis.set_major_locator(FixedLocator(np.unique(sizes).tolist()))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    drawing.legend_below(ax)
+    return drawing.finished(figure)

@@ -1,17 +1,25 @@
-"""The curves of many range tests side by side: the median, the band, and the lag of an average."""
+"""The curves of range tests: the loss that a rule reads, curves on one grid, and lag."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from lrrt_stage import LRCurve, LRRTError, Smoothing, zero_phase
+from lrrt_stage import (
+    LRCurve,
+    LRRTError,
+    NoSuggestion,
+    Reading,
+    Smoothing,
+    UnimodalFit,
+    fit_unimodal,
+    zero_phase,
+)
 from lrrt_stage.rules.descent import SKIP_FIRST, SKIP_LAST, descent, require_turn
-from lrrt_stage.settings import require
 
-__all__ = ["Band", "Stacked", "band", "lag_free", "lag_of_minimum", "stacked"]
+__all__ = ["lag_free", "lag_of_minimum", "loss_name", "loss_read", "stacked"]
 
 SAME_LR = 1e-9
 """Relative difference up to which two learning rates are the same: the last digits of a ramp
@@ -21,35 +29,30 @@ LAG_FREE_WINDOW = 1 / 3
 """Decades of LR that the weights of the lag-free average add up to, in :func:`lag_of_minimum`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Stacked:
-    """The curves of ``k`` tests on one grid of ``m`` learning rates. Arrays are read-only.
+def loss_read(reading: Reading) -> LRCurve:
+    """Return the finite part of a curve, with the loss that the chosen rule reads in place of it.
 
-    ``lr`` has shape ``[m]``, ``loss`` ``[k, m]``, and ``alive`` ``[m]``: how many tests were
-    still running at each LR, which is how many rows of ``loss`` are measured there and not
-    padded.
+    For the rule ``robust`` this is the unimodal fit, for other rules the smoothed loss.
     """
-
-    lr: np.ndarray
-    loss: np.ndarray
-    alive: np.ndarray
-
-    def __post_init__(self) -> None:
-        for array in (self.lr, self.loss, self.alive):
-            array.setflags(write=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Band:
-    """The middle and the spread of ``k`` losses at each of ``m`` learning rates, all ``[m]``."""
-
-    median: np.ndarray
-    q10: np.ndarray
-    q90: np.ndarray
+    curve = reading.curve.finite
+    if reading.rule != "robust":
+        return replace(curve, loss=reading.smoothing(curve.loss))
+    try:
+        fit = fit_unimodal(curve)
+    except NoSuggestion:
+        fit = UnimodalFit.from_curve(curve, "loss" if curve.probe_loss is None else "probe_loss")
+    return replace(curve, loss=fit.fit)
 
 
-def stacked(curves: Sequence[LRCurve], smoothing: Smoothing | None = None) -> Stacked:
-    """Return the curves on the LR grid of the longest, one row per curve, in the given order.
+def loss_name(reading: Reading) -> str:
+    """Return the name of the loss that :func:`loss_read` returns."""
+    if reading.rule != "robust":
+        return "smoothed training loss"
+    return f"fit to the {'training' if reading.curve.probe_loss is None else 'probe'} loss"
+
+
+def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put curves on the LR grid of the longest, a row per curve, in the given order.
 
     A test that ended early, or in a loss that is not finite, keeps its last finite value to the
     end, as in the published code of S. Maggio, *The Learning Rate Black Magic* (2020). So a
@@ -58,38 +61,34 @@ def stacked(curves: Sequence[LRCurve], smoothing: Smoothing | None = None) -> St
     Parameters
     ----------
     curves
-        One or more curves whose tests followed the same ramp, as far as each of them went.
-    smoothing
-        The average to take of every curve before it is padded; None for the raw losses.
+        One or more curves with a finite loss, whose tests followed the same ramp as far as each
+        of them went.
+
+    Returns
+    -------
+    lr : numpy.ndarray
+        Shape ``[m]``.
+    loss : numpy.ndarray
+        Shape ``[k, m]``.
+    running : numpy.ndarray
+        Shape ``[m]``: how many tests were still running at a learning rate, which is how many
+        rows of ``loss`` are measured there and not padded.
 
     Raises
     ------
     LRRTError
-        If there is no curve, if one has no finite loss, or if the ramps differ; the message
-        names the first LR that does.
+        If the ramps differ; the message names the first LR that does.
     """
-    require(len(curves) > 0, "there are no curves to put together: run at least one range test")
-    lr = np.array(max((curve.lr for curve in curves), key=len))
+    lr = max((curve.lr for curve in curves), key=len)
     loss = np.empty((len(curves), len(lr)))
-    alive = np.zeros(len(lr), dtype=np.int64)
+    running = np.zeros(len(lr), dtype=np.int64)
     for index, curve in enumerate(curves):
         _require_same_ramp(index, curve.lr, lr)
         finite = curve.finite.loss
-        length = len(finite)
-        require(length > 0, f"curve {index} has no finite loss: leave it out")
-        loss[index, :length] = finite if smoothing is None else smoothing(finite)
-        loss[index, length:] = loss[index, length - 1]
-        alive[:length] += 1
-    return Stacked(lr, loss, alive)
-
-
-def band(curves: Stacked) -> Band:
-    """Return the median over tests at each LR, and the 10 % and 90 % quantiles.
-
-    Quantiles are interpolated linearly between the sorted losses (Hyndman & Fan 1996, type 7).
-    """
-    q10, median, q90 = np.quantile(curves.loss, [0.1, 0.5, 0.9], axis=0)
-    return Band(median, q10, q90)
+        loss[index, : len(finite)] = finite
+        loss[index, len(finite) :] = finite[-1]
+        running[: len(finite)] += 1
+    return lr, loss, running
 
 
 def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:

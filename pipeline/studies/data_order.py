@@ -8,51 +8,38 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import Bars, Chart, Panel
+from lrrt_stage.plots import drawing
 from pipeline.jobs.jobs import RangeTestResult
-from pipeline.studies.figures import band_panel, tests_table
-from pipeline.studies.ranges import summarize
+from pipeline.studies.figures import plot_band
+from pipeline.studies.initializations import spread_findings, spread_sentence, varied_jobs
+from pipeline.studies.ranges import quantiles
 from pipeline.studies.statistics import Decomposition, decompose
 from pipeline.studies.study import Findings, Study, counted, kind, suggested
+from pipeline.studies.tables import tests_table
 
 __all__ = ["data_order_study"]
 
 
-from pipeline.studies.initializations import (
-    quantiles_table,
-    spread_findings,
-    spread_sentence,
-    varied_jobs,
-)
-
-
 @kind("data-order")
 def data_order_study(study: Study) -> Findings:
-    """Many tests on the same weights in other data orders, beside as many with new weights.
+    """Many tests on the same weights in different data orders, beside as many with new weights.
 
     The published code of the article compares the two; here the difference of their variances is
     what the initialisation adds.
     """
     count = study.tests(20)
-    varied = varied_jobs(study, count)
-    # Orders that the other tests do not use, so that the two samples are independent.
-    ordered = [
-        study.job(
-            f"order {index}",
-            {
-                "group": "same weights",
-                "seed": study.task.seed,
-                "data_seed": study.task.data_seed + count + index,
-            },
-            data_seed=study.task.data_seed + count + index,
-        )
-        for index in range(count)
-    ]
-    tests = study.measure([*varied, *ordered])
+    jobs = varied_jobs(study, count)
+    for index in range(count):
+        # Orders that the other tests do not use, so that the two samples are independent.
+        data_seed = study.task.data_seed + count + index
+        labels = {"group": "same weights", "seed": study.task.seed, "data_seed": data_seed}
+        jobs.append(study.job(f"order {index}", labels, data_seed=data_seed))
+    tests = study.measure(jobs)
     groups = {
-        name: [each for each in tests if each.job.labels["group"] == name]
+        name: [test for test in tests if test.job.labels["group"] == name]
         for name in ("new weights", "same weights")
     }
     for name, members in groups.items():
@@ -61,15 +48,16 @@ def data_order_study(study: Study) -> Findings:
             raise LRRTError(
                 f"{left} with {name} did not fail, 2 are needed: see the runs of the others"
             )
-    new, same = groups["new weights"], groups["same weights"]
+    new, same = groups.values()
     parts = decompose(_log_maxima(new), _log_maxima(same))
+    share = parts.order_share
     found = spread_findings(
         same,
-        "The same weights, another order of the data",
+        "The same weights, different orders of the data",
         "How far does the suggestion move on the very same weights, and how much of the spread is "
         "due to initialisation?",
+        "data-order",
     )
-    panels = tuple(band_panel(members, f"{name}, new order") for name, members in groups.items())
     return replace(
         found,
         sentences=[
@@ -79,21 +67,23 @@ def data_order_study(study: Study) -> Findings:
         ],
         metrics={
             **found.metrics,
-            "order_share": parts.order_share,
-            "order_share_low": parts.low,
-            "order_share_high": parts.high,
-            "init_share": parts.init_share,
+            "order_share": share.value,
+            "order_share_low": share.low,
+            "order_share_high": share.high,
+            "init_share": 1 - share.value,
             "total_sd_decades": math.sqrt(parts.total_variance),
             "order_sd_decades": math.sqrt(parts.order_variance),
         },
-        charts={
-            **found.charts,
-            "both": Chart("New weights beside the same weights", panels),
-            "shares": _shares_chart(parts),
+        figures={
+            **found.figures,
+            "both": _both_figure(groups),
+            "shares": _shares_figure(parts),
         },
         tables={
             **found.tables,
-            "Suggested ranges, new weights": quantiles_table(summarize(suggested(new))),
+            "Suggested ranges, new weights": quantiles(suggested(new))
+            .rename_axis("end")
+            .reset_index(),
             "Variance of log10(max LR)": _parts_table(parts),
             "Tests": tests_table(tests),
         },
@@ -101,41 +91,61 @@ def data_order_study(study: Study) -> Findings:
 
 
 def _log_maxima(tests: Sequence[RangeTestResult]) -> list[float]:
-    return [math.log10(each.max) for each in suggested(tests, at_least=2)]
+    return [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
 
 
 def _decomposition_sentence(parts: Decomposition) -> str:
-    if math.isnan(parts.order_share):
+    share = parts.order_share
+    if math.isnan(share.value):
         return "With new weights all maxima are equal: there is no variance to divide."
     caveat = "The order's part was measured on one initialisation alone."
     if parts.order_variance > parts.total_variance:
         caveat += " It varied more than both together, so initialisation is taken to add nothing."
     return (
-        f"Of the variance of log10(max LR) over new weights and orders, {parts.init_share:.0%} is "
-        f"due to initialisation and {parts.order_share:.0%} to data order (90 % interval of the "
-        f"latter: {parts.low:.0%} to {parts.high:.0%}). {caveat}"
+        f"Of the variance of log10(max LR) over new weights and orders, {1 - share.value:.0%} is "
+        f"due to initialisation and {share.value:.0%} to data order (90 % interval of the latter: "
+        f"{share.low:.0%} to {share.high:.0%}). {caveat}"
     )
 
 
-def _shares_chart(parts: Decomposition) -> Chart:
-    shares = np.array([parts.order_share, parts.init_share])
+def _both_figure(groups: dict[str, list[RangeTestResult]]) -> Figure:
+    figure, axes = drawing.new_figure(heights=[4.0, 4.0])
+    for ax, (name, members) in zip(axes, groups.items(), strict=True):
+        plot_band(members, f"{name}, different orders".capitalize(), ax)
+        ax.sharex(axes[0])
+        ax.sharey(axes[0])
+    return drawing.finished(figure)
+
+
+def _shares_figure(parts: Decomposition) -> Figure:
+    share = parts.order_share
+    shares = np.array([share.value, 1 - share.value])
     # A percentile interval need not hold the share itself; an error bar that is drawn has to.
-    low = np.minimum(shares, [parts.low, 1 - parts.high])
-    high = np.maximum(shares, [parts.high, 1 - parts.low])
-    bars = Bars(["data order", "initialisation"], shares, low, high)
-    title = "Share of the variance of log10(max LR), with 90 % intervals"
-    return Chart(title, (Panel("", ylabel="share", items=(bars,), ylim=(0, 1.02)),))
+    low = np.minimum(shares, [share.low, 1 - share.high])
+    high = np.maximum(shares, [share.high, 1 - share.low])
+    figure, (ax,) = drawing.new_figure(heights=[2.4])
+    names = ["data order", "initialisation"]
+    ax.barh(
+        names,
+        shares,
+        xerr=[shares - low, high - shares],
+        color=drawing.BLUE,
+        ecolor=drawing.GREY,
+        capsize=4,
+    )
+    title = "Shares of the variance of log10(max LR), with 90 % intervals"
+    drawing.label_axes(ax, title, "share", grid="x")
+    ax.set_xlim(0, 1.02)
+    ax.invert_yaxis()
+    return drawing.finished(figure)
 
 
 def _parts_table(parts: Decomposition) -> pd.DataFrame:
+    variances = [parts.order_variance, parts.init_variance, parts.total_variance]
     return pd.DataFrame(
         {
             "source": ["data order", "initialisation", "both"],
-            "variance, decades²": [
-                parts.order_variance,
-                parts.init_variance,
-                parts.total_variance,
-            ],
-            "share": [parts.order_share, parts.init_share, 1.0],
+            "variance, decades²": variances,
+            "share": [parts.order_share.value, 1 - parts.order_share.value, 1.0],
         }
     )

@@ -1,33 +1,34 @@
-"""What the pictures of several kinds of study share."""
+"""Figures that several kinds of study share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.charts import Band, Chart, Interval, Item, Line, Mark, Panel, Span, limits
+from lrrt_stage import LRRTError
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges
+from lrrt_stage.plots.curve_plot import LR_LABEL
 from pipeline.jobs.jobs import RangeTestResult
-from pipeline.studies.curves import band, stacked
-from pipeline.studies.ranges import summarize
+from pipeline.studies.curves import loss_name, loss_read, stacked
+from pipeline.studies.ranges import best_covered, quantiles
 from pipeline.studies.study import suggested
 from pipeline.task.recipes import published_ranges
 from pipeline.task.tasks import Task
 
 __all__ = [
-    "band_panel",
-    "bare_chart",
-    "curves_chart",
+    "curves_figure",
     "drawable",
-    "published_spans",
-    "range_rows",
-    "ranges_chart",
-    "tests_table",
+    "losses_figure",
+    "name_rows_with_published",
+    "plot_band",
+    "plot_published",
+    "ranges_figure",
 ]
 
-LR_AXIS = "learning rate"
 MIN_POINTS = 2
 """Finite losses that a curve needs to be drawn."""
 
@@ -40,7 +41,7 @@ def drawable(tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
     LRRTError
         If there is none.
     """
-    able = [each for each in tests if len(each.curve.finite) >= MIN_POINTS]
+    able = [test for test in tests if len(test.curve.finite) >= MIN_POINTS]
     if not able:
         raise LRRTError(
             f"none of {len(tests)} tests has {MIN_POINTS} finite losses: check data and loss, or "
@@ -49,100 +50,70 @@ def drawable(tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
     return able
 
 
-def band_panel(tests: Sequence[RangeTestResult], title: str, color: str | None = None) -> Panel:
-    """Return the median smoothed loss with its 10 to 90 % band, and the median range."""
-    drawn = drawable(tests)
-    curves = stacked([each.curve for each in drawn], tests[0].job.plan.smoothing)
-    spread = band(curves)
-    found = summarize(suggested(tests))
-    return Panel(
-        title,
-        LR_AXIS,
-        "smoothed training loss",
-        (
-            Span(found.min_median, found.max_median, "range between the medians", "#f2a541"),
-            *published_spans(tests[0].job.task),
-            *(Line(curves.lr, row, width=0.6, color="#9db4c8", opacity=0.6) for row in curves.loss),
-            Band(curves.lr, spread.q10, spread.q90, "10 to 90 % of the tests", color),
-            Line(curves.lr, spread.median, f"median of {len(drawn)} tests", color, width=2.5),
-        ),
-        xlog=True,
-        ylim=limits(*curves.loss),
+def plot_band(tests: Sequence[RangeTestResult], title: str, ax: Axes) -> Axes:
+    """Draw the loss that the rule reads: each test, the median, and the 10 to 90 % band."""
+    lr, loss, _ = stacked([loss_read(test.reading) for test in drawable(tests)])
+    q10, median, q90 = np.quantile(loss, [0.1, 0.5, 0.9], axis=0)
+    ends = quantiles(suggested(tests))["median"]
+    label = f"between the medians: {ends['min']:.3g} to {ends['max']:.3g}"
+    ax.axvspan(ends["min"], ends["max"], color=drawing.ORANGE, alpha=0.25, lw=0, label=label)
+    plot_published(tests[0].job.task, ax)
+    ax.plot(lr, loss.T, color=drawing.PALE, lw=0.7)
+    ax.fill_between(
+        lr, q10, q90, color=drawing.BLUE, alpha=0.2, lw=0, label="10 to 90 % of the tests"
     )
+    ax.plot(lr, median, color=drawing.BLUE, lw=2.5, label=f"median of {len(loss)} tests")
+    drawing.label_axes(ax, title, LR_LABEL, loss_name(tests[0].reading), log="x")
+    ax.set_ylim(*drawing.loss_limits(*loss))
+    drawing.legend_below(ax)
+    return ax
 
 
-def curves_chart(tests: Sequence[RangeTestResult], title: str) -> Chart:
-    """Return the curves of ``tests``, and how many of them were still running at each LR."""
-    drawn = drawable(tests)
-    curves = stacked([each.curve for each in drawn])
-    alive = Panel(
-        "Tests still running; those that stopped count with their last loss above",
-        LR_AXIS,
-        "tests",
-        (Line(curves.lr, curves.alive, "", "#555555"),),
-        xlog=True,
-        ylim=(0, len(drawn) * 1.08),
-    )
-    return Chart(title, (band_panel(tests, "Smoothed loss"), alive), columns=1)
+def curves_figure(tests: Sequence[RangeTestResult], title: str) -> Figure:
+    """Return the curves of tests, and how many of them were still running at a learning rate."""
+    figure, (losses, running) = drawing.new_figure(heights=[4.2, 1.8])
+    plot_band(tests, title, losses)
+    lr, _, count = stacked([test.curve for test in drawable(tests)])
+    running.plot(lr, count, color=drawing.GREY, drawstyle="steps-post")
+    label = "Tests still running; a test that stopped counts with its last loss above"
+    drawing.label_axes(running, label, LR_LABEL, "tests", log="x")
+    running.set_ylim(0, count[0] * 1.1)
+    running.sharex(losses)
+    return drawing.finished(figure)
 
 
-def bare_chart(tests: Sequence[RangeTestResult], title: str) -> Chart:
-    """Return the smoothed loss of each test, which shows why it has no suggestion."""
-    curves = [(each.curve.finite, each.job) for each in drawable(tests)]
-    lines = [Line(c.lr, job.plan.smoothing(c.loss), job.name) for c, job in curves]
-    ylim = limits(*(line.y for line in lines))
-    panel = Panel("", LR_AXIS, "smoothed training loss", tuple(lines), xlog=True, ylim=ylim)
-    return Chart(title, (panel,))
+def losses_figure(tests: Sequence[RangeTestResult]) -> Figure:
+    """Return the losses of tests, which show why they have no suggestion."""
+    ax = plot_losses({test.job.name: test.reading for test in drawable(tests)})
+    drawing.legend_below(ax)
+    return drawing.finished(ax.figure)  # type: ignore[arg-type]
 
 
-def ranges_chart(tests: Sequence[RangeTestResult], title: str) -> Chart:
+def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
     """Return the range that each test suggests, one row each, and the published ones."""
-    rows = [(each.job.name, each.range) for each in tests if each.range is not None]
-    found = summarize([lr_range for _, lr_range in rows])
-    name, color = "10 to 90 % of the maxima", "#c0392b"
-    items: list[Item] = [
-        Span(found.max_q10, found.max_q90, name, color, 0.15)
-        if found.max_q10 < found.max_q90
-        else Mark(found.max_median, name, color),
-        range_rows(rows, "suggested range"),
-    ]
-    published = published_ranges(tests[0].job.task)
+    able = [test for test in tests if test.range is not None]
+    figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.27 * len(able)])
+    maximum, inside = best_covered(suggested(tests))
+    label = f"{maximum:.3g}, inside the ranges of {inside} of {len(tests)} tests"
+    ax.axvline(maximum, color=drawing.VERMILION, ls="--", label=label)
+    plot_ranges({test.job.name: test.reading for test in able}, ax)
+    name_rows_with_published(ax, [test.job.name for test in able], tests[0].job.task)
+    drawing.legend_below(ax)
+    return drawing.finished(figure)
+
+
+def name_rows_with_published(ax: Axes, names: Sequence[str], task: Task) -> None:
+    """Name the rows of ranges; below them stand the published ones, if ``task`` has any."""
+    published = published_ranges(task)
     if published:
-        items.append(range_rows(list(published.items()), "published"))
-    return Chart(title, (Panel("", LR_AXIS, "", tuple(items), xlog=True),))
+        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
+        drawing.plot_bars(ax, ends, first_row=len(names), width=8, label="published")
+    drawing.name_rows(ax, [*names, *published])
 
 
-def tests_table(tests: Sequence[RangeTestResult]) -> pd.DataFrame:
-    """Return a row per test: what tells it from the others, how it ended, what it suggests."""
-    rows = []
-    for each in tests:
-        lr_range = each.range
-        rows.append(
-            {
-                "test": each.job.name,
-                **each.job.labels,
-                "iterations": len(each.curve),
-                "ended": each.curve.stop,
-                "lr_min": lr_range.min if lr_range else np.nan,
-                "lr_max": lr_range.max if lr_range else np.nan,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def range_rows(named: Sequence[tuple[str, LRRange]], name: str) -> Interval:
-    """Return a row per named range."""
-    return Interval(
-        [label for label, _ in named],
-        np.array([lr_range.min for _, lr_range in named]),
-        np.array([lr_range.max for _, lr_range in named]),
-        name=name,
-    )
-
-
-def published_spans(task: Task) -> list[Span]:
-    """Return the published ranges, if ``task`` is what they are for."""
-    return [
-        Span(lr_range.min, lr_range.max, f"{name}: {lr_range}", opacity=0.08)
-        for name, lr_range in published_ranges(task).items()
-    ]
+def plot_published(task: Task, ax: Axes) -> None:
+    """Shade the published ranges, if ``task`` is what they are for."""
+    for color, (name, lr_range) in zip(
+        drawing.COLORS[2:], published_ranges(task).items(), strict=False
+    ):
+        ax.axvspan(lr_range.min, lr_range.max, color=color, alpha=0.08, label=f"{name}: {lr_range}")

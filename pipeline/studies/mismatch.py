@@ -1,4 +1,4 @@
-"""Why the weights must be kept: train one initialisation with another's range."""
+"""Why the weights must be kept: train an initialisation with the range of a different one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import Chart, Heatmap, Interval, Line, Panel
+from lrrt_stage.plots import drawing
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestResult, TrainingJob, TrainingResult
-from pipeline.studies.figures import LR_AXIS, tests_table
+from pipeline.studies.figures import ranges_figure
 from pipeline.studies.initializations import varied_jobs
-from pipeline.studies.ranges import farthest_pair, gap
-from pipeline.studies.study import Findings, Study, alike, counted, kind, suggested
+from pipeline.studies.ranges import coverage, farthest_pair, gap
+from pipeline.studies.study import (
+    Findings,
+    Study,
+    counted,
+    differing_in_seeds,
+    kind,
+    suggested,
+)
+from pipeline.studies.tables import tests_table
 
 __all__ = ["mismatch_study"]
 
@@ -30,10 +39,11 @@ def mismatch_study(study: Study) -> Findings:
         tests = study.measure(varied_jobs(study, study.tests(20)))
     else:
         tests = _initialisations(study, study.source)
-    able = [each for each in tests if each.range is not None]
+    able = [test for test in tests if test.range is not None]
     found = suggested(tests, at_least=2)
-    pair = dict(zip("AB", (able[index] for index in farthest_pair(found)), strict=True))
-    a, b = (found[index] for index in farthest_pair(found))
+    farthest = farthest_pair(found)
+    pair = dict(zip("AB", (able[index] for index in farthest), strict=True))
+    a, b = (found[index] for index in farthest)
     require(
         not math.isclose(a.max, b.max, rel_tol=1e-9),
         f"the maxima of all {len(found)} initialisations are {a.max:.3g}, so there is no other to "
@@ -51,21 +61,19 @@ def mismatch_study(study: Study) -> Findings:
         for donor, lr_range in (("A", a), ("B", b))
     ]
     outcomes = study.run(jobs)
-    done = [each.result for each in outcomes if isinstance(each.result, TrainingResult)]
+    done = [o.result for o in outcomes if isinstance(o.result, TrainingResult)]
     if len(done) < len(jobs):
-        error = next(each.error for each in outcomes if each.result is None)
+        error = next(outcome.error for outcome in outcomes if outcome.result is None)
         raise LRRTError(
             f"{len(jobs) - len(done)} of the four trainings failed, all are needed; the first: "
             f"{error}"
         )
-    table = pd.DataFrame([_row(each) for each in done])
-    losses = {
-        (each.job.labels["weights"], each.job.labels["range"]): each.val_loss for each in done
-    }
-    diverged = [each.job.name for each in done if _diverged(each)]
+    losses = {(t.job.labels["weights"], t.job.labels["range"]): t.val_loss for t in done}
+    diverged = [training.job.name for training in done if _diverged(training)]
+    covered, sentence = coverage(found, len(tests))
     apart = f"{gap(a, b):.2g} decades apart" if gap(a, b) > 0 else "which overlap or touch"
     return Findings(
-        "Another initialisation's range",
+        "The range of a different initialisation",
         "What happens if a network is trained with the range that was measured on other initial "
         "weights?",
         [
@@ -78,25 +86,28 @@ def mismatch_study(study: Study) -> Findings:
             *(_sentence(own, other, losses) for own, other in ("AB", "BA")),
             _verdict(losses),
         ],
+        "Train an initialisation with the range that was measured on it: the range test hands its "
+        f"weights on together with the range. Where they cannot be kept: {sentence}",
         {
             "gap_decades": gap(a, b),
             "max_apart_decades": abs(math.log10(a.max / b.max)),
             "diverged": len(diverged),
             **{f"val_loss.{weights}_with_{donor}": v for (weights, donor), v in losses.items()},
+            **covered,
         },
-        {"ranges": _ranges_chart(pair), "trainings": _trainings_chart(done)},
-        {"Trainings": table, "Tests": tests_table(tests)},
+        {"ranges": ranges_figure(tests), "trainings": _trainings_figure(done)},
+        {"Trainings": pd.DataFrame(map(_row, done)), "Tests": tests_table(tests)},
     )
 
 
 def _initialisations(study: Study, source: Sequence[RangeTestResult]) -> list[RangeTestResult]:
-    """Return the first test of every seed of weights, of those of the study's very task.
+    """Return the first test of every seed of weights, among those of the study's own task.
 
     A finished study may hold tests of one seed in several orders, batch sizes or settings.
     """
     by_seed: dict[int, RangeTestResult] = {}
-    for each in alike(study, source):
-        by_seed.setdefault(each.job.task.seed, each)
+    for test in differing_in_seeds(study, source):
+        by_seed.setdefault(test.job.task.seed, test)
     require(
         len(by_seed) >= 2,
         f"the finished study has {counted(len(by_seed), 'initialisation')} of this task, 2 are "
@@ -118,7 +129,7 @@ def _diverged(training: TrainingResult) -> bool:
 
 def _row(training: TrainingResult) -> dict[str, object]:
     last = training.epochs[-1]
-    finite = [each.val_loss for each in training.epochs if math.isfinite(each.val_loss)]
+    finite = [epoch.val_loss for epoch in training.epochs if math.isfinite(epoch.val_loss)]
     return {
         **training.job.labels,
         "lr_min": training.job.lr_range.min,
@@ -164,42 +175,27 @@ def _cell(training: TrainingResult) -> str:
     return ", ".join([*texts, *(["diverged"] if _diverged(training) else [])])
 
 
-def _ranges_chart(pair: dict[str, RangeTestResult]) -> Chart:
-    ranges = [each.range for each in pair.values() if each.range is not None]
-    rows = Interval(
-        [f"{name}: {each.job.name}" for name, each in pair.items()],
-        np.array([each.min for each in ranges]),
-        np.array([each.max for each in ranges]),
-        name="suggested range",
-    )
-    title = "The two initialisations whose ranges differ most"
-    return Chart(title, (Panel("", LR_AXIS, items=(rows,), xlog=True),))
-
-
-def _trainings_chart(trained: Sequence[TrainingResult]) -> Chart:
-    cells = {(each.job.labels["weights"], each.job.labels["range"]): each for each in trained}
+def _trainings_figure(trained: Sequence[TrainingResult]) -> Figure:
+    cells = {(t.job.labels["weights"], t.job.labels["range"]): t for t in trained}
     square = [[cells[weights, donor] for donor in "AB"] for weights in "AB"]
-    values = np.array([[each.val_loss for each in row] for row in square])
-    shown = np.where(np.isfinite(values), values, np.nan)
-    texts = [[_cell(each) for each in row] for row in square]
-    lines = tuple(
-        Line(
-            np.array([epoch.iteration for epoch in each.epochs]),
-            np.array([e.val_loss if math.isfinite(e.val_loss) else np.nan for e in each.epochs]),
-            each.job.name,
-            markers=True,
-        )
-        for each in trained
+    losses = np.array([[training.val_loss for training in row] for row in square])
+    figure, (matrix, lines) = drawing.new_figure(heights=[2.6, 3.6])
+    drawing.plot_matrix(
+        matrix,
+        np.where(np.isfinite(losses), losses, np.nan),
+        ["A's range", "B's range"],
+        ["weights A", "weights B"],
+        "validation loss",
+        [[_cell(training) for training in row] for row in square],
     )
-    heatmap = Heatmap(
-        shown, ["A's range", "B's range"], ["weights A", "weights B"], "loss", texts=texts
-    )
-    return Chart(
-        "Two initialisations, each trained with both ranges",
-        (
-            Panel("Validation loss at the end", items=(heatmap,)),
-            Panel(
-                "Validation loss after each epoch", "iteration", "validation loss", lines, ylog=True
-            ),
-        ),
-    )
+    matrix.set_title("Validation loss at the end", fontsize=10.5)
+    for training, color, style in zip(
+        trained, drawing.COLORS, ("-", "--", "-.", ":"), strict=False
+    ):
+        steps = [epoch.iteration for epoch in training.epochs]
+        finite = [e.val_loss if math.isfinite(e.val_loss) else np.nan for e in training.epochs]
+        lines.plot(steps, finite, "o", ls=style, color=color, ms=3, label=training.job.name)
+    title = "Validation loss after each epoch"
+    drawing.label_axes(lines, title, "iteration", "validation loss", log="y")
+    drawing.legend_below(lines)
+    return drawing.finished(figure)

@@ -1,72 +1,57 @@
-"""Many suggested ranges: their spread, and how far each pair of them overlaps."""
+"""Many suggested ranges: their spread, their overlap, and the maximum that suits most of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from math import log10
 
 import numpy as np
+import pandas as pd
 
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.settings import require
 
-__all__ = [
-    "RangeSummary",
-    "farthest_pair",
-    "gap",
-    "overlap",
-    "overlaps",
-    "share_disjoint",
-    "summarize",
-]
+__all__ = ["best_covered", "coverage", "farthest_pair", "gap", "overlap", "overlaps", "quantiles"]
 
 
-@dataclass(frozen=True)
-class RangeSummary:
-    """Median, 10 % and 90 % quantile of the two ends of ``count`` ranges, in units of LR.
+def quantiles(ranges: Sequence[LRRange]) -> pd.DataFrame:
+    """Return ``q10``, ``median`` and ``q90`` of the rows ``min`` and ``max`` of ranges.
 
-    ``max_iqr_decades`` is the distance of the quartiles of log10(max), in decades: half of the
-    tests lie within a factor of ``10 ** max_iqr_decades``.
+    The quantiles are those of the learning rates themselves, as in the article's published code,
+    not of their logarithms, interpolated linearly (Hyndman & Fan 1996, type 7).
+    """
+    ends = pd.DataFrame([(lr_range.min, lr_range.max) for lr_range in ranges])
+    table = ends.quantile([0.1, 0.5, 0.9]).T
+    return table.set_axis(["min", "max"]).set_axis(["q10", "median", "q90"], axis=1)
+
+
+def best_covered(ranges: Sequence[LRRange]) -> tuple[float, int]:
+    """Return the learning rate inside the most ranges, the largest such one, and their number.
+
+    This is always one of the maxima. Unlike the median of the maxima, it lies inside as many
+    ranges as any learning rate can, and unlike the smallest maximum, a single low range does not
+    decide.
     """
 
-    count: int
-    min_median: float
-    min_q10: float
-    min_q90: float
-    max_median: float
-    max_q10: float
-    max_q90: float
-    max_iqr_decades: float
+    def inside(lr: float) -> int:
+        # The last digits of a learning rate depend on the machine.
+        return sum(r.min * (1 - 1e-9) <= lr <= r.max * (1 + 1e-9) for r in ranges)
+
+    maximum = max((lr_range.max for lr_range in ranges), key=lambda lr: (inside(lr), lr))
+    return maximum, inside(maximum)
 
 
-def summarize(ranges: Sequence[LRRange]) -> RangeSummary:
-    """Return the quantiles of the ranges' ends.
-
-    The 10 %, 50 % and 90 % quantiles are those of the learning rates themselves, as in the
-    article's published code, not of their logarithms; the quartiles are of the logarithms. All
-    are interpolated linearly (Hyndman & Fan 1996, type 7).
-
-    Raises
-    ------
-    LRRTError
-        If there is no range.
-    """
-    require(len(ranges) > 0, "there are no ranges to summarise: run at least one range test")
-    lows, highs = [each.min for each in ranges], [each.max for each in ranges]
-    min_q10, min_median, min_q90 = np.quantile(lows, [0.1, 0.5, 0.9]).tolist()
-    max_q10, max_median, max_q90 = np.quantile(highs, [0.1, 0.5, 0.9]).tolist()
-    q25, q75 = np.quantile(np.log10(highs), [0.25, 0.75]).tolist()
-    return RangeSummary(
-        count=len(ranges),
-        min_median=min_median,
-        min_q10=min_q10,
-        min_q90=min_q90,
-        max_median=max_median,
-        max_q10=max_q10,
-        max_q90=max_q90,
-        max_iqr_decades=q75 - q25,
+def coverage(
+    ranges: Sequence[LRRange], tests: int, noun: str = "tests"
+) -> tuple[dict[str, float], str]:
+    """Return what :func:`best_covered` found among ``tests`` as metrics and as a sentence."""
+    maximum, inside = best_covered(ranges)
+    metrics = {"covered_max": maximum, "covered_tests": inside, "covered_share": inside / tests}
+    without = tests - len(ranges)
+    return metrics, (
+        f"A maximum of {maximum:.3g} is inside the suggested range of {inside} of {tests} {noun}; "
+        "no learning rate is inside more, and no higher one inside as many."
+        + (f" {without} of them gave no suggestion." if without else "")
     )
 
 
@@ -84,23 +69,7 @@ def overlap(a: LRRange, b: LRRange) -> float:
 
 def overlaps(ranges: Sequence[LRRange]) -> np.ndarray:
     """Return the overlap of every pair, shape ``[k, k]``: symmetric, 1 on the diagonal."""
-    matrix = np.eye(len(ranges))
-    for i, j in combinations(range(len(ranges)), 2):
-        matrix[i, j] = matrix[j, i] = overlap(ranges[i], ranges[j])
-    return matrix
-
-
-def share_disjoint(ranges: Sequence[LRRange]) -> float:
-    """Return the share of the ``k (k - 1) / 2`` pairs whose :func:`overlap` is 0.
-
-    Raises
-    ------
-    LRRTError
-        If there are fewer than two ranges.
-    """
-    _require_pair(ranges)
-    pairs = list(combinations(ranges, 2))
-    return sum(overlap(a, b) == 0 for a, b in pairs) / len(pairs)
+    return np.array([[overlap(a, b) for b in ranges] for a in ranges])
 
 
 def gap(a: LRRange, b: LRRange) -> float:
@@ -115,21 +84,20 @@ def farthest_pair(ranges: Sequence[LRRange]) -> tuple[int, int]:
     """Return the indices ``(i, j)``, i < j, of the two ranges that differ most.
 
     They are the pair with the widest :func:`gap`. Where no pair has a gap, and among pairs with
-    the same, the one whose log10(max) are farthest apart is taken, then whose log10(min) are,
+    the same, the pair is taken whose log10(max) are farthest apart, then whose log10(min) are,
     then the first.
 
     Raises
     ------
     LRRTError
-        If there are fewer than two ranges, or all of them are equal.
+        If all ranges are equal.
     """
-    _require_pair(ranges)
 
-    def distances(pair: tuple[int, int]) -> tuple[float, float, float]:
+    def distances(pair: tuple[int, int]) -> tuple[float, ...]:
         a, b = ranges[pair[0]], ranges[pair[1]]
         decades = gap(a, b), abs(log10(a.max / b.max)), abs(log10(a.min / b.min))
         # Rounded, so that the last bit of a logarithm breaks no tie.
-        return round(decades[0], 9), round(decades[1], 9), round(decades[2], 9)
+        return tuple(round(distance, 9) for distance in decades)
 
     farthest = max(combinations(range(len(ranges)), 2), key=distances)
     if not any(distances(farthest)):
@@ -138,10 +106,3 @@ def farthest_pair(ranges: Sequence[LRRange]) -> tuple[int, int]:
             "tests or the iterations of each"
         )
     return farthest
-
-
-def _require_pair(ranges: Sequence[LRRange]) -> None:
-    require(
-        len(ranges) >= 2,
-        f"a pair of ranges is needed, there are {len(ranges)}: run at least 2 range tests",
-    )

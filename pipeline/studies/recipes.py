@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lrrt_stage import LRRTError
-from lrrt_stage.charts import Chart, Interval, Mark, Panel
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.curve_plot import LR_LABEL
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.figures import LR_AXIS, tests_table
-from pipeline.studies.ranges import summarize
-from pipeline.studies.statistics import paired_effect
+from pipeline.studies.figures import name_rows_with_published
+from pipeline.studies.ranges import coverage, quantiles
+from pipeline.studies.statistics import Estimate, mean_estimate
 from pipeline.studies.study import Findings, Study, counted, kind, suggested
-from pipeline.task.recipes import published_ranges, steps
+from pipeline.studies.tables import tests_table
+from pipeline.task.recipes import steps
 
 __all__ = ["recipes_study"]
 
@@ -48,22 +51,26 @@ def recipes_study(study: Study) -> Findings:
     )
     names = [name if position == 0 else f"+ {name}" for position, (name, _) in enumerate(way)]
     by_step = [[t for t in tests if t.job.labels["step"] == index] for index in range(len(way))]
-    suggested(tests)
+    covered, sentence = coverage(suggested(tests), len(tests))
     effects = _effects_table(names, by_step)
     single = effects[:-1].dropna(subset=["decades"])
     sentences = [_total_sentence(effects.iloc[-1])]
-    if len(single):
-        sentences.append(_largest_sentence(single.iloc[int(single["decades"].abs().argmax())]))
-    without = sum(each.range is None for each in tests)
-    if without:
-        sentences.append(f"{without} of {len(tests)} tests gave no suggestion.")
+    largest = single.iloc[int(single["decades"].abs().argmax())] if len(single) else None
+    if largest is not None:
+        sentences.append(_largest_sentence(largest))
     return Findings(
         "From one recipe to the other",
         "The article's Keras and fast.ai programs suggest different ranges for one network. Which "
         "of the ingredients in which they differ moves the suggestion?",
         sentences,
-        dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
-        {"effects": _effects_chart(effects), "ranges": _ranges_chart(study, names, by_step)},
+        "Repeat the range test after a change of "
+        f"{'any ingredient' if largest is None else largest['ingredient']}, which moves the "
+        f"suggestion most. Over all steps: {sentence}",
+        {
+            **dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
+            **covered,
+        },
+        {"effects": _effects_figure(effects), "ranges": _ranges_figure(study, names, by_step)},
         {"Effects": effects, "Tests": tests_table(tests)},
     )
 
@@ -126,60 +133,41 @@ def _effects_table(names: list[str], by_step: list[list[RangeTestResult]]) -> pd
     rows = []
     for name, before, after in [*pairs, ("all together", maxima[0], maxima[-1])]:
         shared = sorted(before.keys() & after.keys())
-        row = {"ingredient": name.removeprefix("+ "), "seeds": len(shared)}
-        if shared:
-            effect = paired_effect([before[s] for s in shared], [after[s] for s in shared])
-            row |= {"decades": effect.mean, "low": effect.low, "high": effect.high}
-        else:
-            row |= {"decades": math.nan, "low": math.nan, "high": math.nan}
-        rows.append(row)
+        differences = [after[seed] - before[seed] for seed in shared]
+        effect = mean_estimate(differences) if shared else Estimate(math.nan)
+        ends = {"decades": effect.value, "low": effect.low, "high": effect.high}
+        rows.append({"ingredient": name.removeprefix("+ "), "seeds": len(shared), **ends})
     return pd.DataFrame(rows)
 
 
-def _effects_chart(effects: pd.DataFrame) -> Chart:
-    rows = Interval(
-        list(effects["ingredient"]),
-        effects["low"].to_numpy(),
-        effects["high"].to_numpy(),
-        effects["decades"].to_numpy(),
-        name="mean, 90 % interval",
-    )
-    title = f"What each ingredient does to the suggested maximum, {FROM} to {TO}"
-    return Chart(
-        title,
-        (
-            Panel(
-                "",
-                "decades of learning rate",
-                items=(rows, Mark(0.0)),
-            ),
-        ),
-    )
+def _effects_figure(effects: pd.DataFrame) -> Figure:
+    figure, (ax,) = drawing.new_figure(heights=[1.4 + 0.35 * len(effects)])
+    intervals = effects[["low", "high"]].to_numpy()
+    drawing.plot_bars(ax, intervals, color=drawing.SKY, width=8, label="90 % interval")
+    ax.plot(effects["decades"], range(len(effects)), "o", color=drawing.BLACK, ms=5, label="mean")
+    ax.axvline(0, color=drawing.GREY, lw=1)
+    title = f"Effect of each ingredient on the suggested maximum, {FROM} to {TO}"
+    drawing.label_axes(ax, title, "decades of learning rate")
+    drawing.name_rows(ax, list(effects["ingredient"]))
+    drawing.legend_below(ax)
+    return drawing.finished(figure)
 
 
-def _ranges_chart(study: Study, names: list[str], by_step: list[list[RangeTestResult]]) -> Chart:
-    found = [
-        (name, summarize(suggested(tests)))
+def _ranges_figure(study: Study, names: list[str], by_step: list[list[RangeTestResult]]) -> Figure:
+    medians = {
+        name: quantiles(suggested(tests))["median"].to_numpy()
         for name, tests in zip(names, by_step, strict=True)
-        if any(each.range is not None for each in tests)
-    ]
-    rows = [
-        Interval(
-            [name for name, _ in found],
-            np.array([each.min_median for _, each in found]),
-            np.array([each.max_median for _, each in found]),
-            name="range between the medians",
-        )
-    ]
-    published = published_ranges(study.task)
-    if published:
-        rows.append(
-            Interval(
-                list(published),
-                np.array([each.min for each in published.values()]),
-                np.array([each.max for each in published.values()]),
-                name="published",
-            )
-        )
-    title = "Suggested range after each step"
-    return Chart(title, (Panel("", LR_AXIS, items=tuple(rows), xlog=True),))
+        if any(test.range is not None for test in tests)
+    }
+    figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.35 * len(medians)])
+    drawing.plot_bars(
+        ax,
+        np.array([*medians.values()]),
+        color=drawing.ORANGE,
+        width=8,
+        label="between the medians",
+    )
+    drawing.label_axes(ax, "Suggested range after each step", LR_LABEL, log="x")
+    name_rows_with_published(ax, list(medians), study.task)
+    drawing.legend_below(ax)
+    return drawing.finished(figure)

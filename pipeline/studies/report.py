@@ -1,19 +1,24 @@
-"""A study as files: pictures, pages, tables, and a report that a person reads."""
+"""A study as files: figures, numbers, and a report that a person reads."""
 
 from __future__ import annotations
 
-import html
+import inspect
+import json
+import re
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
+from typing import Any
 
-from plotly.offline import get_plotlyjs
+import pandas as pd
 
-from lrrt_stage.charts import write_page
+from lrrt_stage import RULES
+from lrrt_stage.plots import drawing
 from pipeline.studies.study import Findings
 
-__all__ = ["SECTION", "write_findings", "write_report"]
+__all__ = ["FINDINGS", "explain_rule", "figure_names", "section", "write_findings", "write_report"]
 
-SECTION = "section.html"
+FINDINGS = "findings.json"
 ORDER = (
     "smoothing",
     "initializations",
@@ -24,51 +29,112 @@ ORDER = (
     "batch-size",
     "recipes",
 )
-"""Kinds in the order of the article's figures; others come after them."""
+"""Kinds in the order of the article's figures; other kinds come after them."""
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
   padding: 0 1rem; }
 h1 { font-size: 1.8rem; } h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem; }
 .question { font-style: italic; color: #555; } .answer { font-size: 1.05rem; }
+.advice { border-left: 4px solid #0072b2; background: #f2f6fa; padding: .6rem 1rem; }
+.source { font-size: .85rem; color: #555; } img { display: block; margin: 1.2rem 0; }
 table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0 1.5rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; text-align: right; }
 th { background: #f5f7f9; } td:first-child, th:first-child { text-align: left; }
-details { margin: .5rem 0; } summary { cursor: pointer; color: #1f4e79; }
-nav a { margin-right: 1rem; } code { background: #f2f4f6; padding: .1rem .3rem; }
+details { margin: .5rem 0; overflow-x: auto; } summary { cursor: pointer; color: #00507d; }
+nav a { margin-right: 1rem; }
 """
 
 
-def write_findings(findings: Findings, folder: Path, kind: str, setting: str) -> str:
-    """Write the findings' charts into ``folder`` as PNG and HTML, and their section of a report.
+def explain_rule(rule: str) -> str:
+    """Return how a rule reads a range from a curve, and which loss it reads."""
+    explained = {
+        "robust": "The maximum is a tenth of the learning rate at which the loss rises again, the "
+        "minimum a tenth of the maximum. The rule reads the curve that falls once and then rises "
+        "once and fits the loss best: the loss of the probe where there is one, otherwise that of "
+        "the training batches.",
+        "article": "The maximum is a tenth of the learning rate at which the smoothed training "
+        "loss is lowest; the minimum is where that loss falls most steeply, or a tenth of the "
+        "maximum (S. Maggio 2020).",
+    }
+    documented = (inspect.getdoc(RULES[rule]) or "").partition("\n\n")[0]
+    return explained.get(rule, re.sub(r":\w+:|`", "", documented).replace("\n", " "))
 
-    ``setting`` says in a line what was studied. Returns the section, a piece of HTML.
+
+def write_findings(
+    findings: Findings, folder: Path, kind: str, rule: str, source: Mapping[str, str]
+) -> None:
+    """Write the figures into ``folder`` as PNG and SVG, and all else as ``findings.json``.
+
+    ``source`` holds where the findings come from, for the reader: ``setting``, ``run``, ``date``.
     """
-    pages = []
-    for name, chart in findings.charts.items():
-        chart.figure().savefig(folder / f"{name}.png")
-        page = chart.page()
-        write_page(page, folder / f"{name}.html")
-        pages.append(page.to_html(full_html=False, include_plotlyjs=False))
-    tables = [
-        f"<details{' open' if len(table) <= 12 else ''}><summary>{html.escape(heading)}</summary>"
-        + table.to_html(
-            index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="–"
-        )
-        + "</details>"
-        for heading, table in findings.tables.items()
+    for name, figure in findings.figures.items():
+        figure.savefig(folder / f"{name}.png")
+        (folder / f"{name}.svg").write_bytes(drawing.to_svg(figure))
+    content = {
+        "kind": kind,
+        "rule": rule,
+        "rule_explained": explain_rule(rule),
+        "source": dict(source),
+        "title": findings.title,
+        "question": findings.question,
+        "sentences": list(findings.sentences),
+        "advice": findings.advice,
+        "metrics": {name: float(value) for name, value in findings.metrics.items()},
+        "figures": list(findings.figures),
+        "tables": {
+            heading: json.loads(table.to_json(orient="split", index=False, double_precision=15))
+            for heading, table in findings.tables.items()
+        },
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / FINDINGS).write_text(text, encoding="utf-8")
+
+
+def figure_names(folder: Path) -> list[str]:
+    """Return the names of the SVG files that the section of ``findings.json`` shows."""
+    content = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
+    # They become names of files, and may come from a run that somebody else wrote.
+    return [f"{name}.svg" for name in content["figures"] if re.fullmatch(r"[\w-]+", name)]
+
+
+def section(folder: Path) -> str:
+    """Return the findings that :func:`write_findings` wrote as a section of a report, in HTML.
+
+    Nothing of what the files hold is taken for HTML.
+
+    Raises
+    ------
+    KeyError, OSError, TypeError, ValueError
+        If a file is missing, or its content is not as it was written.
+    """
+    content = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
+    title, source = content["title"], content["source"]
+    images = [
+        drawing.svg_image((folder / name).read_bytes(), f"{title}: {name.removesuffix('.svg')}")
+        for name in figure_names(folder)
     ]
-    section = "\n".join(
+    return "\n".join(
         [
-            f'<section id="{html.escape(kind)}"><h2>{html.escape(findings.title)}</h2>',
-            f'<p class="question">{html.escape(findings.question)}</p>',
-            *(f'<p class="answer">{html.escape(each)}</p>' for each in findings.sentences),
-            *pages,
-            *tables,
-            f"<p>Measured on {html.escape(setting)}.</p></section>",
+            f'<section id="{escape(content["kind"])}"><h2>{escape(title)}</h2>',
+            f'<p class="question">{escape(content["question"])}</p>',
+            *(f'<p class="answer">{escape(text)}</p>' for text in content["sentences"]),
+            *images,
+            *(_table(heading, table) for heading, table in content["tables"].items()),
+            f"<p>Rule <b>{escape(content['rule'])}</b>: {escape(content['rule_explained'])}</p>",
+            f'<p class="source">Measured on {escape(source["setting"])}. Run '
+            f"{escape(source['run'])}, {escape(source['date'])}.</p>",
+            f'<p class="advice"><b>What to do:</b> {escape(content["advice"])}</p></section>',
         ]
     )
-    (folder / SECTION).write_text(section, encoding="utf-8")
-    return section
+
+
+def _table(heading: str, content: Mapping[str, Any]) -> str:
+    table = pd.DataFrame(content["data"], columns=content["columns"])
+    rows = table.to_html(
+        index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="–"
+    )
+    state = " open" if len(table) <= 12 else ""
+    return f"<details{state}><summary>{escape(heading)}</summary>{rows}</details>"
 
 
 def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
@@ -77,20 +143,18 @@ def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
         *filter(sections.__contains__, ORDER),
         *(kind for kind in sections if kind not in ORDER),
     ]
-    names = [html.escape(kind) for kind in kinds]
+    names = [escape(kind) for kind in kinds]
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     title = f"Learning-rate range tests: {task}"
     path.write_text(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body><h1>{html.escape(title)}</h1>"
-        "<p>How far a suggested learning rate can be trusted on this task. A range test trains for "
-        "about an epoch while the learning rate grows at every batch, and watches the loss: it "
-        "stays, falls, turns, and explodes. A rule reads a range of rates from that curve. "
-        "The article's (S. Maggio 2020): the maximum is a tenth of the rate at which the smoothed "
-        "loss is lowest, the minimum is where it falls most steeply, or a tenth of the maximum. "
-        "Each section is a study of many such tests; every picture can be zoomed, and shows its "
-        f"values under the pointer.</p><nav>{links}</nav>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><h1>{escape(title)}</h1>"
+        "<p>How far can a suggested learning rate be trusted on this task? A range test trains for "
+        "about an epoch while the learning rate grows at every batch, and records the loss: it "
+        "stays, falls, turns, and explodes. A rule reads a range of learning rates from that "
+        "curve. Each section is a study of several such tests, and ends with the rule that was "
+        f"used and with what to do.</p><nav>{links}</nav>\n"
         + "\n".join(sections[kind] for kind in kinds)
         + "\n</body></html>\n",
         encoding="utf-8",

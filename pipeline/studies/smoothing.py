@@ -3,58 +3,71 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age, suggest
-from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits
+from lrrt_stage import AVERAGES, LRCurve, LRRange, NoSuggestion, Smoothing, mean_age, suggest
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.descent import SKIP_FIRST, descent
+from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from pipeline.studies.curves import lag_of_minimum
-from pipeline.studies.figures import LR_AXIS, drawable, published_spans
+from pipeline.studies.figures import drawable, plot_published
+from pipeline.studies.ranges import coverage
 from pipeline.studies.study import Findings, Study, kind
 
 __all__ = ["smoothing_study"]
+
+STYLES = dict(
+    zip(
+        AVERAGES,
+        ((drawing.BLUE, "-"), (drawing.VERMILION, "--"), (drawing.GREEN, ":")),
+        strict=True,
+    )
+)
 
 
 @kind("smoothing", one_test=True)
 def smoothing_study(study: Study) -> Findings:
     """One test, read with each of the three averages at several β (article, Fig 3)."""
     betas = study.options.list_of("betas", float)
-    readings = [Smoothing(average, beta) for average in AVERAGES for beta in betas]
+    smoothings = [Smoothing(average, beta) for average in AVERAGES for beta in betas]
     (test,) = drawable(study.measure([study.job("test", {})]))
-    table = pd.DataFrame([_read(test.curve, each, test.rule) for each in readings])
+    table = pd.DataFrame([_read(test.curve, smoothing, test.rule) for smoothing in smoothings])
     now = _read(test.curve, study.plan.smoothing, test.rule)
     moved = {end: _decades(table[end]) for end in ("lr_min", "lr_max")}
+    ranges = [LRRange(*ends) for ends in table[["lr_min", "lr_max"]].dropna().to_numpy().tolist()]
+    covered, sentence = coverage(ranges, len(table), "averages") if ranges else ({}, "")
     return Findings(
         "What smoothing does to the suggestion",
         "How far does each average lag behind the loss, and how far does that move the suggested "
         "range?",
         [_lag_sentence(study.plan.smoothing, now), _moved_sentence(table, test.rule, moved)],
+        f"{_advice(test.rule, moved['lr_max'])} {sentence}".strip(),
         {
             "lag_decades": now["lag_decades"],
             "age_decades": now["age_decades"],
             "lr_max_moved_decades": moved["lr_max"],
             "lr_min_moved_decades": moved["lr_min"],
             **{
-                f"lag_decades.{each.average}.{each.beta:g}": lag
-                for each, lag in zip(readings, table["lag_decades"], strict=True)
+                f"lag_decades.{smoothing.average}.{smoothing.beta:g}": lag
+                for smoothing, lag in zip(smoothings, table["lag_decades"], strict=True)
             },
+            **covered,
         },
         {
-            "averages": _averages_chart(
-                test.curve.finite, table, betas, published_spans(study.task)
-            ),
-            "lags": _lags_chart(table),
+            "averages": _averages_figure(study, test.curve.finite, table),
+            "lags": _lags_figure(table),
         },
         {"Averages": table},
     )
 
 
 def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, Any]:
-    """Return what an average reads from the curve; NaN where it has no answer, and why."""
+    """Return what is read from the curve with an average; NaN where there is nothing, and why."""
     row: dict[str, Any] = {"average": smoothing.average, "beta": smoothing.beta}
     row |= dict.fromkeys(("lr_min", "lr_max", "lag_decades", "age_decades"), math.nan)
     row["reason"] = ""
@@ -87,6 +100,19 @@ def _decades(lrs: pd.Series) -> float:
     return math.log10(known.max() / known.min()) if len(known) > 1 else math.nan
 
 
+def _advice(rule: str, moved: float) -> str:
+    if rule == "robust":
+        return "Keep the rule robust, which reads no average: its suggestion does not depend on β."
+    if math.isnan(moved):
+        return "Look at the curve, then at the data and the loss."
+    if moved > CLEAR_DECADES:
+        return (
+            "Use the rule robust, which reads no average, or the smallest β that still evens out "
+            "the noise of the batches."
+        )
+    return "Keep the average: on this curve the suggestion hardly depends on it."
+
+
 def _lag_sentence(smoothing: Smoothing, row: dict[str, Any]) -> str:
     name = f"The {smoothing.average} average with β = {smoothing.beta:g}"
     lag = row["lag_decades"]
@@ -106,7 +132,7 @@ def _moved_sentence(table: pd.DataFrame, rule: str, moved: dict[str, float]) -> 
         reason = table.loc[table["lr_max"].isna(), "reason"].iloc[0]
         return (
             f"Of {len(table)} averages {answered or 'none'} has a suggestion ({rule}), too few to "
-            f"compare. Another says: {reason}."
+            f"compare. The first without: {reason}."
         )
     which = f"all {answered}" if answered == len(table) else f"the {answered} of {len(table)}"
     return (
@@ -115,49 +141,47 @@ def _moved_sentence(table: pd.DataFrame, rule: str, moved: dict[str, float]) -> 
     )
 
 
-def _averages_chart(
-    curve: LRCurve, table: pd.DataFrame, betas: Sequence[float], published: Sequence[Span]
-) -> Chart:
-    raw = Line(curve.lr, curve.loss, "loss of each batch", "#9db4c8", 1.0)
-    panels = []
-    for beta in betas:
-        lines = [
-            Line(curve.lr, Smoothing(average, beta)(curve.loss), average, width=2.2)
-            for average in AVERAGES
-        ]
-        maxima = table[table["beta"] == beta].dropna(subset=["lr_max"])
-        marks = [
-            Mark(lr, str(average))
-            for average, lr in zip(maxima["average"], maxima["lr_max"], strict=True)
-        ]
-        items: tuple[Item, ...] = (*published, raw, *lines, *marks)
-        ylim = limits(curve.loss)
-        panels.append(Panel(f"β = {beta:g}", LR_AXIS, "training loss", items, xlog=True, ylim=ylim))
-    title = "Raw loss and the three averages; dashed: the maximum that each suggests"
-    return Chart(title, tuple(panels))
+def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figure:
+    betas = sorted(set(table["beta"]))
+    figure, axes = drawing.new_figure(heights=[3.3] * len(betas))
+    for ax, beta in zip(axes, betas, strict=True):
+        plot_published(study.task, ax)
+        ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
+        rows = table[table["beta"] == beta]
+        for average, maximum in zip(rows["average"], rows["lr_max"], strict=True):
+            color, style = STYLES[average]
+            smoothed = Smoothing(average, beta)(curve.loss)
+            ax.plot(curve.lr, smoothed, color=color, ls=style, lw=2, label=average)
+            if np.isfinite(maximum):
+                ax.axvline(maximum, color=color, ls=style, lw=1.3)
+        title = f"β = {beta:g}; vertical: the maximum that is suggested"
+        drawing.label_axes(ax, title, LR_LABEL, "training loss", log="x")
+        ax.set_ylim(*drawing.loss_limits(curve.loss))
+        ax.sharex(axes[0])
+    drawing.legend_below(axes[-1])
+    return drawing.finished(figure)
 
 
-def _lags_chart(table: pd.DataFrame) -> Chart:
-    def panel(column: str, title: str, ylabel: str) -> Panel:
-        lines = [
-            Line(part["beta"].to_numpy(), part[column].to_numpy(), str(average), markers=True)
-            for average, part in table.groupby("average", sort=False)
-        ]
-        values = table[column].dropna()
-        low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
-        if ylabel == LR_AXIS:
+def _lags_figure(table: pd.DataFrame) -> Figure:
+    panels = {
+        "lag_decades": ("How late the minimum is found", "decades of LR"),
+        "age_decades": ("Mean age of the losses in it", "decades of LR"),
+        "lr_max": ("Suggested maximum", LR_LABEL),
+        "lr_min": ("Suggested minimum", LR_LABEL),
+    }
+    figure, axes = drawing.new_figure(heights=[3.2, 3.2], columns=2, width=4.6)
+    for ax, (column, (title, ylabel)) in zip(axes, panels.items(), strict=True):
+        drawing.label_axes(ax, title, "β", ylabel, log="y" if column.startswith("lr") else "")
+        for average, part in table.groupby("average", sort=False):
+            color, style = STYLES[str(average)]
+            ax.plot(
+                part["beta"], part[column], "o", color=color, ls=style, ms=4, label=str(average)
+            )
+        known = table[column].dropna()
+        if column.startswith("lr") and len(known):
             # At least two decades, so that steps of the ramp do not look like differences.
-            ylim = (low / 10, high * 10) if low > 0 else None
-        else:
-            ylim = (min(0.0, 1.1 * low), max(1.15 * high, 0.1))
-        return Panel(title, "β", ylabel, tuple(lines), ylog=ylabel == LR_AXIS, ylim=ylim)
-
-    return Chart(
-        "Lag and suggestion over β",
-        (
-            panel("lag_decades", "How late the minimum is found", "decades of LR"),
-            panel("age_decades", "Mean age of the losses in it", "decades of LR"),
-            panel("lr_max", "Suggested maximum", LR_AXIS),
-            panel("lr_min", "Suggested minimum", LR_AXIS),
-        ),
-    )
+            ax.set_ylim(known.min() / 10, known.max() * 10)
+        elif len(known):
+            ax.set_ylim(min(0.0, 1.1 * known.min()), max(1.15 * known.max(), 0.1))
+    drawing.legend_below(axes[2])
+    return drawing.finished(figure)

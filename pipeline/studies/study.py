@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lrrt_stage import LRRange, LRRTError, NoSuggestion
-from lrrt_stage.charts import Chart
 from lrrt_stage.settings import Options, require, setting
 from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult
 from pipeline.jobs.pool import JobResult
@@ -28,9 +28,11 @@ class Findings:
     question: str
     sentences: Sequence[str]
     """The answer, a sentence or two each."""
+    advice: str
+    """What to do about it."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers that compare across studies of the kind."""
-    charts: Mapping[str, Chart] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
     """By file name, without its ending."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     """By heading."""
@@ -97,7 +99,9 @@ class Study:
                 self.check(task)
                 checked.add(task.to_json())
         outcomes = self.run(jobs)
-        results = [each.result for each in outcomes if isinstance(each.result, RangeTestResult)]
+        results = [
+            outcome.result for outcome in outcomes if isinstance(outcome.result, RangeTestResult)
+        ]
         if not results:
             raise LRRTError(f"all {len(jobs)} range tests failed; the first: {outcomes[0].error}")
         return results
@@ -191,9 +195,9 @@ def suggested(results: Sequence[RangeTestResult], at_least: int = 1) -> list[LRR
     NoSuggestion
         If there are fewer than ``at_least``.
     """
-    found = [each.range for each in results if each.range is not None]
+    found = [result.range for result in results if result.range is not None]
     if len(found) < at_least:
-        reasons = [each.reading.chosen.reason for each in results if each.range is None]
+        reasons = [result.reading.chosen.reason for result in results if result.range is None]
         raise NoSuggestion(
             f"{len(found)} of {counted(len(results), 'test')} with a curve gave a suggestion, of "
             f"{at_least} needed: {reasons[0] if reasons else 'raise the number of tests'}"
@@ -201,13 +205,13 @@ def suggested(results: Sequence[RangeTestResult], at_least: int = 1) -> list[LRR
     return found
 
 
-def alike(study: Study, tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
+def differing_in_seeds(study: Study, tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
     """Return the tests that differ from the study's task in seeds alone."""
+    task = study.task
     return [
-        each
-        for each in tests
-        if each.job.task
-        == replace(study.task, seed=each.job.task.seed, data_seed=each.job.task.data_seed)
+        test
+        for test in tests
+        if replace(test.job.task, seed=task.seed, data_seed=task.data_seed) == task
     ]
 
 

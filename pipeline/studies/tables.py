@@ -1,15 +1,34 @@
-"""A study's tests as tidy tables."""
+"""A study's tests as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult, TrainingResult
 from pipeline.jobs.pool import JobResult
 
-__all__ = ["study_frame", "tests_frame"]
+__all__ = ["study_frame", "tests_frame", "tests_table"]
+
+
+def tests_table(tests: Sequence[RangeTestResult]) -> pd.DataFrame:
+    """Return a row per test: what tells it from the others, how it ended, what it suggests."""
+    return pd.DataFrame([{"test": t.job.name, **t.job.labels, **_measured(t)} for t in tests])
+
+
+def _measured(test: RangeTestResult) -> dict[str, Any]:
+    found, confidence = test.range, test.reading.chosen.confidence
+    return {
+        "iterations": len(test.curve),
+        "stop": test.curve.stop,
+        "lr_min": found.min if found else None,
+        "lr_max": found.max if found else None,
+        "lr_max_low": confidence.low,
+        "lr_max_high": confidence.high,
+        "verdict": str(confidence.verdict),
+    }
 
 
 def study_frame(results: Sequence[RangeTestResult | TrainingResult]) -> pd.DataFrame:
@@ -19,13 +38,13 @@ def study_frame(results: Sequence[RangeTestResult | TrainingResult]) -> pd.DataF
     ``loss``, ``smoothed_loss``, and the validation losses where they were taken.
     """
     frames = []
-    for each in results:
-        if isinstance(each, TrainingResult):
-            frame = pd.DataFrame({"lr": each.lr, "loss": each.train_loss})
+    for result in results:
+        if isinstance(result, TrainingResult):
+            frame = pd.DataFrame({"lr": result.lr, "loss": result.train_loss})
             frame = frame.rename_axis("iteration").reset_index()
         else:
-            frame = each.curve.to_frame(each.job.plan.smoothing)
-        names = {"test": each.job.name, **each.job.labels}
+            frame = result.curve.to_frame(result.reading.smoothing)
+        names = {"test": result.job.name, **result.job.labels}
         frames.append(frame.assign(**names)[[*names, *frame.columns]])
     return pd.concat(frames, ignore_index=True)
 
@@ -36,19 +55,11 @@ def tests_frame(outcomes: Sequence[JobResult]) -> pd.DataFrame:
     for outcome in outcomes:
         if not isinstance(outcome.job, RangeTestJob):
             continue
-        result = outcome.result
+        task, result = outcome.job.task, outcome.result
         row = {"test": outcome.job.name, **outcome.job.labels, "error": outcome.error}
-        task = outcome.job.task
         row |= {"seed": task.seed, "data_seed": task.data_seed, "batch_size": task.batch_size}
         if isinstance(result, RangeTestResult):
-            lr_range = result.range
-            row |= {
-                "iterations": len(result.curve),
-                "stop": result.curve.stop,
-                "seconds": result.seconds,
-                "lr_min": lr_range.min if lr_range else None,
-                "lr_max": lr_range.max if lr_range else None,
-            }
+            row |= {**_measured(result), "seconds": result.seconds}
             row |= {
                 f"suggestion.{name}": suggestion.range.max
                 for name, suggestion in result.reading.suggestions.items()

@@ -8,13 +8,18 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from lrrt_stage import LRCurve, LRRange, LRRTError
-from lrrt_stage.charts import Chart, Item, Line, Mark, Panel, Span, limits
+from lrrt_stage import LRCurve, LRRTError
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.curve_plot import LR_LABEL
+from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.figures import LR_AXIS, drawable, published_spans
+from pipeline.studies.figures import drawable, plot_published
+from pipeline.studies.ranges import coverage
 from pipeline.studies.study import Findings, Study, counted, kind
+from pipeline.studies.tables import tests_table
 from pipeline.task.plan import ValidationOptions
 
 __all__ = ["validation_study"]
@@ -38,7 +43,7 @@ def validation_study(study: Study) -> Findings:
     jobs.append(_job(study, "full set", "full", ValidationOptions("full")))
     tests = drawable(study.measure(jobs))
     by_kind = {
-        name: [each for each in tests if each.job.labels["validation"] == name]
+        name: [test for test in tests if test.job.labels["validation"] == name]
         for name in ("none", "sample", "full")
     }
     for name, members in by_kind.items():
@@ -47,64 +52,60 @@ def validation_study(study: Study) -> Findings:
             f"no test with validation={name} gave a curve: see their runs, and run the study again",
         )
     (watched, *_), (full, *_) = by_kind["sample"], by_kind["full"]
-    seconds = {
-        name: median([each.seconds for each in members]) for name, members in by_kind.items()
-    }
+    seconds = {name: median([test.seconds for test in by_kind[name]]) for name in by_kind}
     ratio, full_ratio = (
         seconds[name] / seconds["none"] if seconds["none"] > 0 else math.nan
         for name in ("sample", "full")
     )
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
-    apart = abs(math.log10(turn / full_turn))
     errors = _sample_errors(watched.curve)
     error = float(np.median(errors)) if len(errors) else math.nan
     largest = float(errors.max()) if len(errors) else math.nan
     found = watched.range
     above = math.log10(found.max / full_turn) if found else math.nan
+    ranges = [test.range for test in tests if test.range is not None]
+    covered, sentence = coverage(ranges, len(tests)) if ranges else ({}, "")
+    cost = (
+        f"A test with the sample takes {ratio:.2f} times as long as without validation, one with "
+        f"the full set at every iteration {full_ratio:.2f} times."
+    )
     return Findings(
         "What the validation loss says",
         "Does the validation loss turn where the training loss does, and what does it cost to "
         "look?",
         [
             _turn_sentence(full_turn, turn),
-            f"At {counted(len(errors), 'look')} at the full set the sample's loss was off by "
-            f"{error:.1%} in the median and {largest:.1%} at most."
-            if len(errors)
-            else "No look at the full set has a finite loss to compare the sample's with.",
-            f"The suggested maximum ({watched.rule}) is {_where(above)} the turn."
-            if found and not math.isnan(above)
-            else f"The suggested maximum ({watched.rule}) is {found.max:.3g}."
-            if found
-            else f"No maximum is suggested: {watched.reading.chosen.reason}.",
-            *(
-                [
-                    f"A test with the sample takes {ratio:.2f} times as long as without "
-                    f"validation, one with the full set at every iteration {full_ratio:.2f} times."
-                ]
-                if seconds["none"] > 0
-                else []
-            ),
+            _error_sentence(len(errors), error, largest),
+            _maximum_sentence(watched, above),
+            *([cost] if seconds["none"] > 0 else []),
         ],
+        f"{_advice(full_turn, above)} {sentence}".strip(),
         {
             "validation_cost_ratio": ratio,
             "full_validation_cost_ratio": full_ratio,
             "turning_lr": turn,
             "full_turning_lr": full_turn,
-            "turn_apart_decades": apart,
+            "turn_apart_decades": abs(math.log10(turn / full_turn)),
             "sample_error": error,
             "sample_error_max": largest,
             "max_above_turn_decades": above,
+            **covered,
         },
-        {"validation": _chart(watched, full)},
+        {"validation": _figure(watched, full)},
         {
             "Learning rates": pd.DataFrame(
                 [
                     ("validation turns, full set", full_turn),
                     ("validation turns, sample", turn),
-                    *((f"rule {n}", a.max) for n, a in _answered(watched)),
+                    *(
+                        (f"rule {name}", suggestion.range.max)
+                        for name, suggestion in watched.reading.suggestions.items()
+                        if suggestion.range is not None
+                    ),
                 ],
                 columns=["where", "lr"],
-            )
+            ),
+            "Tests": tests_table(tests),
         },
     )
 
@@ -146,45 +147,73 @@ def _turn_sentence(full_turn: float, turn: float) -> str:
     )
 
 
-def _where(decades: float) -> str:
-    if round(decades, 9) == 0:
-        return "at"
-    return f"{abs(decades):.2g} decades {'above' if decades > 0 else 'below'}"
+def _error_sentence(evaluations: int, error: float, largest: float) -> str:
+    if not evaluations:
+        return "No evaluation of the full set has a finite loss to compare the sample's with."
+    return (
+        f"At {counted(evaluations, 'evaluation')} of the full set the sample's loss was off by "
+        f"{error:.1%} in the median and {largest:.1%} at most."
+    )
+
+
+def _maximum_sentence(watched: RangeTestResult, above: float) -> str:
+    if watched.range is None:
+        return f"No maximum is suggested: {watched.reading.chosen.reason}."
+    name = f"The suggested maximum ({watched.rule}) is"
+    if math.isnan(above):
+        return f"{name} {watched.range.max:.3g}."
+    if round(above, 9) == 0:
+        return f"{name} at the turn."
+    return f"{name} {abs(above):.2g} decades {'above' if above > 0 else 'below'} the turn."
+
+
+def _advice(turn: float, above: float) -> str:
+    if math.isnan(above):
+        return "Set lr_end so that the validation loss turns within the test."
+    if above > CLEAR_DECADES:
+        return f"Stay below {turn:.3g}, where the validation loss turns, and watch it in training."
+    return "The training loss is enough here: leave validation=none for the range test."
 
 
 def _sample_errors(curve: LRCurve) -> np.ndarray:
-    """Return the relative error of the sample at each look at the full set, shape ``[looks]``."""
+    """Return the relative error of the sample wherever the full set was evaluated as well."""
     assert curve.val_loss is not None
     assert curve.full_val_loss is not None
-    looks = np.isfinite(curve.full_val_loss) & np.isfinite(curve.val_loss)
-    looks &= curve.full_val_loss != 0
-    full = curve.full_val_loss[looks]
-    return np.abs(curve.val_loss[looks] - full) / np.abs(full)
+    both = np.isfinite(curve.full_val_loss) & np.isfinite(curve.val_loss)
+    both &= curve.full_val_loss != 0
+    full = curve.full_val_loss[both]
+    return np.abs(curve.val_loss[both] - full) / np.abs(full)
 
 
-def _answered(test: RangeTestResult) -> list[tuple[str, LRRange]]:
-    return [(n, s.range) for n, s in test.reading.suggestions.items() if s.range is not None]
-
-
-def _chart(watched: RangeTestResult, full: RangeTestResult) -> Chart:
+def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     curve, every = watched.curve.finite, full.curve.finite
+    assert every.val_loss is not None
     assert curve.val_loss is not None
     assert curve.full_val_loss is not None
-    assert every.val_loss is not None
-    items: list[Item] = [
-        Line(curve.lr, curve.loss, "training loss of each batch", "#9db4c8", 1.0),
-        Line(every.lr, every.val_loss, "validation loss, full set at every iteration", "#1f4e79"),
-        Line(curve.lr, curve.val_loss, "validation loss, sample", "#c0392b"),
-        Line(
-            curve.lr, curve.full_val_loss, "looks at the full set", "black", width=0, markers=True
-        ),
-    ]
-    if not math.isnan(turn := turning_lr(full.curve)):
-        items.append(Mark(turn, "validation turns", "#27865f"))
-    items += published_spans(watched.job.task)
+    figure, (ax,) = drawing.new_figure()
     if watched.range is not None:
-        items.insert(0, Span(watched.range.min, watched.range.max, f"suggested ({watched.rule})"))
+        low, high = watched.range.min, watched.range.max
+        label = f"suggested ({watched.rule}): {watched.range}"
+        ax.axvspan(low, high, color=drawing.ORANGE, alpha=0.25, lw=0, label=label)
+    plot_published(watched.job.task, ax)
+    ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="training loss of each batch")
+    label = "validation loss, full set at every iteration"
+    ax.plot(every.lr, every.val_loss, color=drawing.BLUE, lw=2, label=label)
+    ax.plot(
+        curve.lr,
+        curve.val_loss,
+        "--",
+        color=drawing.VERMILION,
+        lw=1.5,
+        label="validation loss, sample",
+    )
+    label = "full set, at times beside the sample"
+    ax.plot(curve.lr, curve.full_val_loss, "o", color=drawing.BLACK, ms=4, label=label)
+    if not math.isnan(turn := turning_lr(full.curve)):
+        ax.axvline(turn, color=drawing.GREEN, ls="-.", label=f"validation turns: {turn:.3g}")
     title = "Training and validation loss, unsmoothed"
+    drawing.label_axes(ax, title, LR_LABEL, "loss", log="x")
     # The validation loss may leave at the top: before batch norm's statistics have settled, say.
-    ylim = limits(curve.loss)
-    return Chart(title, (Panel("", LR_AXIS, "loss", tuple(items), xlog=True, ylim=ylim),))
+    ax.set_ylim(*drawing.loss_limits(curve.loss))
+    drawing.legend_below(ax)
+    return drawing.finished(figure)

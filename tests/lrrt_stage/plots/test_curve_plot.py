@@ -3,100 +3,157 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lrrt_stage import LRCurve, suggest_all
-from lrrt_stage.plots.curve_plot import curve_figure, curve_page, write_page
+from lrrt_stage import (
+    Confidence,
+    Consensus,
+    LRCurve,
+    LRRange,
+    NoSuggestion,
+    Reading,
+    Smoothing,
+    Suggestion,
+    Verdict,
+)
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges
+from lrrt_stage.plots.curve_plot import plot_curve, plot_reading
 
 LR = np.geomspace(1e-5, 10, 80)
-CURVES = {
-    "descent": LRCurve(LR, 2.3 - 2 * np.exp(-((np.log10(LR) + 1) ** 2)), epochs=3.5),
-    "flat": LRCurve(LR, np.full(80, 2.3)),
-    "non-finite": LRCurve(LR[:30], [*np.linspace(2, 1, 29), np.nan], stop="non-finite"),
-    "with validation": LRCurve(LR, np.linspace(2, 1, 80), val_loss=np.linspace(2.1, 1.2, 80)),
-}
+LOSS = 2.3 - 2 * np.exp(-((np.log10(LR) + 1) ** 2))
+CURVE = LRCurve(LR, LOSS, epochs=3.5)
+FULL = np.where(np.arange(80) % 20 == 0, 1.5, np.nan)
+WATCHED = replace(CURVE, val_loss=LOSS + 0.1, full_val_loss=FULL, probe_loss=LOSS - 0.1)
+ROBUST = Suggestion(LRRange(0.003, 0.03), Confidence(0.02, 0.05, Verdict.CLEAR))
+ARTICLE = Suggestion(LRRange(0.001, 0.01), Confidence(0.01, 0.01, Verdict.CLEAR))
+STEEPEST = Suggestion(LRRange(0.002, 0.02), Confidence(0.02, 0.02, Verdict.CLEAR))
+RULES = {"robust": ROBUST, "article": ARTICLE, "steepest": STEEPEST}
+READING = Reading(CURVE, RULES, "robust", Smoothing())
 
 
-FULL = LRCurve(LR, np.linspace(2, 1, 80), val_loss=np.linspace(2.1, 1.2, 80))
-# Of the iterations, a few with the loss of the full set.
-TAKEN = np.where(np.arange(80) % 20 == 0, 1.5, np.nan)
-object.__setattr__(FULL, "full_val_loss", TAKEN)
-CURVES["with validation on the full set"] = FULL
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-@pytest.mark.parametrize("name", CURVES)
-def test_a_picture_and_a_page_of_every_curve(name, tmp_path):
-    curve = CURVES[name]
-    answers = suggest_all(curve)
-    curve_figure(curve, answers, "article").savefig(tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    page = write_page(curve_page(curve, answers, "article"), tmp_path / "curve.html")
-    text = page.read_text(encoding="utf-8")
-    # Nothing is fetched when the page is opened.
-    assert "<script src=" not in text
+def drawn(ax, start):
+    """The line whose label begins so."""
+    (line,) = [line for line in ax.get_lines() if str(line.get_label()).startswith(start)]
+    return np.array(line.get_xdata(), float), np.array(line.get_ydata(), float)
 
 
-def test_the_picture_shows_log_axis_both_losses_the_range_and_every_rule():
-    curve = CURVES["descent"]
-    answers = suggest_all(curve)
-    (axes,) = curve_figure(curve, answers, "article").axes
-    assert axes.get_xscale() == "log"
-    assert axes.get_xlabel() == "learning rate"
-    labels = " | ".join(text.get_text() for text in axes.get_legend().get_texts())
-    assert "loss of each batch" in labels
-    assert "smoothed (corrected, β = 0.98)" in labels
-    assert f"suggested range (article): {answers['article']}" in labels
-    for rule, answer in answers.items():
-        assert rule in labels
-        assert f"{answer.max:.3g}" in labels
-    assert "80 iterations, 3.5 epochs" in axes.get_title()
+def assert_covers_nothing(figure):
+    """No legend reaches into axes, or out of the figure."""
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        if ax.get_legend() is not None:
+            box = ax.get_legend().get_window_extent()
+            assert not any(box.overlaps(other.get_window_extent()) for other in figure.axes)
+            assert figure.bbox.contains(box.x0, box.y0)
+            assert figure.bbox.contains(box.x1, box.y1)
 
 
-def names(page):
-    return [each.name for each in (*page.data, *page.layout.shapes) if each.showlegend]
+def test_the_losses_are_drawn_over_a_log_axis():
+    ax = plot_curve(CURVE)
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "learning rate")
+    assert "80 iterations, 3.5 epochs" in ax.get_title()
+    assert drawn(ax, "loss of each batch")[1].tolist() == CURVE.loss.tolist()
+    assert np.allclose(drawn(ax, "smoothed")[1], Smoothing()(CURVE.loss))
+    assert_covers_nothing(ax.figure)
 
 
-def test_the_page_shows_what_the_picture_shows():
-    curve = CURVES["with validation"]
-    answers = suggest_all(curve)
-    (axes,) = curve_figure(curve, answers, "article").axes
-    page = curve_page(curve, answers, "article")
-    assert names(page) == [text.get_text() for text in axes.get_legend().get_texts()]
-    assert "validation loss" in names(page)
-    assert page.layout.annotations[0].text == axes.get_title()
-    assert page.layout.yaxis.range == pytest.approx(axes.get_ylim())
-    assert page.layout.xaxis.type == "log"
-    assert page.data[0].text[:2] == ("iteration 0", "iteration 1")
+def test_validation_is_drawn_where_it_was_evaluated():
+    ax = plot_curve(WATCHED)
+    assert drawn(ax, "validation loss (sample)")[1].tolist() == (LOSS + 0.1).tolist()
+    lr, full = drawn(ax, "validation loss, full")
+    assert lr[np.isfinite(full)].tolist() == LR[::20].tolist()
+    assert drawn(ax, "loss of the probe")[1].tolist() == (LOSS - 0.1).tolist()
 
 
-def test_validation_on_the_full_set_is_marked_where_it_was_taken():
-    (axes,) = curve_figure(FULL, suggest_all(FULL), "article").axes
-    (drawn,) = [
-        line for line in axes.get_lines() if line.get_label() == "validation loss, full set"
-    ]
-    assert drawn.get_linestyle() == "None"
-    assert drawn.get_xdata().tolist() == LR[::20].tolist()
-    assert drawn.get_ydata().tolist() == [1.5] * 4
-    page = curve_page(FULL, suggest_all(FULL), "article")
-    assert names(page)[2:4] == ["validation loss (sample)", "validation loss, full set"]
-    trace = page.data[3]
-    assert trace.mode == "markers"
-    assert trace.text == ("iteration 0", "iteration 20", "iteration 40", "iteration 60")
+@pytest.mark.parametrize("rule", ["robust", "article", "steepest"])
+def test_the_chosen_rule_and_one_more_are_marked(rule):
+    ax = plot_reading(READING.with_rule(rule))
+    chosen, other = RULES[rule], "robust" if rule == "article" else "article"
+    assert f"suggested range ({rule}): {chosen.range}" in labels(ax)
+    assert drawn(ax, "maximum between")[0].tolist() == [
+        chosen.confidence.low, chosen.confidence.high
+    ]  # fmt: skip
+    marked = {line.get_xdata()[0] for line in ax.get_lines() if len(set(line.get_xdata())) == 1}
+    marked -= {chosen.confidence.low}
+    assert marked == {chosen.range.max, RULES[other].range.max} - {chosen.confidence.low}
+    assert_covers_nothing(ax.figure)
 
 
-def test_the_ramp_that_robust_reads_is_dashed():
-    curve = replace(CURVES["descent"], probe_loss=CURVES["descent"].loss)
-    reference = replace(curve[:50], probe_loss=curve.loss[:50] / 2)
-    apart = replace(curve, reference=reference)
-    (axes,) = curve_figure(apart, suggest_all(curve), "article").axes
-    (drawn,) = [line for line in axes.get_lines() if "(read by robust)" in line.get_label()]
-    assert drawn.get_linestyle() == "--"
-    assert drawn.get_ydata().tolist() == reference.probe_loss.tolist()
-    page = curve_page(apart, suggest_all(curve), "article")
-    assert [each.line.dash for each in page.data if each.name == drawn.get_label()] == ["dash"]
+def test_a_consensus_is_drawn_with_the_maxima_of_all_tests():
+    ranges = (ROBUST.range, LRRange(0.005, 0.05), None, LRRange(0.004, 0.04))
+    consensus = Consensus(LRRange(0.004, 0.035), ranges, 0.6)
+    ax = plot_reading(replace(READING, consensus=consensus))
+    assert "consensus of 4 tests: 0.004 to 0.035" in labels(ax)
+    assert "this test alone (robust): 0.03" in labels(ax)
+    dotted = [line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"]
+    assert dotted == [0.05, 0.04]
+
+
+def test_what_has_no_suggestion_says_so():
+    none = Suggestion.missing(NoSuggestion("too flat"))
+    for reading in (
+        replace(READING, suggestions=RULES | {"robust": none}),
+        replace(READING, consensus=NoSuggestion("too few agree")),
+    ):
+        (label,) = [label for label in labels(plot_reading(reading)) if "none" in label]
+        assert str(Verdict.NO_DESCENT) in label
+
+
+def test_curves_that_ended_badly_can_be_drawn():
+    for curve in (
+        LRCurve(LR[:30], [*np.linspace(2, 1, 29), np.nan], stop="non-finite"),
+        LRCurve(LR[:1], [np.nan], stop="non-finite"),
+    ):
+        assert drawing.to_svg(plot_reading(replace(READING, curve=curve)).figure)
 
 
 def test_an_explosion_leaves_the_axis_at_the_top():
     # A plateau at 2, a descent to 0, then a thousand million.
     loss = np.concatenate([np.full(40, 2.0), np.linspace(2, 0, 35), np.geomspace(1, 1e9, 5)])
-    curve = LRCurve(LR, loss, stop="diverged")
-    (axes,) = curve_figure(curve, suggest_all(curve), "article").axes
-    assert axes.get_ylim() == pytest.approx((-0.3, 3.5))
+    ax = plot_curve(LRCurve(LR, loss, stop="diverged"))
+    assert ax.get_ylim() == pytest.approx((-0.3, 3.5))
+
+
+def test_axes_of_the_caller_are_used():
+    figure, (left, right) = drawing.new_figure(columns=2)
+    assert plot_reading(READING, left) is left
+    assert right.get_lines() == []
+    assert figure.axes == [left, right]
+
+
+def test_several_tests_have_a_line_and_a_row_each():
+    none = replace(READING, suggestions={"robust": Suggestion.missing(NoSuggestion("flat"))})
+    readings = {"_first $x$": READING, "second": none}
+    losses, ranges = plot_losses(readings), plot_ranges(readings)
+    drawing.legend_below(losses)
+    assert [label.strip() for label in labels(losses)] == list(readings)
+    assert [tick.get_text() for tick in ranges.get_yticklabels()] == list(readings)
+    shown, intervals = ranges.collections
+    assert [segment[:, 0].tolist() for segment in shown.get_segments()] == [[0.003, 0.03]]
+    assert [segment[:, 0].tolist() for segment in intervals.get_segments()] == [[0.02, 0.05]]
+    assert ranges.get_ylim()[0] > ranges.get_ylim()[1]  # the first row is at the top
+
+
+def test_the_probe_is_drawn_where_all_tests_have_one():
+    probed = replace(READING, curve=WATCHED)
+    both = plot_losses({"a": probed, "b": probed})
+    assert both.get_lines()[0].get_ydata().tolist() == (LOSS - 0.1).tolist()
+    mixed = plot_losses({"a": probed, "b": READING})
+    assert mixed.get_lines()[0].get_ydata().tolist() == pytest.approx(Smoothing()(LOSS).tolist())
+
+
+def test_the_same_figure_is_the_same_file():
+    assert drawing.to_svg(plot_curve(CURVE).figure) == drawing.to_svg(plot_curve(CURVE).figure)
+
+
+def test_a_figure_grows_by_its_legends():
+    figure, (ax,) = drawing.new_figure()
+    before = figure.get_figheight()
+    for number in range(12):
+        ax.plot([1, 2], [1, 2], label=f"a label that needs a row of its own, number {number}" * 2)
+    drawing.legend_below(ax)
+    assert drawing.finished(figure).get_figheight() > before + 1.5
+    assert_covers_nothing(figure)

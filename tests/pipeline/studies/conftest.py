@@ -6,9 +6,20 @@ from functools import partial
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from lrrt_stage import LRCurve, LRRange, RangeTestOptions, Smoothing, SuggestionOptions, suggest_all
-from lrrt_stage.charts import Chart
+from lrrt_stage import (
+    Confidence,
+    LRCurve,
+    LRRange,
+    RangeTestOptions,
+    Reading,
+    Smoothing,
+    Suggestion,
+    SuggestionOptions,
+    Verdict,
+    suggest_all,
+)
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult, TrainingJob, TrainingResult
 from pipeline.jobs.pool import JobResult, run_jobs
@@ -66,7 +77,15 @@ def measured():
     """A function from a job and its curve to the result of the test."""
 
     def make(job: RangeTestJob, curve: LRCurve, seconds: float = 1.0) -> RangeTestResult:
-        return RangeTestResult(job, curve, suggest_all(curve, job.plan.smoothing), seconds)
+        # An interval that takes no bootstrap: a tenth to either side.
+        suggestions = {
+            name: Suggestion(found, Confidence(found.max / 1.1, found.max * 1.1, Verdict.CLEAR))
+            if isinstance(found, LRRange)
+            else Suggestion.missing(found)
+            for name, found in suggest_all(curve, job.plan.smoothing).items()
+        }
+        rule = job.plan.suggestion.rule
+        return RangeTestResult(job, Reading(curve, suggestions, rule, job.plan.smoothing), seconds)
 
     return make
 
@@ -140,11 +159,8 @@ def refused(study_of, complains):
 
 
 @pytest.fixture
-def real(tmp_path) -> Callable[..., Findings]:
-    """A function that carries out a short study with real tests of a small network on digits.
-
-    Its charts are drawn both ways.
-    """
+def real() -> Callable[..., Findings]:
+    """A function that carries out a short study with real tests of a small network on digits."""
 
     def make(kind: str, *, iterations: int = 50, batch_size: int = 64, **more) -> Findings:
         task = Task(model="mlp", model_args={"width": 16}, batch_size=batch_size)
@@ -156,10 +172,8 @@ def real(tmp_path) -> Callable[..., Findings]:
         options = StudyOptions(kind=kind, **more)
         study = Study(task, plan, options, TrainOptions(epochs=1), 1347, run, source)
         findings = KINDS[kind](study)
-        for name, chart in findings.charts.items():
-            assert isinstance(chart, Chart)
-            chart.figure().savefig(tmp_path / f"{name}.png")
-            assert chart.page().to_json()
+        for figure in findings.figures.values():
+            figure.draw_without_rendering()
         return findings
 
     return make
@@ -177,25 +191,27 @@ def job() -> Callable[..., RangeTestJob]:
 
 
 @pytest.fixture
-def items() -> Callable[..., list]:
-    """A function to the items of a type in one panel of a chart."""
+def lines() -> Callable[..., dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """A function to x and y of the lines by label in one of a figure's axes."""
 
-    def make(chart: Chart, kind: type, panel: int = 0) -> list:
-        return [each for each in chart.panels[panel].items if isinstance(each, kind)]
+    def make(figure: Figure, panel: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {
+            str(line.get_label()): (np.array(line.get_xdata()), np.array(line.get_ydata()))
+            for line in figure.axes[panel].get_lines()
+        }
 
     return make
 
 
 @pytest.fixture
-def ranges() -> Callable[[Chart], dict[str, LRRange]]:
-    """A function to the ranges by label that the rows of a chart's first panel show."""
+def rows() -> Callable[[Figure], dict[str, tuple[float, float]]]:
+    """A function to the ranges by name that the rows of a figure show."""
 
-    def make(chart: Chart) -> dict[str, LRRange]:
-        return {
-            label: LRRange(low, high)
-            for item in chart.panels[0].items
-            if hasattr(item, "labels")
-            for label, low, high in zip(item.labels, item.low, item.high, strict=True)
-        }
+    def make(figure: Figure) -> dict[str, tuple[float, float]]:
+        (ax,) = figure.axes
+        names = [tick.get_text() for tick in ax.get_yticklabels()]
+        bars = [bar for bar in ax.collections if "maximum" not in str(bar.get_label())]
+        ends = [segment for bar in bars for segment in bar.get_segments()]
+        return {names[round(row)]: (low, high) for (low, row), (high, _) in ends}
 
     return make

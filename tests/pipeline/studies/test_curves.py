@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age
-from pipeline.studies.curves import Stacked, band, lag_of_minimum, stacked
+from pipeline.studies.curves import lag_of_minimum, stacked
 
 LR = np.array([0.01, 0.1, 1.0, 10.0])
 
@@ -14,35 +14,27 @@ def curve(*loss: float) -> LRCurve:
 
 
 def test_a_test_that_ended_early_keeps_its_last_loss():
-    together = stacked([curve(3, 2), curve(3, 1, 2, 5), curve(4, 2, 9)])
+    lr, loss, running = stacked([curve(3, 2), curve(3, 1, 2, 5), curve(4, 2, 9)])
 
-    assert together.lr.tolist() == LR.tolist()
-    assert together.loss.tolist() == [[3, 2, 2, 2], [3, 1, 2, 5], [4, 2, 9, 9]]
-    assert together.alive.tolist() == [3, 3, 2, 1]
+    assert lr.tolist() == LR.tolist()
+    assert loss.tolist() == [[3, 2, 2, 2], [3, 1, 2, 5], [4, 2, 9, 9]]
+    assert running.tolist() == [3, 3, 2, 1]
 
 
 @pytest.mark.parametrize("last", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_is_padded_over_and_not_alive(last):
-    together = stacked([curve(3, 2, last), curve(3, 1, 2)])
+def test_a_loss_that_is_not_finite_is_padded_over_and_not_counted(last):
+    _, loss, running = stacked([curve(3, 2, last), curve(3, 1, 2)])
 
-    assert together.loss.tolist() == [[3, 2, 2], [3, 1, 2]]
-    assert together.alive.tolist() == [2, 2, 1]
-
-
-def test_it_is_the_smoothed_loss_that_is_padded():
-    # β = 1/2, corrected: 4, (4/2 + 2) / (3/2), (4/4 + 2/2 + 8) / (7/4).
-    together = stacked([curve(4, 2, 8), curve(1, 1, 1, 1)], Smoothing("corrected", 0.5))
-
-    assert np.allclose(together.loss[0], [4, 8 / 3, 40 / 7, 40 / 7], rtol=1e-14)
-    assert np.allclose(together.loss[1], 1, rtol=1e-14)
+    assert loss.tolist() == [[3, 2, 2], [3, 1, 2]]
+    assert running.tolist() == [2, 2, 1]
 
 
 def test_the_grid_is_that_of_the_longest_also_where_its_end_is_not_finite():
-    together = stacked([curve(3, 2, 1), curve(3, 2, 1, np.nan)])
+    lr, loss, running = stacked([curve(3, 2, 1), curve(3, 2, 1, np.nan)])
 
-    assert together.lr.tolist() == LR.tolist()
-    assert together.loss.tolist() == [[3, 2, 1, 1], [3, 2, 1, 1]]
-    assert together.alive.tolist() == [2, 2, 2, 0]
+    assert lr.tolist() == LR.tolist()
+    assert loss.tolist() == [[3, 2, 1, 1], [3, 2, 1, 1]]
+    assert running.tolist() == [2, 2, 2, 0]
 
 
 def test_the_first_learning_rate_that_differs_is_named(complains):
@@ -53,31 +45,7 @@ def test_the_first_learning_rate_that_differs_is_named(complains):
 
 def test_the_last_digits_of_a_ramp_do_not_differ():
     other = LRCurve(LR * (1 + 1e-13), [1.0, 1.0, 1.0, 1.0])
-    assert stacked([curve(3, 2, 1), other]).alive.tolist() == [2, 2, 2, 1]
-
-
-def test_no_curves_and_no_finite_loss_are_refused(complains):
-    with complains("no curves", "run at least one"):
-        stacked([])
-    with complains("curve 1", "no finite loss"):
-        stacked([curve(3, 2), curve(np.nan)])
-
-
-def test_the_values_cannot_be_written_to():
-    together = stacked([curve(3, 2)])
-    with pytest.raises(ValueError, match="read-only"):
-        together.loss[0, 0] = 1
-
-
-def test_the_band_is_interpolated_between_the_sorted_losses():
-    # Sorted 1, 2, 4: the quantiles lie at the places 0.2, 1 and 1.8 of 0 … 2. A lone LR of
-    # equal losses has a band without width.
-    loss = np.array([[4.0, 3.0], [1.0, 3.0], [2.0, 3.0]])
-    result = band(Stacked(LR[:2], loss, np.array([3, 3])))
-
-    assert np.allclose(result.q10, [1.2, 3])
-    assert np.allclose(result.median, [2, 3])
-    assert np.allclose(result.q90, [3.6, 3])
+    assert stacked([curve(3, 2, 1), other])[2].tolist() == [2, 2, 2, 1]
 
 
 PER_ITERATION = 0.05

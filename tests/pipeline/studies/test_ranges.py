@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lrrt_stage import LRRange
-from pipeline.studies.ranges import farthest_pair, gap, overlap, overlaps, share_disjoint, summarize
+from pipeline.studies.ranges import best_covered, farthest_pair, gap, overlap, overlaps, quantiles
 
 LOW = LRRange(0.001, 0.01)
 MIDDLE = LRRange(0.01, 1.0)
@@ -16,31 +16,35 @@ def random_ranges(count: int, seed: int = 0) -> list[LRRange]:
     return [LRRange(low, high) for low, high in ends.tolist()]
 
 
-def test_the_summary_by_hand():
-    # Three values: the 10 % and 90 % quantiles lie at the places 0.2 and 1.8 of 0 … 2, the
-    # quartiles at 0.5 and 1.5. log10(max) is -2, 0, 1, whose quartiles are -1 and 0.5.
-    summary = summarize([HIGH, LOW, MIDDLE])
+def test_the_quantiles_by_hand():
+    # Three values: the 10 % and 90 % quantiles lie at the places 0.2 and 1.8 of 0 … 2.
+    table = quantiles([HIGH, LOW, MIDDLE])
 
-    assert summary.count == 3
-    assert summary.min_median == 0.01
-    assert summary.min_q10 == pytest.approx(0.001 + 0.2 * 0.009)
-    assert summary.min_q90 == pytest.approx(0.01 + 0.8 * 0.09)
-    assert summary.max_median == 1.0
-    assert summary.max_q10 == pytest.approx(0.01 + 0.2 * 0.99)
-    assert summary.max_q90 == pytest.approx(1.0 + 0.8 * 9)
-    assert summary.max_iqr_decades == pytest.approx(1.5)
+    low, high = [0.001 + 0.2 * 0.009, 0.01, 0.01 + 0.8 * 0.09], [0.01 + 0.2 * 0.99, 1, 1 + 0.8 * 9]
+    assert table.loc["min"].tolist() == pytest.approx(low)
+    assert table.loc["max"].tolist() == pytest.approx(high)
+    assert list(table) == ["q10", "median", "q90"]
+    assert quantiles([HIGH]).loc["max"].tolist() == [10.0] * 3
 
 
-def test_one_range_has_no_spread():
-    summary = summarize([HIGH])
-    assert (summary.min_q10, summary.min_median, summary.min_q90) == (0.1, 0.1, 0.1)
-    assert (summary.max_q10, summary.max_median, summary.max_q90) == (10.0, 10.0, 10.0)
-    assert summary.max_iqr_decades == 0
+def test_the_best_covered_maximum_is_inside_the_most_ranges():
+    # 1 is the maximum of the middle range and inside the high one; no rate is inside all three.
+    assert best_covered([LOW, MIDDLE, HIGH]) == (1.0, 2)
+    assert best_covered([LOW]) == (0.01, 1)
+    # Of rates that are inside as many, the largest.
+    assert best_covered([LOW, HIGH]) == (10.0, 1)
+    # The end of a range is inside it, whatever its last digit is.
+    assert best_covered([LRRange(1e-3, 0.1), LRRange(0.1 * (1 + 1e-12), 1.0)]) == (0.1, 2)
 
 
-def test_no_ranges_have_no_summary(complains):
-    with complains("no ranges", "run at least one"):
-        summarize([])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_learning_rate_is_inside_more_ranges(seed):
+    ranges = random_ranges(15, seed)
+    maximum, inside = best_covered(ranges)
+    for lr in np.geomspace(1e-4, 10, 500):
+        covering = sum(lr_range.min <= lr <= lr_range.max for lr_range in ranges)
+        assert covering <= inside
+        assert covering < inside or lr <= maximum
 
 
 def test_the_overlap_is_intersection_over_union_in_decades():
@@ -68,15 +72,7 @@ def test_overlap_and_gap_are_symmetric_bounded_and_do_not_depend_on_the_unit():
             assert (gap(a, b) > 0) == (overlap(a, b) == 0)
     scaled = [LRRange(each.min * 37, each.max * 37) for each in ranges]
     assert np.allclose(overlaps(scaled), matrix, atol=1e-12)
-    assert share_disjoint(scaled) == share_disjoint(ranges)
     assert farthest_pair(scaled) == farthest_pair(ranges)
-
-
-def test_the_share_of_pairs_that_do_not_overlap():
-    # Of the pairs LOW-MIDDLE, LOW-HIGH and MIDDLE-HIGH the last alone overlaps.
-    assert share_disjoint([LOW, MIDDLE, HIGH]) == pytest.approx(2 / 3)
-    assert share_disjoint([HIGH, HIGH]) == 0
-    assert share_disjoint([HIGH, LOW]) == 1
 
 
 def test_the_gap_in_decades():
@@ -114,10 +110,3 @@ def test_equal_maxima_leave_it_to_the_minima():
 def test_ranges_of_which_no_two_differ_are_refused(complains):
     with complains("all 3 ranges", "0.1 to 10", "no two differ"):
         farthest_pair([HIGH] * 3)
-
-
-@pytest.mark.parametrize("function", [farthest_pair, share_disjoint])
-@pytest.mark.parametrize("ranges", [[], [HIGH]])
-def test_fewer_than_two_ranges_have_no_pair(complains, function, ranges):
-    with complains(f"there are {len(ranges)}", "at least 2"):
-        function(ranges)

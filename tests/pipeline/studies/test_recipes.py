@@ -5,7 +5,6 @@ import math
 import pytest
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
-from lrrt_stage.charts import Interval, Mark
 from pipeline import RangeTestPlan, Task
 from pipeline.studies import KINDS
 from pipeline.task.recipes import RECIPES
@@ -56,7 +55,7 @@ def test_the_effects_by_hand(recipes, walk):
         "effect_decades.augmentation": -0.2,
         "effect_decades.all together": 0.3,
     }
-    assert findings.metrics == pytest.approx(expected, abs=1e-9)
+    assert {n: findings.metrics[n] for n in expected} == pytest.approx(expected, abs=1e-9)
     # Standard deviation 0.1 of three differences; t with 2 degrees of freedom is 2.920.
     half = 2.920 * 0.1 / math.sqrt(3)
     table = findings.tables["Effects"].set_index("ingredient")
@@ -65,21 +64,17 @@ def test_the_effects_by_hand(recipes, walk):
     assert table.loc["clipping", "high"] == pytest.approx(0.5 + half, abs=1e-4)
     assert table.loc["augmentation", "high"] == pytest.approx(-0.2)
     assert table["seeds"].tolist() == [3] * 6
-    assert findings.sentences == [
-        "From keras to fastai the suggested maximum moves by +0.30 decades (90 % interval +0.13 "
-        "to +0.47), over 3 seeds.",
-        "The largest single step, in this order of steps, is clipping: +0.50 decades (90 "
-        "% interval +0.33 to +0.67).",
-    ]
+    total, largest = findings.sentences
+    assert "+0.30 decades (90 % interval +0.13 to +0.47), over 3 seeds" in total
+    assert "clipping: +0.50 decades (90 % interval +0.33 to +0.67)" in largest
+    assert "clipping" in findings.advice
 
 
 def test_the_largest_step_may_be_downwards(recipes, walk):
     decades = DECADES | dict.fromkeys(STEPS[2:], (-4.0, -4.0, -4.0))
     said = recipes(walk(decades)).sentences
-    assert said[0].startswith("From keras to fastai the suggested maximum moves by -1.00 decades")
-    assert said[1].startswith(
-        "The largest single step, in this order of steps, is augmentation: -1.50 decades"
-    )
+    assert "-1.00 decades" in said[0]
+    assert "augmentation: -1.50 decades" in said[1]
 
 
 def test_nothing_moves_the_suggestion(recipes, walk):
@@ -88,23 +83,21 @@ def test_nothing_moves_the_suggestion(recipes, walk):
     assert said[1] == "No single ingredient moves it."
 
 
-def test_what_the_charts_hold(recipes, walk, items, ranges):
-    charts = recipes(walk()).charts
-    (rows,) = items(charts["effects"], Interval)
-    assert rows.mid == pytest.approx([0.5, 0, -0.2, 0, 0, 0.3], abs=1e-9)
-    (zero,) = items(charts["effects"], Mark)
-    assert zero.x == 0
-    shown = ranges(charts["ranges"])
+def test_what_the_figures_show(recipes, walk, lines, rows):
+    figures = recipes(walk()).figures
+    assert lines(figures["effects"])["mean"][0] == pytest.approx(
+        [0.5, 0, -0.2, 0, 0, 0.3], abs=1e-9
+    )
+    shown = rows(figures["ranges"])
     assert list(shown) == ["keras", *(f"+ {name}" for name in STEPS)]
-    assert shown["+ clipping"].max == pytest.approx(10**-2.5)
-    assert shown["+ clipping"].min == pytest.approx(10**-3.5)
+    assert shown["+ clipping"] == pytest.approx((10**-3.5, 10**-2.5))
 
 
-def test_the_task_of_the_article_has_the_published_ranges_drawn(recipes, walk, ranges):
+def test_the_task_of_the_article_has_the_published_ranges_drawn(recipes, walk, rows):
     task = Task(dataset="cifar10", model="resnet56", batch_size=512)
-    shown = ranges(recipes(walk(), task=task).charts["ranges"])
-    keras, fastai = shown["article, Keras median"], shown["article, fast.ai median"]
-    assert (keras.min, keras.max, fastai.min, fastai.max) == (0.1, 2.0, 5e-4, 0.4)
+    shown = rows(recipes(walk(), task=task).figures["ranges"])
+    assert shown["article, Keras median"] == (0.1, 2.0)
+    assert shown["article, fast.ai median"] == (5e-4, 0.4)
 
 
 def options_of(job):
@@ -159,13 +152,11 @@ def test_a_step_without_an_answer_has_no_effect_and_the_rest_have(recipes, walk,
     assert math.isnan(metrics["effect_decades.regularisation"])
     assert math.isnan(metrics["effect_decades.augmentation"])
     assert metrics["effect_decades.all together"] == pytest.approx(0.3)
-    assert findings.sentences[1].startswith(
-        "The largest single step, in this order of steps, is clipping: +0.45 decades"
-    )
-    assert findings.sentences[2] == "3 of 17 tests gave no suggestion."
+    assert "clipping: +0.45 decades" in findings.sentences[1]
+    assert "3 of them gave no suggestion" in findings.advice
     assert "nan" not in " ".join(findings.sentences)
-    for chart in findings.charts.values():
-        chart.figure()
+    for figure in findings.figures.values():
+        figure.draw_without_rendering()
 
 
 def test_a_recipe_without_an_answer_leaves_no_total(recipes, walk, measured, flat):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lrrt_stage import AVERAGES, LRCurve, Smoothing, SuggestionOptions
-from lrrt_stage.charts import Line, Mark
 from pipeline import RangeTestPlan
 
 BETAS = "0.6,0.8"
@@ -44,14 +43,9 @@ def test_lag_and_age_of_straight_sides_by_hand(v_shaped):
     assert findings.metrics["lr_min_moved_decades"] == pytest.approx(
         math.log10(table["lr_min"].max() / table["lr_min"].min())
     )
-    assert (
-        "0.3 decades of LR after a lag-free average does. The losses in it" in findings.sentences[0]
-    )
-    assert "were taken 0.4 decades below" in findings.sentences[0]
-    assert (
-        "Over all 6 averages that have a suggestion (article), the maximum moves by 0.2"
-        in (findings.sentences[1])
-    )
+    assert "0.3 decades" in findings.sentences[0]
+    assert "0.4 decades" in findings.sentences[0]
+    assert "all 6 averages" in findings.sentences[1]
 
 
 def test_the_age_is_measured_on_the_ramp_that_was_run(found, measured):
@@ -65,27 +59,29 @@ def test_the_age_is_measured_on_the_ramp_that_was_run(found, measured):
     )
 
 
-def test_every_beta_has_a_panel_with_the_raw_loss_the_averages_and_their_maxima(v_shaped, items):
-    charts = v_shaped().charts
-    chart = charts["averages"]
-    assert [panel.title for panel in chart.panels] == ["β = 0.6", "β = 0.8"]
-    raw, *averages = items(chart, Line, panel=1)
-    assert raw.y[0] == pytest.approx(6)
-    assert [line.name for line in averages] == list(AVERAGES)
+def test_every_beta_has_axes_with_the_raw_loss_the_averages_and_their_maxima(v_shaped, lines):
+    figures = v_shaped().figures
+    averages = figures["averages"]
+    assert ["β = 0.6" in averages.axes[0].get_title(), len(averages.axes)] == [True, 2]
+    shown = lines(averages, 1)
+    assert shown["loss of each batch"][1][0] == pytest.approx(6)
     # Corrected: (0.8 · 6 + 5.9) / 1.8; from the first: 0.8 · 6 + 0.2 · 5.9; biased: 0.2 of 6.
-    by_name = {line.name: line.y for line in averages}
-    assert by_name["corrected"][1] == pytest.approx((0.8 * 6 + 5.9) / 1.8)
-    assert by_name["from-first"][1] == pytest.approx(0.8 * 6 + 0.2 * 5.9)
-    assert by_name["biased"][0] == pytest.approx(1.2)
-    assert [mark.x for mark in items(chart, Mark, panel=1)] == pytest.approx([10**-1.7] * 3)
-    lags = items(charts["lags"], Line)
-    assert [line.name for line in lags] == list(AVERAGES)
-    assert lags[0].x.tolist() == [0.6, 0.8]
-    assert lags[0].y == pytest.approx([0.1, 0.3])
-    assert [panel.title for panel in charts["lags"].panels][2:] == [
-        "Suggested maximum",
-        "Suggested minimum",
-    ]
+    assert shown["corrected"][1][1] == pytest.approx((0.8 * 6 + 5.9) / 1.8)
+    assert shown["from-first"][1][1] == pytest.approx(0.8 * 6 + 0.2 * 5.9)
+    assert shown["biased"][1][0] == pytest.approx(1.2)
+    maxima = [x for x in averages.axes[1].get_lines() if len(x.get_xdata()) == 2]
+    assert [line.get_xdata()[0] for line in maxima] == pytest.approx([10**-1.7] * 3)
+    lags = lines(figures["lags"])
+    assert list(lags) == list(AVERAGES)
+    assert lags["biased"][0].tolist() == [0.6, 0.8]
+    assert lags["biased"][1] == pytest.approx([0.1, 0.3])
+
+
+def test_what_to_do_depends_on_the_rule_and_on_how_far_the_maximum_moves(v_shaped):
+    assert "Keep the average" in v_shaped().advice  # moved by 0.2 decades
+    assert "smallest β" in v_shaped(betas="0,0.9").advice
+    robust = RangeTestPlan(smoothing=Smoothing("corrected", 0.8))
+    assert "does not depend on β" in v_shaped(robust).advice
 
 
 def test_an_average_without_an_answer_says_why(v_shaped):
@@ -94,10 +90,7 @@ def test_an_average_without_an_answer_says_why(v_shaped):
     biased = RangeTestPlan(smoothing=Smoothing("biased", 0.98), suggestion=ARTICLE)
     findings = v_shaped(biased, turn=1e-4)
     assert math.isnan(findings.metrics["lag_decades"])
-    assert findings.sentences[0].startswith(
-        "The biased average with β = 0.98 has no lag that could be measured: the loss never fell"
-    )
-    assert "Over all 6 averages" in findings.sentences[1]
+    assert "no lag that could be measured: the loss never fell" in findings.sentences[0]
 
     table = v_shaped(biased, turn=1e-4, betas="0.6,0.98").tables["Averages"]
     row = table[(table["average"] == "biased") & (table["beta"] == 0.98)].iloc[0]
@@ -108,12 +101,11 @@ def test_an_average_without_an_answer_says_why(v_shaped):
 def test_no_answer_at_all_is_told_and_drawn(found, measured, flat):
     findings = found("smoothing", lambda job: measured(job, flat), betas=BETAS)
     assert math.isnan(findings.metrics["lr_max_moved_decades"])
-    assert findings.sentences[1].startswith(
-        "Of 6 averages none has a suggestion (article), too few to compare. "
-        "Another says: the loss never fell"
-    )
-    for chart in findings.charts.values():
-        chart.figure()
+    assert "none" in findings.sentences[1]
+    assert "the loss never fell" in findings.sentences[1]
+    assert "check" in findings.advice or "Look" in findings.advice
+    for figure in findings.figures.values():
+        figure.draw_without_rendering()
 
 
 def test_a_curve_too_short_to_read_is_told(found, measured, valley, complains):
@@ -146,11 +138,3 @@ def test_a_test_that_failed_is_an_error(found, complains):
 )
 def test_betas_that_are_none_are_refused(refused, betas, words):
     refused("smoothing", *words, betas=betas)
-
-
-def test_a_real_test_on_the_digits(real):
-    findings = real("smoothing", iterations=60, betas="0.5,0.9")
-    table = findings.tables["Averages"].set_index(["average", "beta"])
-    assert len(table) == 6
-    corrected = table["lag_decades"]["corrected"]
-    assert corrected[0.9] >= corrected[0.5] >= 0

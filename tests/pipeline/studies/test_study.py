@@ -122,11 +122,13 @@ def test_names_of_metrics_are_stable_and_scalars(
         assert isinstance(float(value), float)
     for findings in (first, second):
         assert findings.title
+        assert findings.metrics["covered_max"] > 0
         assert findings.question.endswith("?")
         for sentence in findings.sentences:
             assert sentence.endswith(".")
             assert not sentence.endswith("..")
             assert "nan" not in sentence
-        for chart in findings.charts.values():
-            chart.figure()
-            chart.page()
+        assert findings.advice.endswith(".")
+        assert "nan" not in findings.advice
+        for figure in findings.figures.values():
+            figure.draw_without_rendering()

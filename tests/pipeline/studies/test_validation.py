@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lrrt_stage import LRCurve
-from lrrt_stage.charts import Line, Mark, Span
 from pipeline import RangeTestPlan, ValidationOptions
 from pipeline.studies import KINDS
 from pipeline.studies.validation import turning_lr
@@ -54,15 +53,16 @@ def test_turn_error_and_cost_by_hand(found, watching):
         "sample_error_max": 0.1,
         "max_above_turn_decades": 0.0,
     }
-    assert findings.metrics == pytest.approx(expected, abs=1e-9)
-    assert findings.sentences == [
-        "Validation turns at 0.01 on the full set; the sample puts it at 0.0158, 0.2 decades away.",
-        "At 3 looks at the full set the sample's loss was off by 5.0% in the median and 10.0% at "
-        "most.",
-        "The suggested maximum (article) is at the turn.",
-        "A test with the sample takes 1.30 times as long as without validation, one with the full "
-        "set at every iteration 10.00 times.",
-    ]
+    metrics = {name: findings.metrics[name] for name in expected}
+    assert metrics == pytest.approx(expected, abs=1e-9)
+    turn, off, maximum, cost = findings.sentences
+    assert "0.01 on the full set; the sample puts it at 0.0158, 0.2 decades" in turn
+    assert "3 evaluations" in off
+    assert "5.0% in the median and 10.0% at most" in off
+    assert "at the turn" in maximum
+    assert "1.30 times" in cost
+    assert "10.00 times" in cost
+    assert "leave validation=none" in findings.advice
     rates = findings.tables["Learning rates"].set_index("where")["lr"]
     assert rates["validation turns, full set"] == pytest.approx(1e-2)
     assert rates["rule article"] == pytest.approx(1e-2)
@@ -73,20 +73,21 @@ def test_turn_error_and_cost_by_hand(found, watching):
     ("turn", "text"), [(1e-3, "1 decades above the turn"), (0.1, "1 decades below the turn")]
 )
 def test_the_suggestion_is_set_against_the_turn(found, watching, turn, text):
-    assert text in found("validation", watching(turn)).sentences[2]
+    findings = found("validation", watching(turn))
+    assert text in findings.sentences[2]
+    assert ("Stay below 0.001" in findings.advice) == (turn == 1e-3)
 
 
-def test_what_the_chart_holds(found, watching, items):
-    chart = found("validation", watching()).charts["validation"]
-    train, full, sample, looks = items(chart, Line)
-    assert train.y[0] == pytest.approx(1 + 5 + 0.4)
-    assert full.x[np.argmin(full.y)] == pytest.approx(1e-2)
-    assert sample.x[np.argmin(sample.y)] == pytest.approx(10**-1.8)
-    assert np.flatnonzero(np.isfinite(looks.y)).tolist() == [10, 20, 30]
-    (turn,) = items(chart, Mark)
-    assert turn.x == pytest.approx(1e-2)
-    (span,) = items(chart, Span)
-    assert (span.low, span.high) == pytest.approx((1e-4, 1e-2))
+def test_what_the_figure_shows(found, watching, lines):
+    figure = found("validation", watching()).figures["validation"]
+    train, full, sample, evaluated, turn = lines(figure).values()
+    assert train[1][0] == pytest.approx(1 + 5 + 0.4)
+    assert full[0][np.argmin(full[1])] == pytest.approx(1e-2)
+    assert sample[0][np.argmin(sample[1])] == pytest.approx(10**-1.8)
+    assert np.flatnonzero(np.isfinite(evaluated[1])).tolist() == [10, 20, 30]
+    assert turn[0][0] == pytest.approx(1e-2)
+    (span,) = figure.axes[0].patches
+    assert [span.get_x(), span.get_x() + span.get_width()] == pytest.approx([1e-4, 1e-2])
 
 
 def test_the_tests_take_turns_and_differ_in_validation_alone(study_of, watching):
@@ -125,7 +126,7 @@ def test_no_suggestion_no_look_and_no_time_are_told(found, measured, watching, f
         return measured(job, replace(curve, loss=flat.loss), seconds=0.0)
 
     findings = found("validation", answer)
-    assert findings.sentences[1].startswith("No look at the full set")
+    assert findings.sentences[1].startswith("No evaluation")
     assert findings.sentences[2].startswith("No maximum is suggested: the loss never fell")
     assert math.isnan(findings.metrics["validation_cost_ratio"])
     assert math.isnan(findings.metrics["sample_error"])
@@ -160,5 +161,6 @@ def test_a_loss_that_does_not_turn_within_the_test_is_told(found, watching, meas
     assert findings.sentences[0].startswith("On the full set the validation loss does not turn")
     assert math.isnan(findings.metrics["full_turning_lr"])
     assert math.isnan(findings.metrics["turn_apart_decades"])
-    for chart in findings.charts.values():
-        chart.figure()
+    assert "lr_end" in findings.advice
+    for figure in findings.figures.values():
+        figure.draw_without_rendering()

@@ -1,0 +1,219 @@
+"""What all figures share: colours, axes, legends, rows of ranges, and their form in HTML."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from math import ceil
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.transforms import ScaledTranslation
+
+__all__ = [
+    "COLORS",
+    "finished",
+    "label_axes",
+    "legend_below",
+    "loss_limits",
+    "name_rows",
+    "new_figure",
+    "plot_bars",
+    "plot_matrix",
+    "svg_image",
+    "to_svg",
+]
+
+BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
+PURPLE, SKY, BLACK = "#cc79a7", "#56b4e9", "#000000"
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+"""Colours that can be told apart with every common colour blindness (Okabe & Ito 2008)."""
+PALE, GREY = "#aebccb", "#6b6b6b"
+FONT = 9
+
+
+def new_figure(
+    heights: Sequence[float] = (4.2,), columns: int = 1, width: float = 7.5
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, row by row, of these heights and this width in inches."""
+    figure = Figure(figsize=(width * columns, sum(heights)), dpi=120, layout="constrained")
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    return figure, grid.ravel().tolist()
+
+
+def finished(figure: Figure, title: str = "") -> Figure:
+    """Return the figure with a title, and as much higher as its legends need."""
+    heights: dict[int, float] = {}
+    for ax in figure.axes:
+        legend, place = ax.get_legend(), ax.get_subplotspec()
+        if legend is not None and place is not None:
+            height = legend.get_window_extent().height / figure.dpi
+            heights[place.rowspan.start] = max(heights.get(place.rowspan.start, 0), height)
+    if title:
+        figure.suptitle(title, fontsize=12, parse_math=False)
+    figure.set_figheight(figure.get_figheight() + sum(heights.values()) + 0.3 * bool(title))
+    return figure
+
+
+def label_axes(
+    ax: Axes, title: str, xlabel: str, ylabel: str = "", *, log: str = "", grid: str = "both"
+) -> None:
+    """Set the texts of the axes, and make those named in ``log`` ("x", "y", "xy") logarithmic."""
+    ax.set_title(title, fontsize=10.5, parse_math=False)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_axisbelow(True)
+    ax.margins(x=0.02)
+    ax.grid(alpha=0.25, axis=grid)  # type: ignore[arg-type]
+    ax.spines[["top", "right"]].set_visible(False)
+    for name in log:
+        axis: Axis = getattr(ax, f"{name}axis")
+        ax.set(**{f"{name}scale": "log"})
+        axis.set_major_locator(LogLocator(base=10, numticks=12))
+        axis.set_minor_formatter(FuncFormatter(_minor_tick(axis)))
+        axis.set_tick_params(which="minor", labelsize=7)
+
+
+def _minor_tick(axis: Axis) -> Any:
+    """Label 2 and 5 between powers of ten where there are few powers."""
+
+    def label(value: float, _: int | None) -> str:
+        low, high = sorted(axis.get_view_interval())
+        digit = f"{value:e}"[0]
+        return digit if digit in "25" and low > 0 and high < 1000 * low else ""
+
+    return label
+
+
+def loss_limits(*losses: np.ndarray) -> tuple[float, float]:
+    """Return the ends of a loss axis that shows every plateau and every descent.
+
+    Each array ``[n]`` holds the losses of one curve in the order of their iterations; values that
+    are not finite are ignored. The axis reaches from below the smallest loss to above the highest
+    start of a curve, by 15 % and 75 % of the distance between them, so that a loss that explodes
+    leaves it at the top and does not flatten the rest. A curve's start is the median of its first
+    quarter, or of its first three losses where that is higher. Without finite losses it is 0 to 1.
+    """
+    finite = [loss[np.isfinite(loss)] for loss in losses]
+    finite = [loss for loss in finite if loss.size]
+    if not finite:
+        return 0.0, 1.0
+    low = min(float(loss.min()) for loss in finite)
+    start = max(
+        float(np.median(loss[:count])) for loss in finite for count in (3, max(1, len(loss) // 4))
+    )
+    height = max(start - low, 1e-3 * abs(start), 1e-12)
+    return low - 0.15 * height, start + 0.75 * height
+
+
+def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
+    """Put a legend below the labels of the x axis, where it covers nothing."""
+    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    if not handles:
+        return
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    labels = [str(handle.get_label()) for handle in handles]
+    grid = ax.get_subplotspec()
+    side_by_side = 1 if grid is None else grid.get_gridspec().ncols
+    down = ScaledTranslation(0, -(38 if ax.get_xlabel() else 24) / 72, figure.dpi_scale_trans)
+    legend = ax.legend(
+        handles,
+        labels,
+        fontsize=FONT,
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=ax.transAxes + down,
+        borderaxespad=0,
+        frameon=False,
+        ncols=_legend_columns(labels, 58 * figure.get_figwidth() / side_by_side),
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _legend_columns(labels: Sequence[str], available: float) -> int:
+    """Return how many columns of entries fit into a width in points."""
+    widths = [TextPath((0, 0), f"{text}.", size=FONT).get_extents().width for text in labels]
+    for columns in range(len(labels), 1, -1):
+        rows = ceil(len(labels) / columns)
+        # Line, gaps and the space between columns take about five letters.
+        parts = [max(widths[k : k + rows]) + 5 * FONT for k in range(0, len(labels), rows)]
+        if sum(parts) <= available:
+            return columns
+    return 1
+
+
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Name the rows at y = 0, 1, …, the first at the top."""
+    ax.set_yticks(range(len(names)), names, fontsize=FONT, parse_math=False)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+
+
+def plot_bars(
+    ax: Axes,
+    ends: np.ndarray,
+    *,
+    first_row: int = 0,
+    color: str = BLUE,
+    label: str = "",
+    width: float = 5,
+) -> None:
+    """Draw a horizontal bar in each row between its two ``ends [n, 2]``; none where one is NaN."""
+    rows = first_row + np.arange(len(ends))
+    finite = np.isfinite(ends).all(axis=1)
+    ax.hlines(rows[finite], *ends[finite].T, color=color, lw=width, label=label)
+
+
+def plot_matrix(
+    ax: Axes,
+    values: np.ndarray,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    label: str,
+    texts: Sequence[Sequence[str]] | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> None:
+    """Draw cells coloured by ``values [n, m]``, grey where not finite, with a colour bar."""
+    image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
+    image.set_clim(*limits)
+    ax.set_facecolor("#dddddd")
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(image, ax=ax, label=label)
+    turned = sum(map(len, columns)) > 60
+    ax.set_xticks(
+        range(len(columns)), columns, rotation=90 if turned else 0, fontsize=8, parse_math=False
+    )
+    ax.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
+    for (row, column), shade in np.ndenumerate(image.norm(np.nan_to_num(values))):
+        if texts is not None:
+            ink = "white" if shade < 0.6 and np.isfinite(values[row, column]) else "black"
+            ax.text(column, row, texts[row][column], ha="center", va="center", color=ink)
+
+
+def svg_image(svg: bytes, alt: str) -> str:
+    """Return an SVG file as an ``img`` tag that needs no file, and in which no script runs."""
+    return (
+        f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,'
+        f'{b64encode(svg).decode("ascii")}" style="max-width: 100%; background: white">'
+    )
+
+
+def to_svg(figure: Figure | SubFigure) -> bytes:
+    """Return the figure as an SVG file, the same bytes for the same figure."""
+    file = BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lrrt"}):
+        figure.get_figure(root=True).savefig(
+            file, format="svg", facecolor="white", metadata={"Date": None}
+        )
+    return file.getvalue()
