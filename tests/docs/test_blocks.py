@@ -41,8 +41,12 @@ SHORTER = {
     r" main": "--epochs 1 --trials 1",
     r" train": "--epochs 1",
 }
-# What installs, what runs these very tests, and pages that tests/browser opens.
-LEFT_OUT = r"pip install|python3 -m venv|\. \.venv|make test|dvc |mlflow ui|optuna-dashboard"
+# What installs; what runs these very tests; and what tests/browser, tests/examples and
+# tests/mlflow_project/stages/test_optuna_dashboard.py run.
+LEFT_OUT = (
+    r"pip install|python3 -m venv|\. \.venv|make test|mlflow ui|optuna-dashboard|dvc |"
+    r".*pipeline\.sh"
+)
 PROJECT_RUN = re.compile(r"mlflow run \. -e (\w+) --env-manager local(.*)")
 MAKE_RUN = re.search(r"mlflow run .*", (ROOT / "Makefile").read_text("utf-8"))[0]
 OPERATOR = re.compile(r" (?=2>&1|\|\|? |&& |#)")
