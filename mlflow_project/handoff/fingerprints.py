@@ -1,4 +1,4 @@
-"""Find a step that already ran with the same parameters, code and upstream run."""
+"""Find a step that already ran with the same options, code, data, and upstream run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ import torch
 import lrrt_stage
 import mlflow_project
 import pipeline
-from mlflow_project.tracking.runs import experiment_id
+from mlflow_project.tracking.connection import experiment_id
+from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, Task
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import is_factory
 
-__all__ = ["FINGERPRINT_TAG", "find_same", "fingerprint"]
-
-FINGERPRINT_TAG = "lrrt.fingerprint"
+__all__ = ["find_same", "fingerprint"]
 
 
 def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
@@ -59,8 +58,7 @@ def find_same(fingerprint: str) -> str | None:
 
 def _files(task: Task) -> list[str]:
     """Return the digests of all files that a result depends on: sources, and given weights."""
-    # The stages count as well: they choose the rule that stands in for one without an answer, and
-    # what each step is handed.
+    # The stages count as well: they choose the rule and what is handed to each step.
     folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline, mlflow_project)]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     factories = [task.dataset] if is_dataset_factory(task.dataset) else []

@@ -12,9 +12,8 @@ from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
 from lrrt_stage.settings import require
-from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
-from mlflow_project.stages.child_runs import KIND_TAG, finished_tests
-from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
+from mlflow_project.handoff.fingerprints import fingerprint
+from mlflow_project.stages.job_runs import JobRuns, finished_jobs, interrupted, same_runs
 from mlflow_project.stages.shared import short_name, task_words
 from mlflow_project.stages.study_report import (
     SUBJECT_TAG,
@@ -22,6 +21,7 @@ from mlflow_project.stages.study_report import (
     with_failures,
     write_study_report,
 )
+from mlflow_project.stages.study_source import KIND_TAG, finished_tests
 from mlflow_project.tracking import console
 from mlflow_project.tracking.descriptions import describe
 from mlflow_project.tracking.params import log_options
@@ -33,6 +33,7 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
+from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.jobs.pool import JobResult
@@ -145,27 +146,27 @@ def _study_fingerprint(
 def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study to go on with, by fingerprint."""
     if resume is not None:
-        interrupted = get_run(resume)
+        named = get_run(resume)
         require(
-            interrupted.info.status != "FINISHED",
+            named.info.status != "FINISHED",
             f"study {resume} is finished: there is nothing to go on with; leave resume out",
         )
         require(
-            interrupted.data.tags.get(FINGERPRINT_TAG) == mark,
+            named.data.tags.get(FINGERPRINT_TAG) == mark,
             f"run {resume} cannot be resumed: it is no study of this task with these options and "
             "this code; give the options that it was started with",
         )
-        found = [interrupted]
+        found = [named]
     else:
         same = same_runs(run, mark, "study")
-        found = cut_off(same)
+        found = interrupted(same)
         for each in same:
             if each.info.status == "RUNNING":
                 console.note(
                     f"study {each.info.run_id}, of the same options, is marked as running: if it "
                     f"was cut off, stop this one and go on with --resume {each.info.run_id}"
                 )
-    return finished_children(found)
+    return finished_jobs(found)
 
 
 def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobResult]) -> None:

@@ -15,9 +15,9 @@ import pandas as pd
 from lrrt_stage import LRRTError
 from lrrt_stage.settings import option_text
 from mlflow_project.handoff.artifacts import run_file
-from mlflow_project.stages.child_runs import KIND_TAG
 from mlflow_project.stages.shared import short_name
-from mlflow_project.tracking.runs import experiment_id
+from mlflow_project.stages.study_source import KIND_TAG
+from mlflow_project.tracking.connection import experiment_id
 from pipeline import PreparedTask, RangeTestPlan, Task
 from pipeline.jobs.jobs import RangeTestJob
 from pipeline.jobs.pool import JobResult
