@@ -104,7 +104,7 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def refine_command(**values: Any) -> None:
-    """Search the peak learning rate inside the narrowed range, every trial from those weights."""
+    """Search the peak learning rate inside the narrowed range, from the same weights."""
     _run(
         "Refinement",
         refine_stage,
@@ -130,7 +130,7 @@ def refine_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def train_command(**values: Any) -> None:
-    """Train one-cycle from a range test's very weights, inside its narrowed range."""
+    """Train from the weights of a range test, inside its narrowed range."""
     _run(
         "Training",
         train_stage,
@@ -148,7 +148,7 @@ def train_command(**values: Any) -> None:
         "mlflow run . -e main -P refine=false",
     ),
 )
-@options_of("Chain", MainOptions)
+@options_of("Steps", MainOptions)
 @options_of("Recipe", RecipeOptions)
 @options_of("Task", Task)
 @options_of("Range test", RangeTestOptions, ValidationOptions)
@@ -159,10 +159,10 @@ def train_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def main_command(**values: Any) -> None:
-    """Run the chain: range test, refinement, training, as children of one run."""
+    """Run range test, refinement, and training as children of one run."""
     preset = from_values(RecipeOptions, values).values
     _run(
-        "Chain",
+        "Main",
         main_stage,
         (
             Task,
@@ -194,11 +194,11 @@ def main_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def check_command(**values: Any) -> int:
-    """Test again: does the learning rate in use still fit today's code and data? Exit code 0 or 3.
+    """Check whether the learning rate in use still fits today's code and data. Exit code 0 or 3.
 
-    The range test of the baseline is run on the code and the data as they are now. 3 says that the
-    learning rate lies outside the range that is suggested today, or that the range has moved by
-    more than the uncertainty of both.
+    The range test of the baseline is run again on today's code and data. Exit code 3 means that
+    the learning rate lies outside the range that is suggested today, or that the range has moved
+    by more than the uncertainty of both tests.
     """
     found = _run(
         "Check",
@@ -222,12 +222,12 @@ def check_command(**values: Any) -> int:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…")
 @tracked
 def compare_command(runs: tuple[str, ...], **values: Any) -> None:
-    """Draw range tests over each other: curves, ranges, and what the tests differ in.
+    """Draw the curves and ranges of several range tests in one figure.
 
     RUN is the id of a run (lrrt, train, main, refine, check or a test of a study), or
     models:/NAME/VERSION.
     """
-    named = [name for each in runs for name in each.split(",") if name]
+    named = [name for text in runs for name in text.split(",") if name]
     _run("Comparison", compare_stage, (), values, runs=named)
 
 
@@ -249,7 +249,7 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def study_command(**values: Any) -> None:
-    """Ask how far a suggestion can be trusted: many range tests, with figures and a report."""
+    """Study the reliability of suggestions: many range tests, with figures and a report."""
     fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))
     _run(
         "Study",
@@ -269,8 +269,8 @@ def _run(
     preset: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Check all options, then the store, then run the stage; show and return what it found."""
-    filled: list[Any] = [from_values(each, values, preset) for each in options]
+    """Check all options, then the store, then run the stage; print and return its result."""
+    filled: list[Any] = [from_values(option, values, preset) for option in options]
     output = from_values(OutputOptions, values)
     connect(values["tracking_uri"], values["experiment"])
     return report(title, stage(*filled, **more), output)

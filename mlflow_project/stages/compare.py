@@ -1,4 +1,4 @@
-"""The comparison of range tests: their curves and ranges in one figure, which the UI cannot draw."""
+"""The comparison of range tests: their curves and ranges in one figure."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def _train(
                 raise
             raise KeyboardInterrupt(
                 f"{logged[1]} epochs are kept; lrrt-stage train with the same options, "
-                f"--lrrt-run-id {handoff.run_id} and --resume {run.info.run_id} continues from there"
+                f"--lrrt-run-id {handoff.run_id} and --resume {run.info.run_id} continues there"
             ) from None
     log_new(training)  # a training that was interrupted after its last epoch has no epoch left
     return training

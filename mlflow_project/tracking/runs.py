@@ -1,4 +1,4 @@
-"""Runs, series, files and models in MLflow: the only place that says how things are logged."""
+"""How runs are opened, named, and closed, and how series, ranges, and files are logged."""
 
 from __future__ import annotations
 
@@ -43,15 +43,6 @@ __all__ = [
     "stage_run",
     "staged_files",
 ]
-
-@dataclass(frozen=True)
-class TrainingSeries:
-    """A training as it was logged: a value per iteration, and one per epoch."""
-
-    lr: list[float]
-    train_loss: list[float]
-    epochs: list[Epoch]
-
 
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
@@ -151,9 +142,9 @@ def fail_project_run(stage: str, reason: str) -> None:
 def log_series(
     run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None
 ) -> None:
-    """Log whole curves at once: a thousand values a call, the same steps for all.
+    """Log whole series, a thousand values a call.
 
-    ``steps`` are the iterations of the values; 0, 1, … where they are not given.
+    ``steps`` are the iterations of the values, the same for all series; None: 0, 1, …
     """
     now = get_current_time_millis()
     metrics = [
@@ -164,6 +155,15 @@ def log_series(
     client = mlflow.MlflowClient()
     for first in range(0, len(metrics), METRICS_PER_CALL):
         client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
+
+
+@dataclass(frozen=True)
+class TrainingSeries:
+    """A training as it was logged: a value per iteration, and one per epoch."""
+
+    lr: list[float]
+    train_loss: list[float]
+    epochs: list[Epoch]
 
 
 def log_training(
@@ -195,7 +195,7 @@ def read_training(run_id: str) -> TrainingSeries:
 
 
 def log_scalars(run: Run, values: Mapping[str, float]) -> None:
-    """Log one value each."""
+    """Log metrics that have one value."""
     log_series(run, {name: [value] for name, value in values.items()})
 
 
@@ -218,7 +218,8 @@ def staged_files(run: Run) -> Iterator[Path]:
 def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
     """Log learning rates and losses, one value per iteration.
 
-    The UI can draw a metric over another one on a linear axis alone: ``log10_lr`` is for that.
+    ``log10_lr`` is for the UI's charts, which draw one metric over a different one only on a
+    linear axis.
     """
     frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
     frame["log10_lr"] = np.log10(frame["lr"])
