@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_type_hints
 
 import rich_click as click
 
@@ -23,7 +24,6 @@ from mlflow_project.tracking.connection import connect
 from pipeline import (
     RECIPES,
     Narrowing,
-    RangeTestPlan,
     RecipeOptions,
     RefineOptions,
     Runtime,
@@ -78,14 +78,7 @@ def commands() -> None:
 @tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
-    preset = from_values(RecipeOptions, values).values
-    _run(
-        "Range test",
-        range_test_stage,
-        (Task, Runtime, RangeTestPlan, ConsensusOptions),
-        values,
-        preset,
-    )
+    _run("Range test", range_test_stage, values)
 
 
 @commands.command(
@@ -108,7 +101,6 @@ def refine_command(**values: Any) -> None:
     _run(
         "Refinement",
         refine_stage,
-        (HandoffOptions, Runtime, Narrowing, RefineOptions),
         values,
         schedule=TrainOptions(schedule=values["schedule"]).schedule,
         changes=given(values, Task),
@@ -131,13 +123,7 @@ def refine_command(**values: Any) -> None:
 @tracked
 def train_command(**values: Any) -> None:
     """Train from the weights of a range test, inside its narrowed range."""
-    _run(
-        "Training",
-        train_stage,
-        (HandoffOptions, Runtime, Narrowing, TrainOptions, TrainRunOptions),
-        values,
-        changes=given(values, Task),
-    )
+    _run("Training", train_stage, values, changes=given(values, Task))
 
 
 @commands.command(
@@ -160,23 +146,7 @@ def train_command(**values: Any) -> None:
 @tracked
 def main_command(**values: Any) -> None:
     """Run range test, refinement, and training as children of one run."""
-    preset = from_values(RecipeOptions, values).values
-    _run(
-        "Main",
-        main_stage,
-        (
-            Task,
-            Runtime,
-            RangeTestPlan,
-            ConsensusOptions,
-            Narrowing,
-            RefineOptions,
-            TrainOptions,
-            MainOptions,
-        ),
-        values,
-        preset,
-    )
+    _run("Main", main_stage, values)
 
 
 @commands.command(
@@ -203,7 +173,6 @@ def check_command(**values: Any) -> int:
     found = _run(
         "Check",
         check_stage,
-        (Runtime, CheckRunOptions),
         values,
         changes=given(values, Task),
         tests=given(values, ConsensusOptions),
@@ -228,7 +197,7 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     models:/NAME/VERSION.
     """
     named = [name for text in runs for name in text.split(",") if name]
-    _run("Comparison", compare_stage, (), values, runs=named)
+    _run("Comparison", compare_stage, values, runs=named)
 
 
 @commands.command(
@@ -251,26 +220,22 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
 def study_command(**values: Any) -> None:
     """Study the reliability of suggestions: many range tests, with figures and a report."""
     fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))
-    _run(
-        "Study",
-        study_stage,
-        (Task, Runtime, RangeTestPlan, TrainOptions, StudyOptions),
-        values,
-        from_values(RecipeOptions, values).values,
-        fixed=fixed,
-    )
+    _run("Study", study_stage, values, fixed=fixed)
 
 
 def _run(
-    title: str,
-    stage: Callable[..., str],
-    options: tuple[type, ...],
-    values: dict[str, Any],
-    preset: Mapping[str, Any] | None = None,
-    **more: Any,
+    title: str, stage: Callable[..., str], values: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Check all options, then the store, then run the stage; print and return its result."""
-    filled: list[Any] = [from_values(option, values, preset) for option in options]
+    """Check all options, then the store, then run the stage; print and return its result.
+
+    The stage's parameters say which options it takes: those whose type is a dataclass of options.
+    """
+    preset = from_values(RecipeOptions, values).values if "recipe" in values else {}
+    options = {
+        name: from_values(hint, values, preset)
+        for name, hint in get_type_hints(stage).items()
+        if is_dataclass(hint)
+    }
     output = from_values(OutputOptions, values)
     connect(values["tracking_uri"], values["experiment"])
-    return report(title, stage(*filled, **more), output)
+    return report(title, stage(**options, **more), output)
