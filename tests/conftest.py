@@ -19,6 +19,32 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without)
+    # What takes long first: then the workers end together.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory, worker_id):
+    """The stores of ``tests/stores.py``, which the workers of a test run share."""
+    from tests.stores import Templates  # imports MLflow, which most tests do not need
+
+    shared = tmp_path_factory.getbasetemp()
+    return Templates((shared if worker_id == "master" else shared.parent) / "stores")
+
+
+@pytest.fixture
+def store(request, tmp_path, monkeypatch, capfd, template):
+    """A store of the test's own; the marker ``starts_with`` names the one that it is a copy of."""
+    import mlflow
+
+    from tests.stores import Store
+
+    marker = request.node.get_closest_marker("starts_with")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)
+    capfd.readouterr()
+    yield Store(capfd)
+    assert mlflow.active_run() is None
 
 
 @pytest.fixture(scope="session")

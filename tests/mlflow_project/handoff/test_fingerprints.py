@@ -13,10 +13,10 @@ from pipeline import PreparedTask, Task
 @pytest.mark.parametrize(
     ("package", "file"),
     [
-        (lrrt_stage, "suggestion.py"),
-        (pipeline, "training.py"),
+        (lrrt_stage, "rules/robust.py"),
+        (pipeline, "training/loop.py"),
         (mlflow_project, "stages/lrrt.py"),
-        (mlflow_project, "handoff.py"),
+        (mlflow_project, "handoff/handoff.py"),
     ],
 )
 def test_a_change_of_any_source_is_another_fingerprint(package, file, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from lrrt_stage import LRRTError, confidence, digest, suggest
+from lrrt_stage import RULES, LRRTError, confidence, digest
 from mlflow_project import load_handoff
 from pipeline import PreparedTask, Task
 
@@ -20,11 +20,11 @@ def stored(run, name):
 
 
 @pytest.fixture
-def run(store):
-    store.run("lrrt", *store.SMALL)
-    return store.one("lrrt")
+def run(lrrt):
+    return lrrt
 
 
+@pytest.mark.starts_with("lrrt")
 def test_it_carries_all_that_training_needs(store, run):
     handoff = load_handoff(run.info.run_id)
     assert handoff.task == Task(model="mlp", batch_size=128)
@@ -34,6 +34,7 @@ def test_it_carries_all_that_training_needs(store, run):
     assert handoff.range.min == metrics["suggested_lr_min"]
     assert handoff.range.max == metrics["suggested_lr_max"]
     assert handoff.confidence == confidence(handoff.curve)
+    assert handoff.reading.suggestions.keys() == RULES.keys()
     assert handoff.confidence.low <= handoff.range.max <= handoff.confidence.high
     assert handoff.confidence.decades == pytest.approx(metrics["suggestion_decades"])
     assert str(handoff.confidence.verdict) == run.data.tags["lrrt.verdict"]
@@ -45,6 +46,7 @@ def test_it_carries_all_that_training_needs(store, run):
     assert digest(model.state_dict()) == handoff.weights_sha256
 
 
+@pytest.mark.starts_with("lrrt")
 def test_its_scheduler_is_torchs_one_cycle_over_the_narrowed_range(run):
     handoff = load_handoff()
     narrowed = handoff.narrowed()
@@ -62,39 +64,43 @@ def test_its_scheduler_is_torchs_one_cycle_over_the_narrowed_range(run):
     assert max(rates) == pytest.approx(narrowed.max)
 
 
+@pytest.mark.starts_with("lrrt")
 def test_latest_is_the_newest_finished_range_test_of_the_experiment(store, run):
-    store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)  # newer, but FAILED
+    short = ("lrrt", *store.SMALL, "--iterations", 60)
+    store.run(*short, "--lr-end", 1e-6, code=2)  # newer, but FAILED
     store.run("train", "--epochs", 1)  # newer, but no range test
     assert load_handoff("latest").run_id == run.info.run_id
-    store.run("lrrt", *store.SMALL, "--seed", 1)
+    store.run(*short, "--seed", 1)
     assert load_handoff("latest").task.seed == 1
 
 
 def test_latest_without_any_says_what_to_run(store):
-    message = r"'test' in sqlite:.* has no finished lrrt run: run lrrt .*MLFLOW_EXPERIMENT_NAME"
+    message = r"'test' in sqlite:.* lrrt .*MLFLOW_EXPERIMENT_NAME"
     with pytest.raises(LRRTError, match=message):
         load_handoff("latest")
 
 
 def test_a_run_that_does_not_exist_is_named(store):
-    with pytest.raises(LRRTError, match="there is no run 'nonesuch'"):
+    with pytest.raises(LRRTError, match="nonesuch"):
         load_handoff("nonesuch")
 
 
+@pytest.mark.starts_with("lrrt")
 def test_a_run_of_another_stage_is_refused(store, run):
     with mlflow.start_run() as foreign:
         pass
-    with pytest.raises(LRRTError, match="is of stage None: give the id of a run of lrrt or test"):
+    with pytest.raises(LRRTError, match="stage None: .*lrrt or test"):
         load_handoff(foreign.info.run_id)
 
 
 def test_a_run_that_failed_is_refused_with_its_reason(store):
-    store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
+    store.run("lrrt", *store.SMALL, "--iterations", 20, "--lr-end", 1e-6, code=2)
     failed = store.one("lrrt").info.run_id
-    with pytest.raises(LRRTError, match=r"ended FAILED \(no rule has a suggestion"):
+    with pytest.raises(LRRTError, match=r"FAILED .*lr_end"):
         load_handoff(failed)
 
 
+@pytest.mark.starts_with("lrrt")
 def test_altered_weights_are_refused(run):
     path = stored(run, "initial_weights.safetensors")
     arrays = load_file(path)
@@ -102,15 +108,16 @@ def test_altered_weights_are_refused(run):
     # One bit of one number.
     arrays[name].reshape(-1).view(np.uint8)[0] ^= 1
     save_file(arrays, path)
-    with pytest.raises(LRRTError, match=r"initial_weights.safetensors of run \w+ was altered"):
+    with pytest.raises(LRRTError, match=r"initial_weights.safetensors of run \w+ .*altered"):
         load_handoff()
 
 
+@pytest.mark.starts_with("lrrt")
 @pytest.mark.parametrize("name", ["task.json", "suggestions.json", "curve.csv"])
 def test_an_altered_file_is_refused(run, name):
     path = stored(run, name)
     path.write_text(path.read_text().replace("1", "2", 1))
-    with pytest.raises(LRRTError, match=rf"{name} of run \w+ was altered"):
+    with pytest.raises(LRRTError, match=rf"{name} of run \w+ .*altered"):
         load_handoff()
 
 
@@ -121,6 +128,7 @@ TAGS = {
 }
 
 
+@pytest.mark.starts_with("lrrt")
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -144,53 +152,55 @@ def test_content_that_cannot_be_read_is_one_line(store, run, name, content):
     digest = hashlib.sha256(content.encode()).hexdigest()
     mlflow.MlflowClient().set_tag(run.info.run_id, TAGS[name], digest)
     outcome = store.run("train", "--epochs", 1, code=2)
-    assert f"{name} of run {run.info.run_id} cannot be read (" in outcome.error
-    assert outcome.error.endswith("it was altered or cut short; run lrrt again")
+    outcome.names(name, run.info.run_id, "read", "run lrrt")
     assert "/tmp" not in outcome.error
 
 
+@pytest.mark.starts_with("lrrt")
 def test_weights_that_were_cut_short_name_the_run(store, run):
     path = stored(run, "initial_weights.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     outcome = store.run("train", "--epochs", 1, code=2)
-    name = f"initial_weights.safetensors of run {run.info.run_id}"
-    assert f"Error: {name} cannot be read (it is not a readable" in outcome.error
-    assert outcome.error.endswith("run lrrt again")
+    outcome.names("initial_weights.safetensors", run.info.run_id, "read", "run lrrt")
 
 
+@pytest.mark.starts_with("lrrt")
 @pytest.mark.parametrize("tag", ["lrrt.weights_sha256", *TAGS.values()])
 def test_a_run_without_a_digest_is_refused(run, tag):
     mlflow.MlflowClient().delete_tag(run.info.run_id, tag)
-    with pytest.raises(LRRTError, match="was altered: its digest is"):
+    with pytest.raises(LRRTError, match="altered"):
         load_handoff()
 
 
+@pytest.mark.starts_with("lrrt")
 @pytest.mark.parametrize(
     "name", ["initial_weights.safetensors", "task.json", "suggestions.json", "curve.csv"]
 )
 def test_a_missing_artifact_is_named(run, name):
     stored(run, name).unlink()
-    with pytest.raises(LRRTError, match=f"has no artifact {name}"):
+    with pytest.raises(LRRTError, match=f"no artifact {name}"):
         load_handoff()
 
 
+@pytest.mark.starts_with("lrrt")
 def test_a_newer_contract_is_refused(run):
     path = stored(run, "task.json")
-    content = json.loads(path.read_text()) | {"contract_version": 2}
+    content = json.loads(path.read_text()) | {"contract_version": 3}
     path.write_text(json.dumps(content))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     mlflow.MlflowClient().set_tag(run.info.run_id, "lrrt.task_sha256", digest)
-    with pytest.raises(LRRTError, match=r"contract version 2, this lrrt-stage knows 1: update"):
+    with pytest.raises(LRRTError, match="contract version 3.*2.*update"):
         load_handoff()
 
 
+@pytest.mark.starts_with("lrrt")
 def test_weights_that_do_not_fit_a_model_list_the_differences(run):
-    with pytest.raises(LRRTError, match=r"the weights do not fit the model: .* is missing from"):
+    with pytest.raises(LRRTError, match="weights .*missing"):
         load_handoff().load_weights(nn.Sequential(nn.Conv2d(1, 2, 3)))
 
 
+@pytest.mark.starts_with("main")
 def test_a_run_that_goes_back_to_a_range_test_stands_for_it(store):
-    store.run("main", *store.SMALL, "--epochs", 1, "--trials", 1)
     lrrt = store.one("lrrt").info.run_id
     for stage in ("main", "refine", "train"):
         assert load_handoff(store.one(stage).info.run_id).run_id == lrrt
@@ -198,20 +208,8 @@ def test_a_run_that_goes_back_to_a_range_test_stands_for_it(store):
     assert store.runs("train")[0].data.tags["lrrt.source_run_id"] == lrrt
 
 
+@pytest.mark.starts_with("lrrt")
 def test_a_wrapped_model_is_told_to_be_loaded_before(run):
     model = nn.DataParallel(PreparedTask(load_handoff().task).model())
-    with pytest.raises(LRRTError, match="load them before the model is wrapped"):
+    with pytest.raises(LRRTError, match="wrapped"):
         load_handoff().load_weights(model)
-
-
-def test_the_reference_that_robust_reads_goes_along(store):
-    store.run("lrrt", *store.SMALL, "--iterations", 130)
-    run = store.one("lrrt")
-    handoff = load_handoff()
-    assert len(handoff.curve.reference) <= 100
-    assert suggest(handoff.curve) == handoff.range
-    assert handoff.confidence == confidence(handoff.curve)
-    path = stored(run, "curve.reference.csv")
-    path.write_text(path.read_text().replace("1", "2", 1))
-    with pytest.raises(LRRTError, match=r"curve.reference.csv of run \w+ was altered"):
-        load_handoff()

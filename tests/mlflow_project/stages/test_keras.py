@@ -74,13 +74,7 @@ def test_the_logged_model_is_an_archive_that_predicts_as_validation_did(store, k
     assert accuracy == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("factory", "message"),
-    [
-        ("numbered", "name its weights alike at every construction"),
-        ("unbuilt", "no trainable parameter: set requires_grad on some, and have the constructor"),
-    ],
-)
-def test_a_factory_that_cannot_be_handed_off_is_told_why(own, factory, message):
+@pytest.mark.parametrize(("factory", "word"), [("numbered", "weights"), ("unbuilt", "trainable")])
+def test_a_factory_that_cannot_be_handed_off_is_told_why(own, factory, word):
     outcome = own.run("lrrt", "--model", f"own_keras:{factory}", "--init", "own", code=2)
-    assert message in outcome.error
+    outcome.names(word)

@@ -1,4 +1,5 @@
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from lrrt_stage import RULES
 # The names are a contract with other projects: written out here, not imported.
 ARTIFACTS = {
     "initial_weights.safetensors", "task.json", "curve.csv", "suggestions.json",
-    "lrrt_curve.png", "lrrt_curve.html", "options.json",
+    "lrrt_curve.png", "options.json",
 }  # fmt: skip
 
 
+@pytest.mark.starts_with("lrrt")
 def test_a_range_test_run_publishes_the_contract(store):
-    store.run("lrrt", *store.SMALL)
     run = store.one("lrrt")
     assert run.info.status == "FINISHED"
     assert store.artifacts(run) == ARTIFACTS
@@ -33,15 +34,15 @@ def test_a_range_test_run_publishes_the_contract(store):
     assert suggestions["rule"] == "robust"
     assert set(suggestions["rules"]) == set(RULES)
     assert suggestions["range"]["max"] == metrics["suggested_lr_max"]
-    assert suggestions["contract_version"] == 1
+    assert suggestions["contract_version"] == 2
     task = store.json(run, "task.json")
-    assert task["contract_version"] == 1
+    assert task["contract_version"] == 2
     assert (task["task"]["model"], task["task"]["batch_size"]) == ("mlp", 128)
     assert task["environment"]["torch"].startswith("2.")
 
 
+@pytest.mark.starts_with("lrrt")
 def test_the_digest_tag_is_over_the_published_weights(store):
-    store.run("lrrt", *store.SMALL)
     run = store.one("lrrt")
     arrays = load_file(store.file(run, "initial_weights.safetensors"))
     sha = hashlib.sha256()
@@ -51,8 +52,8 @@ def test_the_digest_tag_is_over_the_published_weights(store):
     assert run.data.tags["lrrt.weights_sha256"] == sha.hexdigest()
 
 
+@pytest.mark.starts_with("lrrt")
 def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store):
-    store.run("lrrt", *store.SMALL)
     run = store.one("lrrt")
     curve = pd.read_csv(store.file(run, "curve.csv"))
     assert list(curve) == ["iteration", "lr", "loss", "smoothed_loss", "probe_loss"]
@@ -66,21 +67,22 @@ def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store)
     assert np.allclose(store.history(run, "log10_lr")[1], np.log10(curve["lr"]))
 
 
+@pytest.mark.starts_with("lrrt")
 def test_a_run_says_what_it_is(store):
-    store.run("lrrt", *store.SMALL, "--seed", 3)
     run = store.one("lrrt")
-    assert run.info.run_name == "lrrt digits mlp batch 128 seed 3"
+    assert run.info.run_name == "lrrt digits mlp batch 128 seed 0"
     assert f"--lrrt-run-id {run.info.run_id}" in run.data.tags["mlflow.note.content"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "digits"
-    assert run.data.params["seed"] == "3"
+    assert run.data.params["seed"] == "0"
     # 11 batches an epoch: 1,437 training images in batches of 128.
     iterations = len(store.history(run, "lr")[0])
     assert run.data.metrics["range_test_epochs"] == pytest.approx(iterations / 11)
 
 
+@pytest.mark.starts_with("lrrt")
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(store):
-    for seed in (0, 0, 1):
+    for seed in (0, 1):
         store.run("lrrt", *store.SMALL, "--seed", seed)
     other, again, first = store.runs("lrrt")
     digest = "lrrt.weights_sha256"
@@ -89,7 +91,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(store):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_thousand_iterations_are_logged_in_a_few_calls(store, monkeypatch):
+def test_hundreds_of_iterations_are_logged_in_a_few_calls(store, monkeypatch):
     calls = []
     for name in ("log_batch", "log_metric", "log_param", "log_artifact", "log_artifacts"):
         real = getattr(MlflowClient, name)
@@ -99,13 +101,12 @@ def test_a_thousand_iterations_are_logged_in_a_few_calls(store, monkeypatch):
             return _real(*args, **kwargs)
 
         monkeypatch.setattr(MlflowClient, name, counted)
-    options = ("--iterations", 1000, "--stop-multiple", "none", "--lr-end", 0.1)
+    options = ("--iterations", 300, "--stop-multiple", "none", "--lr-end", 0.1)
     store.run("lrrt", *store.SMALL, *options)
     steps, _ = store.history(store.one("lrrt"), "smoothed_loss")
-    assert len(steps) == 1000
-    # Five curves of a thousand values, MLflow's limit for one call; parameters, suggestions;
-    # all options as a file; tags when the run opens, when the weights are there, with the
-    # suggestions, and at the end.
+    assert len(steps) == 300
+    # Curves; parameters, suggestions; all options as a file; tags when the run opens, when the
+    # weights are there, with the suggestions, and at the end.
     assert calls.count("log_batch") <= 11
     assert calls.count("log_artifacts") == 1
     assert len(calls) <= 13
@@ -122,21 +123,21 @@ def test_the_rule_is_chosen_by_name_and_the_others_are_logged_all_the_same(store
 def test_a_rule_without_an_answer_says_why_and_another_takes_its_place(store):
     # The ramp ends while the loss falls.
     outcome = store.run("lrrt", *store.SMALL, "--lr-end", 0.05, "--rule", "article")
-    assert "rule article has no suggestion: the loss is still falling at the last LR 0.05: raise " \
-        "lr_end" in outcome.err  # fmt: skip
-    assert "rule robust is used in place of article" in outcome.err
-    assert "the suggestion is still falling at lr_end: raise it" in outcome.err
+    reason = next(line for line in outcome.err.splitlines() if "article" in line)
+    assert "0.05" in reason
+    assert "lr_end" in reason
+    assert "robust" in outcome.err
     run = store.one("lrrt")
     assert run.info.status == "FINISHED"
     assert run.data.tags["lrrt.rule"] == "robust"
-    assert run.data.tags["lrrt.verdict"] == "still falling at lr_end: raise it"
+    assert run.data.tags["lrrt.verdict"] in outcome.err
     assert "suggestion.article" not in run.data.metrics
 
 
 def test_an_uncertain_suggestion_is_told_with_how_to_ask_more_tests(store):
     noisy = ("lrrt", "--model", "mlp", "--batch-size", 2, "--iterations", 30, "--device", "cpu")
-    told = "the suggestion is uncertain: noisy curve (maximum "
-    more = "); --tests 3 --vary initializations asks two other initialisations too"
+    told = "uncertain"
+    more = "--vary initializations"
     alone = store.run(*noisy).err
     assert told in alone
     assert more in alone
@@ -149,11 +150,10 @@ def test_an_uncertain_suggestion_is_told_with_how_to_ask_more_tests(store):
 
 def test_without_any_suggestion_the_run_fails_and_keeps_weights_and_curve(store):
     outcome = store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
-    assert "no rule has a suggestion" in outcome.error
-    assert "robust: the loss is still falling at the last LR 1e-06: raise lr_end" in outcome.error
+    outcome.names("robust", "1e-06", "lr_end")
     run = store.one("lrrt")
     assert run.info.status == "FAILED"
-    assert "no rule has a suggestion" in run.data.tags["lrrt.error"]
+    assert run.data.tags["lrrt.error"] in outcome.error
     assert store.artifacts(run) == ARTIFACTS
     assert len(store.history(run, "train_loss")[0]) == 100
 
@@ -169,7 +169,7 @@ def test_ctrl_c_keeps_the_weights_and_the_curve_so_far(store, monkeypatch):
 
     monkeypatch.setattr(sys.modules["mlflow_project.stages.lrrt"], "PreparedTask", Bench)
     outcome = store.run("lrrt", *store.SMALL, code=130)
-    assert "Interrupted: range test interrupted after 31 iterations" in outcome.err
+    assert re.search("Interrupted.* 31 iterations", outcome.err)
     run = store.one("lrrt")
     assert run.info.status == "KILLED"
     assert len(pd.read_csv(store.file(run, "curve.csv"))) == 31
@@ -188,9 +188,9 @@ def test_the_validation_loss_is_published_with_the_curve(store):
     assert run.data.params["validation"] == "sample"
 
 
+@pytest.mark.starts_with("lrrt")
 def test_weights_come_from_a_file_or_from_a_run(store):
-    short = (*store.SMALL, "--iterations", 30, "--rule", "steepest")
-    store.run("lrrt", *short, "--seed", 5)
+    short = (*store.SMALL, "--iterations", 30, "--rule", "steepest", "--seed", 5)
     source = store.one("lrrt")
     file = store.file(source, "initial_weights.safetensors")
     store.run("lrrt", *short, "--init", f"file:{file}")
@@ -201,9 +201,8 @@ def test_weights_come_from_a_file_or_from_a_run(store):
     assert from_run.data.tags["lrrt.source_run_id"] == source.info.run_id
 
 
+@pytest.mark.starts_with("train")
 def test_a_pretrained_start_takes_the_trained_weights_of_a_training_run(store):
-    store.run("lrrt", *store.SMALL)
-    store.run("train", "--epochs", 2)
     trained = store.one("train")
     store.run("lrrt", *store.SMALL, "--init", f"run:{trained.info.run_id}", "--rule", "steepest")
     pretrained = store.runs("lrrt")[0]
@@ -211,9 +210,8 @@ def test_a_pretrained_start_takes_the_trained_weights_of_a_training_run(store):
     assert losses[0] < 0.5 < 2 < store.history(store.runs("lrrt")[1], "train_loss")[1][0]
 
 
+@pytest.mark.starts_with("train")
 def test_trained_weights_that_were_altered_are_refused_as_a_start(store):
-    store.run("lrrt", *store.SMALL)
-    store.run("train", "--epochs", 1)
     trained = store.one("train")
     start = ("lrrt", *store.SMALL, "--init", f"run:{trained.info.run_id}", "--rule", "steepest")
     path = Path(trained.info.artifact_uri.removeprefix("file://")) / "final_weights.safetensors"
@@ -222,32 +220,21 @@ def test_trained_weights_that_were_altered_are_refused_as_a_start(store):
     first = sorted(arrays)[0]
     arrays[first] = arrays[first] + 1
     save_file(arrays, path)
-    outcome = store.run(*start, code=2)
-    name = f"final_weights.safetensors of run {trained.info.run_id}"
-    assert f"{name} was altered" in outcome.error
-    assert outcome.error.endswith("run train again")
-
+    named = ("final_weights.safetensors", trained.info.run_id, "train")
+    store.run(*start, code=2).names("altered", *named)
     path.write_bytes(whole[:200])
-    assert f"{name} cannot be read" in store.run(*start, code=2).error
-    path.write_bytes(whole)
-    store.run(*start)
+    store.run(*start, code=2).names("read", *named)
 
 
+@pytest.mark.starts_with("refine")
 def test_a_start_from_a_run_that_has_no_weights_to_give_is_refused(store):
-    store.run("lrrt", *store.SMALL)
-    store.run("refine", "--trials", 1, "--trial-epochs", 1)
     refine = store.one("refine").info.run_id
-    outcome = store.run("lrrt", *store.SMALL, "--init", f"run:{refine}", code=2)
-    assert (
-        f"run {refine} is of stage 'refine': give the id of a run of train or lrrt" in outcome.error
-    )
-    store.run("lrrt", *store.SMALL, "--lr-end", 1e-6, code=2)
+    start = ("lrrt", *store.SMALL, "--iterations", 20, "--lr-end", 1e-6)
+    store.run(*start, "--init", f"run:{refine}", code=2).names(refine, "refine", "train", "lrrt")
+    store.run(*start, code=2)
     failed = store.runs("lrrt")[0].info.run_id
-    outcome = store.run("lrrt", *store.SMALL, "--init", f"run:{failed}", code=2)
-    assert f"lrrt run {failed} ended FAILED" in outcome.error
-    outcome = store.run("lrrt", *store.SMALL, "--init", "run:latest", code=2)
-    assert "init run:latest is another run tomorrow" in outcome.error
-    assert "give the run's id" in outcome.error
+    store.run(*start, "--init", f"run:{failed}", code=2).names(failed, "FAILED")
+    store.run(*start, "--init", "run:latest", code=2).names("run:latest", "id")
 
 
 def test_runs_go_to_the_experiment_that_is_named(store, tmp_path):

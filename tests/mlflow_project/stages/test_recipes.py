@@ -19,9 +19,11 @@ def losses(store, run):
     return store.history(run, "train_loss")[1]
 
 
+@pytest.mark.starts_with("lrrt")
 def test_a_recipe_is_what_its_options_typed_out_are(store):
+    plain = store.one("lrrt")
     store.run("lrrt", *store.SMALL, "--recipe", "keras")
-    by_name = store.one("lrrt")
+    by_name = store.runs("lrrt")[0]
     assert by_name.data.params.items() >= {**KERAS, "recipe": "keras"}.items()
     # 10 - 20 · 0.98 / 3
     assert float(by_name.data.params["stop_multiple"]) == pytest.approx(3.46667, abs=1e-5)
@@ -35,28 +37,23 @@ def test_a_recipe_is_what_its_options_typed_out_are(store):
     assert "recipe" not in by_hand.data.params
     assert losses(store, by_hand) == losses(store, by_name)
 
-    store.run("lrrt", *store.SMALL)
-    assert losses(store, store.runs("lrrt")[0]) != losses(store, by_name)
+    assert losses(store, plain) != losses(store, by_name)
 
 
 @pytest.mark.parametrize(
-    ("name", "typed", "logged"),
+    "typed",
     [
-        ("clip-norm", "none", "none"),
-        ("clip-norm", 2.5, "2.5"),
+        {"clip-norm": "none"},
         # The defaults without a recipe, but typed.
-        ("augment", "none", "none"),
-        ("normalize", "true", "true"),
-        ("stop_multiple", 4, "4.0"),
+        {"clip-norm": "2.5", "augment": "none", "normalize": "true", "stop_multiple": "4.0"},
     ],
 )
-def test_what_is_typed_wins_over_the_recipe(store, name, typed, logged):
-    store.run("lrrt", *store.SMALL, f"--{name}", typed, "--recipe", "keras")
+def test_what_is_typed_wins_over_the_recipe(store, typed):
+    words = [word for name, value in typed.items() for word in (f"--{name}", value)]
+    store.run("lrrt", *store.SMALL, "--iterations", 60, *words, "--recipe", "keras")
     params = store.one("lrrt").data.params
-    changed = name.replace("-", "_")
-    assert params[changed] == logged
-    rest = {key: value for key, value in KERAS.items() if key != changed}
-    assert params.items() >= rest.items()
+    logged = {name.replace("-", "_"): value for name, value in typed.items()}
+    assert params.items() >= {**KERAS, **logged}.items()
 
 
 def test_the_chain_takes_a_recipe_and_trains_with_it(store):
@@ -73,12 +70,11 @@ def test_the_chain_takes_a_recipe_and_trains_with_it(store):
 
 @pytest.mark.parametrize("command", ["lrrt", "main"])
 def test_an_unknown_recipe_brings_the_nearest_name_before_a_run_is_opened(store, command):
-    outcome = store.run(command, "--recipe", "kerras", code=2)
-    assert "unknown recipe 'kerras': did you mean 'keras'?" in outcome.error
+    store.run(command, "--recipe", "kerras", code=2).names("kerras", "'keras'")
     assert not store.runs()
 
 
 def test_a_recipe_of_none_is_no_recipe(store):
-    store.run("lrrt", *store.SMALL, "--recipe", "none")
+    store.run("lrrt", *store.SMALL, "--iterations", 60, "--recipe", "none")
     params = store.one("lrrt").data.params
     assert not {"recipe", "clip_norm", "l2"} & set(params)

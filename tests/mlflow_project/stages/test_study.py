@@ -1,7 +1,6 @@
 """`study`: what its runs publish, and what it takes from other studies."""
 
 import os
-import shutil
 import subprocess
 import sys
 from itertools import combinations
@@ -15,34 +14,10 @@ import torch
 
 from lrrt_stage import digest
 from lrrt_stage.state import weights
-from mlflow_project.cli import entry as cli
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
 STUDY = ("study", "--model", "mlp", *QUICK)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """A database with a finished study of four tests, made once."""
-    folder = tmp_path_factory.mktemp("study")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
-    mlflow.create_experiment("test", (folder / "artifacts").as_uri())
-    options = (*STUDY, "--tests", 4, "--workers", 1, "--validation", "sample")
-    with pytest.raises(SystemExit) as done:
-        cli.main([str(each) for each in (*options, "--experiment", "test")])
-    assert done.value.code == 0
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def studied(store, template, tmp_path):
-    """A store with that study alone."""
-    shutil.copy(template, tmp_path / "studied.db")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/studied.db")
-    mlflow.set_experiment("test")
-    return store
 
 
 @pytest.fixture
@@ -64,8 +39,9 @@ def of(store, study, stage="test"):
     return [r for r in store.runs(stage) if r.data.tags["mlflow.parentRunId"] == parent]
 
 
-def test_a_study_is_a_run_with_a_child_for_each_test(studied):
-    store, run = studied, studied.one("study")
+@pytest.mark.starts_with("study")
+def test_a_study_is_a_run_with_a_child_for_each_test(store):
+    run = store.one("study")
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "study initializations digits mlp"
     files = store.artifacts(run)
@@ -106,13 +82,13 @@ def test_a_study_is_a_run_with_a_child_for_each_test(studied):
         assert "4 tests" in text
 
 
-def test_a_test_publishes_what_a_range_test_does_but_its_page(studied, threads):
-    store = studied
+@pytest.mark.starts_with("study")
+def test_a_test_publishes_what_a_range_test_does_but_its_page(store, threads):
     seeds = ("--seed", 1, "--data-seed", 1)
     store.run("lrrt", *QUICK, "--model", "mlp", *seeds, "--validation", "sample")
     alone = store.one("lrrt")
     (child,) = [each for each in store.runs("test") if each.info.run_name == "test seed 1"]
-    assert store.artifacts(alone) - store.artifacts(child) == {"lrrt_curve.html", "options.json"}
+    assert store.artifacts(alone) - store.artifacts(child) == {"options.json"}
     assert child.data.metrics.items() >= alone.data.metrics.items()
     for metric in ("lr", "train_loss", "smoothed_loss", "val_loss", "full_val_loss"):
         assert store.history(child, metric) == store.history(alone, metric)
@@ -123,10 +99,10 @@ def test_a_test_publishes_what_a_range_test_does_but_its_page(studied, threads):
     assert child.data.params.items() >= {"seed": "1", "data_seed": "1"}.items()
 
 
-def test_training_goes_on_from_a_test_by_its_id_but_latest_is_never_one(studied, threads):
-    store = studied
+@pytest.mark.starts_with("study")
+def test_training_goes_on_from_a_test_by_its_id_but_latest_is_never_one(store, threads):
     child = store.runs("test")[0]
-    assert "has no finished lrrt run" in store.run("train", code=2).error
+    store.run("train", code=2).names("lrrt")
     store.run("train", "--lrrt-run-id", child.info.run_id, "--epochs", 1)
     run = store.runs("train")[0]
     assert run.data.tags["lrrt.source_run_id"] == child.info.run_id
@@ -135,12 +111,11 @@ def test_training_goes_on_from_a_test_by_its_id_but_latest_is_never_one(studied,
     assert first == store.history(child, "train_loss")[1][0]
     # Where a range test is asked for, other stages stay refused.
     study = store.one("study").info.run_id
-    message = store.run("train", "--lrrt-run-id", study, code=2).error
-    assert "is of stage 'study': give the id of a run of lrrt or test" in message
+    store.run("train", "--lrrt-run-id", study, code=2).names(study, "'study'", "lrrt or test")
 
 
-def test_results_do_not_depend_on_the_number_of_workers(studied):
-    store = studied
+@pytest.mark.starts_with("study")
+def test_results_do_not_depend_on_the_number_of_workers(store):
     options = (*STUDY, "--tests", 4, "--validation", "sample", "--workers", 2)
     outcome = store.run(*options)
     assert "\x1b" not in outcome.out + outcome.err  # no bars where there is no terminal
@@ -152,8 +127,9 @@ def test_results_do_not_depend_on_the_number_of_workers(studied):
     assert two.data.metrics == one.data.metrics
 
 
-def test_grouped_and_mismatch_take_a_finished_studys_tests(studied):
-    store, source = studied, studied.one("study")
+@pytest.mark.starts_with("study")
+def test_grouped_and_mismatch_take_a_finished_studys_tests(store):
+    source = store.one("study")
     tests = csv(store, source, "tests.csv")
     task = ("--study-run-id", source.info.run_id, "--workers", 1, "--seed", 3)
     store.run(*STUDY, "--kind", "grouped", *task)
@@ -182,33 +158,35 @@ def test_grouped_and_mismatch_take_a_finished_studys_tests(studied):
         assert first == store.history(test, "train_loss")[1][0]
 
 
-def test_a_study_that_cannot_be_taken_fails_in_one_line_before_anything_runs(studied):
-    store, source = studied, studied.one("study")
+@pytest.mark.starts_with("study")
+def test_a_study_that_cannot_be_taken_fails_in_one_line_before_anything_runs(store):
+    source = store.one("study")
     child = of(store, source)[0]
     empty = mlflow.MlflowClient().create_run(source.info.experiment_id)
     mlflow.MlflowClient().set_tag(empty.info.run_id, "lrrt.stage", "study")
     mlflow.MlflowClient().set_terminated(empty.info.run_id, "FINISHED")
     before = len(store.runs())
     cases = {
-        ("nonesuch",): "there is no run 'nonesuch'",
-        (child.info.run_id,): "is of stage 'test': give the id of a run of study",
-        (empty.info.run_id,): "has no finished range test",
-        (source.info.run_id, "--momentum", 0.5): "of another task: momentum: 0.5, not 0.9",
-        (source.info.run_id, "--batch-size", 64): "of another task: batch_size: 64, not 128",
-        ("latest", "--model", "cnn"): "of another task: model: 'cnn', not 'mlp'",
+        ("nonesuch",): ("nonesuch",),
+        (child.info.run_id,): (child.info.run_id, "'test'", "study"),
+        (empty.info.run_id,): (empty.info.run_id,),
+        (source.info.run_id, "--momentum", 0.5): ("momentum", 0.5, 0.9),
+        (source.info.run_id, "--batch-size", 64): ("batch_size", 64, 128),
+        ("latest", "--model", "cnn"): ("model", "cnn", "mlp"),
     }
-    for number, ((given, *options), message) in enumerate(cases.items(), start=1):
+    for number, ((given, *options), words) in enumerate(cases.items(), start=1):
         for_all = ("--kind", "mismatch", "--workers", 1, "--study-run-id", given)
-        assert message in store.run(*STUDY, *for_all, *options, code=2).error
+        outcome = store.run(*STUDY, *for_all, *options, code=2)
+        outcome.names(*words)
         failed = store.runs("study")[0]
         assert failed.info.status == "FAILED"
-        assert message in failed.data.tags["lrrt.error"]
+        assert failed.data.tags["lrrt.error"] in outcome.error
         assert len(store.runs()) == before + number
         assert store.artifacts(failed) <= {"options.json"}
 
 
-def test_a_report_holds_the_other_kinds_of_the_same_task_alone(studied):
-    store = studied
+@pytest.mark.starts_with("study")
+def test_a_report_holds_the_other_kinds_of_the_same_task_alone(store):
     smoothing = ("--kind", "smoothing", "--workers", 1, "--betas", "0.9")
     store.run(*STUDY, *smoothing, "--model-args", '{"width": 32}')
     store.run(*STUDY, *smoothing, "--seed", 5)

@@ -2,12 +2,10 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,50 +13,33 @@ import mlflow
 import pytest
 
 from mlflow_project import load_handoff
+from tests.servers import mlflow_server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def server(store, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(tmp_path / "served")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the server did not start"
-                time.sleep(0.3)
-        yield uri
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+    options = ("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    artifacts = ("--artifacts-destination", str(tmp_path / "served"))
+    with mlflow_server(*options, *artifacts, folder=tmp_path) as address:
+        yield address
 
 
 def test_the_chain_runs_on_a_server_over_http(store, server):
-    options = ("--trials", 1, "--trial-epochs", 1, "--epochs", 2, "--tracking-uri", server)
+    options = ("--trials", 1, "--trial-epochs", 1, "--epochs", 1, "--tracking-uri", server)
     outcome = store.run("main", *store.SMALL, *options, "--experiment", "served")
-    assert f"Open it in the MLflow UI: {server}" in outcome.out
+    assert server in outcome.out
     parent = store.one("main")
     assert parent.info.status == "FINISHED"
     assert parent.info.artifact_uri.startswith("mlflow-artifacts:")
     assert "summary.png" in store.artifacts(parent)
-    assert len(store.history(store.one("train"), "train_loss")[0]) == 22
+    assert len(store.history(store.one("train"), "train_loss")[0]) == 11
     handoff = load_handoff(parent.data.tags["lrrt.lrrt_run_id"])
     assert handoff.weights_sha256 == parent.data.tags["lrrt.weights_sha256"]
     # MLflow itself prints addresses of a server's runs.
-    options = ("--experiment", "served", "--tracking-uri", server, "--output-json", "-")
+    options = ("--iterations", 60, "--experiment", "served", "--tracking-uri", server)
+    options = (*options, "--output-json", "-")
     found = json.loads(store.run("lrrt", *store.SMALL, *options).out)
     assert found["weights_sha256"] == handoff.weights_sha256
     (logged,) = store.one("train").outputs.model_outputs
@@ -70,7 +51,7 @@ def test_the_default_is_a_store_in_the_current_folder(tmp_path):
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-m", "mlflow_project", "lrrt", "--model", "mlp"]
     done = subprocess.run(
-        [*command, "--batch-size", "128", "--device", "cpu"],
+        [*command, "--batch-size", "128", "--iterations", "60", "--device", "cpu"],
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -105,7 +86,7 @@ def test_a_server_that_is_not_mlflows_is_named_within_seconds(store, status):
         outcome = store.run("lrrt", "--tracking-uri", uri, code=2)
         other.shutdown()
     assert time.monotonic() - started < 15
-    assert f"tracking store {uri} cannot be used" in outcome.error
+    outcome.names(uri)
 
 
 class AnyPage(BaseHTTPRequestHandler):
@@ -125,29 +106,28 @@ class AnyPage(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("status", "page", "path", "advice"),
+    ("status", "page", "path", "words"),
     [
-        (200, "<html>Sign in</html>", "", "a web page answered in place of MLflow"),
-        (401, "", "", "it asks for a login, which a browser remembers: set MLFLOW_TRACKING_USER"),
-        (403, "Forbidden", "", "this login may not use it"),
-        (403, "Invalid Host header", "", "start it with --allowed-hosts"),
-        (404, "", "/#/experiments/1", "give {address}, without what the browser shows after it"),
+        (200, "<html>Sign in</html>", "", ["web page", "login"]),
+        (401, "", "", ["login", "MLFLOW_TRACKING_USERNAME"]),
+        (403, "Forbidden", "", ["login", "MLFLOW_TRACKING_TOKEN"]),
+        (403, "Invalid Host header", "", ["--allowed-hosts"]),
+        (404, "", "/#/experiments/1", ["without"]),
     ],
 )
-def test_what_a_browser_shows_and_the_client_cannot_use_is_told(store, status, page, path, advice):
+def test_what_a_browser_shows_and_the_client_cannot_use_is_told(store, status, page, path, words):
     handler = type("Handler", (AnyPage,), {"status": status, "page": page})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{other.server_port}"
         outcome = store.run("lrrt", "--tracking-uri", address + path, code=2)
         other.shutdown()
-    assert advice.format(address=address) in outcome.error
+    outcome.names(address, *words)
 
 
 def test_a_server_that_is_not_there_may_be_there_for_a_browser(store):
     outcome = store.run("lrrt", "--tracking-uri", "http://no-such-host.invalid:5000", code=2)
-    assert "it cannot be reached" in outcome.error
-    assert "set HTTP_PROXY or HTTPS_PROXY" in outcome.error
+    outcome.names("no-such-host.invalid", "HTTPS_PROXY")
 
 
 def test_a_server_behind_a_proxy_is_asked_through_it(store, monkeypatch):
@@ -179,8 +159,7 @@ def test_a_store_that_cannot_be_used_is_named_within_seconds(store, uri):
     started = time.monotonic()
     outcome = store.run("lrrt", "--tracking-uri", uri, code=2)
     assert time.monotonic() - started < 15
-    assert f"tracking store {uri} cannot be used" in outcome.error
-    assert "MLFLOW_TRACKING_URI" in outcome.error
+    outcome.names(uri, "MLFLOW_TRACKING_URI")
 
 
 def test_a_store_in_a_folder_that_is_not_there_is_made(store, tmp_path):
@@ -199,5 +178,4 @@ def test_an_experiment_that_was_deleted_is_named(store, monkeypatch, named_by):
         monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "gone")
     outcome = store.run("lrrt", *options, code=2)
-    assert "experiment 'gone'" in outcome.error
-    assert "name another" in outcome.error
+    outcome.names("'gone'")

@@ -1,0 +1,167 @@
+"""MLflow stores for tests: made once by the project's own commands, then copied.
+
+``TEMPLATES`` names them. A test changes its copy, and nobody else's.
+"""
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from filelock import FileLock
+from mlflow.entities import Run
+
+from mlflow_project.cli import entry as cli
+
+# A small task, for every option that is not under test.
+SMALL = ("--model", "mlp", "--batch-size", "128", "--device", "cpu")
+QUICK_STUDY = ("study", *SMALL, "--iterations", 60, "--workers", 1)
+# A name -> the store that it begins with, and the commands that are run there.
+TEMPLATES = {
+    "empty": (None, ()),
+    "lrrt": ("empty", [("lrrt", *SMALL)]),
+    "refine": ("lrrt", [("refine", "--trials", 4, "--trial-epochs", 2)]),
+    "train": (
+        "empty",
+        [("main", *SMALL, "--epochs", 8, "--refine", "false", "--register", "digits")],
+    ),
+    "main": (
+        "empty",
+        [("main", *SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1)],
+    ),
+    "study": ("empty", [(*QUICK_STUDY, "--tests", 4, "--validation", "sample")]),
+    "browser": (
+        "main",
+        [
+            ("train", "--lrrt-run-id", "latest", "--epochs", 1, "--schedule", "constant"),
+            ("lrrt", *SMALL, "--batch-size", 32),
+            ("lrrt", *SMALL, "--batch-size", 256),
+        ],
+    ),
+}
+# Where a database says where files are.
+LOCATIONS = {
+    "experiments": ["artifact_location"],
+    "runs": ["artifact_uri"],
+    "logged_models": ["artifact_location"],
+    "model_versions": ["source", "storage_location"],
+}
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The stores of this test run in a folder, each made at its first use.
+
+    Several processes may share the folder: one makes a store, the others wait for it.
+    """
+
+    folder: Path
+
+    def __call__(self, name: str) -> Path:
+        """Return the folder with a store's database and artifacts."""
+        folder = self.folder / name
+        if not (folder / "done").exists():
+            self.folder.mkdir(exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not (folder / "done").exists():
+                    self._make(folder, *TEMPLATES[name])
+        return folder
+
+    def _make(self, folder, base, commands):
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("MLFLOW_RUN_ID", raising=False)
+            if base is None:
+                patch.chdir(folder)
+                mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+                mlflow.create_experiment("test", (folder / "artifacts").as_uri())
+            else:
+                self.enter(base, folder, patch)
+            for command in commands:
+                with pytest.raises(SystemExit) as done:
+                    cli.main([str(argument) for argument in command])
+                assert done.value.code == 0, command
+        (folder / "done").touch()
+
+    def enter(self, name: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        """Copy a store to a folder, and use it there."""
+        self.copy(name, folder)
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment("test")
+
+    def copy(self, name: str, folder: Path) -> None:
+        """Copy a store to a folder."""
+        template = self(name)
+        shutil.copytree(template, folder, ignore=shutil.ignore_patterns("done"), dirs_exist_ok=True)
+        with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+            for table, columns in LOCATIONS.items():
+                for column in columns:
+                    statement = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+                    database.execute(statement, (template.as_uri(), folder.as_uri()))
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that starts with Error."""
+        lines = [line for line in self.err.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+    def names(self, *words) -> None:
+        """Check that the error names these values and options."""
+        assert [word for word in map(str, words) if word not in self.error] == [], self.error
+
+
+@dataclass
+class Store:
+    """A store of a test's own, and the commands on it."""
+
+    capture: pytest.CaptureFixture
+    SMALL = SMALL
+
+    def run(self, *arguments, code=0) -> Outcome:
+        """Run a command as the console script does, and check its exit code."""
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            outcome = Outcome(exit_.code, *self.capture.readouterr())
+        assert outcome.code == code, outcome.err + outcome.out
+        return outcome
+
+    def runs(self, stage=None) -> list[Run]:
+        """The experiment's runs, newest first."""
+        found = mlflow.search_runs(output_format="list", order_by=["attributes.start_time DESC"])
+        return [run for run in found if stage in (None, run.data.tags.get("lrrt.stage"))]
+
+    def one(self, stage) -> Run:
+        (run,) = self.runs(stage)
+        return run
+
+    def artifacts(self, run) -> set[str]:
+        return {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+
+    def file(self, run, name) -> Path:
+        """An artifact where the store keeps it."""
+        return Path(run.info.artifact_uri.removeprefix("file://")) / name
+
+    def json(self, run, name):
+        return json.loads(self.file(run, name).read_text(encoding="utf-8"))
+
+    def history(self, run, metric):
+        """Steps and values of a metric."""
+        points = mlflow.MlflowClient().get_metric_history(run.info.run_id, metric)
+        return [each.step for each in points], [each.value for each in points]
