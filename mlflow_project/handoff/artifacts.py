@@ -20,7 +20,7 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from lrrt_stage.state import weights
 from mlflow_project.tracking.connection import experiment_id
-from mlflow_project.tracking.runs import get_run
+from mlflow_project.tracking.runs import find_runs, get_run
 from mlflow_project.tracking.tags import ERROR_TAG, STAGE_TAG
 
 __all__ = [
@@ -167,20 +167,14 @@ def sha256(path: Path) -> str:
 
 
 def _latest(stage: str) -> Run:
-    client, experiment = mlflow.MlflowClient(), experiment_id()
-    found = client.search_runs(
-        [experiment],
-        f"tags.`{STAGE_TAG}` = '{stage}' and attributes.status = 'FINISHED'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
-    name = client.get_experiment(experiment).name
-    require(
-        bool(found),
-        f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no finished "
-        f"{stage} run: run {stage} first, or name the "
-        "experiment that has one with --experiment or MLFLOW_EXPERIMENT_NAME",
-    )
+    found = find_runs({STAGE_TAG: stage}, finished=True, limit=1)
+    if not found:
+        name = mlflow.get_experiment(experiment_id()).name
+        raise LRRTError(
+            f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no finished "
+            f"{stage} run: run {stage} first, or name the experiment that has one with "
+            "--experiment or MLFLOW_EXPERIMENT_NAME"
+        )
     return found[0]
 
 

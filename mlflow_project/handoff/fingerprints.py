@@ -10,13 +10,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import torch
 
 import lrrt_stage
 import mlflow_project
 import pipeline
-from mlflow_project.tracking.connection import experiment_id
+from mlflow_project.tracking.runs import find_runs
 from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, Task
 from pipeline.data.datasets import is_dataset_factory
@@ -47,12 +46,7 @@ def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
 
 def find_same(fingerprint: str) -> str | None:
     """Return the experiment's newest finished run with this fingerprint, if any."""
-    found = mlflow.MlflowClient().search_runs(
-        [experiment_id()],
-        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and attributes.status = 'FINISHED'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
+    found = find_runs({FINGERPRINT_TAG: fingerprint}, finished=True, limit=1)
     return found[0].info.run_id if found else None
 
 

@@ -18,6 +18,7 @@ from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
+    find_runs,
     log_dataset,
     log_range,
     log_scalars,
@@ -95,7 +96,8 @@ def check_stage(
         # The run of a range test without a suggestion holds what is compared as well.
         with suppress(NoSuggestion):
             range_test_stage(task, runtime, plan, consensus, prepared=prepared)
-        now = read_handoff(_range_test_of(run))
+        (test,) = find_runs({"mlflow.parentRunId": run.info.run_id, STAGE_TAG: "lrrt"})
+        now = read_handoff(test)
         today = _with_rule(now.reading, then.rule)
         result = still_fits(then.reading.final, today.final, lr, options.tolerance)
         with staged_files(run) as folder:
@@ -116,14 +118,6 @@ def check_stage(
             log_scalars(run, {"moved_decades": result.moved, "allowed_decades": result.allowed})
         _describe(run, baseline, now, result)
     return run.info.run_id
-
-
-def _range_test_of(run: Run) -> Run:
-    (test,) = mlflow.MlflowClient().search_runs(
-        [run.info.experiment_id],
-        f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{STAGE_TAG}` = 'lrrt'",
-    )
-    return test
 
 
 def _with_rule(reading: Reading, rule: str) -> Reading:

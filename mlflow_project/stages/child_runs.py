@@ -19,6 +19,7 @@ from mlflow_project.handoff.handoff import read_handoff
 from mlflow_project.handoff.publishing import publish_inputs, publish_reading
 from mlflow_project.tracking.params import log_params
 from mlflow_project.tracking.runs import (
+    find_runs,
     log_curve,
     log_range,
     log_reading,
@@ -115,11 +116,5 @@ def read_result(run: Run) -> RangeTestResult | TrainingResult:
 
 def children(run: Run) -> list[Run]:
     """Return the finished child runs of a run, oldest first."""
-    return list(
-        mlflow.MlflowClient().search_runs(
-            [run.info.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'FINISHED'",
-            max_results=10_000,
-            order_by=["attributes.start_time ASC"],
-        )
-    )
+    parent = {"mlflow.parentRunId": run.info.run_id}
+    return find_runs(parent, finished=True, experiment=run.info.experiment_id)[::-1]

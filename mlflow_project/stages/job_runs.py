@@ -9,6 +9,7 @@ from mlflow.entities import Run
 
 from mlflow_project.stages.child_runs import children, job_fingerprints, log_outcome, read_result
 from mlflow_project.tracking import console
+from mlflow_project.tracking.runs import find_runs
 from mlflow_project.tracking.tags import FINGERPRINT_TAG, STAGE_TAG
 from pipeline import PreparedTask, Runtime
 from pipeline.jobs.jobs import Job
@@ -76,14 +77,9 @@ class JobRuns:
         return outcomes
 
 
-def same_runs(run: Run, fingerprint: str, stage: str) -> list[Run]:
-    """Return the runs of ``stage`` with this fingerprint in the experiment of ``run``."""
-    return list(
-        mlflow.MlflowClient().search_runs(
-            [run.info.experiment_id],
-            f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and tags.`{STAGE_TAG}` = '{stage}'",
-        )
-    )
+def same_runs(fingerprint: str, stage: str) -> list[Run]:
+    """Return the experiment's runs of ``stage`` with this fingerprint."""
+    return find_runs({FINGERPRINT_TAG: fingerprint, STAGE_TAG: stage})
 
 
 def interrupted(runs: Sequence[Run]) -> list[Run]:

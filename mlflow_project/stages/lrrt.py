@@ -87,7 +87,7 @@ def range_test_stage(
             first = plan.read(_measure(run, prepared, state, plan, folder))
             others = []
             if jobs:
-                finished = finished_jobs(interrupted(same_runs(run, test_fingerprint, "lrrt")))
+                finished = finished_jobs(interrupted(same_runs(test_fingerprint, "lrrt")))
                 tests = JobRuns(run, prepared, runtime, "tests", consensus.workers, finished)
                 others = [_reading(outcome) for outcome in tests(jobs)]
             reading = combined_reading([first, *others], consensus)

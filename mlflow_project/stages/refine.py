@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mlflow_project.tracking.runs import (
 from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG
 from pipeline import Narrowing, PreparedTask, RefineOptions, Runtime, Training, best_range, refine
 from pipeline.training.plots import search_figures
+from pipeline.training.refinement import AfterEpoch
 
 __all__ = ["load_refined", "refine_fingerprint", "refine_stage"]
 
@@ -84,7 +86,7 @@ def refine_stage(
                 schedule,
                 study_name=name,
                 fingerprint=trial_fingerprint,
-                on_trial=_TrialRuns(options, progress),
+                on_trial=partial(_trial_run, progress, options.trials),
             )
         refined = best_range(optuna_study, narrowed)
         with staged_files(run) as folder:
@@ -151,34 +153,29 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
     return run.info.run_id, lr_range
 
 
-class _TrialRuns:
-    """Opens a child run for every trial and logs it when the trial ends."""
+@contextmanager
+def _trial_run(
+    progress: Callable[[int, int], None], trials: int, number: int, lr_range: LRRange
+) -> Iterator[AfterEpoch]:
+    """Open a child run for a trial, and log the trial when it ends."""
+    last: tuple[Training, bool] | None = None
 
-    def __init__(self, options: RefineOptions, progress: Callable[[int, int], None]) -> None:
-        self.options, self.progress = options, progress
+    def after_epoch(training: Training, pruned: bool) -> None:
+        nonlocal last
+        last = training, pruned
 
-    @contextmanager
-    def __call__(
-        self, number: int, lr_range: LRRange
-    ) -> Iterator[Callable[[Training, bool], None]]:
-        with stage_run("trial", f"{number}: peak {lr_range.max:.3g}") as run:
-            log_params(run, {"trial": number})
-            log_range(run, "trained", lr_range)
-            last: tuple[Training, bool] | None = None
-
-            def after_epoch(training: Training, pruned: bool) -> None:
-                nonlocal last
-                last = training, pruned
-
-            try:
-                yield after_epoch
-            finally:
-                if last is not None:
-                    training, pruned = last
-                    log_training(run, training)
-                    state = "pruned" if pruned else "diverged" if training.diverged else "complete"
-                    mlflow.set_tag("lrrt.trial_state", state)
-            self.progress(number + 1, self.options.trials)
+    with stage_run("trial", f"{number}: peak {lr_range.max:.3g}") as run:
+        log_params(run, {"trial": number})
+        log_range(run, "trained", lr_range)
+        try:
+            yield after_epoch
+        finally:
+            if last is not None:
+                training, pruned = last
+                log_training(run, training)
+                state = "pruned" if pruned else "diverged" if training.diverged else "complete"
+                mlflow.set_tag("lrrt.trial_state", state)
+    progress(number + 1, trials)
 
 
 def _write(

@@ -26,7 +26,9 @@ class HandoffOptions:
     lrrt_run_id: str = setting(
         "latest", "Range-test run; latest: the newest finished one of the experiment."
     )
-    allow_mismatch: bool = setting(False, "Go on although the task differs from the range test's.")
+    allow_mismatch: bool = setting(
+        False, "Continue although the task differs from the range test's."
+    )
 
 
 def open_handoff(

@@ -78,7 +78,7 @@ def study_stage(
             source_id, source = finished_tests(options.study_run_id, prepared, plan)
             mlflow.set_tag("lrrt.source_study_id", source_id)
         mark = _study_fingerprint(prepared, plan, training, options, fixed)
-        finished = _taken_over(run, mark, options.resume)
+        finished = _taken_over(mark, options.resume)
         tests = JobRuns(run, prepared, runtime, options.kind, options.workers, finished)
         tests.outcomes += [JobResult(each.job, each) for each in source or []]
         subject = report_subject(prepared)
@@ -143,7 +143,7 @@ def _study_fingerprint(
     )
 
 
-def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
+def _taken_over(mark: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study to go on with, by fingerprint."""
     if resume is not None:
         named = get_run(resume)
@@ -158,7 +158,7 @@ def _taken_over(run: Run, mark: str, resume: str | None) -> dict[str, Run]:
         )
         found = [named]
     else:
-        same = same_runs(run, mark, "study")
+        same = same_runs(mark, "study")
         found = interrupted(same)
         for each in same:
             if each.info.status == "RUNNING":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import fields, replace
 
-import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage.settings import require
 from mlflow_project.handoff.artifacts import find_run, read_json
 from mlflow_project.handoff.publishing import TASK, TASK_TAG
 from mlflow_project.stages.child_runs import children, read_result
+from mlflow_project.tracking.runs import find_runs
 from mlflow_project.tracking.tags import STAGE_TAG
 from pipeline import PreparedTask, RangeTestPlan, Task
 from pipeline.jobs.jobs import RangeTestResult
@@ -40,11 +40,7 @@ def finished_tests(
     task = prepared.task
     study = find_run(study_id, "study")
     if study_id == "latest":
-        finished = mlflow.MlflowClient().search_runs(
-            [study.info.experiment_id],
-            f"tags.`{STAGE_TAG}` = 'study' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-        )
+        finished = find_runs({STAGE_TAG: "study"}, finished=True)
         study = next((found for found in finished if _compares_seeds(found)), study)
     runs = _tests(study)
     results = [read_result(run) for run in runs]

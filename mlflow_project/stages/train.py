@@ -96,8 +96,8 @@ def train_stage(
         _check_first_loss(run, handoff, prepared, training)
         if training.diverged:
             raise LRRTError(
-                f"training diverged at iteration {len(training.train_loss)} with a maximum LR of "
-                f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or choose another rule"
+                f"training diverged at iteration {len(training.train_loss)} with maximum LR "
+                f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
         tags = {
             SOURCE_TAG: handoff.run_id,

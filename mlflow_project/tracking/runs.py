@@ -21,7 +21,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.settings import hide_passwords, require
-from mlflow_project.tracking.connection import RUN_ID, project_run
+from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
 from mlflow_project.tracking.tags import ERROR_TAG, RULE_TAG, STAGE_TAG, VERDICT_TAG
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask, Training
@@ -30,6 +30,7 @@ from pipeline.training.loop import Epoch
 
 __all__ = [
     "fail_project_run",
+    "find_runs",
     "get_run",
     "log_curve",
     "log_dataset",
@@ -60,10 +61,34 @@ def get_run(run_id: str) -> Run:
         ) from None
     require(
         run.info.lifecycle_stage == LifecycleStage.ACTIVE,
-        f"run {run_id} was deleted: give another, or restore it with mlflow runs restore "
+        f"run {run_id} was deleted: give a different one, or restore it with mlflow runs restore "
         f"--run-id {run_id}",
     )
     return run
+
+
+def find_runs(
+    tags: Mapping[str, str],
+    *,
+    finished: bool = False,
+    experiment: str | None = None,
+    limit: int = 10_000,
+) -> list[Run]:
+    """Return the runs of an experiment that have these tags, newest first.
+
+    Without ``experiment`` it is the experiment that runs go to.
+    """
+    conditions = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
+    if finished:
+        conditions.append("attributes.status = 'FINISHED'")
+    return list(
+        mlflow.MlflowClient().search_runs(
+            [experiment or experiment_id()],
+            " and ".join(conditions),
+            max_results=limit,
+            order_by=["attributes.start_time DESC"],
+        )
+    )
 
 
 @contextmanager

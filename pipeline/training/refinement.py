@@ -18,7 +18,7 @@ from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.training.loop import Training, TrainOptions, train
 
-__all__ = ["RefineOptions", "best_range", "peak_range", "refine"]
+__all__ = ["AfterEpoch", "RefineOptions", "best_range", "peak_range", "refine"]
 
 RANDOM_TRIALS = 3
 """Trials before TPE models the loss and before the pruner may stop one."""
