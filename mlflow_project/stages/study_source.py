@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from lrrt_stage.settings import require
 from mlflow_project.handoff.artifacts import find_run, read_json
 from mlflow_project.handoff.publishing import TASK, TASK_TAG
-from mlflow_project.stages.child_runs import children, read_result
+from mlflow_project.stages.job_runs import children, read_result
 from mlflow_project.tracking.runs import find_runs
 from mlflow_project.tracking.tags import STAGE_TAG
 from pipeline import PreparedTask, RangeTestPlan, Task
