@@ -38,7 +38,7 @@ from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.jobs.pool import JobResult
 from pipeline.studies import KINDS, Findings, Study, StudyOptions, study_frame, tests_frame
-from pipeline.studies.figures import bare_chart
+from pipeline.studies.figures import losses_figure
 
 __all__ = ["study_stage"]
 
@@ -54,20 +54,20 @@ def study_stage(
 ) -> str:
     """Carry out a study as a run with a child run per test, and return its id.
 
-    The tests of an interrupted or failed study of the same task and options are taken over.
+    The tests of an interrupted or failed study of the same task and options are reused.
     ``fixed`` names the options that the user gave.
 
     Raises
     ------
     LRRTError
         If the task or the study's options cannot be used, before any test starts; or if too few
-        tests had an answer, with those tests kept.
+        tests have a suggestion, with those tests kept.
     """
     with stage_run("study") as run:
         require(
             not task.init.startswith("run:"),
-            f"init={task.init!r}: a study's tests make their weights themselves: download the "
-            "run's weights and give init=file:PATH",
+            f"init={task.init!r}: the tests of a study draw their own weights: download the weights "
+            "of the run and give init=file:PATH",
         )
         prepared = PreparedTask(task, runtime)
         name_run(run, f"{options.kind} {short_name(task)}")
@@ -77,12 +77,12 @@ def study_stage(
         if options.study_run_id is not None:
             source_id, source = finished_tests(options.study_run_id, prepared, plan)
             mlflow.set_tag("lrrt.source_study_id", source_id)
-        mark = _study_fingerprint(prepared, plan, training, options, fixed)
-        finished = _taken_over(mark, options.resume)
+        same = _study_fingerprint(prepared, plan, training, options, fixed)
+        finished = _finished_tests(same, options.resume)
         tests = JobRuns(run, prepared, runtime, options.kind, options.workers, finished)
-        tests.outcomes += [JobResult(each.job, each) for each in source or []]
+        tests.outcomes += [JobResult(test.job, test) for test in source or []]
         subject = report_subject(prepared)
-        mlflow.set_tags({FINGERPRINT_TAG: mark, KIND_TAG: options.kind, SUBJECT_TAG: subject})
+        mlflow.set_tags({FINGERPRINT_TAG: same, KIND_TAG: options.kind, SUBJECT_TAG: subject})
         study = Study(
             task,
             plan,
@@ -92,31 +92,32 @@ def study_stage(
             tests,
             source,
             fixed,
-            lambda other: PreparedTask(other, runtime, prepared.data),
+            lambda changed: PreparedTask(changed, runtime, prepared.data),
         )
         with staged_files(run) as folder:
             try:
                 findings = KINDS[options.kind](study)
             except NoSuggestion:
-                _draw_curves(folder, tests.outcomes)
+                _draw_losses(folder, tests.outcomes)
                 raise
             finally:
                 _write_tables(folder, tests.outcomes)
             findings = with_failures(findings, tests.outcomes)
-            write_study_report(folder, findings, options.kind, tests.outcomes, subject, source_id)
+            write_study_report(folder, run, findings, tests.outcomes, source_id)
         _conclude(run, task, findings, tests.outcomes)
     return run.info.run_id
 
 
-def _draw_curves(folder: Path, outcomes: Sequence[JobResult]) -> None:
+def _draw_losses(folder: Path, outcomes: Sequence[JobResult]) -> None:
     """Draw what was measured, where that is all there is to show."""
-    measured = [each.result for each in outcomes if isinstance(each.result, RangeTestResult)]
-    bare_chart(measured, "The loss of each test").figure().savefig(folder / "curves.png")
+    results = [outcome.result for outcome in outcomes]
+    measured = [result for result in results if isinstance(result, RangeTestResult)]
+    losses_figure(measured).savefig(folder / "curves.png")
 
 
 def _write_tables(folder: Path, outcomes: Sequence[JobResult]) -> None:
     """Write what there is of ``study.csv`` and ``tests.csv``."""
-    results = [each.result for each in outcomes if each.result is not None]
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
     if results:
         study_frame(results).to_csv(folder / "study.csv", index=False)
     if outcomes:
@@ -130,54 +131,53 @@ def _study_fingerprint(
     options: StudyOptions,
     fixed: frozenset[str],
 ) -> str:
-    # Neither changes what is found; nor do the threads of this process.
-    same = replace(options, workers=None, resume=None)
+    # Neither of the two, nor the threads of this process, changes what is found.
+    options = replace(options, workers=None, resume=None)
     return fingerprint(
         "study",
         prepared,
         threads=1,
         plan=plan,
         training=training,
-        options=same,
+        options=options,
         fixed=sorted(fixed),
     )
 
 
-def _taken_over(mark: str, resume: str | None) -> dict[str, Run]:
-    """Return the finished tests of the interrupted study to go on with, by fingerprint."""
+def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run]:
+    """Return the finished tests of the interrupted study that is resumed, by fingerprint."""
     if resume is not None:
-        named = get_run(resume)
+        resumed = get_run(resume)
         require(
-            named.info.status != "FINISHED",
-            f"study {resume} is finished: there is nothing to go on with; leave resume out",
+            resumed.info.status != "FINISHED",
+            f"study {resume} is finished: there is nothing to resume; leave resume out",
         )
         require(
-            named.data.tags.get(FINGERPRINT_TAG) == mark,
-            f"run {resume} cannot be resumed: it is no study of this task with these options and "
-            "this code; give the options that it was started with",
+            resumed.data.tags.get(FINGERPRINT_TAG) == study_fingerprint,
+            f"run {resume} cannot be resumed: it is not a study of this task with these options "
+            "and this code; give the options that it was started with",
         )
-        found = [named]
-    else:
-        same = same_runs(mark, "study")
-        found = interrupted(same)
-        for each in same:
-            if each.info.status == "RUNNING":
-                console.note(
-                    f"study {each.info.run_id}, of the same options, is marked as running: if it "
-                    f"was cut off, stop this one and go on with --resume {each.info.run_id}"
-                )
-    return finished_jobs(found)
+        return finished_jobs([resumed])
+    same = same_runs(study_fingerprint, "study")
+    for other in same:
+        if other.info.status == "RUNNING":
+            console.note(
+                f"study {other.info.run_id} with the same options is marked as running: if it was "
+                f"killed, stop this one and start it again with --resume {other.info.run_id}"
+            )
+    return finished_jobs(interrupted(same))
 
 
 def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobResult]) -> None:
-    failed = sum(bool(each.error) for each in outcomes)
+    failed = sum(bool(outcome.error) for outcome in outcomes)
     known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
     log_scalars(run, {**known, "failed_tests": failed})
     describe(
         run,
         f"Study of {task_words(task)}: {findings.question}",
         *findings.sentences,
+        f"What to do: {findings.advice}",
         "The figures are in `report.html`, among the artifacts.",
     )
-    for sentence in findings.sentences:
+    for sentence in (*findings.sentences, findings.advice):
         console.note(sentence)
