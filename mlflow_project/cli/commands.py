@@ -234,7 +234,7 @@ def _run(
     options = {
         name: from_values(hint, values, preset)
         for name, hint in get_type_hints(stage).items()
-        if is_dataclass(hint)
+        if isinstance(hint, type) and is_dataclass(hint)
     }
     output = from_values(OutputOptions, values)
     connect(values["tracking_uri"], values["experiment"])
