@@ -81,7 +81,7 @@ def publish_reading(folder: Path, reading: Reading) -> dict[str, str]:
     if reading.consensus is not None:
         content["consensus"] = _consensus_to_json(reading.consensus, reading.final)
     _write_json(folder / SUGGESTIONS, content)
-    plot_reading(reading).figure.savefig(folder / FIGURE)
+    plot_reading(reading).figure.get_figure(root=True).savefig(folder / FIGURE)
     return {
         CURVE_TAG: sha256(folder / CURVE),
         SUGGESTIONS_TAG: sha256(folder / SUGGESTIONS),
