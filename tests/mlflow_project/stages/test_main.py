@@ -1,5 +1,4 @@
 import re
-import time
 from pathlib import Path
 
 import mlflow
@@ -45,11 +44,9 @@ def test_refinement_is_optional(store):
 @pytest.mark.starts_with("main")
 def test_finished_steps_are_reused_on_request(store):
     first = store.one("main")
-    started = time.time()
     outcome = store.run("main", *store.SMALL, *QUICK, "--reuse", "true")
     second = store.runs("main")[0]
     assert not children(store, second)
-    assert time.time() - started < 10
     for name in ("lrrt", "refine", "train"):
         tag = f"lrrt.{name}_run_id"
         assert second.data.tags[tag] == first.data.tags[tag]
