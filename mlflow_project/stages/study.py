@@ -66,8 +66,8 @@ def study_stage(
     with stage_run("study") as run:
         require(
             not task.init.startswith("run:"),
-            f"init={task.init!r}: the tests of a study draw their own weights: download the weights "
-            "of the run and give init=file:PATH",
+            f"init={task.init!r}: a study's tests draw their own weights: download the weights of "
+            "the run and give init=file:PATH",
         )
         prepared = PreparedTask(task, runtime)
         name_run(run, f"{options.kind} {short_name(task)}")
