@@ -21,7 +21,6 @@ from mlflow_project.tracking.runs import (
     find_runs,
     log_dataset,
     log_range,
-    log_scalars,
     stage_run,
     staged_files,
 )
@@ -91,8 +90,8 @@ def check_stage(
         log_options(run, task, plan, consensus, options, device=str(prepared.device))
         log_dataset(prepared)
         mlflow.set_tag(BASELINE_TAG, baseline.run.info.run_id)
-        log_range(run, "baseline", then.range)
-        log_scalars(run, {"lr_in_use": lr})
+        log_range("baseline", then.range)
+        mlflow.log_metrics({"lr_in_use": lr})
         # The run of a range test without a suggestion holds what is compared as well.
         with suppress(NoSuggestion):
             range_test_stage(task, runtime, plan, consensus, prepared=prepared)
@@ -114,8 +113,8 @@ def check_stage(
             }
         )
         if today.final.range is not None:
-            log_range(run, "suggested", today.final.range)
-            log_scalars(run, {"moved_decades": result.moved, "allowed_decades": result.allowed})
+            log_range("suggested", today.final.range)
+            mlflow.log_metrics({"moved_decades": result.moved, "allowed_decades": result.allowed})
         _describe(run, baseline, now, result)
     return run.info.run_id
 

@@ -24,7 +24,6 @@ from mlflow_project.tracking.runs import (
     log_curve,
     log_range,
     log_reading,
-    log_scalars,
     log_training,
     stage_run,
     staged_files,
@@ -159,15 +158,15 @@ def _log_test(run: Run, prepared: PreparedTask, test: RangeTestResult, folder: P
     inputs = publish_inputs(folder, prepared.sibling(test.job.task), plan, test.weights)
     mlflow.set_tags(inputs | publish_reading(folder, test.reading))
     log_curve(run, curve, plan.smoothing)
-    log_reading(run, test.reading)
-    log_scalars(run, {"seconds": test.seconds})
+    log_reading(test.reading)
+    mlflow.log_metrics({"seconds": test.seconds})
     result = {"stop": curve.stop, "epochs": curve.epochs, "seconds": test.seconds}
     _write_job(folder, test.job, result)
 
 
 def _log_training(run: Run, training: TrainingResult, folder: Path) -> None:
     log_training(run, training)
-    log_range(run, "trained", training.job.lr_range)
+    log_range("trained", training.job.lr_range)
     result = asdict(training)
     del result["job"]
     _write_job(folder, training.job, result)

@@ -92,7 +92,7 @@ def range_test_stage(
                 others = [_reading(outcome) for outcome in tests(jobs)]
             reading = combined_reading([first, *others], consensus)
             mlflow.set_tags(publish_reading(folder, reading))
-        log_reading(run, reading)
+        log_reading(reading)
         _conclude(run, task, plan, consensus, reading)
     return run.info.run_id
 

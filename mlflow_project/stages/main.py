@@ -23,7 +23,6 @@ from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
     get_run,
     log_dataset,
-    log_scalars,
     read_training,
     stage_run,
     staged_files,
@@ -147,7 +146,7 @@ def _conclude(
     metrics = _metrics(handoff.run_id, RANGE_TEST_METRICS) | _metrics(train_id, TRAIN_METRICS)
     if refine_id is not None:
         metrics |= _metrics(refine_id, REFINE_METRICS)
-    log_scalars(parent, metrics)
+    mlflow.log_metrics(metrics)
     with staged_files(parent) as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
         figure.savefig(folder / "summary.png")

@@ -24,7 +24,6 @@ from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
     log_range,
-    log_scalars,
     log_training,
     stage_run,
     staged_files,
@@ -98,8 +97,8 @@ def refine_stage(
                 f"no trial of Optuna study {name!r} ended with a finite loss: lower the maximum "
                 "with narrowing_fraction, or raise trials"
             )
-        log_range(run, "refined", refined)
-        log_scalars(run, {"val_loss": optuna_study.best_value})
+        log_range("refined", refined)
+        mlflow.log_metrics({"val_loss": optuna_study.best_value})
         describe(
             run,
             f"Search for the peak learning rate of {task_words(prepared.task)} in {narrowed}, "
@@ -166,7 +165,7 @@ def _trial_run(
 
     with stage_run("trial", f"{number}: peak {lr_range.max:.3g}") as run:
         log_params(run, {"trial": number})
-        log_range(run, "trained", lr_range)
+        log_range("trained", lr_range)
         try:
             yield after_epoch
         finally:

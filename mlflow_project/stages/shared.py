@@ -64,7 +64,7 @@ def open_handoff(
     mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})
     log_dataset(prepared)
     for name, lr_range in (("suggested", handoff.range), ("narrowed", narrowed)):
-        log_range(run, name, lr_range)
+        log_range(name, lr_range)
     return handoff, prepared, narrowed
 
 

@@ -28,7 +28,6 @@ from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     get_run,
     log_dataset,
-    log_scalars,
     name_run,
     stage_run,
     staged_files,
@@ -171,7 +170,7 @@ def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run
 def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobResult]) -> None:
     failed = sum(bool(outcome.error) for outcome in outcomes)
     known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
-    log_scalars(run, {**known, "failed_tests": failed})
+    mlflow.log_metrics({**known, "failed_tests": failed})
     describe(
         run,
         f"Study of {task_words(task)}: {findings.question}",

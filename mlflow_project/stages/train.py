@@ -26,7 +26,6 @@ from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     get_run,
     log_range,
-    log_scalars,
     log_training,
     stage_run,
     staged_files,
@@ -82,7 +81,7 @@ def train_stage(
         log_options(
             run, prepared.task, narrowing, options, device=str(prepared.device), rule=handoff.rule
         )
-        log_range(run, "trained", lr_range)
+        log_range("trained", lr_range)
         with staged_files(run) as folder:
             checkpoint = folder / CHECKPOINT
             if run_options.resume:
@@ -93,7 +92,7 @@ def train_stage(
             weights.save(final, folder / FINAL_WEIGHTS)
             mlflow.set_tag(FINAL_WEIGHTS_TAG, weights.digest(final))
             training_figure(training).savefig(folder / "training.png")
-        _check_first_loss(run, handoff, prepared, training)
+        _check_first_loss(handoff, prepared, training)
         if training.diverged:
             raise LRRTError(
                 f"training diverged at iteration {len(training.train_loss)} with maximum LR "
@@ -192,12 +191,10 @@ def _fetch_checkpoint(run_id: str, run_fingerprint: str, folder: Path) -> None:
         torch.load(path, weights_only=True, map_location="cpu")
 
 
-def _check_first_loss(
-    run: Run, handoff: Handoff, prepared: PreparedTask, training: Training
-) -> None:
+def _check_first_loss(handoff: Handoff, prepared: PreparedTask, training: Training) -> None:
     """Log whether the first loss equals that of the range test bit for bit; print if not."""
     first, expected = training.train_loss[0], float(handoff.curve.loss[0])
-    log_scalars(run, {"first_loss": first, "range_test_first_loss": expected})
+    mlflow.log_metrics({"first_loss": first, "range_test_first_loss": expected})
     mlflow.set_tag("lrrt.first_loss_equal", str(first == expected).lower())
     if (
         first != expected

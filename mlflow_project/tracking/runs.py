@@ -36,7 +36,6 @@ __all__ = [
     "log_dataset",
     "log_range",
     "log_reading",
-    "log_scalars",
     "log_series",
     "log_training",
     "name_run",
@@ -219,14 +218,9 @@ def read_training(run_id: str) -> TrainingSeries:
     return TrainingSeries(lr, train_loss, epochs)
 
 
-def log_scalars(run: Run, values: Mapping[str, float]) -> None:
-    """Log metrics that have one value."""
-    log_series(run, {name: [value] for name, value in values.items()})
-
-
-def log_range(run: Run, name: str, lr_range: LRRange) -> None:
-    """Log a range as ``<name>_lr_min`` and ``<name>_lr_max``."""
-    log_scalars(run, {f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max})
+def log_range(name: str, lr_range: LRRange) -> None:
+    """Log a range of the active run as ``<name>_lr_min`` and ``<name>_lr_max``."""
+    mlflow.log_metrics({f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max})
 
 
 @contextmanager
@@ -255,8 +249,8 @@ def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
         log_series(run, {"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
 
 
-def log_reading(run: Run, reading: Reading) -> None:
-    """Log the suggestion of every rule, and the range that training uses with its verdict."""
+def log_reading(reading: Reading) -> None:
+    """Log, of the active run, the suggestion of every rule, and the final range with its verdict."""
     scalars = {
         f"suggestion.{rule}": suggestion.range.max
         for rule, suggestion in reading.suggestions.items()
@@ -269,8 +263,8 @@ def log_reading(run: Run, reading: Reading) -> None:
     final = reading.final
     if final.range is not None:
         scalars["suggestion_decades"] = final.confidence.decades
-        log_range(run, "suggested", final.range)
-    log_scalars(run, scalars)
+        log_range("suggested", final.range)
+    mlflow.log_metrics(scalars)
     tags = {RULE_TAG: reading.rule, VERDICT_TAG: str(final.confidence.verdict)}
     mlflow.set_tags({"lrrt.stop": reading.curve.stop, **tags})
 
