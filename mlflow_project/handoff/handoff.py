@@ -14,13 +14,7 @@ from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Readi
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import find_run, read_json, read_weights, readable
-from mlflow_project.handoff.publishing import (
-    TASK,
-    TASK_TAG,
-    WEIGHTS,
-    plan_from_json,
-    read_reading,
-)
+from mlflow_project.handoff.publishing import TASK, TASK_TAG, WEIGHTS, plan_from_json, read_reading
 from mlflow_project.tracking.tags import SOURCE_TAG, STAGE_TAG, STEP_TAGS, WEIGHTS_TAG
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.decide.several_tests import ConsensusOptions

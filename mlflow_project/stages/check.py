@@ -17,13 +17,7 @@ from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    find_runs,
-    log_dataset,
-    log_range,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.runs import find_runs, log_dataset, log_range, stage_run, staged_files
 from mlflow_project.tracking.tags import (
     BASELINE_TAG,
     FITS_TAG,

@@ -22,12 +22,7 @@ from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_word
 from mlflow_project.tracking import console
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options, log_params
-from mlflow_project.tracking.runs import (
-    log_range,
-    log_training,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.runs import log_range, log_training, stage_run, staged_files
 from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG
 from pipeline import Narrowing, PreparedTask, RefineOptions, Runtime, Training, best_range, refine
 from pipeline.training.plots import search_figures

@@ -25,13 +25,7 @@ from mlflow_project.stages.study_source import KIND_TAG, finished_tests
 from mlflow_project.tracking import console
 from mlflow_project.tracking.descriptions import describe
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    get_run,
-    log_dataset,
-    name_run,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.runs import get_run, log_dataset, name_run, stage_run, staged_files
 from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import RangeTestResult

@@ -23,13 +23,7 @@ from mlflow_project.tracking import console
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.logged_model import log_model
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    get_run,
-    log_range,
-    log_training,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.runs import get_run, log_range, log_training, stage_run, staged_files
 from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG, STEP_TAGS, WEIGHTS_TAG
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.plots import training_figure

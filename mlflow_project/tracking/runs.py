@@ -250,7 +250,7 @@ def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
 
 
 def log_reading(reading: Reading) -> None:
-    """Log, of the active run, the suggestion of every rule, and the final range with its verdict."""
+    """Log the suggestions of all rules, and the final range with its verdict, of the active run."""
     scalars = {
         f"suggestion.{rule}": suggestion.range.max
         for rule, suggestion in reading.suggestions.items()

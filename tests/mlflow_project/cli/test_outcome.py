@@ -186,3 +186,12 @@ def test_a_registered_version_tells_its_lineage(store):
     note = store.one("main").data.tags["mlflow.note.content"]
     assert "[digits version 1](#/models/digits/versions/1)" in note
     assert train.info.run_id in version.description
+
+
+@pytest.mark.starts_with("study")
+def test_a_studys_json_holds_its_numbers(store):
+    run = store.one("study")
+    metrics = result_of(run)["metrics"]
+    assert metrics["failed_tests"] == 0
+    assert len(metrics) > 1
+    assert metrics.items() <= run.data.metrics.items()
