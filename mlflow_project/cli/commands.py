@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_type_hints
 
 import rich_click as click
 
@@ -23,7 +24,6 @@ from mlflow_project.tracking.connection import connect
 from pipeline import (
     RECIPES,
     Narrowing,
-    RangeTestPlan,
     RecipeOptions,
     RefineOptions,
     Runtime,
@@ -78,14 +78,7 @@ def commands() -> None:
 @tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
-    preset = from_values(RecipeOptions, values).values
-    _run(
-        "Range test",
-        range_test_stage,
-        (Task, Runtime, RangeTestPlan, ConsensusOptions),
-        values,
-        preset,
-    )
+    _run("Range test", range_test_stage, values)
 
 
 @commands.command(
@@ -104,11 +97,10 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def refine_command(**values: Any) -> None:
-    """Search the peak learning rate inside the narrowed range, every trial from those weights."""
+    """Search the peak learning rate inside the narrowed range, from the same weights."""
     _run(
         "Refinement",
         refine_stage,
-        (HandoffOptions, Runtime, Narrowing, RefineOptions),
         values,
         schedule=TrainOptions(schedule=values["schedule"]).schedule,
         changes=given(values, Task),
@@ -130,14 +122,8 @@ def refine_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def train_command(**values: Any) -> None:
-    """Train one-cycle from a range test's very weights, inside its narrowed range."""
-    _run(
-        "Training",
-        train_stage,
-        (HandoffOptions, Runtime, Narrowing, TrainOptions, TrainRunOptions),
-        values,
-        changes=given(values, Task),
-    )
+    """Train from the weights of a range test, inside its narrowed range."""
+    _run("Training", train_stage, values, changes=given(values, Task))
 
 
 @commands.command(
@@ -148,7 +134,7 @@ def train_command(**values: Any) -> None:
         "mlflow run . -e main -P refine=false",
     ),
 )
-@options_of("Chain", MainOptions)
+@options_of("Steps", MainOptions)
 @options_of("Recipe", RecipeOptions)
 @options_of("Task", Task)
 @options_of("Range test", RangeTestOptions, ValidationOptions)
@@ -159,24 +145,8 @@ def train_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def main_command(**values: Any) -> None:
-    """Run the chain: range test, refinement, training, as children of one run."""
-    preset = from_values(RecipeOptions, values).values
-    _run(
-        "Chain",
-        main_stage,
-        (
-            Task,
-            Runtime,
-            RangeTestPlan,
-            ConsensusOptions,
-            Narrowing,
-            RefineOptions,
-            TrainOptions,
-            MainOptions,
-        ),
-        values,
-        preset,
-    )
+    """Run range test, refinement, and training as children of one run."""
+    _run("Main", main_stage, values)
 
 
 @commands.command(
@@ -194,16 +164,15 @@ def main_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def check_command(**values: Any) -> int:
-    """Test again: does the learning rate in use still fit today's code and data? Exit code 0 or 3.
+    """Check whether the learning rate in use still fits today's code and data. Exit code 0 or 3.
 
-    The range test of the baseline is run on the code and the data as they are now. 3 says that the
-    learning rate lies outside the range that is suggested today, or that the range has moved by
-    more than the uncertainty of both.
+    The range test of the baseline is run again on today's code and data. Exit code 3 means that
+    the learning rate lies outside the range that is suggested today, or that the range has moved
+    by more than the uncertainty of both tests.
     """
     found = _run(
         "Check",
         check_stage,
-        (Runtime, CheckRunOptions),
         values,
         changes=given(values, Task),
         tests=given(values, ConsensusOptions),
@@ -222,13 +191,13 @@ def check_command(**values: Any) -> int:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…")
 @tracked
 def compare_command(runs: tuple[str, ...], **values: Any) -> None:
-    """Draw range tests over each other: curves, ranges, and what the tests differ in.
+    """Draw the curves and ranges of several range tests in one figure.
 
     RUN is the id of a run (lrrt, train, main, refine, check or a test of a study), or
     models:/NAME/VERSION.
     """
-    named = [name for each in runs for name in each.split(",") if name]
-    _run("Comparison", compare_stage, (), values, runs=named)
+    named = [name for text in runs for name in text.split(",") if name]
+    _run("Comparison", compare_stage, values, runs=named)
 
 
 @commands.command(
@@ -249,28 +218,24 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def study_command(**values: Any) -> None:
-    """Ask how far a suggestion can be trusted: many range tests, with figures and a report."""
+    """Study the reliability of suggestions: many range tests, with figures and a report."""
     fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))
-    _run(
-        "Study",
-        study_stage,
-        (Task, Runtime, RangeTestPlan, TrainOptions, StudyOptions),
-        values,
-        from_values(RecipeOptions, values).values,
-        fixed=fixed,
-    )
+    _run("Study", study_stage, values, fixed=fixed)
 
 
 def _run(
-    title: str,
-    stage: Callable[..., str],
-    options: tuple[type, ...],
-    values: dict[str, Any],
-    preset: Mapping[str, Any] | None = None,
-    **more: Any,
+    title: str, stage: Callable[..., str], values: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Check all options, then the store, then run the stage; show and return what it found."""
-    filled: list[Any] = [from_values(each, values, preset) for each in options]
+    """Check all options, then the store, then run the stage; print and return its result.
+
+    The stage's parameters say which options it takes: those whose type is a dataclass of options.
+    """
+    preset = from_values(RecipeOptions, values).values if "recipe" in values else {}
+    options = {
+        name: from_values(hint, values, preset)
+        for name, hint in get_type_hints(stage).items()
+        if isinstance(hint, type) and is_dataclass(hint)
+    }
     output = from_values(OutputOptions, values)
     connect(values["tracking_uri"], values["experiment"])
-    return report(title, stage(*filled, **more), output)
+    return report(title, stage(**options, **more), output)

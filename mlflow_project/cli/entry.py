@@ -10,9 +10,9 @@ from typing import NoReturn
 
 # cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# TPE and the schedules are used as they are meant to; what libraries say of each other is noise.
+# Libraries announce changes of other libraries, which users of this command cannot act on.
 warnings.filterwarnings("ignore", category=FutureWarning)
-# Tests of a study that is interrupted are cut off on purpose, and run when it goes on.
+# joblib warns when an interrupted study abandons its running tests, which is intended.
 warnings.filterwarnings("ignore", r"\d+ tasks (which were still|have been) ", UserWarning, "joblib")
 
 import optuna  # noqa: E402

@@ -1,4 +1,4 @@
-"""What a command says when its stage is done: a table for people, JSON for the next step."""
+"""The output of a command when its stage is done: a table for people, JSON for the next step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console
-from mlflow_project.tracking.descriptions import page, registered_model
+from mlflow_project.tracking.descriptions import page
+from mlflow_project.tracking.logged_model import registered_model
 from mlflow_project.tracking.runs import get_run
 from mlflow_project.tracking.tags import (
     BASELINE_TAG,
@@ -33,7 +34,7 @@ from mlflow_project.tracking.tags import (
 )
 from mlflow_project.tracking.views import view_page
 
-__all__ = ["OutputOptions", "outcome", "report"]
+__all__ = ["OutputOptions", "report", "result_of"]
 
 RANGES = ("suggested", "narrowed", "refined", "trained")
 METRICS = (
@@ -58,7 +59,7 @@ TAGS = {
 
 @dataclass(frozen=True)
 class OutputOptions(Options):
-    """Where the result goes, beside the store."""
+    """Where the result is written, in addition to the store."""
 
     output_json: str | None = setting(
         None,
@@ -73,53 +74,52 @@ class OutputOptions(Options):
         path = Path(self.output_json)
         require(
             os.access(path.parent, os.W_OK) and not path.is_dir(),
-            f"output_json={self.output_json!r} cannot be written: give a file in a folder that is "
-            "there",
+            f"output_json={self.output_json!r} cannot be written: give a file in an existing, "
+            "writable folder",
         )
 
 
-def outcome(run_id: str) -> dict[str, Any]:
-    """Return what the next step of a pipeline needs of a finished run, flat and as JSON has it.
+def result_of(run: Run) -> dict[str, Any]:
+    """Return what the next step of a pipeline needs of a finished run, as JSON.
 
-    ``stage``, ``run_id``, ``run_name``, ``experiment``, and of the rest what the stage has:
-    ``lrrt_run_id`` (what :func:`load_handoff` takes), ``suggested_lr_min`` and ``suggested_lr_max``
+    ``stage``, ``run_id``, ``run_name``, ``experiment``, and what else the stage has:
+    ``lrrt_run_id`` (for :func:`load_handoff`), ``suggested_lr_min`` and ``suggested_lr_max``
     (likewise ``narrowed``, ``refined``, ``trained``), ``rule``, ``verdict``, ``weights_sha256``,
-    ``val_loss``, ``val_accuracy``; ``model`` (``models:/NAME/VERSION``), where it was registered;
-    of ``check``, ``fits`` and ``reason``; of ``compare``, ``tests``.
+    ``val_loss``, ``val_accuracy``; ``model`` (``models:/NAME/VERSION``) if it was registered; for
+    ``check``, ``fits`` and ``reason``; for ``compare``, ``tests``; for ``study``, ``metrics``.
     """
-    run = get_run(run_id)
-    stage = run.data.tags[STAGE_TAG]
+    tags, stage = run.data.tags, run.data.tags[STAGE_TAG]
+    metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
     found: dict[str, Any] = {
         "contract_version": CONTRACT_VERSION,
         "stage": stage,
-        "run_id": run_id,
+        "run_id": run.info.run_id,
         "run_name": run.info.run_name,
         "experiment": mlflow.get_experiment(run.info.experiment_id).name,
     }
-    found |= {key: run.data.tags[tag] for key, tag in TAGS.items() if tag in run.data.tags}
+    found |= {key: tags[tag] for key, tag in TAGS.items() if tag in tags}
+    found |= {name: metrics[name] for name in METRICS if name in metrics}
     if "fits" in found:
         found["fits"] = found["fits"] == "true"
-    source = run_id if stage == "lrrt" else run.data.tags.get(SOURCE_TAG)
+    source = run.info.run_id if stage == "lrrt" else tags.get(SOURCE_TAG)
     if source is not None:
         found.setdefault("lrrt_run_id", source)
-    model = None
     if stage in ("train", "main"):
-        model = registered_model(found.get("train_run_id", run_id))
-    if model is not None:
-        found["model"] = f"models:/{model.name}/{model.version}"
-    if COMPARED_TAG in run.data.tags:
-        found["tests"] = [_test(each) for each in run.data.tags[COMPARED_TAG].split(",")]
-    metrics = run.data.metrics
-    return found | {
-        name: metrics[name] for name in METRICS if math.isfinite(metrics.get(name, math.nan))
-    }
+        model = registered_model(found.get("train_run_id", run.info.run_id))
+        if model is not None:
+            found["model"] = f"models:/{model.name}/{model.version}"
+    if stage == "compare":
+        found["tests"] = [_test(run_id) for run_id in tags[COMPARED_TAG].split(",")]
+    if stage == "study":
+        found["metrics"] = metrics
+    return found
 
 
 def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
-    """Print and return the :func:`outcome` of a stage's run; write it as JSON if asked."""
-    found = outcome(run_id)
-    target = console.ERR if output.output_json == "-" else console.OUT
+    """Print and return the :func:`result_of` a stage's run; write it as JSON if asked."""
     run = get_run(run_id)
+    found = result_of(run)
+    target = console.ERR if output.output_json == "-" else console.OUT
     console.summary(title, _rows(found, run), target)
     if "reason" in found:
         target.print(f"{'Fits' if found['fits'] else 'No longer fits'}: {found['reason']}")
@@ -134,7 +134,7 @@ def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
         print(text, end="")
     elif output.output_json is not None:
         try:
-            _write_whole(Path(output.output_json), text)
+            _replace_file(Path(output.output_json), text)
         except OSError as error:
             raise LRRTError(
                 f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
@@ -144,7 +144,6 @@ def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
 
 
 def _test(run_id: str) -> dict[str, Any]:
-    """Return what a comparison found of a range test."""
     metrics = get_run(run_id).data.metrics
     ends = {name: metrics[name] for name in ("suggested_lr_min", "suggested_lr_max")}
     return {"lrrt_run_id": run_id, **ends}
@@ -174,8 +173,8 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
     return rows
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
+def _replace_file(path: Path, text: str) -> None:
+    """Write a file so that no other process reads an incomplete one."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

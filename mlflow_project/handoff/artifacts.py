@@ -6,39 +6,36 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lrrt_stage import LRCurve, LRRTError
+from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from lrrt_stage.state import weights
-from mlflow_project.tracking.runs import experiment_id, get_run
+from mlflow_project.tracking.connection import experiment_id
+from mlflow_project.tracking.runs import find_runs, get_run
 from mlflow_project.tracking.tags import ERROR_TAG, STAGE_TAG
 
 __all__ = [
     "CONTRACT_VERSION",
-    "CURVE",
-    "CURVE_TAG",
     "find_run",
-    "read_curve",
+    "load_artifact",
     "read_json",
     "read_weights",
     "readable",
-    "require_digest",
     "run_file",
     "sha256",
 ]
 
-CONTRACT_VERSION = 1
-CURVE = "curve.csv"
-CURVE_TAG = "lrrt.curve_sha256"
+T = TypeVar("T")
+CONTRACT_VERSION = 2
 
 
 def find_run(run_id: str, *stages: str) -> Run:
@@ -69,7 +66,7 @@ def find_run(run_id: str, *stages: str) -> Run:
 
 def run_file(run: Run, name: str, folder: str | Path) -> Path:
     """Download the artifact ``name`` into ``folder``; raise LRRTError if the run has none."""
-    # Bars of MLflow's would stand among what a script prints.
+    # MLflow's progress bars would appear in the output that a script prints.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         path = mlflow.artifacts.download_artifacts(
@@ -83,27 +80,25 @@ def run_file(run: Run, name: str, folder: str | Path) -> Path:
     return Path(path)
 
 
-def read_curve(run: Run, folder: str | Path, **ended: Any) -> LRCurve:
-    """Return the curve of a range test.
+def load_artifact(run: Run, name: str, load: Callable[[Path], T], tag: str | None = None) -> T:
+    """Return what ``load`` reads from the artifact ``name``.
 
-    ``ended`` are ``stop`` and ``epochs``, which the file does not hold.
+    ``tag`` is the run's tag with the SHA-256 of the file; None: the file has no digest.
 
     Raises
     ------
     LRRTError
-        If the file is missing, altered, unreadable, or empty.
+        If the file is missing, altered, or unreadable.
     """
-    path = run_file(run, CURVE, folder)
-    # A run that failed after its test kept the curve, but no digest.
-    if CURVE_TAG in run.data.tags or run.info.status == "FINISHED":
-        require_digest(run, CURVE, CURVE_TAG, sha256(path))
-    with readable(run, path):
-        curve = LRCurve.from_csv(path, **ended)
-        require(len(curve) > 0, "it has no iteration")
-    return curve
+    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
+        path = run_file(run, name, folder)
+        if tag is not None:
+            _require_digest(run, name, tag, sha256(path))
+        with readable(run, path):
+            return load(path)
 
 
-def read_json(run: Run, name: str, tag: str, folder: str | Path) -> dict[str, Any]:
+def read_json(run: Run, name: str, tag: str) -> dict[str, Any]:
     """Return the content of a JSON artifact, checked against the digest in the tag ``tag``.
 
     Raises
@@ -111,14 +106,15 @@ def read_json(run: Run, name: str, tag: str, folder: str | Path) -> dict[str, An
     LRRTError
         If it is missing, altered, unreadable, or of a later version of the contract.
     """
-    path = run_file(run, name, folder)
-    require_digest(run, name, tag, sha256(path))
-    with readable(run, path):
+
+    def load(path: Path) -> tuple[dict[str, Any], int]:
         content = json.loads(path.read_text(encoding="utf-8"))
-        theirs = int(content["contract_version"])
+        return content, int(content["contract_version"])
+
+    content, version = load_artifact(run, name, load, tag)
     require(
-        theirs <= CONTRACT_VERSION,
-        f"run {run.info.run_id} was published with contract version {theirs}, this lrrt-stage "
+        version <= CONTRACT_VERSION,
+        f"run {run.info.run_id} was published with contract version {version}, this lrrt-stage "
         f"knows {CONTRACT_VERSION}: update lrrt-stage",
     )
     return content
@@ -130,18 +126,14 @@ def read_weights(run: Run, name: str, tag: str) -> weights.State:
     Raises
     ------
     LRRTError
-        If it is missing, altered or unreadable.
+        If it is missing, altered, or unreadable.
     """
-    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        path = run_file(run, name, folder)
-        with readable(run, path):
-            state = weights.load(path)
-    require_digest(run, name, tag, weights.digest(state))
+    state = load_artifact(run, name, weights.load)
+    _require_digest(run, name, tag, weights.digest(state))
     return state
 
 
-def require_digest(run: Run, name: str, tag: str, digest: str) -> None:
-    """Raise LRRTError unless ``digest`` is what the run recorded for its artifact ``name``."""
+def _require_digest(run: Run, name: str, tag: str, digest: str) -> None:
     recorded = run.data.tags.get(tag)
     require(
         recorded == digest,
@@ -151,21 +143,21 @@ def require_digest(run: Run, name: str, tag: str, digest: str) -> None:
 
 
 @contextmanager
-def readable(run: Run, path: Path) -> Iterator[None]:
-    """Turn whatever reading the downloaded artifact ``path`` raises into one line."""
+def readable(run: Run, path: str | Path) -> Iterator[None]:
+    """Turn any error while the artifact ``path`` is read into one line that names the run."""
     try:
         yield
-    except Exception as error:  # a parser's, or that of a value that is missing or of no use
+    except Exception as error:  # a parser's, or that of a missing or unusable value
         cause = first_line(error)
         if isinstance(error, LRRTError):
-            cause = cause.rpartition(": ")[0] or cause  # its remedy is for a file of the user's own
+            cause = cause.rpartition(": ")[0] or cause  # its remedy concerns files of the user
         elif isinstance(error, KeyError):
             cause = f"it has no {cause}"
-        # The download's folder is gone when this is read.
+        # The temporary file is gone when a person reads this.
         cause = cause.replace(str(path), "it")
         raise LRRTError(
-            f"{path.name} of run {run.info.run_id} cannot be read ({cause}): it was altered or "
-            f"cut short; {_again(run)}"
+            f"{Path(path).name} of run {run.info.run_id} cannot be read ({cause}): it was altered "
+            f"or is incomplete; {_again(run)}"
         ) from error
 
 
@@ -175,20 +167,14 @@ def sha256(path: Path) -> str:
 
 
 def _latest(stage: str) -> Run:
-    client, experiment = mlflow.MlflowClient(), experiment_id()
-    found = client.search_runs(
-        [experiment],
-        f"tags.`{STAGE_TAG}` = '{stage}' and attributes.status = 'FINISHED'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
-    name = client.get_experiment(experiment).name
-    require(
-        bool(found),
-        f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no finished "
-        f"{stage} run: run {stage} first, or name the "
-        "experiment that has one with --experiment or MLFLOW_EXPERIMENT_NAME",
-    )
+    found = find_runs({STAGE_TAG: stage}, finished=True, limit=1)
+    if not found:
+        name = mlflow.get_experiment(experiment_id()).name
+        raise LRRTError(
+            f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no finished "
+            f"{stage} run: run {stage} first, or name the experiment that has one with "
+            "--experiment or MLFLOW_EXPERIMENT_NAME"
+        )
     return found[0]
 
 

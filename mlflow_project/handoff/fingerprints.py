@@ -1,4 +1,4 @@
-"""Find a step that already ran with the same parameters, code and upstream run."""
+"""Find a step that already ran with the same options, code, data, and upstream run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import torch
 
 import lrrt_stage
 import mlflow_project
 import pipeline
-from mlflow_project.tracking.runs import experiment_id
+from mlflow_project.tracking.runs import find_runs
+from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, Task
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import is_factory
 
-__all__ = ["FINGERPRINT_TAG", "find_same", "fingerprint"]
-
-FINGERPRINT_TAG = "lrrt.fingerprint"
+__all__ = ["find_same", "fingerprint"]
 
 
 def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
@@ -48,19 +46,13 @@ def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
 
 def find_same(fingerprint: str) -> str | None:
     """Return the experiment's newest finished run with this fingerprint, if any."""
-    found = mlflow.MlflowClient().search_runs(
-        [experiment_id()],
-        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and attributes.status = 'FINISHED'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
+    found = find_runs({FINGERPRINT_TAG: fingerprint}, finished=True, limit=1)
     return found[0].info.run_id if found else None
 
 
 def _files(task: Task) -> list[str]:
     """Return the digests of all files that a result depends on: sources, and given weights."""
-    # The stages count as well: they choose the rule that stands in for one without an answer, and
-    # what each step is handed.
+    # The stages count as well: they choose the rule and what is handed to each step.
     folders = [Path(package.__path__[0]) for package in (lrrt_stage, pipeline, mlflow_project)]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     factories = [task.dataset] if is_dataset_factory(task.dataset) else []

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 from mlflow.entities import Run
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrrt_stage import Confidence, LRCurve, LRRange, LRRTError, Smoothing, Verdict
+from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Reading
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import find_run, read_curve, read_json, read_weights, readable
-from mlflow_project.handoff.publishing import FILE_TAGS, SUGGESTIONS, TASK, WEIGHTS
+from mlflow_project.handoff.artifacts import find_run, read_json, read_weights, readable
+from mlflow_project.handoff.publishing import TASK, TASK_TAG, WEIGHTS, plan_from_json, read_reading
 from mlflow_project.tracking.tags import SOURCE_TAG, STAGE_TAG, STEP_TAGS, WEIGHTS_TAG
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.decide.several_tests import ConsensusOptions
 
-__all__ = ["Handoff", "load_handoff"]
+__all__ = ["Handoff", "load_handoff", "read_handoff"]
 
 
 @dataclass(frozen=True)
@@ -34,16 +31,39 @@ class Handoff:
     data_sha256: str
     device: str
     weights: weights.State
-    curve: LRCurve
     plan: RangeTestPlan
-    rule: str
-    """Of which the range is: that of the plan, or one that stood in for it."""
-    range: LRRange
-    """The range that the chosen rule suggests; of several tests, their consensus."""
-    consensus: ConsensusOptions = field(default_factory=ConsensusOptions)
-    """How many tests the range is the consensus of; one, where it is that of the curve."""
-    confidence: Confidence | None = None
-    """How far it can be trusted; None where a run of an earlier version does not say."""
+    reading: Reading
+    """The curve, the suggestions of all rules, and the consensus of several tests."""
+
+    @property
+    def curve(self) -> LRCurve:
+        """The curve of the range test; of several tests, that of the first."""
+        return self.reading.curve
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule of the range: that of the plan, or a rule that replaces it."""
+        return self.reading.rule
+
+    @property
+    def range(self) -> LRRange:
+        """The suggested range; of several tests, their consensus."""
+        lr_range = self.reading.final.range
+        assert lr_range is not None
+        return lr_range
+
+    @property
+    def confidence(self) -> Confidence:
+        """The confidence in this range."""
+        return self.reading.final.confidence
+
+    @property
+    def consensus_options(self) -> ConsensusOptions:
+        """The number of tests behind the range, and how they agree on it."""
+        found = self.reading.consensus
+        if not isinstance(found, Consensus):
+            return ConsensusOptions()
+        return ConsensusOptions(len(found.ranges), found.vary, found.agreement)
 
     @property
     def weights_sha256(self) -> str:
@@ -72,7 +92,7 @@ class Handoff:
         return build_schedule(schedule, optimizer, self.narrowed(), total_steps)
 
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
-        """Return what ``task`` or its data has that the range test's has not, in words."""
+        """Return how ``task`` or its data differs from the range test's, in words."""
         differences = task.differences(self.task)
         if not differences and data_sha256 not in (None, self.data_sha256):
             return [f"content of dataset {task.dataset!r}"]
@@ -85,73 +105,60 @@ class Handoff:
             raise LRRTError(
                 f"the task differs from range-test run {self.run_id} in "
                 f"{'; '.join(differences)}: run lrrt on this task, or pass allow_mismatch=true "
-                "to train on purpose with a range that was measured on another"
+                "to train with a range that was measured on a different task"
             )
 
 
 def load_handoff(run_id: str = "latest") -> Handoff:
     """Return the hand-off of a finished range-test run: by id, or the experiment's latest.
 
-    The id of a run that goes back to one (``main``, ``train``, ``refine``, ``check``) does as well.
+    The id of a run that goes back to a range test (``main``, ``train``, ``refine``, ``check``) is
+    accepted as well.
 
     Raises
     ------
     LRRTError
-        If there is no such run, it is of another stage or did not finish, an artifact is
-        missing or unreadable, or does not match the digest that the run recorded.
+        If there is no such run, it is of a different stage or did not finish, or an artifact is
+        missing, unreadable, or does not match the digest that the run recorded.
     """
-    run = _range_test(run_id)
-    state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
-    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        published = read_json(run, TASK, FILE_TAGS[TASK], folder)
-        suggestions = read_json(run, SUGGESTIONS, FILE_TAGS[SUGGESTIONS], folder)
-        with readable(run, Path(TASK)):
-            task = json.dumps(published["task"])
-            data_sha256, device = published["data_sha256"], published["device"]
-        require(
-            run.data.tags[STAGE_TAG] != "test" or suggestions.get("range") is not None,
-            f"run {run_id} is a test without a suggestion of its rule {suggestions.get('rule')}: "
-            "give another test of its study, or run lrrt on its task with another rule",
-        )
-        with readable(run, Path(SUGGESTIONS)):
-            rule, lr_range = suggestions["rule"], LRRange(**suggestions["range"])
-            plan = RangeTestPlan(smoothing=Smoothing(**suggestions["smoothing"]))
-            if "range_test" in published:  # which runs of before there were checks do not have
-                plan = RangeTestPlan.from_dict(published["range_test"])
-            stop, epochs = (suggestions["curve"][name] for name in ("stop", "epochs"))
-            agreed = suggestions.get("consensus")
-            how_sure = _confidence(agreed or suggestions["rules"][rule])
-            consensus = ConsensusOptions()
-            if agreed is not None:
-                names = ("tests", "vary", "agreement")
-                consensus = ConsensusOptions(**{name: agreed[name] for name in names})
-        curve = read_curve(run, folder, stop=stop, epochs=epochs)
+    handoff = read_handoff(_range_test(run_id))
+    require(
+        handoff.reading.final.range is not None,
+        f"run {run_id} is a test without a suggestion of its rule {handoff.rule}: give a different "
+        "test of its study, or run lrrt on its task with a different rule",
+    )
+    return handoff
+
+
+def read_handoff(run: Run) -> Handoff:
+    """Return what a range-test run published, which may have no suggestion.
+
+    Raises
+    ------
+    LRRTError
+        If an artifact is missing, unreadable, or does not match the digest that the run recorded.
+    """
+    published = read_json(run, TASK, TASK_TAG)
+    with readable(run, TASK):
+        task = json.dumps(published["task"])
+        data_sha256, device = published["data_sha256"], published["device"]
+        plan = plan_from_json(published.get("range_test"))
+    plan, reading = read_reading(run, plan)
     return Handoff(
         run_id=run.info.run_id,
         task=Task.from_json(task),
         data_sha256=data_sha256,
         device=device,
-        weights=state,
-        curve=curve,
-        plan=plan,
-        rule=rule,
-        range=lr_range,
-        consensus=consensus,
-        confidence=how_sure,
+        weights=read_weights(run, WEIGHTS, WEIGHTS_TAG),
+        plan=replace(plan, smoothing=reading.smoothing),
+        reading=reading,
     )
 
 
 def _range_test(run_id: str) -> Run:
-    """Return the range test that a run is, is made of, or goes on from."""
+    """Return the range test that a run is, contains, or starts from."""
     run = find_run(run_id, "lrrt", "test", "main", "train", "refine", "check")
     tag = {"main": STEP_TAGS["lrrt"], "check": STEP_TAGS["lrrt"]}
     tag |= {"train": SOURCE_TAG, "refine": SOURCE_TAG}
     stage = run.data.tags[STAGE_TAG]
     return find_run(run.data.tags[tag[stage]], "lrrt", "test") if stage in tag else run
-
-
-def _confidence(answer: dict[str, Any]) -> Confidence | None:
-    """Return what :func:`_interval` wrote; None for a run of before there were intervals."""
-    if "interval" not in answer:
-        return None
-    return Confidence(**answer["interval"], verdict=Verdict(answer["verdict"]))

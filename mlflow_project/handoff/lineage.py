@@ -24,13 +24,13 @@ class Source:
     """A run, and the range test behind it."""
 
     run: Run
-    """The run that was named, or the training of the model or the chain that was."""
+    """The run that was named, or the training of the model or the run of ``main`` that was."""
     handoff: Handoff
 
     @property
     def peak_lr(self) -> float:
-        """The largest LR of the training, or of what a refinement found; of a range test, that of
-        ``Handoff.scheduler``."""
+        """The largest learning rate of the training or of the refined range; of a range test, that
+        of ``Handoff.scheduler``."""
         metrics = self.run.data.metrics
         for name in ("trained_lr_max", "refined_lr_max", "lr_in_use"):
             if name in metrics:

@@ -1,28 +1,49 @@
-"""Jobs run side by side, each as a child run; what an interrupted run finished is taken over."""
+"""Jobs as child runs: they run side by side, and finished jobs of interrupted runs are reused."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.entities import Run
 
-from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG
-from mlflow_project.stages.child_runs import children, job_fingerprints, log_outcome, read_result
+from lrrt_stage import LRRange, LRRTError
+from mlflow_project.handoff.artifacts import load_artifact
+from mlflow_project.handoff.fingerprints import fingerprint
+from mlflow_project.handoff.handoff import read_handoff
+from mlflow_project.handoff.publishing import publish_inputs, publish_reading
 from mlflow_project.tracking import console
-from mlflow_project.tracking.tags import STAGE_TAG
-from pipeline import PreparedTask, Runtime
-from pipeline.jobs.jobs import Job
+from mlflow_project.tracking.params import log_params
+from mlflow_project.tracking.runs import (
+    find_runs,
+    log_curve,
+    log_range,
+    log_reading,
+    log_training,
+    stage_run,
+    staged_files,
+)
+from mlflow_project.tracking.tags import FINGERPRINT_TAG, STAGE_TAG
+from pipeline import PreparedTask, Runtime, Task, TrainOptions
+from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult, TrainingJob, TrainingResult
 from pipeline.jobs.pool import JobResult, run_jobs
+from pipeline.training.loop import Epoch
 
-__all__ = ["JobRuns", "cut_off", "finished_children", "same_runs"]
+__all__ = ["JobRuns", "children", "finished_jobs", "interrupted", "read_result", "same_runs"]
+
+JOB = "job.json"
 
 
 class JobRuns:
-    """Runs jobs, each as a child of ``run``; those that an earlier run finished are taken over.
+    """Runs jobs as child runs of ``run``, and reuses those that an earlier run finished.
 
-    ``finished`` holds these by fingerprint. ``outcomes`` are all that there are, also after an
-    interruption.
+    ``finished`` holds the finished runs by fingerprint. ``outcomes`` are all outcomes so far, also
+    after an interruption.
     """
 
     def __init__(
@@ -40,27 +61,25 @@ class JobRuns:
 
     def __call__(self, jobs: Sequence[Job]) -> list[JobResult]:
         """Return the outcomes of ``jobs`` in their order."""
-        marks = job_fingerprints(self.prepared, jobs)
-        taken = [self.finished.get(mark) for mark in marks]
-        for found in taken:
-            if found is not None:
+        fingerprints = _job_fingerprints(self.prepared, jobs)
+        done: dict[int, JobResult] = {}
+        for index, job in enumerate(jobs):
+            reused = self.finished.get(fingerprints[index])
+            if reused is not None:
                 mlflow.MlflowClient().set_tag(
-                    found.info.run_id, "mlflow.parentRunId", self.run.info.run_id
+                    reused.info.run_id, "mlflow.parentRunId", self.run.info.run_id
                 )
-        missing = [index for index, found in enumerate(taken) if found is None]
-        if len(missing) < len(jobs):
-            console.note(f"{len(jobs) - len(missing)} of {len(jobs)} are finished already")
-        done = {
-            index: JobResult(jobs[index], read_result(found))
-            for index, found in enumerate(taken)
-            if found is not None
-        }
+                done[index] = JobResult(job, read_result(reused))
+        if done:
+            console.note(f"{len(done)} of {len(jobs)} are finished already and reused")
+        missing = [index for index in range(len(jobs)) if index not in done]
         with console.progress(self.title) as progress:
             progress(len(done), len(jobs))
 
-            def on_done(index: int, outcome: JobResult) -> None:
-                log_outcome(self.prepared, outcome, marks[missing[index]])
-                done[missing[index]] = outcome
+            def on_done(place: int, outcome: JobResult) -> None:
+                index = missing[place]
+                _log_outcome(self.prepared, outcome, fingerprints[index])
+                done[index] = outcome
                 progress(len(done), len(jobs))
                 if outcome.error:
                     console.note(f"{outcome.job.name} failed: {outcome.error}")
@@ -69,36 +88,112 @@ class JobRuns:
                 run_jobs([jobs[index] for index in missing], self.runtime, self.workers, on_done)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
-                    f"{len(done)} of {len(jobs)} are finished and kept; the same command goes on "
+                    f"{len(done)} of {len(jobs)} are finished and kept; the same command continues "
                     "with the others"
                 ) from None
             finally:
-                # Those of an interrupted study are written into its tables too.
+                # An interrupted study writes them into its tables as well.
                 outcomes = [done[index] for index in sorted(done)]
                 self.outcomes += outcomes
         return outcomes
 
 
-def same_runs(run: Run, mark: str, stage: str) -> list[Run]:
-    """Return the runs of ``stage`` with the fingerprint ``mark`` in the experiment of ``run``."""
-    return list(
-        mlflow.MlflowClient().search_runs(
-            [run.info.experiment_id],
-            f"tags.`{FINGERPRINT_TAG}` = '{mark}' and tags.`{STAGE_TAG}` = '{stage}'",
-        )
-    )
+def same_runs(fingerprint: str, stage: str) -> list[Run]:
+    """Return the experiment's runs of ``stage`` with this fingerprint."""
+    return find_runs({FINGERPRINT_TAG: fingerprint, STAGE_TAG: stage})
 
 
-def cut_off(runs: Sequence[Run]) -> list[Run]:
+def interrupted(runs: Sequence[Run]) -> list[Run]:
     """Return those of ``runs`` that ended before they were finished."""
-    return [each for each in runs if each.info.status in ("FAILED", "KILLED")]
+    return [run for run in runs if run.info.status in ("FAILED", "KILLED")]
 
 
-def finished_children(runs: Sequence[Run]) -> dict[str, Run]:
-    """Return the finished jobs of ``runs`` by fingerprint."""
+def finished_jobs(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return the finished child runs of ``runs`` by fingerprint."""
     return {
         child.data.tags[FINGERPRINT_TAG]: child
-        for each in runs
-        for child in children(each)
+        for run in runs
+        for child in children(run)
         if FINGERPRINT_TAG in child.data.tags
     }
+
+
+def _job_fingerprints(prepared: PreparedTask, jobs: Sequence[Job]) -> list[str]:
+    """Return the fingerprints of jobs: equal ones have the same name and the same result.
+
+    ``prepared`` is that of the study, whose data and device all jobs share, so that what they have
+    in common is read once.
+    """
+    # On a CPU, jobs compute with one thread each.
+    shared = fingerprint("job", prepared, threads=1)
+    contents = [[shared, type(job).__name__, asdict(job)] for job in jobs]
+    return [
+        hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        for content in contents
+    ]
+
+
+def _log_outcome(prepared: PreparedTask, outcome: JobResult, job_fingerprint: str) -> None:
+    """Log a job's outcome as a child run of the active one; a failed job is a failed run."""
+    job, result = outcome.job, outcome.result
+    try:
+        with stage_run("test" if isinstance(job, RangeTestJob) else "training", job.name) as run:
+            seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
+            log_params(run, {"batch_size": job.task.batch_size, **seeds, **job.labels})
+            if result is None:
+                raise LRRTError(outcome.error)
+            with staged_files(run) as folder:
+                if isinstance(result, RangeTestResult):
+                    _log_test(run, prepared, result, folder)
+                else:
+                    _log_training(run, result, folder)
+            mlflow.set_tag(FINGERPRINT_TAG, job_fingerprint)
+    except LRRTError:
+        if result is not None:
+            raise
+
+
+def _log_test(run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
+    plan, curve = test.job.plan, test.curve
+    inputs = publish_inputs(folder, prepared.sibling(test.job.task), plan, test.weights)
+    mlflow.set_tags(inputs | publish_reading(folder, test.reading))
+    log_curve(run, curve, plan.smoothing)
+    log_reading(test.reading)
+    mlflow.log_metrics({"seconds": test.seconds})
+    result = {"stop": curve.stop, "epochs": curve.epochs, "seconds": test.seconds}
+    _write_job(folder, test.job, result)
+
+
+def _log_training(run: Run, training: TrainingResult, folder: Path) -> None:
+    log_training(run, training)
+    log_range("trained", training.job.lr_range)
+    result = asdict(training)
+    del result["job"]
+    _write_job(folder, training.job, result)
+
+
+def _write_job(folder: Path, job: Job, result: dict[str, Any]) -> None:
+    content = {"job": asdict(job), "result": result}
+    # Infinity and NaN stay as they are: Python reads them back.
+    (folder / JOB).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_result(run: Run) -> RangeTestResult | TrainingResult:
+    """Return the result that :func:`_log_outcome` logged; a test's without its weights."""
+    content = load_artifact(run, JOB, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    job, result = content["job"], content["result"]
+    if "plan" in job:
+        published = read_handoff(run)
+        test = RangeTestJob(job["name"], published.task, published.plan, job["labels"])
+        return RangeTestResult(test, published.reading, result["seconds"], published.device)
+    job["task"] = Task(**job["task"])
+    job["lr_range"] = LRRange(**job["lr_range"])
+    job["options"] = TrainOptions(**job["options"])
+    result["epochs"] = [Epoch(**epoch) for epoch in result["epochs"]]
+    return TrainingResult(TrainingJob(**job), **result)
+
+
+def children(run: Run) -> list[Run]:
+    """Return the finished child runs of a run, oldest first."""
+    parent = {"mlflow.parentRunId": run.info.run_id}
+    return find_runs(parent, finished=True, experiment=run.info.experiment_id)[::-1]

@@ -1,9 +1,8 @@
-"""The range-test stage: seeded weights, the test on exactly those, what it suggests."""
+"""The range-test stage: seeded weights, the test on exactly those, and what is read from it."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,43 +10,49 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import (
-    RULES,
-    Confidence,
+    Consensus,
     LRCurve,
-    LRRange,
     LRRTError,
     NoSuggestion,
     RangeTestInterrupted,
+    Reading,
     Verdict,
-    confidence_all,
-    suggest_all,
 )
+from lrrt_stage.rules.uncertainty import ramp_movement
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import CURVE, find_run, read_weights
-from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
-from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, WEIGHTS, publish
-from mlflow_project.stages.job_runs import JobRuns, cut_off, finished_children, same_runs
+from mlflow_project.handoff.artifacts import find_run, read_weights
+from mlflow_project.handoff.fingerprints import fingerprint
+from mlflow_project.handoff.publishing import (
+    CURVE,
+    FINAL_WEIGHTS,
+    FINAL_WEIGHTS_TAG,
+    WEIGHTS,
+    publish_inputs,
+    publish_reading,
+)
+from mlflow_project.stages.job_runs import JobRuns, finished_jobs, interrupted, same_runs
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import console
-from mlflow_project.tracking.descriptions import describe, followed_by, link
+from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     log_curve,
     log_dataset,
-    log_suggestions,
-    name_run,
+    log_reading,
     stage_run,
     staged_files,
 )
-from mlflow_project.tracking.tags import SOURCE_TAG, STAGE_TAG, WEIGHTS_TAG
+from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG, STAGE_TAG, WEIGHTS_TAG
+from mlflow_project.tracking.views import followers_page
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
-from pipeline.decide.several_tests import Consensus, ConsensusOptions, consensus_all, further_jobs
-from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
+from pipeline.decide.several_tests import ConsensusOptions, combined_reading, further_jobs
+from pipeline.jobs.jobs import RangeTestResult
+from pipeline.jobs.pool import JobResult
 
 __all__ = ["lrrt_fingerprint", "range_test_stage"]
 
-WHY = {"robust": ", a tenth of the learning rate at which the loss rises again,"}
+MEANING = {"robust": ", a tenth of the learning rate at which the loss rises again,"}
 
 
 def range_test_stage(
@@ -60,94 +65,44 @@ def range_test_stage(
 ) -> str:
     """Run a range test as a run of its own and return its id.
 
-    Of several tests the first, that of ``task`` itself, is the run's; the others are its children.
+    Of several tests the first, that of ``task`` itself, is this run; the others are its children.
 
     Raises
     ------
     NoSuggestion
-        If no rule has an answer; the run keeps its weights and its curve.
+        If no rule has a suggestion; the run keeps its weights and its curve.
     """
-    with stage_run("lrrt") as run:
-        name_run(run, run_name(task))
+    with stage_run("lrrt", run_name(task)) as run:
         prepared = prepared or PreparedTask(task, runtime)
         log_options(run, task, plan, consensus, device=str(prepared.device))
         log_dataset(prepared)
-        mark = lrrt_fingerprint(prepared, plan, consensus)
-        # At once, so that the tests of an interrupted run are found again.
-        mlflow.set_tag(FINGERPRINT_TAG, mark)
+        # Set before the test, so that the tests of an interrupted run are found again.
+        test_fingerprint = lrrt_fingerprint(prepared, plan, consensus)
+        mlflow.set_tag(FINGERPRINT_TAG, test_fingerprint)
         jobs = further_jobs(task, plan, consensus)
         state = _initial_weights(prepared)
         with staged_files(run) as folder:
-            # Before the test, so that the weights are kept however it ends.
-            mlflow.set_tags(publish(folder, prepared, plan, state))
-            try:
-                with console.progress("range test") as progress:
-                    curve = prepared.range_test(state, plan, progress)
-            except RangeTestInterrupted as interrupt:
-                if len(interrupt.curve):
-                    _keep(run, interrupt.curve, plan, folder)
-                raise
-            _keep(run, curve, plan, folder)
-            answers = suggest_all(curve, plan.smoothing)
-            sure = confidence_all(curve, plan.smoothing)
-            others = _further_tests(run, prepared, runtime, jobs, consensus.workers, mark)
-            agreed = consensus_all([answers, *others], consensus)
-            rule = _rule_with_answer(plan.suggestion.rule, agreed)
-            several = agreed[rule] if jobs else None
-            mlflow.set_tags(
-                publish(
-                    folder,
-                    prepared,
-                    plan,
-                    state,
-                    curve=curve,
-                    answers=answers,
-                    sure=sure,
-                    rule=rule,
-                    agreed=several,
-                )
-            )
-        how_sure = log_suggestions(run, curve, answers, sure, rule, several)
-        _conclude(run, task, plan, curve, agreed, rule, how_sure)
+            # Published before the test, so that the weights are kept however it ends.
+            mlflow.set_tags(publish_inputs(folder, prepared, plan, state))
+            first = plan.read(_measure(run, prepared, state, plan, folder))
+            others = []
+            if jobs:
+                finished = finished_jobs(interrupted(same_runs(test_fingerprint, "lrrt")))
+                tests = JobRuns(run, prepared, runtime, "tests", consensus.workers, finished)
+                others = [_reading(outcome) for outcome in tests(jobs)]
+            reading = combined_reading([first, *others], consensus)
+            mlflow.set_tags(publish_reading(folder, reading))
+        log_reading(reading)
+        _conclude(run, task, plan, consensus, reading)
     return run.info.run_id
 
 
 def lrrt_fingerprint(
     prepared: PreparedTask, plan: RangeTestPlan, consensus: ConsensusOptions
 ) -> str:
-    """Return what marks range tests that would give the same curve and suggestion."""
+    """Return the fingerprint of range tests that would give the same curve and suggestion."""
     # Nothing depends on how many tests run at a time.
     return fingerprint("lrrt", prepared, plan=plan, consensus=replace(consensus, workers=None))
-
-
-def _keep(run: Run, curve: LRCurve, plan: RangeTestPlan, folder: Path) -> None:
-    """Log a curve before anything else can end the run."""
-    log_curve(run, curve, plan.smoothing)
-    curve.to_csv(folder / CURVE, plan.smoothing)
-
-
-def _further_tests(
-    run: Run,
-    prepared: PreparedTask,
-    runtime: Runtime,
-    jobs: list[RangeTestJob],
-    workers: int | None,
-    mark: str,
-) -> list[Mapping[str, LRRange | NoSuggestion]]:
-    """Run ``jobs`` as child runs and return every rule's answer to each.
-
-    Those that an interrupted run of the same options finished are taken over.
-    """
-    if not jobs:
-        return []
-    finished = finished_children(cut_off(same_runs(run, mark, "lrrt")))
-    outcomes = JobRuns(run, prepared, runtime, "further tests", workers, finished)(jobs)
-    return [
-        each.result.answers
-        if isinstance(each.result, RangeTestResult)
-        else dict.fromkeys(RULES, NoSuggestion(f"{each.job.name} failed: {each.error}"))
-        for each in outcomes
-    ]
 
 
 def _initial_weights(prepared: PreparedTask) -> weights.State:
@@ -157,11 +112,10 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
     run_id = init.removeprefix("run:")
     require(
         run_id != "latest",
-        "init run:latest is another run tomorrow, and the task would be another: give the run's id",
+        "init='run:latest' names a different run after every training: give the id of the run",
     )
     run = find_run(run_id, "train", "lrrt")
     mlflow.set_tag(SOURCE_TAG, run_id)
-    # A training run's weights are the trained ones, a range test's the initial ones.
     if run.data.tags[STAGE_TAG] == "train":
         state = read_weights(run, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG)
     else:
@@ -170,59 +124,82 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
         return prepared.initial_weights(weights.save(state, Path(folder) / WEIGHTS))
 
 
-def _rule_with_answer(asked: str, agreed: Mapping[str, Consensus | NoSuggestion]) -> str:
-    """Return the rule that was asked for, or the first that has an answer, or the one asked."""
-    able = [name for name, answer in agreed.items() if isinstance(answer, Consensus)]
-    return asked if asked in able or not able else able[0]
+def _measure(
+    run: Run, prepared: PreparedTask, state: weights.State, plan: RangeTestPlan, folder: Path
+) -> LRCurve:
+    """Return the curve of the range test; it is kept at once, also where Ctrl-C ends the test."""
+
+    def keep(curve: LRCurve) -> None:
+        log_curve(run, curve, plan.smoothing)
+        curve.to_csv(folder / CURVE, plan.smoothing)
+
+    try:
+        with console.progress("range test") as progress:
+            curve = prepared.range_test(state, plan, progress)
+    except RangeTestInterrupted as interrupt:
+        if len(interrupt.curve):
+            keep(interrupt.curve)
+        raise
+    keep(curve)
+    return curve
+
+
+def _reading(outcome: JobResult) -> Reading | NoSuggestion:
+    if isinstance(outcome.result, RangeTestResult):
+        return outcome.result.reading
+    return NoSuggestion(f"{outcome.job.name} failed: {outcome.error}")
 
 
 def _conclude(
     run: Run,
     task: Task,
     plan: RangeTestPlan,
-    curve: LRCurve,
-    agreed: Mapping[str, Consensus | NoSuggestion],
-    rule: str,
-    how_sure: Confidence,
+    consensus: ConsensusOptions,
+    reading: Reading,
 ) -> None:
-    """Say what the rules answered; raise NoSuggestion if none did."""
-    chosen, asked = agreed[rule], plan.suggestion.rule
-    if isinstance(chosen, NoSuggestion):
-        raise NoSuggestion(f"no rule has a suggestion; {asked}: {chosen}")
-    for name, answer in agreed.items():
-        if isinstance(answer, NoSuggestion):
-            console.note(f"rule {name} has no suggestion: {answer}")
+    """Print and describe the suggestion; raise NoSuggestion if there is none."""
+    rule, asked, final = reading.rule, plan.suggestion.rule, reading.final
+    verdict = final.confidence.verdict
+    if final.range is None:
+        raise NoSuggestion(f"no rule has a suggestion; {asked}: {final.reason}", verdict)
     if rule != asked:
-        console.note(f"rule {rule} is used in place of {asked}")
-    if len(chosen.ranges) > 1:
-        found = str(chosen).removeprefix(str(chosen.range))
-        if how_sure.verdict is Verdict.STILL_FALLING:
-            found += f"; {how_sure.verdict}"
-        console.note(f"rule {rule} suggests {chosen.range}{found}")
+        reason = reading.suggestions[asked].reason or "too few of the tests have one"
+        console.note(f"rule {asked} has no suggestion: {reason}; rule {rule} is used instead")
+    if isinstance(reading.consensus, Consensus):
+        found = f"{reading.consensus}; the tests differ in {consensus.varied}"
+        if verdict is Verdict.STILL_FALLING:
+            found += f"; {verdict}"
+        console.note(f"rule {rule} suggests {found}")
     else:
-        found = f": {how_sure}"
-        if not how_sure.clear:
-            more = _more_tests(task, plan, rule, how_sure.verdict)
-            console.note(f"the suggestion is {how_sure}{more}")
+        found = f"{final.range}: {final.confidence}"
+        if not final.confidence.clear:
+            console.note(f"the suggestion is {final.confidence}{_more_tests(task, plan, reading)}")
+    if moved := ramp_movement(reading.curve, rule):
+        console.note(
+            f"this ramp is known to move the maximum of rule {rule} by about {moved:.2g} decades, "
+            "compared with 100 iterations from 1e-7"
+        )
     source = mlflow.get_run(run.info.run_id).data.tags.get(SOURCE_TAG)
-    began = f", from the weights of {link(source)}" if source else ""
+    start = f", from the weights of {link(source)}" if source else ""
+    curve = reading.curve
     describe(
         run,
-        f"LR range test of {task_words(task)}{began}: {len(curve)} iterations ({curve.stop}).",
-        f"Rule `{rule}`{WHY.get(rule, '')} suggests learning rates from **{chosen.range}**{found}.",
+        f"LR range test of {task_words(task)}{start}: {len(curve)} iterations ({curve.stop}).",
+        f"Rule `{rule}`{MEANING.get(rule, '')} suggests learning rates from **{final.range}**"
+        f"{found.removeprefix(str(final.range))}.",
         f"The initial weights are the artifact `{WEIGHTS}`: train from them with "
         f"`lrrt-stage train --lrrt-run-id {run.info.run_id}`.",
+        f"[Runs that start from this one]({followers_page(run)}).",
     )
-    if source:
-        followed_by(source, run)
 
 
-def _more_tests(task: Task, plan: RangeTestPlan, rule: str, verdict: Verdict) -> str:
-    """Return how to ask for more tests, where that can change the answer."""
-    if rule != "robust" or verdict is not Verdict.NOISY:
+def _more_tests(task: Task, plan: RangeTestPlan, reading: Reading) -> str:
+    """Return how to ask for more tests, where they can change the suggestion."""
+    noisy = reading.final.confidence.verdict is Verdict.NOISY
+    if reading.rule != "robust" or not noisy:
         return ""
     try:
         further_jobs(task, plan, ConsensusOptions(tests=3, vary="initializations"))
-    except LRRTError:  # of given weights there is one initialisation
+    except LRRTError:  # given weights are a single initialisation
         return ""
-    return "; --tests 3 --vary initializations asks two other initialisations too"
+    return "; --tests 3 --vary initializations tests two more initialisations"

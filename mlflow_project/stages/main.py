@@ -1,8 +1,8 @@
-"""The chain: range test, refinement, training, under one parent run that shows the result."""
+"""Range test, refinement, and training as one command, under a parent run with the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlflow
@@ -17,13 +17,13 @@ from mlflow_project.stages.refine import load_refined, refine_fingerprint, refin
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console
-from mlflow_project.tracking.descriptions import describe, link, link_to_model, registered_model
+from mlflow_project.tracking.descriptions import describe, link
+from mlflow_project.tracking.logged_model import link_to_model, registered_model
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
     get_run,
     log_dataset,
-    log_scalars,
-    name_run,
+    read_training,
     stage_run,
     staged_files,
 )
@@ -42,15 +42,13 @@ from pipeline.training.plots import summary_figure
 
 __all__ = ["MainOptions", "main_stage"]
 
-SHOWN = (
-    ("suggested_lr_min", "suggested_lr_max", "suggestion_decades"),
-    ("refined_lr_min", "refined_lr_max"),
-    (
-        *("narrowed_lr_min", "narrowed_lr_max", "trained_lr_min", "trained_lr_max"),
-        *("val_loss", "val_accuracy"),
-    ),
+RANGE_TEST_METRICS = ("suggested_lr_min", "suggested_lr_max", "suggestion_decades")
+REFINE_METRICS = ("refined_lr_min", "refined_lr_max")
+TRAIN_METRICS = (
+    *("narrowed_lr_min", "narrowed_lr_max", "trained_lr_min", "trained_lr_max"),
+    *("val_loss", "val_accuracy"),
 )
-"""Metrics of the range test, the refinement and the training that the parent run shows."""
+"""Metrics of the steps that the parent run shows."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def main_stage(
     train_options: TrainOptions,
     options: MainOptions,
 ) -> str:
-    """Run the whole chain and return the parent run's id.
+    """Run all steps and return the parent run's id.
 
     Raises
     ------
@@ -82,25 +80,24 @@ def main_stage(
         Where a step raises it; the steps before it are kept, and found again with ``reuse``.
     """
 
-    def step(name: str, mark: str, run_it: Callable[[], str]) -> str:
-        # A training that is to be registered has to run: the one before was not.
+    def step(name: str, step_fingerprint: str, run_it: Callable[[], str]) -> str:
+        # A model is registered by the training that logs it: an earlier run did not.
         registers = name == "train" and options.register is not None
-        same = find_same(mark) if options.reuse and not registers else None
+        same = find_same(step_fingerprint) if options.reuse and not registers else None
         if same:
             console.note(f"{name}: reusing run {same}")
         try:
             run_id = same or run_it()
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(
-                f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true takes "
-                "over the steps that are finished"
+                f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true reuses "
+                "the finished steps"
             ) from None
         mlflow.set_tag(STEP_TAGS[name], run_id)
         return run_id
 
-    with stage_run("main") as parent:
-        name_run(parent, run_name(task))
-        # At once, so that a chain that fails has them too.
+    with stage_run("main", run_name(task)) as parent:
+        # Logged first, so that a run that fails has them as well.
         log_options(
             parent, task, plan, consensus, narrowing, refine_options, train_options, options
         )
@@ -134,7 +131,7 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _conclude(parent, handoff, lr_range, lrrt_id, refine_id, train_id)
+        _conclude(parent, handoff, lr_range, refine_id, train_id)
     return parent.info.run_id
 
 
@@ -142,44 +139,32 @@ def _conclude(
     parent: Run,
     handoff: Handoff,
     lr_range: LRRange,
-    lrrt_id: str,
     refine_id: str | None,
     train_id: str,
 ) -> None:
-    """Show the result of all steps on the parent: metrics, one picture, a description."""
-    metrics: dict[str, float] = {}
-    verdict = get_run(lrrt_id).data.tags[VERDICT_TAG]
-    for run_id, names in zip((lrrt_id, refine_id, train_id), SHOWN, strict=True):
-        if run_id is not None:
-            logged = get_run(run_id).data.metrics
-            metrics |= {name: logged[name] for name in names}
-    log_scalars(parent, metrics)
-    history = {
-        name: mlflow.MlflowClient().get_metric_history(train_id, name)
-        for name in ("lr", "train_loss", "val_loss")
-    }
-    values = {name: [each.value for each in series] for name, series in history.items()}
+    """Show the result of all steps on the parent: metrics, a figure, and a description."""
+    metrics = _metrics(handoff.run_id, RANGE_TEST_METRICS) | _metrics(train_id, TRAIN_METRICS)
+    if refine_id is not None:
+        metrics |= _metrics(refine_id, REFINE_METRICS)
+    mlflow.log_metrics(metrics)
     with staged_files(parent) as folder:
-        summary_figure(
-            handoff.curve,
-            handoff.rule,
-            handoff.plan.smoothing,
-            lr_range,
-            values["lr"],
-            values["train_loss"],
-            [each.step for each in history["val_loss"]],
-            values["val_loss"],
-            handoff.range,
-        ).savefig(folder / "summary.png")
+        figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
+        figure.savefig(folder / "summary.png")
+    verdict = str(handoff.confidence.verdict)
     mlflow.set_tags({WEIGHTS_TAG: handoff.weights_sha256, VERDICT_TAG: verdict})
     model = registered_model(train_id)
     registered = f", and its model is {link_to_model(model)}" if model else ""
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     describe(
         parent,
-        f"Range test {link(lrrt_id)} of {task_words(handoff.task)} suggests learning rates from "
-        f"**{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
-        f"Training {link(train_id)} began with the very weights of the range test, and went "
-        f"through the range {lr_range}{refined}.",
+        f"Range test {link(handoff.run_id)} of {task_words(handoff.task)} suggests learning rates "
+        f"from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
+        f"Training {link(train_id)} started from the initial weights of the range test, with "
+        f"learning rates from {lr_range}{refined}.",
         f"It ended with a validation accuracy of **{metrics['val_accuracy']:.4f}**{registered}.",
     )
+
+
+def _metrics(run_id: str, names: Sequence[str]) -> dict[str, float]:
+    logged = get_run(run_id).data.metrics
+    return {name: logged[name] for name in names}

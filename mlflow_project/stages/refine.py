@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,17 @@ import optuna
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
-from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
+from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import console
-from mlflow_project.tracking.descriptions import describe, followed_by, link
+from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options, log_params
-from mlflow_project.tracking.runs import (
-    log_range,
-    log_scalars,
-    log_training,
-    name_run,
-    stage_run,
-    staged_files,
-)
-from mlflow_project.tracking.tags import SOURCE_TAG
+from mlflow_project.tracking.runs import log_range, log_training, stage_run, staged_files
+from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG
 from pipeline import Narrowing, PreparedTask, RefineOptions, Runtime, Training, best_range, refine
-from pipeline.training.plots import study_figures
+from pipeline.training.plots import search_figures
+from pipeline.training.refinement import AfterEpoch
 
 __all__ = ["load_refined", "refine_fingerprint", "refine_stage"]
 
@@ -51,65 +45,64 @@ def refine_stage(
 ) -> str:
     """Search the peak LR as a run of its own with a child run per trial; return its id.
 
-    ``schedule`` is that of the training which follows, and so that of the trials.
+    ``schedule`` is that of the training which follows, and is used by the trials.
 
     Raises
     ------
     LRRTError
-        If the hand-off, the storage or the study cannot be used, or every trial diverged.
+        If the hand-off, the storage or the Optuna study cannot be used, or every trial diverged.
     """
     with stage_run("refine") as run:
         handoff, prepared, narrowed = open_handoff(
             run, handoff_options, runtime, narrowing, changes, prepared
         )
-        mark = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
-        # What more trials, or another storage or name, do not change: the study goes on.
+        # Neither the number of trials nor the storage changes what a trial's loss depends on.
         same = replace(options, trials=1, storage="", study_name=None)
-        study_mark = refine_fingerprint(prepared, handoff, narrowed, same, schedule)
-        name = options.study_name or f"lrrt-{study_mark[:16]}"
-        mlflow.set_tag(FINGERPRINT_TAG, mark)
-        named = replace(options, study_name=name)
+        trial_fingerprint = refine_fingerprint(prepared, handoff, narrowed, same, schedule)
+        name = options.study_name or f"lrrt-{trial_fingerprint[:16]}"
+        run_fingerprint = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
+        mlflow.set_tag(FINGERPRINT_TAG, run_fingerprint)
         log_options(
             run,
             prepared.task,
             narrowing,
-            named,
+            replace(options, study_name=name),
             device=str(prepared.device),
             rule=handoff.rule,
             schedule=schedule,
         )
         with console.progress("refinement") as progress:
-            study = refine(
+            optuna_study = refine(
                 prepared,
                 handoff.weights,
                 narrowed,
                 options,
                 schedule,
                 study_name=name,
-                mark=study_mark,
-                on_trial=_TrialRuns(options, progress),
+                fingerprint=trial_fingerprint,
+                on_trial=partial(_trial_run, progress, options.trials),
             )
-        refined = best_range(study, narrowed)
+        refined = best_range(optuna_study, narrowed)
         with staged_files(run) as folder:
-            _write(folder, study, handoff, refined)
+            _write(folder, optuna_study, handoff, refined)
             if refined is not None:
                 mlflow.set_tag(REFINED_TAG, sha256(folder / REFINED))
         if refined is None:
             raise LRRTError(
-                f"no trial of study {name!r} ended with a finite loss: lower the maximum with "
-                "narrowing_fraction, or raise trials"
+                f"no trial of Optuna study {name!r} ended with a finite loss: lower the maximum "
+                "with narrowing_fraction, or raise trials"
             )
-        log_range(run, "refined", refined)
-        log_scalars(run, {"val_loss": study.best_value})
+        log_range("refined", refined)
+        mlflow.log_metrics({"val_loss": optuna_study.best_value})
         describe(
             run,
-            f"Searched the peak learning rate of {task_words(prepared.task)} in {narrowed}, inside "
-            f"the range that {link(handoff.run_id)} suggests.",
-            f"{len(study.trials)} trainings of {options.trial_epochs} epochs began with the very "
-            "weights of the range test; those that this run made are its child runs.",
-            f"The best range is **{refined}**, with a validation loss of {study.best_value:.4g}.",
+            f"Search for the peak learning rate of {task_words(prepared.task)} in {narrowed}, "
+            f"inside the range that {link(handoff.run_id)} suggests.",
+            f"{len(optuna_study.trials)} trainings of {options.trial_epochs} epochs started from "
+            "the initial weights of the range test; those that this run made are its child runs.",
+            f"The best range is **{refined}**, with a validation loss of "
+            f"{optuna_study.best_value:.4g}.",
         )
-        followed_by(handoff.run_id, run)
     return run.info.run_id
 
 
@@ -120,7 +113,7 @@ def refine_fingerprint(
     options: RefineOptions,
     schedule: str,
 ) -> str:
-    """Return what marks searches that would give the same range."""
+    """Return the fingerprint of searches that would give the same range."""
     return fingerprint(
         "refine",
         prepared,
@@ -137,7 +130,7 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
     Raises
     ------
     LRRTError
-        If there is no such run, its range was altered, or it refined another range test.
+        If there is no such run, its range was altered, or it refined a different range test.
     """
     run = find_run(run_id, "refine")
     source = run.data.tags.get(SOURCE_TAG)
@@ -146,56 +139,54 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
         f"refine run {run.info.run_id} belongs to range test {source}, not {handoff.run_id}: "
         "refine this one, or train that one",
     )
-    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        content = read_json(run, REFINED, REFINED_TAG, folder)
-    with readable(run, Path(REFINED)):
+    content = read_json(run, REFINED, REFINED_TAG)
+    with readable(run, REFINED):
         lr_range = LRRange(**content["range"])
         named = content["lrrt_run_id"]
         require(named == source, f"it is of range test {named}, not {source}")
     return run.info.run_id, lr_range
 
 
-class _TrialRuns:
-    """Opens a child run for every trial and logs it when the trial ends."""
+@contextmanager
+def _trial_run(
+    progress: Callable[[int, int], None], trials: int, number: int, lr_range: LRRange
+) -> Iterator[AfterEpoch]:
+    """Open a child run for a trial, and log the trial when it ends."""
+    last: tuple[Training, bool] | None = None
 
-    def __init__(self, options: RefineOptions, progress: Callable[[int, int], None]) -> None:
-        self.options, self.progress = options, progress
+    def after_epoch(training: Training, pruned: bool) -> None:
+        nonlocal last
+        last = training, pruned
 
-    @contextmanager
-    def __call__(
-        self, number: int, lr_range: LRRange
-    ) -> Iterator[Callable[[Training, bool], None]]:
-        with stage_run("trial") as run:
-            name_run(run, f"{number}: peak {lr_range.max:.3g}")
-            log_params(run, {"trial": number})
-            log_range(run, "trained", lr_range)
-            ended: list[tuple[Training, bool]] = []
-
-            def after_epoch(training: Training, pruned: bool) -> None:
-                ended[:] = [(training, pruned)]
-
-            try:
-                yield after_epoch
-            finally:
-                for training, pruned in ended:
-                    log_training(run, training)
-                    state = "pruned" if pruned else "diverged" if training.diverged else "complete"
-                    mlflow.set_tag("lrrt.trial_state", state)
-            self.progress(number + 1, self.options.trials)
+    with stage_run("trial", f"{number}: peak {lr_range.max:.3g}") as run:
+        log_params(run, {"trial": number})
+        log_range("trained", lr_range)
+        try:
+            yield after_epoch
+        finally:
+            if last is not None:
+                training, pruned = last
+                log_training(run, training)
+                state = "pruned" if pruned else "diverged" if training.diverged else "complete"
+                mlflow.set_tag("lrrt.trial_state", state)
+    progress(number + 1, trials)
 
 
-def _write(folder: Path, study: optuna.Study, handoff: Handoff, refined: LRRange | None) -> None:
-    # Without the user attributes: which process ran a trial is nobody else's business.
+def _write(
+    folder: Path, optuna_study: optuna.Study, handoff: Handoff, refined: LRRange | None
+) -> None:
+    # Without the user attributes, which concern only the Optuna study.
     columns = ("number", "value", "datetime_start", "datetime_complete", "duration", "params")
-    study.trials_dataframe((*columns, "state")).to_csv(folder / "trials.csv", index=False)
-    for name, figure in study_figures(study).items():
+    table = optuna_study.trials_dataframe((*columns, "state"))
+    table.to_csv(folder / "trials.csv", index=False)
+    for name, figure in search_figures(optuna_study).items():
         figure.savefig(folder / name, dpi=110, bbox_inches="tight")
     if refined is not None:
         content = {
             "contract_version": CONTRACT_VERSION,
             "lrrt_run_id": handoff.run_id,
-            "study_name": study.study_name,
-            "best_trial": study.best_trial.number,
+            "study_name": optuna_study.study_name,
+            "best_trial": optuna_study.best_trial.number,
             "range": asdict(refined),
         }
         (folder / REFINED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

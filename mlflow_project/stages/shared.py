@@ -21,12 +21,14 @@ __all__ = ["HandoffOptions", "open_handoff", "run_name", "short_name", "task_wor
 
 @dataclass(frozen=True)
 class HandoffOptions(Options):
-    """Which range test is followed."""
+    """The range test that a stage continues from."""
 
     lrrt_run_id: str = setting(
         "latest", "Range-test run; latest: the newest finished one of the experiment."
     )
-    allow_mismatch: bool = setting(False, "Go on although the task differs from the range test's.")
+    allow_mismatch: bool = setting(
+        False, "Continue although the task differs from the range test's."
+    )
 
 
 def open_handoff(
@@ -37,10 +39,10 @@ def open_handoff(
     changes: dict[str, Any] | None,
     prepared: PreparedTask | None,
 ) -> tuple[Handoff, PreparedTask, LRRange]:
-    """Return a checked hand-off, a workbench for its task, and the narrowed range.
+    """Return a checked hand-off, its task made ready to run, and the narrowed range.
 
-    ``changes`` are fields of the task that differ from the range test's. The run gets its name
-    and all that the stages after a range test log alike.
+    ``changes`` are fields of the task that differ from the range test's. The run gets its name,
+    and what all stages after a range test log.
 
     Raises
     ------
@@ -50,7 +52,7 @@ def open_handoff(
     handoff = load_handoff(options.lrrt_run_id)
     task: Task = replace(handoff.task, **changes or {})
     if not options.allow_mismatch:
-        # First the fields, which cost nothing; then the data's content.
+        # The fields first, because they cost nothing; then the content of the data.
         handoff.check(task)
     prepared = prepared or PreparedTask(task, runtime)
     if not options.allow_mismatch:
@@ -62,22 +64,22 @@ def open_handoff(
     mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})
     log_dataset(prepared)
     for name, lr_range in (("suggested", handoff.range), ("narrowed", narrowed)):
-        log_range(run, name, lr_range)
+        log_range(name, lr_range)
     return handoff, prepared, narrowed
 
 
 def short_name(task: Task) -> str:
-    """Return what a run's name says of its task: dataset and model, without folders."""
+    """Return dataset and model, without folders: part of a run's name."""
     own = is_dataset_factory(task.dataset)
     return f"{task.dataset if own else task.dataset.partition(':')[0]} {task.model}"
 
 
 def run_name(task: Task) -> str:
-    """Return a run's name, after that of its stage."""
+    """Return what follows the stage in a run's name."""
     return f"{short_name(task)} batch {task.batch_size} seed {task.seed}"
 
 
 def task_words(task: Task) -> str:
-    """Return what a description says of its task."""
+    """Return how a description names a task."""
     dataset, _, model = short_name(task).rpartition(" ")
     return f"`{model}` on {dataset} ({task.optimizer}, batches of {task.batch_size})"

@@ -1,4 +1,4 @@
-"""The training stage: those very weights, the narrower range, one cycle."""
+"""The training stage: the weights of the range test, the narrowed range, one cycle."""
 
 from __future__ import annotations
 
@@ -14,24 +14,17 @@ from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import readable, run_file
-from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG, fingerprint
+from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import console
-from mlflow_project.tracking.descriptions import describe, followed_by, link
+from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.logged_model import log_model
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    get_run,
-    log_range,
-    log_scalars,
-    log_training,
-    stage_run,
-    staged_files,
-)
-from mlflow_project.tracking.tags import SOURCE_TAG, STEP_TAGS, WEIGHTS_TAG
+from mlflow_project.tracking.runs import get_run, log_range, log_training, stage_run, staged_files
+from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG, STEP_TAGS, WEIGHTS_TAG
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.plots import training_figure
 
@@ -42,13 +35,13 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class TrainRunOptions(Options):
-    """What a training run takes and leaves beside its training."""
+    """What a training run continues from, and whether its model is registered."""
 
     refine_run_id: str | None = setting(
         None, "Refinement run whose range is trained (or latest); none: the narrowed range."
     )
     register: str | None = setting(None, "Name under which the model is registered; none: not.")
-    resume: str | None = setting(None, "Interrupted training run to go on with; none: start anew.")
+    resume: str | None = setting(None, "Interrupted training run to continue; none: start anew.")
 
 
 def train_stage(
@@ -77,35 +70,42 @@ def train_stage(
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
             mlflow.set_tag(STEP_TAGS["refine"], refine_run_id)
-        mark = train_fingerprint(prepared, handoff, lr_range, options)
-        mlflow.set_tag(FINGERPRINT_TAG, mark)
+        run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
+        mlflow.set_tag(FINGERPRINT_TAG, run_fingerprint)
         log_options(
             run, prepared.task, narrowing, options, device=str(prepared.device), rule=handoff.rule
         )
-        log_range(run, "trained", lr_range)
+        log_range("trained", lr_range)
         with staged_files(run) as folder:
             checkpoint = folder / CHECKPOINT
             if run_options.resume:
-                _fetch_checkpoint(run_options.resume, mark, folder)
+                _fetch_checkpoint(run_options.resume, run_fingerprint, folder)
             training = _train(run, prepared, handoff, lr_range, options, checkpoint)
             checkpoint.unlink()
             final = weights.state_of(training.model)
             weights.save(final, folder / FINAL_WEIGHTS)
             mlflow.set_tag(FINAL_WEIGHTS_TAG, weights.digest(final))
-            training_figure(
-                training.lr,
-                training.train_loss,
-                [epoch.iteration for epoch in training.epochs],
-                [epoch.val_loss for epoch in training.epochs],
-            ).savefig(folder / "training.png")
-        _check_first_loss(run, handoff, prepared, training)
+            training_figure(training).savefig(folder / "training.png")
+        _check_first_loss(handoff, prepared, training)
         if training.diverged:
             raise LRRTError(
-                f"training diverged at iteration {len(training.train_loss)} with a maximum LR of "
-                f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or choose another rule"
+                f"training diverged at iteration {len(training.train_loss)} with maximum LR "
+                f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
+        tags = {
+            SOURCE_TAG: handoff.run_id,
+            WEIGHTS_TAG: handoff.weights_sha256,
+            "lrrt.suggested_lr_min": repr(handoff.range.min),
+            "lrrt.suggested_lr_max": repr(handoff.range.max),
+            "lrrt.trained_lr_min": repr(lr_range.min),
+            "lrrt.trained_lr_max": repr(lr_range.max),
+        }
+        description = (
+            f"Trained over learning rates from {lr_range} by {link(run.info.run_id)}, from the "
+            f"initial weights of range test {link(handoff.run_id)}, which suggests {handoff.range}."
+        )
+        log_model(training.model, prepared, run_options.register, tags, description)
         last = training.epochs[-1]
-        log_model(training.model, prepared, run_options.register, _lineage(run, handoff, lr_range))
         refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
         describe(
             run,
@@ -114,18 +114,15 @@ def train_stage(
             f"{refined}.",
             f"After {len(training.epochs)} epochs the validation accuracy is "
             f"**{last.val_accuracy:.4f}**, the validation loss {last.val_loss:.4g}.",
-            "It began with the very weights of the range test.",
+            "It started from the initial weights of the range test.",
         )
-        followed_by(handoff.run_id, run)
-        if refine_run_id:
-            followed_by(refine_run_id, run)
     return run.info.run_id
 
 
 def train_fingerprint(
     prepared: PreparedTask, handoff: Handoff, lr_range: LRRange, options: TrainOptions
 ) -> str:
-    """Return what marks trainings that would give the same model."""
+    """Return the fingerprint of trainings that would give the same model."""
     return fingerprint("train", prepared, source=handoff.run_id, lr_range=lr_range, train=options)
 
 
@@ -137,7 +134,7 @@ def _train(
     options: TrainOptions,
     checkpoint: Path,
 ) -> Training:
-    """Train, and log every epoch when it is done, those of a resumed training at once."""
+    """Train, and log every epoch when it ends; the epochs of a resumed training first."""
     logged = 0, 0  # iterations, epochs
 
     def log_new(training: Training) -> None:
@@ -165,51 +162,33 @@ def _train(
                 raise
             raise KeyboardInterrupt(
                 f"{logged[1]} epochs are kept; lrrt-stage train with the same options, "
-                f"--lrrt-run-id {handoff.run_id} and --resume {run.info.run_id} goes on from there"
+                f"--lrrt-run-id {handoff.run_id} and --resume {run.info.run_id} continues there"
             ) from None
-    log_new(training)  # a training that was interrupted after its last epoch has no other
+    log_new(training)  # a training that was interrupted after its last epoch has no epoch left
     return training
 
 
-def _lineage(run: Run, handoff: Handoff, lr_range: LRRange) -> dict[str, str]:
-    """Return what the version of a registered model says of where it comes from."""
-    return {
-        SOURCE_TAG: handoff.run_id,
-        WEIGHTS_TAG: handoff.weights_sha256,
-        "lrrt.suggested_lr_min": repr(handoff.range.min),
-        "lrrt.suggested_lr_max": repr(handoff.range.max),
-        "lrrt.trained_lr_min": repr(lr_range.min),
-        "lrrt.trained_lr_max": repr(lr_range.max),
-        "description": (
-            f"Trained over learning rates from {lr_range} by {link(run.info.run_id)}, from the "
-            f"initial weights of range test {link(handoff.run_id)}, which suggests {handoff.range}."
-        ),
-    }
-
-
-def _fetch_checkpoint(run_id: str, mark: str, folder: Path) -> None:
-    interrupted = get_run(run_id)
+def _fetch_checkpoint(run_id: str, run_fingerprint: str, folder: Path) -> None:
+    resumed = get_run(run_id)
     require(
-        interrupted.data.tags.get(FINGERPRINT_TAG) == mark,
-        f"run {run_id} cannot be resumed: it is no training run of this range test with these "
+        resumed.data.tags.get(FINGERPRINT_TAG) == run_fingerprint,
+        f"run {run_id} cannot be resumed: it is not a training of this range test with these "
         "options and this code; give the options that it was started with",
     )
     require(
-        interrupted.info.status != "FINISHED",
-        f"run {run_id} finished, there is nothing to go on with: train without resume",
+        resumed.info.status != "FINISHED",
+        f"run {run_id} is finished and cannot be resumed: train without resume",
     )
     mlflow.set_tag("lrrt.resumed_run_id", run_id)
-    path = run_file(interrupted, CHECKPOINT, folder)
-    with readable(interrupted, path):
+    path = run_file(resumed, CHECKPOINT, folder)
+    with readable(resumed, path):
         torch.load(path, weights_only=True, map_location="cpu")
 
 
-def _check_first_loss(
-    run: Run, handoff: Handoff, prepared: PreparedTask, training: Training
-) -> None:
-    """Log whether the first batch's loss is the range test's, bit for bit, and say if not."""
+def _check_first_loss(handoff: Handoff, prepared: PreparedTask, training: Training) -> None:
+    """Log whether the first loss equals that of the range test bit for bit; print if not."""
     first, expected = training.train_loss[0], float(handoff.curve.loss[0])
-    log_scalars(run, {"first_loss": first, "range_test_first_loss": expected})
+    mlflow.log_metrics({"first_loss": first, "range_test_first_loss": expected})
     mlflow.set_tag("lrrt.first_loss_equal", str(first == expected).lower())
     if (
         first != expected
@@ -218,5 +197,5 @@ def _check_first_loss(
     ):
         console.note(
             f"the first loss {first!r} is not the range test's {expected!r}, on the same device: "
-            "another version of torch or another number of threads computes other last digits"
+            "a different version of torch or number of threads changes the last digits"
         )

@@ -31,7 +31,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         was deleted.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # A server's addresses would stand among a command's result, which may be read as JSON.
+    # A server's addresses would appear in a command's result, which may be read as JSON.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if tracking_uri:
         mlflow.set_tracking_uri(tracking_uri)
@@ -42,9 +42,9 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     if run_id:
         if not _holds(uri, run_id):
             raise LRRTError(
-                f"run {run_id} of {RUN_ID} is not in {hide_passwords(uri)}: a relative path is "
-                "another file in another folder, and mlflow run changes the folder; set "
-                "MLFLOW_TRACKING_URI to sqlite:////FULL/PATH/mlflow.db or http://HOST:PORT"
+                f"run {run_id} of {RUN_ID} is not in {hide_passwords(uri)}: mlflow run changes the "
+                "folder, and with it the file of a relative path; set MLFLOW_TRACKING_URI to "
+                "sqlite:////FULL/PATH/mlflow.db or http://HOST:PORT"
             )
         return
     try:
@@ -55,12 +55,12 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
         raise LRRTError(
             f"experiment {named!r} in {hide_passwords(uri)} cannot be used ({first_line(error)}): "
-            "name another with --experiment"
+            "name a different one with --experiment"
         ) from error
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         raise LRRTError(
-            f"experiment {found.name!r} in {hide_passwords(uri)} was deleted: name another with "
-            "--experiment, or restore it with mlflow experiments restore --experiment-id "
+            f"experiment {found.name!r} in {hide_passwords(uri)} was deleted: name a different "
+            "one with --experiment, or restore it with mlflow experiments restore --experiment-id "
             f"{found.experiment_id}"
         )
 
@@ -71,7 +71,7 @@ def experiment_id() -> str:
     if run is not None:
         return str(run.info.experiment_id)
     run_id = os.environ.get(RUN_ID)
-    if run_id:  # that `mlflow run` has opened, and no stage has taken yet
+    if run_id:  # `mlflow run` has opened it, and no stage has resumed it yet
         return str(mlflow.MlflowClient().get_run(run_id).info.experiment_id)
     return str(mlflow.tracking.fluent._get_experiment_id())
 
@@ -79,8 +79,8 @@ def experiment_id() -> str:
 def project_run(stage: str) -> tuple[str | None, bool]:
     """Return the id of the run that ``mlflow run`` opened, if any, and whether it is the stage's.
 
-    It is, if the entry point that it was opened for has the stage's name, and no stage has taken it
-    yet. Else it belongs to another project that calls the stage among other things.
+    It is if its entry point has the stage's name and no stage has resumed it yet. Otherwise it
+    belongs to a different project, whose entry point calls the stage.
     """
     run_id = os.environ.get(RUN_ID)
     if not run_id or not _holds(mlflow.get_tracking_uri(), run_id):
@@ -90,7 +90,7 @@ def project_run(stage: str) -> tuple[str | None, bool]:
 
 
 def _is_absent(uri: str) -> bool:
-    """Tell whether a store is a SQLite file that is not there yet, and would be made if asked."""
+    """Return whether a store is a SQLite file that does not exist, and a query would create it."""
     path = urlparse(uri).path.removeprefix("/")
     return uri.startswith("sqlite:") and bool(path) and not Path(path).exists()
 

@@ -61,7 +61,7 @@ def ui_command(tracking_uri: str) -> str:
     tracking_uri = hide_passwords(tracking_uri)
     if tracking_uri.startswith(("http://", "https://")):
         return tracking_uri.rstrip("/")
-    # Where its environment is not active, in a `make` for example, a shell does not find mlflow.
+    # A shell does not find mlflow where its environment is not active, as in a Makefile.
     active = sys.prefix in (os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"))
     beside = Path(sys.executable).parent / "mlflow"
     mlflow = "mlflow" if active or not beside.exists() else os.path.relpath(beside)

@@ -10,13 +10,15 @@ from typing import Any
 
 import mlflow
 import torch
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
 from pipeline import PreparedTask
 
-__all__ = ["log_model"]
+__all__ = ["link_to_model", "log_model", "registered_model"]
 
 
 class _Deployed(nn.Module):
@@ -43,12 +45,16 @@ class _Deployed(nn.Module):
 
 
 def log_model(
-    model: nn.Module, prepared: PreparedTask, register: str | None, lineage: Mapping[str, str]
-) -> str:
-    """Log the trained model with signature and input example; return its URI.
+    model: nn.Module,
+    prepared: PreparedTask,
+    register: str | None,
+    tags: Mapping[str, str],
+    description: str,
+) -> None:
+    """Log the trained model with signature and input example.
 
-    With a name to ``register`` it becomes the next version of that model, whose tags and
-    ``description`` are ``lineage``.
+    With a name to ``register`` it becomes the next version of that model, with these ``tags`` and
+    this ``description``.
 
     It takes inputs as the dataset holds them (before normalisation), a batch of any size, and
     returns logits. It is a ``torch.export`` archive, which loads without this project and
@@ -77,22 +83,33 @@ def log_model(
     info = mlflow.pytorch.log_model(
         deployed, serialization_format="pt2" if exports else "pickle", **options
     )
-    if info.registered_model_version is not None:
-        _tell_lineage(str(register), str(info.registered_model_version), lineage)
-    return info.model_uri
+    if register is not None and info.registered_model_version is not None:
+        client, number = mlflow.MlflowClient(), str(info.registered_model_version)
+        client.update_model_version(register, number, description=description)
+        for tag, value in tags.items():
+            client.set_model_version_tag(register, number, tag, value)
 
 
-def _tell_lineage(name: str, version: str, lineage: Mapping[str, str]) -> None:
-    client = mlflow.MlflowClient()
-    for tag, value in lineage.items():
-        if tag == "description":
-            client.update_model_version(name, version, description=value)
-        else:
-            client.set_model_version_tag(name, version, tag, value)
+def registered_model(run_id: str) -> ModelVersion | None:
+    """Return the version of a registered model that a run made; None if there is none.
+
+    None too where the registry cannot be queried: nothing else depends on it.
+    """
+    try:
+        found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    except MlflowException:
+        return None
+    return found[0] if found else None
+
+
+def link_to_model(model: ModelVersion) -> str:
+    """Return a Markdown link to the page of a registered model's version."""
+    page = f"#/models/{model.name}/versions/{model.version}"
+    return f"[{model.name} version {model.version}]({page})"
 
 
 def _exports(model: nn.Module, example: Tensor) -> bool:
-    """Tell whether torch can export the model. MLflow would leave a failed one behind if not."""
+    """Return whether torch can export the model. MLflow would log a failed model if not."""
     try:
         with _quiet():
             # As MLflow exports it.
@@ -104,7 +121,7 @@ def _exports(model: nn.Module, example: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what torch.export prints and logs of a model that it cannot trace."""
+    """Discard what torch.export prints and logs for a model that it cannot trace."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import mlflow
@@ -23,8 +23,8 @@ COLUMNS = {
 """Options that are always a parameter; any other is one where it is not the default."""
 
 FOLDER = re.compile(r"^(file://|(?:[\w+.-]+:)?(?:///(?=/))?)(?!//)[~/](?:.*/)?([^/]+)/*$")
-"""A path that does not depend on where a command is run, as it stands alone or after a kind
-(``imagefolder:``) or in an address (``sqlite:///``): what is before it, and its last part."""
+"""An absolute path, alone, after a kind (``imagefolder:``), or in an address (``sqlite:///``): what
+is before it, and its last part."""
 
 
 def log_options(run: Run, *options: Any, **more: Any) -> None:
@@ -34,52 +34,46 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
     option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
     logged already, as they were typed, stay. Folders and passwords are left out of what is shown.
     """
-    columns_shown, everything = dict(more), dict(more)
-    plans = [each for each in options if isinstance(each, RangeTestPlan)]
-    columns = COLUMNS.union(*(plan.recipe.values for plan in plans))
-    for field, value in _fields(options):
-        everything[field.name] = value
-        if field.name in columns or value != _default(field):
-            columns_shown[field.name] = value
-    log_params(run, columns_shown)
-    hidden = _within(everything, hide_passwords)
+    params, everything, columns = dict(more), dict(more), COLUMNS
+    for part in options:
+        if isinstance(part, RangeTestPlan):
+            columns = COLUMNS.union(part.recipe.values)
+    for part in options:
+        values, defaults = _flat(part), _flat(type(part)())
+        everything |= values
+        params |= {
+            name: value
+            for name, value in values.items()
+            if name in columns or value != defaults[name]
+        }
+    log_params(run, params)
+    hidden = _change_texts(everything, hide_passwords)
     mlflow.MlflowClient().log_dict(run.info.run_id, dict(sorted(hidden.items())), OPTIONS)
 
 
 def log_params(run: Run, values: Mapping[str, Any]) -> None:
-    """Log parameters, all of them; those that are there already stay."""
+    """Log parameters, except those that the run has already."""
     client = mlflow.MlflowClient()
-    there = client.get_run(run.info.run_id).data.params
-    params = [Param(name, shown(value)) for name, value in values.items() if name not in there]
+    logged = client.get_run(run.info.run_id).data.params
+    params = [Param(name, shown(value)) for name, value in values.items() if name not in logged]
     client.log_batch(run.info.run_id, params=params)
 
 
-def _fields(options: tuple[Any, ...]) -> Iterator[tuple[Field[Any], Any]]:
-    """Yield every option with its value; dataclasses in dataclasses are taken apart."""
-    for each in options:
-        for field in fields(each):
-            value = getattr(each, field.name)
-            if is_dataclass(value):
-                yield from _fields((value,))
-            else:
-                yield field, value
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
+def _flat(options: Any) -> dict[str, Any]:
+    return options.flat() if isinstance(options, RangeTestPlan) else asdict(options)
 
 
 def shown(value: Any) -> str:
     """Return an option as it was typed, without the folder of a path and without a password."""
-    return option_text(_within(value, lambda text: FOLDER.sub(r"\1\2", hide_passwords(text))))
+    return option_text(_change_texts(value, lambda text: FOLDER.sub(r"\1\2", hide_passwords(text))))
 
 
-def _within(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value with every text in it changed, however deep in lists and dicts."""
+def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a value with every text in it changed, also inside lists and dicts."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {key: _within(each, change) for key, each in value.items()}
+        return {key: _change_texts(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_within(each, change) for each in value]
+        return [_change_texts(item, change) for item in value]
     return value

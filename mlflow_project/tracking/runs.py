@@ -1,4 +1,4 @@
-"""Runs, series, files and models in MLflow: the only place that says how things are logged."""
+"""How runs are opened, named, and closed, and how series, ranges, and files are logged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -16,43 +17,36 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.time import get_current_time_millis
 
-from lrrt_stage import Confidence, LRCurve, LRRange, LRRTError, NoSuggestion, Smoothing
+from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.settings import hide_passwords, require
-from mlflow_project.tracking.connection import RUN_ID, connect, experiment_id, project_run
+from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
 from mlflow_project.tracking.tags import ERROR_TAG, RULE_TAG, STAGE_TAG, VERDICT_TAG
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask, Training
-from pipeline.decide.several_tests import Consensus, settled
 from pipeline.jobs.jobs import TrainingResult
+from pipeline.training.loop import Epoch
 
 __all__ = [
-    "connect",
-    "experiment_id",
     "fail_project_run",
+    "find_runs",
     "get_run",
     "log_curve",
     "log_dataset",
     "log_range",
-    "log_scalars",
+    "log_reading",
     "log_series",
-    "log_suggestions",
     "log_training",
     "name_run",
+    "read_training",
     "stage_run",
     "staged_files",
 ]
 
 METRICS_PER_CALL = 1000  # MLflow's limit for one batch
-# The names that MLflow makes up, "predicate-noun-number"; others are the user's.
-MADE_UP_NAME = re.compile(
-    "({})-({})-[0-9]+".format(
-        *("|".join(map(re.escape, words)) for words in (_GENERATOR_PREDICATES, _GENERATOR_NOUNS))
-    ),
-    re.IGNORECASE,
-)
+MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
+"""The form of the names that MLflow makes up."""
 
 
 def get_run(run_id: str) -> Run:
@@ -66,34 +60,60 @@ def get_run(run_id: str) -> Run:
         ) from None
     require(
         run.info.lifecycle_stage == LifecycleStage.ACTIVE,
-        f"run {run_id} was deleted: give another, or restore it with mlflow runs restore "
+        f"run {run_id} was deleted: give a different one, or restore it with mlflow runs restore "
         f"--run-id {run_id}",
     )
     return run
 
 
+def find_runs(
+    tags: Mapping[str, str],
+    *,
+    finished: bool = False,
+    experiment: str | None = None,
+    limit: int = 10_000,
+) -> list[Run]:
+    """Return the runs of an experiment that have these tags, newest first.
+
+    Without ``experiment`` it is the experiment that runs go to.
+    """
+    conditions = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
+    if finished:
+        conditions.append("attributes.status = 'FINISHED'")
+    return list(
+        mlflow.MlflowClient().search_runs(
+            [experiment or experiment_id()],
+            " and ".join(conditions),
+            max_results=limit,
+            order_by=["attributes.start_time DESC"],
+        )
+    )
+
+
 @contextmanager
-def stage_run(stage: str) -> Iterator[Run]:
+def stage_run(stage: str, name: str = "") -> Iterator[Run]:
     """Open the run of a stage: that of ``mlflow run`` where there is one, else a new one.
 
-    Inside another stage's run, or where ``mlflow run`` runs another project's entry point, it is
-    a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED
-    with the reason as the tag ``lrrt.error``.
+    Inside the run of a different stage, or where ``mlflow run`` runs an entry point of a different
+    project, it is a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED with the
+    reason as the tag ``lrrt.error``. ``name`` is that of :func:`name_run`.
     """
     outermost = mlflow.active_run() is None
-    # Which is used up by the first run that is opened; another stage may follow.
+    # start_run() consumes MLFLOW_RUN_ID: remember it for the next stage of this process.
     of_project = os.environ.get(RUN_ID)
     run = _start_run(stage)
     status = "FAILED"
     try:
         mlflow.set_tag(STAGE_TAG, stage)
+        if name:
+            name_run(run, name)
         if outermost:
             save_view(run.info.experiment_id)
         yield run
         status = "FINISHED"
     except KeyboardInterrupt as interrupt:
         status = "KILLED"
-        _let_go(interrupt)
+        _clear_frames(interrupt)
         mlflow.set_tag(ERROR_TAG, str(interrupt) or "interrupted")
         raise
     except Exception as error:
@@ -106,10 +126,10 @@ def stage_run(stage: str) -> Iterator[Run]:
             os.environ[RUN_ID] = of_project
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Clear the frames of an error and of those before it.
+def _clear_frames(error: BaseException | None) -> None:
+    """Clear the frames of an error and of its causes.
 
-    Interrupted amid a query, they hold a cursor that keeps SQLite's file locked.
+    After an interrupt during a query, they hold a cursor that keeps SQLite's file locked.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
@@ -128,10 +148,10 @@ def _start_run(stage: str) -> Run:
 
 
 def name_run(run: Run, name: str) -> None:
-    """Name a stage's run after its stage and ``name``, unless the user has named it."""
+    """Name a run after its stage and ``name``, unless the user has named it."""
     if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
         stage = get_run(run.info.run_id).data.tags[STAGE_TAG]
-        mlflow.set_tag("mlflow.runName", f"{stage} {name}")
+        mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.runName", f"{stage} {name}")
 
 
 def fail_project_run(stage: str, reason: str) -> None:
@@ -146,9 +166,9 @@ def fail_project_run(stage: str, reason: str) -> None:
 def log_series(
     run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None
 ) -> None:
-    """Log whole curves at once: a thousand values a call, the same steps for all.
+    """Log whole series, a thousand values a call.
 
-    ``steps`` are the iterations of the values; 0, 1, … where they are not given.
+    ``steps`` are the iterations of the values, the same for all series; None: 0, 1, …
     """
     now = get_current_time_millis()
     metrics = [
@@ -161,35 +181,46 @@ def log_series(
         client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
 
 
+@dataclass(frozen=True)
+class TrainingSeries:
+    """A training as it was logged: a value per iteration, and one per epoch."""
+
+    lr: list[float]
+    train_loss: list[float]
+    epochs: list[Epoch]
+
+
 def log_training(
     run: Run, training: Training | TrainingResult, first_iteration: int = 0, first_epoch: int = 0
 ) -> None:
-    """Log a training from an iteration and an epoch on; validation at the steps taken by then."""
+    """Log a training from an iteration and an epoch on, with one value per iteration or epoch."""
+    series = {"lr": training.lr, "train_loss": training.train_loss}
     steps = range(first_iteration, len(training.train_loss))
-    log_series(
-        run,
-        {"lr": training.lr[first_iteration:], "train_loss": training.train_loss[first_iteration:]},
-        steps,
-    )
+    log_series(run, {name: values[first_iteration:] for name, values in series.items()}, steps)
     epochs = training.epochs[first_epoch:]
-    log_series(
-        run,
-        {
-            "val_loss": [epoch.val_loss for epoch in epochs],
-            "val_accuracy": [epoch.val_accuracy for epoch in epochs],
-        },
-        [epoch.iteration for epoch in epochs],
-    )
+    validation = {
+        name: [getattr(epoch, name) for epoch in epochs] for name in ("val_loss", "val_accuracy")
+    }
+    log_series(run, validation, [epoch.iteration for epoch in epochs])
 
 
-def log_scalars(run: Run, values: Mapping[str, float]) -> None:
-    """Log one value each."""
-    log_series(run, {name: [value] for name, value in values.items()})
+def read_training(run_id: str) -> TrainingSeries:
+    """Return what :func:`log_training` logged."""
+    history = {
+        name: mlflow.MlflowClient().get_metric_history(run_id, name)
+        for name in ("lr", "train_loss", "val_loss", "val_accuracy")
+    }
+    lr, train_loss = ([point.value for point in history[name]] for name in ("lr", "train_loss"))
+    epochs = [
+        Epoch(loss.step, loss.value, accuracy.value)
+        for loss, accuracy in zip(history["val_loss"], history["val_accuracy"], strict=True)
+    ]
+    return TrainingSeries(lr, train_loss, epochs)
 
 
-def log_range(run: Run, name: str, lr_range: LRRange) -> None:
-    """Log a range as ``<name>_lr_min`` and ``<name>_lr_max``."""
-    log_scalars(run, {f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max})
+def log_range(name: str, lr_range: LRRange) -> None:
+    """Log a range of the active run as ``<name>_lr_min`` and ``<name>_lr_max``."""
+    mlflow.log_metrics({f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max})
 
 
 @contextmanager
@@ -206,42 +237,36 @@ def staged_files(run: Run) -> Iterator[Path]:
 def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
     """Log learning rates and losses, one value per iteration.
 
-    The UI can draw a metric over another one on a linear axis alone: ``log10_lr`` is for that.
+    ``log10_lr`` is for the UI's charts, which draw one metric over a different one only on a
+    linear axis.
     """
     frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
     frame["log10_lr"] = np.log10(frame["lr"])
     steps = frame.pop("iteration")
-    looks = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
+    evaluations = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
     log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
-    if looks is not None:
-        log_series(run, {"full_val_loss": looks.tolist()}, steps[looks.index].tolist())
+    if evaluations is not None:
+        log_series(run, {"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
 
 
-def log_suggestions(
-    run: Run,
-    curve: LRCurve,
-    answers: Mapping[str, LRRange | NoSuggestion],
-    sure: Mapping[str, Confidence],
-    rule: str,
-    agreed: Consensus | NoSuggestion | None = None,
-) -> Confidence:
-    """Log what every rule answered, the range of ``rule``, and how far it can be trusted.
-
-    Of several tests, ``agreed`` is what they came to; the answers are those of the first.
-    """
-    chosen, how_sure = settled(answers[rule], sure[rule], agreed)
-    found = {name: answer for name, answer in answers.items() if isinstance(answer, LRRange)}
-    scalars = {f"suggestion.{name}": answer.max for name, answer in found.items()}
-    if curve.epochs is not None:
-        scalars["range_test_epochs"] = curve.epochs
-    if isinstance(agreed, Consensus):
-        scalars["consensus_decades"] = agreed.decades
-    if isinstance(chosen, LRRange):
-        scalars["suggestion_decades"] = how_sure.decades
-        log_range(run, "suggested", chosen)
-    log_scalars(run, scalars)
-    mlflow.set_tags({"lrrt.stop": curve.stop, RULE_TAG: rule, VERDICT_TAG: str(how_sure.verdict)})
-    return how_sure
+def log_reading(reading: Reading) -> None:
+    """Log the suggestions of all rules, and the final range with its verdict, of the active run."""
+    scalars = {
+        f"suggestion.{rule}": suggestion.range.max
+        for rule, suggestion in reading.suggestions.items()
+        if suggestion.range is not None
+    }
+    if reading.curve.epochs is not None:
+        scalars["range_test_epochs"] = reading.curve.epochs
+    if isinstance(reading.consensus, Consensus):
+        scalars["consensus_decades"] = reading.consensus.decades
+    final = reading.final
+    if final.range is not None:
+        scalars["suggestion_decades"] = final.confidence.decades
+        log_range("suggested", final.range)
+    mlflow.log_metrics(scalars)
+    tags = {RULE_TAG: reading.rule, VERDICT_TAG: str(final.confidence.verdict)}
+    mlflow.set_tags({"lrrt.stop": reading.curve.stop, **tags})
 
 
 def log_dataset(prepared: PreparedTask) -> None:

@@ -1,4 +1,4 @@
-"""A saved view of the UI's table of runs: the suggested ranges as columns."""
+"""Pages of the UI's table of runs: a saved view with the ranges, and the runs after a run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import base64
 import contextlib
 import json
 import zlib
+from urllib.parse import quote
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-__all__ = ["save_view", "view_page"]
+from mlflow_project.tracking.tags import SOURCE_TAG
+
+__all__ = ["followers_page", "save_view", "view_page"]
 
 KEY = "lrrt-suggested-ranges"
 TAG = f"mlflow.sharedViewState.{KEY}"
@@ -28,11 +32,20 @@ def view_page(experiment_id: str) -> str:
     )
 
 
+def followers_page(run: Run) -> str:
+    """Return the page of the runs that start from ``run``, relative to the UI's address."""
+    query = quote(f'tags.`{SOURCE_TAG}` = "{run.info.run_id}"', safe="")
+    return (
+        f"#/experiments/{run.info.experiment_id}/runs?searchFilter={query}"
+        "&workflowType=machine_learning"
+    )
+
+
 def save_view(experiment_id: str) -> None:
     """Save the view with an experiment that does not have it: under *Views*, for everybody.
 
-    It is a tag in the form that the UI (MLflow 3.17) gives to the views that it saves itself. A UI
-    that does not know it shows its own columns.
+    The view is a tag in the form that the UI of MLflow 3.17 gives to views that it saves itself. A
+    UI that does not know this form shows its own columns.
     """
     client = mlflow.MlflowClient()
     if TAG in client.get_experiment(experiment_id).tags:
@@ -46,6 +59,6 @@ def save_view(experiment_id: str) -> None:
     now = get_current_time_millis()
     view = {"name": "Suggested ranges", "createdAt": now, "updatedAt": now}
     tag = json.dumps(view | {"state": f"deflate;{packed}"})
-    # A server may let a user make runs and not change the experiment.
+    # A server may let a user create runs but not change the experiment.
     with contextlib.suppress(MlflowException):
         client.set_experiment_tag(experiment_id, TAG, tag)

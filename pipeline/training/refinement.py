@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from lrrt_stage import LRRange, LRRTError
@@ -18,29 +18,30 @@ from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.training.loop import Training, TrainOptions, train
 
-__all__ = ["RefineOptions", "best_range", "peak_range", "refine"]
+__all__ = ["AfterEpoch", "RefineOptions", "best_range", "peak_range", "refine"]
 
 RANDOM_TRIALS = 3
 """Trials before TPE models the loss and before the pruner may stop one."""
-
-MARK, HOST, PID = "lrrt.fingerprint", "lrrt.host", "lrrt.pid"
-"""User attributes: of a study what it searches, of a trial which process runs it."""
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 120
+"""A running trial says this often that it is alive, and fails after so long without a sign."""
+FINGERPRINT = "lrrt.fingerprint"
+"""User attribute of the Optuna study: what its trials' losses depend on."""
 
 
 @dataclass(frozen=True)
 class RefineOptions(Options):
-    """How much is searched, and where the study is kept."""
+    """How much is searched, and where the Optuna study is stored."""
 
     trials: int = setting(
-        8, "Trials of the search, those of an earlier session counted in.", minimum=1
+        8, "Trials of the search, including those of an interrupted search.", minimum=1
     )
     trial_epochs: int = setting(1, "Epochs of each trial's short one-cycle.", minimum=1)
     search_seed: int = setting(0, "Seed of the search.", minimum=0)
     storage: str = setting(
-        "sqlite:///optuna.db", "Optuna storage URL, where the study can be gone on with."
+        "sqlite:///optuna.db", "Optuna storage URL; an interrupted search continues from there."
     )
     study_name: str | None = setting(
-        None, "Name of the study; none: made from the range-test run and these options."
+        None, "Name of the Optuna study; none: made from the range-test run and these options."
     )
 
     def __post_init__(self) -> None:
@@ -64,55 +65,34 @@ def refine(
     schedule: str = "one-cycle",
     *,
     study_name: str,
-    mark: str | None = None,
+    fingerprint: str | None = None,
     on_trial: OnTrial | None = None,
 ) -> optuna.Study:
-    """Search the peak LR (log scale) for the lowest validation loss; return the study.
+    """Search the peak LR (log scale) for the lowest validation loss; return the Optuna study.
 
-    Every trial is a short training from the very weights ``state``, with the ``schedule`` of the
-    training that follows. The first takes the narrowed
-    maximum. TPE proposes the others; the median pruner ends those that fall behind in the second
-    half of their schedule. A trial that diverges has an infinite loss. Interrupted and run
-    again, the study goes on and proposes what it would have proposed.
+    Every trial is a short training from the weights ``state``, with the ``schedule`` of the
+    training that follows. The first trial uses the narrowed maximum; TPE proposes the others, and
+    the median pruner ends those that fall behind in the second half of their schedule. A trial
+    that diverges has an infinite loss. An interrupted search that is run again proposes what it
+    would have proposed. Searches may share a study at the same time.
 
-    ``mark`` stands for all that a trial's loss depends on. A study keeps it, and is gone on with
-    under the same mark only; None: unchecked.
+    ``fingerprint`` stands for all that a trial's loss depends on. The study keeps it, and is
+    continued only with the same one; None: not checked.
 
-    ``on_trial(number, range)`` is a context manager around each trial; it yields a function that
+    ``on_trial(number, range)`` is a context manager around each trial. It yields a function that
     is called after every epoch with the training so far and whether the trial is pruned now.
 
     Raises
     ------
     LRRTError
-        If the storage cannot be used, or holds a study of this name with another mark.
+        If the storage cannot be used, or holds a study of this name with a different fingerprint.
     """
-    pruner = optuna.pruners.MedianPruner(
-        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-options.trial_epochs // 2)
-    )
-    try:
-        study = optuna.create_study(
-            study_name=study_name, storage=options.storage, load_if_exists=True, pruner=pruner
-        )
-    except Exception as error:  # SQLAlchemy's, a driver's, Optuna's
-        raise LRRTError(
-            hide_passwords(
-                f"storage {options.storage!r} cannot be used ({first_line(error)}): give an Optuna "
-                "storage URL such as sqlite:///optuna.db"
-            )
-        ) from error
-    if mark is not None:
-        _check_mark(study, mark)
-    for left in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if _process_is_gone(left):
-            study.tell(left.number, state=TrialState.FAIL)
 
     def objective(trial: optuna.Trial) -> float:
-        trial.set_user_attr(HOST, platform.node())
-        trial.set_user_attr(PID, os.getpid())
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(epochs=options.trial_epochs, schedule=schedule)
-        around = on_trial(_finished(study), lr_range) if on_trial else nullcontext(_ignore)
+        around = on_trial(_finished(trial.study), lr_range) if on_trial else nullcontext(_ignore)
         with around as after_epoch:
 
             def report(training: Training) -> None:
@@ -126,24 +106,30 @@ def refine(
             try:
                 return train(prepared, state, lr_range, trial_options, on_epoch=report).val_loss
             except _Pruned:
-                pass  # said outside, since to the context a pruned trial is no failure
+                pass  # raised outside of the context, for which a pruned trial is no failure
         raise optuna.TrialPruned
 
-    while (done := _finished(study)) < options.trials:
-        if done == 0 and not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
-            study.enqueue_trial({"peak_lr": narrowed.max})
-        # A sampler of its own for every trial, so that a study which was interrupted goes on as
-        # it would have.
-        study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_TRIALS, seed=options.search_seed + done
-        )
-        study.optimize(objective, n_trials=1)
-    return study
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's for the heartbeat
+        optuna_study = _open_study(study_name, options)
+        if fingerprint is not None:
+            _check_fingerprint(optuna_study, fingerprint)
+        while (done := _finished(optuna_study)) < options.trials:
+            waiting = optuna_study.get_trials(deepcopy=False, states=[TrialState.WAITING])
+            if done == 0 and not waiting:
+                optuna_study.enqueue_trial({"peak_lr": narrowed.max})
+            # A sampler for every trial, so that an interrupted search continues as it would have.
+            optuna_study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=RANDOM_TRIALS, seed=options.search_seed + done
+            )
+            # Before the trial it fails those of searches that were killed.
+            optuna_study.optimize(objective, n_trials=1)
+    return optuna_study
 
 
-def best_range(study: optuna.Study, narrowed: LRRange) -> LRRange | None:
+def best_range(optuna_study: optuna.Study, narrowed: LRRange) -> LRRange | None:
     """Return the range of the best trial, or None if every trial diverged or was pruned."""
-    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    complete = optuna_study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     finite = [trial for trial in complete if trial.value is not None and trial.value < float("inf")]
     if not finite:
         return None
@@ -164,28 +150,36 @@ def _ignore(training: Training, pruned: bool) -> None:
     """Follow no trial."""
 
 
-def _check_mark(study: optuna.Study, mark: str) -> None:
-    if not study.get_trials(deepcopy=False) and MARK not in study.user_attrs:
-        study.set_user_attr(MARK, mark)
+def _open_study(study_name: str, options: RefineOptions) -> optuna.Study:
+    pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-options.trial_epochs // 2)
+    )
+    try:
+        storage = optuna.storages.RDBStorage(
+            options.storage, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+        )
+        return optuna.create_study(
+            study_name=study_name, storage=storage, load_if_exists=True, pruner=pruner
+        )
+    except Exception as error:  # SQLAlchemy's, a driver's, Optuna's
+        raise LRRTError(
+            hide_passwords(
+                f"storage {options.storage!r} cannot be used ({first_line(error)}): give an Optuna "
+                "storage URL such as sqlite:///optuna.db"
+            )
+        ) from error
+
+
+def _check_fingerprint(optuna_study: optuna.Study, fingerprint: str) -> None:
+    if not optuna_study.get_trials(deepcopy=False) and FINGERPRINT not in optuna_study.user_attrs:
+        optuna_study.set_user_attr(FINGERPRINT, fingerprint)
     require(
-        study.user_attrs.get(MARK) == mark,
-        f"study {study.study_name!r} is of another range test, with other options or other code: "
-        "give another study_name, or none for a name of its own",
+        optuna_study.user_attrs.get(FINGERPRINT) == fingerprint,
+        f"Optuna study {optuna_study.study_name!r} belongs to a different range test, options, or "
+        "code: give a different study_name, or none for a name of its own",
     )
 
 
-def _process_is_gone(trial: optuna.trial.FrozenTrial) -> bool:
-    """Tell whether the trial's process was of this host and has ended."""
-    if trial.user_attrs.get(HOST) != platform.node() or os.name != "posix":
-        return False
-    try:
-        os.kill(trial.user_attrs[PID], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it is another user's
-        return False
-    return False
-
-
-def _finished(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))
+def _finished(optuna_study: optuna.Study) -> int:
+    states = [TrialState.COMPLETE, TrialState.PRUNED]
+    return len(optuna_study.get_trials(deepcopy=False, states=states))

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from mlflow_project.cli.outcome import outcome as found
+from mlflow_project.cli.outcome import result_of
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def test_tests_are_named_after_what_they_differ_in(store, two):
     outcome = store.run("compare", *(run.info.run_id for run in two))
     run = store.one("compare")
     assert run.info.run_name == "compare batch_size=32 against batch_size=128"
-    assert {"overlay.png", "overlay.html", "ranges.csv"} == store.artifacts(run)
+    assert {"overlay.png", "ranges.csv"} == store.artifacts(run)
     rows = pd.read_csv(store.file(run, "ranges.csv"))
     assert rows["test"].tolist() == ["batch_size=32", "batch_size=128"]
     for row, test in zip(rows.itertuples(), two, strict=True):
@@ -26,7 +26,7 @@ def test_tests_are_named_after_what_they_differ_in(store, two):
         # A link to each.
         assert f"/runs/{test.info.run_id}" in run.data.tags["mlflow.note.content"]
     assert "batch_size=32: " in outcome.err
-    tests = found(run.info.run_id)["tests"]
+    tests = result_of(run)["tests"]
     assert [each["lrrt_run_id"] for each in tests] == [test.info.run_id for test in two]
     assert tests[0]["suggested_lr_max"] == two[0].data.metrics["suggested_lr_max"]
 

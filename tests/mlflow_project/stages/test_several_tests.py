@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mlflow_project import load_handoff
-from mlflow_project.handoff.fingerprints import FINGERPRINT_TAG
+from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import Narrowing
 
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +13,7 @@ from optuna.trial import TrialState
 from lrrt_stage import LRRange
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
+from pipeline.training import refinement
 from pipeline.training.loop import Training
 from pipeline.training.refinement import RefineOptions, best_range, peak_range, refine
 
@@ -191,24 +189,20 @@ def test_an_interrupted_study_goes_on_as_it_would_have(prepared, tmp_path, trial
     assert [t.value for t in finished(study)] == [t.value for t in finished(expected)]
 
 
-def ended_process() -> int:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
-    return process.pid
-
-
-def leave_running(study: optuna.Study, host: str, pid: int) -> int:
+def leave_running(study: optuna.Study) -> int:
     """Leave a trial as a process does that is killed in it, or that still runs it."""
     trial = study.ask()
-    trial.set_user_attr("lrrt.host", host)
-    trial.set_user_attr("lrrt.pid", pid)
+    study._storage.record_heartbeat(trial._trial_id)
     return trial.number
 
 
-def test_a_trial_whose_process_was_ended_is_taken_again(prepared, tmp_path):
+def test_a_trial_of_a_search_that_was_killed_fails_and_its_proposal_is_made_again(
+    prepared, tmp_path, monkeypatch
+):
     expected = run(prepared, tmp_path / "whole", trials=4)
-    broken = run(prepared, tmp_path / "broken", trials=2)
-    left = leave_running(broken, platform.node(), ended_process())
+    left = leave_running(run(prepared, tmp_path / "broken", trials=2))
+    monkeypatch.setattr(refinement, "GRACE_SECONDS", 1)
+    time.sleep(2.1)
     study = run(prepared, tmp_path / "broken", trials=4)
 
     assert study.trials[left].state == TrialState.FAIL
@@ -216,38 +210,28 @@ def test_a_trial_whose_process_was_ended_is_taken_again(prepared, tmp_path):
     assert peaks(study) == peaks(expected)
 
 
-@pytest.mark.parametrize("host", ["here", "elsewhere"])
-def test_a_trial_that_another_process_runs_is_left_to_it(prepared, tmp_path, host):
+def test_a_trial_of_a_search_that_runs_is_left_to_it(prepared, tmp_path):
     expected = run(prepared, tmp_path / "whole", trials=4)
-    shared = run(prepared, tmp_path / "shared", trials=2)
-    if host == "here":
-        other = leave_running(shared, platform.node(), os.getppid())
-    else:
-        other = leave_running(shared, "another.host", ended_process())
+    other = leave_running(run(prepared, tmp_path / "shared", trials=2))
     study = run(prepared, tmp_path / "shared", trials=4)
 
     assert study.trials[other].state == TrialState.RUNNING
     assert peaks(study) == peaks(expected)
 
 
-def test_a_trial_says_which_process_runs_it(done):
-    for trial in done[0].trials:
-        assert trial.user_attrs == {"lrrt.host": platform.node(), "lrrt.pid": os.getpid()}
-
-
-def test_a_study_goes_on_under_its_own_mark_only(prepared, tmp_path, complains):
-    def search(mark: str | None, name: str = "s") -> optuna.Study:
+def test_a_study_is_continued_with_its_own_fingerprint_only(prepared, tmp_path, complains):
+    def search(fingerprint: str | None, name: str = "s") -> optuna.Study:
         options = RefineOptions(trials=1, trial_epochs=1, storage=f"sqlite:///{tmp_path}/s.db")
         state = prepared.initial_weights()
-        return refine(prepared, state, NARROWED, options, study_name=name, mark=mark)
+        return refine(prepared, state, NARROWED, options, study_name=name, fingerprint=fingerprint)
 
     search("one")
     assert len(search("one").trials) == 1
-    with complains("study 's'", "give another study_name"):
+    with complains("study 's'", "study_name"):
         search("two")
-    search(None, "unmarked")
-    with complains("study 'unmarked'", "give another study_name"):
-        search("one", "unmarked")
+    search(None, "without")
+    with complains("study 'without'", "study_name"):
+        search("one", "without")
 
 
 def test_a_study_that_is_complete_takes_no_more_trials(prepared, tmp_path):
