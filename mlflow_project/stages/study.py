@@ -25,14 +25,7 @@ from mlflow_project.stages.study_source import KIND_TAG, finished_tests
 from mlflow_project.tracking import console
 from mlflow_project.tracking.descriptions import describe
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    get_run,
-    log_dataset,
-    log_scalars,
-    name_run,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.runs import get_run, log_dataset, name_run, stage_run, staged_files
 from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import RangeTestResult
@@ -171,7 +164,7 @@ def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run
 def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobResult]) -> None:
     failed = sum(bool(outcome.error) for outcome in outcomes)
     known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
-    log_scalars(run, {**known, "failed_tests": failed})
+    mlflow.log_metrics({**known, "failed_tests": failed})
     describe(
         run,
         f"Study of {task_words(task)}: {findings.question}",
