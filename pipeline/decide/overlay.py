@@ -33,6 +33,6 @@ def overlay_figure(
     for ax in (losses, ranges):
         if lr_in_use is not None:
             label = f"learning rate in use: {lr_in_use:.3g}"
-            ax.axvline(lr_in_use, color=drawing.VERMILION, lw=1.5, ls="--", label=label)
+            ax.axvline(lr_in_use, color=drawing.BLACK, lw=1.5, ls="--", label=label)
         drawing.legend_below(ax)
     return drawing.finished(figure, title)
