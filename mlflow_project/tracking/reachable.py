@@ -29,7 +29,7 @@ ADVICE = {
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
     "error code 403": "this login may not use it: set MLFLOW_TRACKING_USERNAME and "
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of one that may",
-    "Expecting value": "a web page answered instead of MLflow, such as the login page of a proxy: "
+    "valid JSON": "a web page answered instead of MLflow, such as the login page of a proxy: "
     "give the address of the MLflow server itself, or set MLFLOW_TRACKING_TOKEN",
 }
 """Part of an error message -> what to do about it. Most concern servers that a browser shows."""
@@ -72,7 +72,6 @@ def _query_server(uri: str) -> None:
             raise
         raise OSError(f"{UNREACHED}: {_innermost(error)}") from error
     verify_rest_response(response, EXPERIMENTS)
-    response.json()
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -208,7 +208,9 @@ def test_training_that_diverges_fails_clearly_and_keeps_its_curves(store, lrrt):
 
 def _overwrite_range(run, low, high):
     path = Path(run.info.artifact_uri.removeprefix("file://")) / "suggestions.json"
-    content = json.loads(path.read_text()) | {"range": {"min": low, "max": high}}
+    content = json.loads(path.read_text())
+    content["range"] = {"min": low, "max": high}
+    content["rules"][content["rule"]] |= content["range"]
     path.write_text(json.dumps(content))
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     mlflow.MlflowClient().set_tag(run.info.run_id, "lrrt.suggestions_sha256", sha)
