@@ -81,7 +81,7 @@ class LRCurve:
         return self[: invalid[0]] if invalid.size else self
 
     def __getitem__(self, part: slice) -> LRCurve:
-        """Return a slice of the iterations as a curve."""
+        """Return a slice of the iterations, with the stop and the epochs of the whole curve."""
         parts: dict[str, Any] = {name: values[part] for name, values in self._series().items()}
         return LRCurve(**parts, stop=self.stop, epochs=self.epochs)
 

@@ -40,8 +40,8 @@ class LossRecorder:
         self.names: list[str] = []
         self.on_device: list[Tensor] = []
         self.blocks: list[np.ndarray] = []
-        self.recorded = 0
-        self.length: int | None = None
+        self.count = 0
+        self.length: int | None = None  # of the curve, once the stop rule has ended it
         self.stop: Stop = "completed"
 
     def add(self, loss: Tensor, **evaluations: Tensor) -> None:
@@ -53,11 +53,11 @@ class LossRecorder:
         dtype = torch.promote_types(loss.dtype, torch.float32)
         values = [value.to(dtype) for value in (loss, *evaluations.values())]
         self.on_device.append(torch.stack(values))
-        self.recorded += 1
+        self.count += 1
 
     def should_stop(self) -> bool:
         """Return whether the stop rule ends the test; the losses are read only now and then."""
-        if len(self.on_device) == CHECK_EVERY or self.recorded == len(self.lr):
+        if len(self.on_device) == CHECK_EVERY or self.count == len(self.lr):
             self._read()
             self._apply_stop_rule()
         return self.length is not None

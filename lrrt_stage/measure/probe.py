@@ -69,14 +69,14 @@ class Probe:
             "the probe has one example, and the model normalises over a batch: give two or more",
         )
 
-    def __call__(self) -> Tensor:
-        """Return the loss, a scalar on the device."""
+    def __call__(self, iteration: int = 0) -> dict[str, Tensor]:
+        """Return the loss as ``probe_loss``, a scalar on the device; alike at every iteration."""
         with torch.no_grad(), self._evaluation_mode():
             try:
                 loss = require_scalar(self.loss_of(copy.deepcopy(self.batch)))
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
-        return loss.reshape(())
+        return {"probe_loss": loss.reshape(())}
 
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:

@@ -61,7 +61,7 @@ class RangeTestOptions(Options):
         )
 
     def iterations_for(self, batches: Iterable[Any], accumulate: int) -> int:
-        """Return the number of optimizer steps over ``batches``, of which each takes some."""
+        """Return the number of optimizer steps; each takes ``accumulate`` of the ``batches``."""
         if self.iterations != "epoch":
             return self.iterations
         try:
@@ -71,6 +71,6 @@ class RangeTestOptions(Options):
         return max(epoch, MIN_EPOCH_ITERATIONS)
 
     def learning_rates(self, batches: Iterable[Any], accumulate: int) -> np.ndarray:
-        """Return the learning rate of every iteration over ``batches``, shape ``[iterations]``."""
+        """Return the learning rate of every iteration, shape ``[iterations]``."""
         iterations = self.iterations_for(batches, accumulate)
         return ramp(self.lr_start, self.lr_end, iterations, self.ramp)

@@ -54,8 +54,8 @@ class Consensus:
         """Return the interval from ``low`` to ``high``, and its verdict.
 
         It is uncertain if the maxima are more than a factor of two apart, or a test has no
-        suggestion. ``first`` is the verdict on the first test alone: if its loss is still falling
-        at the last learning rate, more tests do not help.
+        suggestion. ``first`` is the verdict on the first test: if its loss is still falling at
+        the last learning rate, more tests do not help.
         """
         if first is Verdict.STILL_FALLING:
             return Confidence(self.low, self.high, first)
@@ -130,5 +130,5 @@ def find_consensus(
     maximum = sorted((suggested.max for suggested in found), reverse=True)[needed - 1]
     minimum = sorted(suggested.min for suggested in found)[needed - 1]
     safe = LRRange(minimum, maximum) if minimum < maximum else LRRange.decade_below(maximum)
-    ranges = tuple(each if isinstance(each, LRRange) else None for each in suggestions)
+    ranges = tuple(None if isinstance(test, NoSuggestion) else test for test in suggestions)
     return Consensus(safe, ranges, agreement, vary)

@@ -13,7 +13,7 @@ from lrrt_stage.errors import NoSuggestion, Verdict
 __all__ = [
     "SKIP_FIRST",
     "SKIP_LAST",
-    "descent",
+    "find_descent",
     "never_fell",
     "require_points",
     "require_turn",
@@ -25,7 +25,7 @@ SKIP_FIRST, SKIP_LAST = 5, 1
 MIN_POINTS = 10
 
 
-def descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray, int]:
+def find_descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the LRs and smoothed losses to read, and the index of the minimum among them.
 
     The arrays have shape ``[m]``: the finite part of the curve without its first

@@ -10,7 +10,7 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion
-from lrrt_stage.rules.descent import descent, require_turn
+from lrrt_stage.rules.descent import find_descent, require_turn
 from lrrt_stage.rules.registry import rule
 
 __all__ = ["article", "minimum", "slide", "steepest", "valley"]
@@ -25,7 +25,7 @@ def article(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     before the minimum; if there is none, or it is above a tenth of the maximum, the range starts
     at a tenth of the maximum.
     """
-    lr, smoothed, lowest = descent(curve, smoothing)
+    lr, smoothed, lowest = find_descent(curve, smoothing)
     require_turn(curve, lr, lowest)
     maximum = float(lr[np.argmin(np.abs(lr - lr[lowest] / 10))])
     slope = np.gradient(smoothed, np.log10(lr))[:lowest]
@@ -44,7 +44,7 @@ def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
 
     Smith 2015; the suggestion of torch-lr-finder, Lightning and Ignite, and fastai's ``steep``.
     """
-    lr, smoothed, lowest = descent(curve, smoothing)
+    lr, smoothed, lowest = find_descent(curve, smoothing)
     slope = np.gradient(smoothed, np.log10(lr))[: lowest + 1]
     return LRRange.decade_below(float(lr[np.argmin(slope)]))
 
@@ -52,7 +52,7 @@ def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
 @rule("minimum")
 def minimum(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """A tenth of the LR at the minimum of the smoothed loss (fastai's ``minimum``)."""
-    lr, _, lowest = descent(curve, smoothing)
+    lr, _, lowest = find_descent(curve, smoothing)
     require_turn(curve, lr, lowest)
     return LRRange.decade_below(float(lr[lowest]) / 10)
 
@@ -65,7 +65,7 @@ def valley(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     at index e, the suggestion is the LR at a third plus a sixth of the way from e - L to e. The
     first tenth of the curve and its last five points are left out.
     """
-    descent(curve, smoothing)
+    find_descent(curve, smoothing)
     lr, smoothed = _fastai_window(curve, smoothing)
     length, end = _longest_decrease(smoothed)
     third = length / 3
@@ -81,7 +81,7 @@ def slide(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     iteration earlier. The same points are left out as for ``valley``.
     """
     width, threshold = 15, 0.005
-    descent(curve, smoothing)
+    find_descent(curve, smoothing)
     lr, smoothed = _fastai_window(curve, smoothing)
     if len(lr) <= width:
         raise NoSuggestion(

@@ -53,7 +53,7 @@ class UnimodalFit:
     start: float
     """Loss at the initial weights."""
     ruined: np.ndarray
-    """Whether the loss is at or above ``start``, or not finite."""
+    """Whether this loss is at or above ``start``, or this or the training loss is not finite."""
     clipped: np.ndarray
     """The losses that are fitted: ``start`` where the network is ruined."""
     fit: np.ndarray
@@ -127,7 +127,8 @@ def fit_unimodal(curve: LRCurve) -> UnimodalFit:
         training = UnimodalFit.from_curve(curve, "loss")
         if not np.isfinite(fit.start) or not training.fell:
             raise never_fell(curve, fit.start, float(fit.fit.min()))
-        fit = max(training, fit, key=lambda each: each.rise) if fit.rises else training
+        probe_rises_later = fit.rises and fit.rise > training.rise
+        fit = fit if probe_rises_later else training
     if not fit.rises:
         if curve.stop == "completed":
             raise still_falling(curve)

@@ -106,7 +106,8 @@ def confidence(
         versions.insert(0, curve)
     try:
         recovered = fit_unimodal(versions[0]).recovered
-    except NoSuggestion:  # although this rule has a suggestion
+    except NoSuggestion:
+        # Nothing is known of the rise, although this rule has a suggestion.
         recovered = 1.0
     generator = np.random.default_rng(seed)
     for version in versions:

@@ -17,7 +17,7 @@ from lrrt_stage import (
     fit_unimodal,
     zero_phase,
 )
-from lrrt_stage.rules.descent import SKIP_FIRST, SKIP_LAST, descent, require_turn
+from lrrt_stage.rules.descent import SKIP_FIRST, SKIP_LAST, find_descent, require_turn
 
 __all__ = ["lag_free", "lag_of_minimum", "loss_name", "loss_read", "stacked"]
 
@@ -118,7 +118,7 @@ def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
         If the curve is too short, its loss never fell, or it is still falling at the last LR of
         a completed test.
     """
-    lr, _, lowest = descent(curve, smoothing)
+    lr, _, lowest = find_descent(curve, smoothing)
     free = lag_free(curve.finite, smoothing.beta / (2 - smoothing.beta))[SKIP_FIRST:-SKIP_LAST]
     turn = int(np.argmin(free))
     require_turn(curve, lr, turn)

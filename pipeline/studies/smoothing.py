@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from lrrt_stage import AVERAGES, LRCurve, LRRange, NoSuggestion, Smoothing, mean_age, suggest
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.rules.descent import SKIP_FIRST, descent
+from lrrt_stage.rules.descent import SKIP_FIRST, find_descent
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from pipeline.studies.curves import lag_of_minimum
 from pipeline.studies.figures import drawable, plot_published
@@ -79,7 +79,7 @@ def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, Any]:
     # There may be a suggestion and no lag, where the lag-free average is still falling; and the
     # other way round.
     try:
-        _, _, lowest = descent(curve, smoothing)
+        _, _, lowest = find_descent(curve, smoothing)
         row["age_decades"] = _age(curve.finite, smoothing, SKIP_FIRST + lowest)
         row["lag_decades"] = lag_of_minimum(curve, smoothing)
     except NoSuggestion as reason:

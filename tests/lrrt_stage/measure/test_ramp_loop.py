@@ -353,7 +353,7 @@ def digest_of_a_curve():
 
 
 def test_the_same_seeds_give_the_same_weights_and_curve_in_another_process():
-    name = "tests.lrrt_stage.measure.test_lr_range_test"
+    name = "tests.lrrt_stage.measure.test_ramp_loop"
     script = f"from {name} import digest_of_a_curve; print(digest_of_a_curve())"
     command = [sys.executable, "-c", script]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -119,12 +119,13 @@ def range_test(
     _check_trainable(model, optimizer)
     batch_loss = batch_loss or batch_loss_of(model, loss_fn)
     eval_loss = None if validation is None else validation.batch_loss
-    losses = [each for each in (loss_fn, batch_loss, eval_loss) if isinstance(each, nn.Module)]
+    candidates = (loss_fn, batch_loss, eval_loss)
+    losses = [loss for loss in candidates if isinstance(loss, nn.Module)]
     device = next(model.parameters()).device if device is None else resolve_device(device)
     lr = options.learning_rates(batches, step.accumulate)
     recorder = LossRecorder(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
-    found = preserved(model, optimizer, (batches, probe, validation), device, losses)
-    with found, deterministic(), torch.enable_grad():
+    everything_restored = preserved(model, optimizer, (batches, probe, validation), device, losses)
+    with everything_restored, deterministic(), torch.enable_grad():
         for loss in losses:
             loss.to(device)
         model.to(device).to(memory_format=step.memory_format)
@@ -136,8 +137,7 @@ def range_test(
 
         evaluations: list[Callable[[int], dict[str, Tensor]]] = []
         if probe is not None:
-            probed = Probe(model, take_step.on_device(probe), loss_of, losses)
-            evaluations.append(lambda iteration: {"probe_loss": probed()})
+            evaluations.append(Probe(model, take_step.on_device(probe), loss_of, losses))
         if validation is not None:
             sample = [take_step.on_device(batch) for batch in validation.sample]
             on_device = replace(validation, sample=sample)
