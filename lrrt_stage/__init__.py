@@ -13,7 +13,6 @@ from lrrt_stage.measure.ramp_loop import RangeTestInterrupted, range_test
 from lrrt_stage.measure.ramps import RAMPS, RangeTestOptions, ramp
 from lrrt_stage.measure.step import StepOptions, TrainingStep
 from lrrt_stage.measure.validation import Validation
-from lrrt_stage.rules import published, robust  # noqa: F401 - they register their rules
 from lrrt_stage.rules.consensus import Consensus, find_consensus
 from lrrt_stage.rules.reading import Reading, Suggestion
 from lrrt_stage.rules.registry import RULES, SuggestionOptions, rule, suggest, suggest_all
