@@ -121,7 +121,6 @@ def test_other_weights_under_the_same_path_are_not_mistaken_for_the_same(store, 
 def test_a_model_is_registered_even_if_the_same_was_trained_before(store):
     chain = ("main", *store.SMALL, "--epochs", 8, "--refine", "false", "--reuse", "true")
     store.run(*chain, "--register", "mine")
-    assert not children(store, store.runs("main")[0])
     names = {model.name for model in mlflow.search_registered_models()}
     assert names == {"digits", "mine"}
 
