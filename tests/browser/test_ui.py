@@ -108,16 +108,14 @@ def test_a_chains_page_says_what_came_out_and_leads_on(page, site):
     assert leads_to(page, told.get_by_role("link", name=training.info.run_name), training)
 
 
-def test_a_range_tests_page_leads_to_the_training(page, site):
-    test = site.run("lrrt", batch_size="128")
-    open_run(page, site, test)
-    told = description(page)
-    assert told.get_by_role("link").all_inner_texts() == [
-        "refine digits mlp batch 128 seed 0",
-        *2 * ["train digits mlp batch 128 seed 0"],
-    ]
-    training = site.run("train", schedule="constant")
-    assert leads_to(page, told.get_by_role("link").last, training)
+def test_a_range_tests_page_leads_to_the_runs_that_start_from_it(page, site):
+    open_run(page, site, site.run("lrrt", batch_size="128"))
+    with page.expect_popup() as opened:
+        description(page).get_by_role("link").last.click()
+    table = opened.value
+    for name in ("refine digits mlp batch 128 seed 0", "train digits mlp batch 128 seed 0"):
+        row(table, name).first.wait_for()
+    assert [row(table, name).count() for name in RANGE_TESTS] == [0, 0]
 
 
 def open_artifact(page, site, run, name):
@@ -125,16 +123,12 @@ def open_artifact(page, site, run, name):
     page.get_by_text(name, exact=True).first.click()
 
 
-def test_the_curve_is_shown_as_a_picture_and_interactively(page, site):
+def test_the_curve_is_shown_as_a_picture(page, site):
     run = site.run("lrrt", batch_size="256")
     open_artifact(page, site, run, "lrrt_curve.png")
     picture = page.locator("img[src^=blob]").first
     picture.wait_for()
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 400
-    page.get_by_text("lrrt_curve.html", exact=True).first.click()
-    frame = page.frame_locator("iframe")
-    frame.locator(".js-plotly-plot path.js-line").first.wait_for()
-    assert "robust" in frame.locator("body").inner_text()
 
 
 def compare(page, runs):

@@ -94,18 +94,13 @@ def test_the_range_is_the_one_that_is_safe_for_all_tests(store):
     assert handoff.confidence.low == min(maxima)
 
 
-def test_the_number_of_workers_changes_nothing_and_the_number_of_tests_marks_the_run(store):
-    options = (*LRRT, "--tests", 3, "--vary", "initializations")
-    for workers in (1, 2):
-        store.run(*options, "--workers", workers)
+def test_the_number_of_tests_is_in_the_fingerprint(store):
+    store.run(*LRRT, "--tests", 3, "--vary", "initializations", "--workers", 1)
     store.run(*LRRT)
-    alone, two, one = store.runs("lrrt")
-    files = [store.json(run, "suggestions.json") for run in (one, two)]
-    assert files[0] == files[1]
-    assert "2 of 3 tests" in one.data.tags["mlflow.note.content"]
-    assert set(children_of(store, one)) == {"test seed 1", "test seed 2"}
-    marks = [run.data.tags[FINGERPRINT_TAG] for run in (one, two, alone)]
-    assert marks[0] == marks[1] != marks[2]
+    alone, three = store.runs("lrrt")
+    assert "2 of 3 tests" in three.data.tags["mlflow.note.content"]
+    assert set(children_of(store, three)) == {"test seed 1", "test seed 2"}
+    assert three.data.tags[FINGERPRINT_TAG] != alone.data.tags[FINGERPRINT_TAG]
 
 
 def test_an_interrupted_run_keeps_what_it_had_and_the_same_command_goes_on(store, factory):

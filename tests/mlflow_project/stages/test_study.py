@@ -1,8 +1,5 @@
 """`study`: what its runs publish, and what it takes from other studies."""
 
-import os
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +12,6 @@ import torch
 from lrrt_stage import digest
 from lrrt_stage.state import weights
 
-ROOT = Path(__file__).parents[3]
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
 STUDY = ("study", "--model", "mlp", *QUICK)
 
@@ -201,21 +197,3 @@ def test_a_report_holds_the_other_kinds_of_the_same_task_alone(store):
     report = Path(store.file(store.runs("study")[0], "report.html")).read_text(encoding="utf-8")
     for part in parts:
         assert Path(store.file(part, "section.html")).read_text(encoding="utf-8") in report
-
-
-def test_mlflow_run_runs_it(store, tmp_path):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    outside |= {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PATH": path}
-    command = ["mlflow", "run", str(ROOT), "-e", "study", "--env-manager", "local"]
-    command += ["--experiment-name", "test"]
-    for given in ("kind=smoothing", "dataset=digits", "model=mlp", "iterations=40", "workers=1"):
-        command += ["-P", given]
-    done = subprocess.run(command, env=outside, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    run = store.one("study")
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name == "study smoothing digits mlp"
-    assert run.data.tags["mlflow.project.entryPoint"] == "study"
-    assert len(of(store, run)) == 1
-    assert "\x1b" not in done.stdout + done.stderr

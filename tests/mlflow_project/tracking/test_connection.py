@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,17 +44,18 @@ def test_the_chain_runs_on_a_server_over_http(store, server):
     assert mlflow.pytorch.load_model(f"models:/{logged.model_id}") is not None
 
 
-def test_the_default_is_a_store_in_the_current_folder(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "mlflow_project", "lrrt", "--model", "mlp"]
-    done = subprocess.run(
-        [*command, "--batch-size", "128", "--iterations", "60", "--device", "cpu"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert f"sqlite:///{tmp_path}/mlflow.db" in done.stdout
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+def test_the_default_is_a_store_in_the_current_folder(store, tmp_path, monkeypatch):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    # As in a new process.
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    outcome = store.run("lrrt", *store.SMALL, "--iterations", 60)
+    assert f"sqlite:///{folder}/mlflow.db" in outcome.out
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.tags["lrrt.stage"] == "lrrt"
