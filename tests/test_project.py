@@ -38,7 +38,7 @@ ROOMS = {
     "lrrt_stage.rules": (("errors", "settings", "curve"), ("numpy", "scipy")),
     "lrrt_stage.plots": (
         ("errors", "settings", "curve", "rules"),
-        ("matplotlib", "numpy", "plotly"),
+        ("matplotlib", "numpy"),
     ),
     "lrrt_stage.adapters": (("errors", "settings", "state", "measure"), ("torch", *FRAMEWORKS)),
     "pipeline.data": ((), ("lrrt_stage", "numpy", "skimage", "sklearn", "torch", "torchvision")),
@@ -51,11 +51,11 @@ ROOMS = {
     "pipeline.jobs": (("data", "models", "task", "training"), ("lrrt_stage", "joblib", "torch")),
     "pipeline.decide": (
         ("data", "models", "task", "training", "jobs"),
-        ("lrrt_stage", "matplotlib", "numpy", "plotly"),
+        ("lrrt_stage", "matplotlib", "numpy"),
     ),
     "pipeline.studies": (
         ("data", "models", "task", "training", "jobs"),
-        ("lrrt_stage", "matplotlib", "numpy", "pandas", "plotly", "scipy"),
+        ("lrrt_stage", "matplotlib", "numpy", "pandas", "scipy"),
     ),
     "mlflow_project.tracking": (
         (),
@@ -192,7 +192,7 @@ def test_an_entry_points_parameters_have_the_options_defaults(entry_point):
         default = known[name].type.convert(str(parameter["default"]), None, None)
         assert default == known[name].default, name
         kinds = {int: "int", float: "float"}
-        expected = "string" if known[name].type.optional else kinds.get(known[name].type.type)
+        expected = "string" if known[name].type.words else kinds.get(known[name].type.type)
         assert parameter["type"] == (expected or "string"), name
 
 
@@ -225,7 +225,7 @@ def test_every_option_with_a_default_reads_it_from_a_dataclass():
     free = {"experiment", "tracking_uri"}
     for command in commands.commands.values():
         for option in options(command.name).values():
-            assert option.name in free or hasattr(option.type, "optional"), option.name
+            assert option.name in free or hasattr(option.type, "words"), option.name
 
 
 def test_the_readme_has_the_two_commands():
