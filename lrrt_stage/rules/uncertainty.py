@@ -28,7 +28,7 @@ USUAL_START, USUAL_PACE = 1e-7, 99 / 9
 PACE_TOLERANCE = 1.25
 """Factor by which the pace may differ, so that a different ``lr_end`` does not count."""
 RAMP_MOVEMENT = {
-    "robust": (0.33, 0.19),
+    "robust": (0.33, 0.18),
     "article": (0.67, 0.26),
     "minimum": (0.67, 0.26),
     "valley": (0.42, 0.27),

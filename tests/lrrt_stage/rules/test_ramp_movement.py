@@ -8,7 +8,7 @@ import pytest
 from lrrt_stage import LRCurve, RangeTestOptions, Verdict, confidence
 from lrrt_stage.rules.uncertainty import ramp_movement
 
-MEASURED = {"robust": (0.33, 0.19)}
+MEASURED = {"robust": (0.33, 0.18)}
 
 
 def curve(iterations=100, lr_start=1e-7, lr_end=100.0):
