@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-import lrrt_stage
-import pipeline
 from mlflow_project.tracking.runs import find_runs
 from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, Task
@@ -52,8 +50,8 @@ def find_same(fingerprint: str) -> str | None:
 def _files(task: Task) -> list[str]:
     """Return the digests of all files that a result depends on: sources, and given weights."""
     # The stages count as well: they choose the rule and what is handed to each step.
-    this_package = Path(__file__).parents[1]
-    folders = [*(Path(package.__path__[0]) for package in (lrrt_stage, pipeline)), this_package]
+    packages = map(importlib.import_module, ("lrrt_stage", "pipeline", "mlflow_project"))
+    folders = [Path(package.__path__[0]) for package in packages]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     factories = [task.dataset] if is_dataset_factory(task.dataset) else []
     factories += [task.model] if is_factory(task.model) else []

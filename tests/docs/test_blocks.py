@@ -132,6 +132,8 @@ class Reader:
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capfd, template):
     template.copy("empty", tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copy(ROOT / "MLproject", tmp_path)
+    shutil.copy(ROOT / "conda.yaml", tmp_path)
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables |= {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,5 +1,6 @@
 """`study`: what its runs publish, and what it takes from other studies."""
 
+import html
 from itertools import combinations
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def test_a_study_is_a_run_with_a_child_for_each_test(store):
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "study initializations digits mlp"
     files = store.artifacts(run)
-    assert {"study.csv", "tests.csv", "section.html", "report.html"} <= files
+    assert {"study.csv", "tests.csv", "findings.json", "report.html"} <= files
     pictures = {Path(name).stem for name in files if name.endswith(".png")}
     assert pictures >= {"curves", "ranges"}
-    assert {f"{name}.html" for name in pictures} <= files
+    assert {f"{name}.svg" for name in pictures} <= files
 
     children = {each.info.run_name: each for each in of(store, run)}
     names = [f"seed {seed}" for seed in range(4)]
@@ -196,4 +197,5 @@ def test_a_report_holds_the_other_kinds_of_the_same_task_alone(store):
     parts = (store.runs("study")[index] for index in (0, 2))
     report = Path(store.file(store.runs("study")[0], "report.html")).read_text(encoding="utf-8")
     for part in parts:
-        assert Path(store.file(part, "section.html")).read_text(encoding="utf-8") in report
+        for sentence in store.json(part, "findings.json")["sentences"]:
+            assert html.escape(sentence) in report
