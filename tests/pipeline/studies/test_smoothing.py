@@ -129,7 +129,7 @@ def test_a_test_that_failed_is_an_error(found, complains):
 @pytest.mark.parametrize(
     ("betas", "words"),
     [
-        ("0.9,1", ("beta=1.0", "[0, 1)")),
+        ("0.9,1", ("beta=1.0",)),
         ("-0.1,0.9", ("beta=-0.1",)),
         ("nan", ("beta=nan",)),
         ("0.9,high", ("betas='0.9,high'", "0.9,0.95,0.98,0.99")),
