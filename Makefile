@@ -18,7 +18,8 @@ test: .venv/installed-test lint
 # What to run at every change: the library, the pipeline, and one run through each command.
 test-fast: .venv/installed-test
 	$(PYTEST) -m "not slow" tests/lrrt_stage tests/pipeline tests/test_project.py \
-		tests/mlflow_project/test_every_command.py
+		tests/mlflow_project/test_every_command.py --ignore tests/lrrt_stage/adapters \
+		--ignore tests/pipeline/studies --ignore tests/pipeline/jobs
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from lrrt_stage import LRCurve, RangeTestOptions, Reading, Smoothing, Suggestion
 from lrrt_stage.settings import Options, require, setting
 from pipeline.task.recipes import RecipeOptions
 
-__all__ = ["RangeTestPlan", "ValidationOptions", "full_looks", "stratified"]
+__all__ = ["RangeTestPlan", "ValidationOptions", "full_evaluations", "stratified"]
 
 LEAST_PROBE = 64
 """The probe's examples are the same at every iteration, so a few are enough; with fewer than
@@ -111,7 +111,7 @@ def stratified(labels: np.ndarray, size: int) -> np.ndarray:
     return np.sort(order[places.astype(int)])
 
 
-def full_looks(iterations: int, batch_size: int, available: int) -> int:
+def full_evaluations(iterations: int, batch_size: int, available: int) -> int:
     """Return how often the full set of ``available`` examples is evaluated: 2 to 5 times."""
     affordable = int(FULL_SHARE * iterations * batch_size / available)
     return max(LEAST_LOOKS, min(MOST_LOOKS, affordable))

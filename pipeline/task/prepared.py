@@ -31,7 +31,7 @@ from pipeline.data.datasets import load_data
 from pipeline.data.splits import Data
 from pipeline.models.networks import build_model, check_output
 from pipeline.models.optimizers import build_optimizer
-from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_looks, stratified
+from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_evaluations, stratified
 from pipeline.task.tasks import Runtime, Task
 
 __all__ = ["PreparedTask", "Start"]
@@ -200,7 +200,7 @@ class PreparedTask:
         return Validation(
             [self._sample(size)],
             self.val_batches,
-            full_looks(iterations, self.task.batch_size, self.val_batches.size),
+            full_evaluations(iterations, self.task.batch_size, self.val_batches.size),
             batch_loss,
         )
 

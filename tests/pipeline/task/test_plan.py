@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.task.plan import ValidationOptions, full_looks, stratified
+from pipeline.task.plan import ValidationOptions, full_evaluations, stratified
 
 
 @pytest.mark.parametrize("size", [10, 33, 100])
@@ -29,11 +29,11 @@ def test_the_sample_is_a_third_of_a_batch_unless_it_is_given():
 
 
 def test_looks_at_the_full_set_keep_to_a_share_of_the_training_examples():
-    assert full_looks(100, 64, 360) == 2  # 0.15 · 6,400 / 360 = 2.7
-    assert full_looks(97, 512, 10_000) == 2  # 0.7, but two at the least
-    assert full_looks(150, 64, 360) == 4
-    assert full_looks(1000, 512, 100) == 5
-    assert full_looks(10, 8, 5000) == 2
+    assert full_evaluations(100, 64, 360) == 2  # 0.15 · 6,400 / 360 = 2.7
+    assert full_evaluations(97, 512, 10_000) == 2  # 0.7, but two at the least
+    assert full_evaluations(150, 64, 360) == 4
+    assert full_evaluations(1000, 512, 100) == 5
+    assert full_evaluations(10, 8, 5000) == 2
 
 
 def test_what_cannot_be_used_is_named(complains):
