@@ -1,7 +1,6 @@
 """How options are declared and checked: a dataclass field with its default, help and bounds.
 
-The field is the only place where a default is written; the commands, ``MLproject`` and the
-documentation read it from there.
+The commands and the documentation read defaults from the field; a test compares ``MLproject``.
 """
 
 from __future__ import annotations

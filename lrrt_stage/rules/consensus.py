@@ -55,12 +55,14 @@ class Consensus:
 
         It is uncertain if the maxima are more than a factor of two apart, or a test has no
         suggestion. ``first`` is the verdict on the first test: if its loss is still falling at
-        the last learning rate, more tests do not help.
+        the last learning rate, or its ramp is unusual, more tests do not help.
         """
         if first is Verdict.STILL_FALLING:
             return Confidence(self.low, self.high, first)
-        apart = self.decades > CLEAR_DECADES or self.without_suggestion > 0
-        return Confidence(self.low, self.high, Verdict.APART if apart else Verdict.CLEAR)
+        if self.decades > CLEAR_DECADES or self.without_suggestion > 0:
+            return Confidence(self.low, self.high, Verdict.APART)
+        verdict = first if first is Verdict.RAMP else Verdict.CLEAR
+        return Confidence(self.low, self.high, verdict)
 
     def __str__(self) -> str:
         tests, needed = len(self.ranges), tests_needed(self.agreement, len(self.ranges))

@@ -142,7 +142,7 @@ def ramp_movement(curve: LRCurve, rule: str = "robust") -> float:
     ramp, :data:`USUAL_PACE` iterations per decade from :data:`USUAL_START`, and for a rule that was
     not measured.
     """
-    if len(curve) < 2 or rule not in RAMP_MOVEMENT:
+    if rule not in RAMP_MOVEMENT or len(curve) < 2 or not curve.lr[1] > curve.lr[0]:
         return 0.0
     for_pace, for_start = RAMP_MOVEMENT[rule]
     pace = 1 / log10(curve.lr[1] / curve.lr[0])

@@ -151,7 +151,7 @@ def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f"<body><h1>{escape(title)}</h1>"
         "<p>How far can a suggested learning rate be trusted on this task? A range test trains for "
-        "about an epoch while the learning rate grows at every batch, and records the loss: it "
+        "some iterations while the learning rate grows at each of them, and records the loss: it "
         "stays, falls, turns, and explodes. A rule reads a range of learning rates from that "
         "curve. Each section is a study of several such tests, and ends with the rule that was "
         f"used and with what to do.</p><nav>{links}</nav>\n"

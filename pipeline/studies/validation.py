@@ -168,8 +168,10 @@ def _maximum_sentence(watched: RangeTestResult, above: float) -> str:
 
 
 def _advice(turn: float, above: float) -> str:
+    if math.isnan(turn):
+        return "Raise lr_end so that the validation loss turns within the test."
     if math.isnan(above):
-        return "Set lr_end so that the validation loss turns within the test."
+        return f"Look at the curves first: the validation loss turns at {turn:.3g}."
     if above > CLEAR_DECADES:
         return f"Stay below {turn:.3g}, where the validation loss turns, and watch it in training."
     return "The training loss is enough here: leave validation=none for the range test."

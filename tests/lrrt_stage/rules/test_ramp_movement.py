@@ -5,7 +5,14 @@ from math import log10
 import numpy as np
 import pytest
 
-from lrrt_stage import LRCurve, RangeTestOptions, Verdict, confidence
+from lrrt_stage import (
+    LRCurve,
+    RangeTestOptions,
+    Verdict,
+    confidence,
+    find_consensus,
+    suggest,
+)
 from lrrt_stage.rules.uncertainty import ramp_movement
 
 MEASURED = {"robust": (0.33, 0.18)}
@@ -48,3 +55,14 @@ def test_the_interval_is_that_of_reading_the_curve():
 
 def test_nothing_is_known_of_a_rule_that_was_not_measured():
     assert ramp_movement(curve(1000), "of my own") == 0
+
+
+def test_a_curve_whose_learning_rate_does_not_grow_is_not_judged():
+    assert ramp_movement(LRCurve(np.full(30, 0.1), np.ones(30))) == 0
+
+
+def test_several_tests_do_not_mend_an_unusual_ramp():
+    suggestion = suggest(curve(1000))
+    consensus = find_consensus([suggestion] * 3)
+    assert consensus.confidence(Verdict.RAMP).verdict is Verdict.RAMP
+    assert consensus.confidence(Verdict.NOISY).verdict is Verdict.CLEAR
