@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lrrt_stage import LRRange, NoSuggestion
+from lrrt_stage import NoSuggestion
 from lrrt_stage.rules.consensus import Consensus, find_consensus
 from lrrt_stage.rules.reading import Reading
 from lrrt_stage.settings import Options, require, setting
@@ -71,25 +71,24 @@ def combined_reading(
     """
     first = readings[0]
     assert isinstance(first, Reading)
-    by_rule = {rule: _consensus(rule, readings, options) for rule in first.suggestions}
-    answering = [rule for rule, found in by_rule.items() if isinstance(found, LRRange | Consensus)]
-    rule = first.rule if first.rule in answering or not answering else answering[0]
-    if len(readings) == 1:
-        return first.with_rule(rule)
-    consensus = by_rule[rule]
-    assert not isinstance(consensus, LRRange)
-    return replace(first, rule=rule, consensus=consensus)
+    by_rule = {
+        rule: replace(first, rule=rule, consensus=_consensus(rule, readings, options))
+        for rule in first.suggestions
+    }
+    asked = by_rule[first.rule]
+    candidates = (asked, *by_rule.values())
+    return next((reading for reading in candidates if reading.final.range is not None), asked)
 
 
 def _consensus(
     rule: str, readings: Sequence[Reading | NoSuggestion], options: ConsensusOptions
-) -> LRRange | Consensus | NoSuggestion:
+) -> Consensus | NoSuggestion | None:
+    if len(readings) == 1:
+        return None
     answers = [
         reading if isinstance(reading, NoSuggestion) else reading.suggestions[rule].answer
         for reading in readings
     ]
-    if len(answers) == 1:
-        return answers[0]
     try:
         return find_consensus(answers, options.agreement, options.vary)
     except NoSuggestion as reason:
