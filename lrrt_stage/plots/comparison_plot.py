@@ -7,12 +7,14 @@ from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.reading import Reading
+from lrrt_stage.settings import require
 
-__all__ = ["plot_losses", "plot_ranges"]
+__all__ = ["comparison_figure", "plot_losses", "plot_ranges"]
 
 STYLES = ("-", "--", "-.", ":")
 
@@ -54,3 +56,27 @@ def plot_ranges(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     drawing.label_axes(ax, "Suggested ranges", LR_LABEL, log="x")
     drawing.name_rows(ax, list(readings))
     return ax
+
+
+def comparison_figure(
+    title: str, readings: Mapping[str, Reading], lr_in_use: float | None = None
+) -> Figure:
+    """Return the losses of range tests over the learning rate, and below them their ranges.
+
+    Raises
+    ------
+    LRRTError
+        If there is no test.
+    """
+    require(bool(readings), "there is no range test to draw: give at least one")
+    heights = [3.9, 1.2 + 0.3 * len(readings)]
+    figure, (losses, ranges) = drawing.new_figure(heights=heights)
+    plot_losses(readings, losses)
+    plot_ranges(readings, ranges)
+    ranges.sharex(losses)
+    for ax in (losses, ranges):
+        if lr_in_use is not None:
+            label = f"learning rate in use: {lr_in_use:.3g}"
+            ax.axvline(lr_in_use, color=drawing.BLACK, lw=1.5, ls="--", label=label)
+        drawing.legend_below(ax)
+    return drawing.finished(figure, title)

@@ -16,22 +16,10 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
-from mlflow_project.tracking import console
+from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.descriptions import page
 from mlflow_project.tracking.logged_model import registered_model
 from mlflow_project.tracking.runs import get_run
-from mlflow_project.tracking.tags import (
-    BASELINE_TAG,
-    COMPARED_TAG,
-    FITS_TAG,
-    REASON_TAG,
-    RULE_TAG,
-    SOURCE_TAG,
-    STAGE_TAG,
-    STEP_TAGS,
-    VERDICT_TAG,
-    WEIGHTS_TAG,
-)
 from mlflow_project.tracking.views import view_page
 
 __all__ = ["OutputOptions", "report", "result_of"]
@@ -45,15 +33,15 @@ METRICS = (
     "val_accuracy",
 )
 TAGS = {
-    "rule": RULE_TAG,
-    "verdict": VERDICT_TAG,
-    "weights_sha256": WEIGHTS_TAG,
-    "lrrt_run_id": STEP_TAGS["lrrt"],
-    "refine_run_id": STEP_TAGS["refine"],
-    "train_run_id": STEP_TAGS["train"],
-    "baseline_run_id": BASELINE_TAG,
-    "fits": FITS_TAG,
-    "reason": REASON_TAG,
+    "rule": tags.RULE,
+    "verdict": tags.VERDICT,
+    "weights_sha256": tags.WEIGHTS,
+    "lrrt_run_id": tags.STEPS["lrrt"],
+    "refine_run_id": tags.STEPS["refine"],
+    "train_run_id": tags.STEPS["train"],
+    "baseline_run_id": tags.BASELINE,
+    "fits": tags.FITS,
+    "reason": tags.REASON,
 }
 
 
@@ -88,7 +76,7 @@ def result_of(run: Run) -> dict[str, Any]:
     ``val_loss``, ``val_accuracy``; ``model`` (``models:/NAME/VERSION``) if it was registered; for
     ``check``, ``fits`` and ``reason``; for ``compare``, ``tests``; for ``study``, ``metrics``.
     """
-    tags, stage = run.data.tags, run.data.tags[STAGE_TAG]
+    logged, stage = run.data.tags, run.data.tags[tags.STAGE]
     metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
     found: dict[str, Any] = {
         "contract_version": CONTRACT_VERSION,
@@ -97,11 +85,11 @@ def result_of(run: Run) -> dict[str, Any]:
         "run_name": run.info.run_name,
         "experiment": mlflow.get_experiment(run.info.experiment_id).name,
     }
-    found |= {key: tags[tag] for key, tag in TAGS.items() if tag in tags}
+    found |= {key: logged[tag] for key, tag in TAGS.items() if tag in logged}
     found |= {name: metrics[name] for name in METRICS if name in metrics}
     if "fits" in found:
         found["fits"] = found["fits"] == "true"
-    source = run.info.run_id if stage == "lrrt" else tags.get(SOURCE_TAG)
+    source = run.info.run_id if stage == "lrrt" else logged.get(tags.SOURCE)
     if source is not None:
         found.setdefault("lrrt_run_id", source)
     if stage in ("train", "main"):
@@ -109,7 +97,7 @@ def result_of(run: Run) -> dict[str, Any]:
         if model is not None:
             found["model"] = f"models:/{model.name}/{model.version}"
     if stage == "compare":
-        found["tests"] = [_test(run_id) for run_id in tags[COMPARED_TAG].split(",")]
+        found["tests"] = [_test(run_id) for run_id in logged[tags.COMPARED].split(",")]
     if stage == "study":
         found["metrics"] = metrics
     return found

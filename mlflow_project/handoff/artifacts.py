@@ -19,9 +19,9 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from lrrt_stage.state import weights
+from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import experiment_id
 from mlflow_project.tracking.runs import find_runs, get_run
-from mlflow_project.tracking.tags import ERROR_TAG, STAGE_TAG
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -51,12 +51,12 @@ def find_run(run_id: str, *stages: str) -> Run:
     if run_id == "latest":
         return _latest(stages[0])
     run = get_run(run_id)
-    of_stage = run.data.tags.get(STAGE_TAG)
+    of_stage = run.data.tags.get(tags.STAGE)
     require(
         of_stage in stages,
         f"run {run_id} is of stage {of_stage!r}: give the id of a run of {' or '.join(stages)}",
     )
-    reason = run.data.tags.get(ERROR_TAG, "it did not finish")
+    reason = run.data.tags.get(tags.ERROR, "it did not finish")
     require(
         run.info.status == "FINISHED",
         f"{of_stage} run {run_id} ended {run.info.status} ({reason}): give one that finished",
@@ -167,7 +167,7 @@ def sha256(path: Path) -> str:
 
 
 def _latest(stage: str) -> Run:
-    found = find_runs({STAGE_TAG: stage}, finished=True, limit=1)
+    found = find_runs({tags.STAGE: stage}, finished=True, limit=1)
     if not found:
         name = mlflow.get_experiment(experiment_id()).name
         raise LRRTError(
@@ -179,4 +179,4 @@ def _latest(stage: str) -> Run:
 
 
 def _again(run: Run) -> str:
-    return f"run {run.data.tags.get(STAGE_TAG, 'its stage')} again"
+    return f"run {run.data.tags.get(tags.STAGE, 'its stage')} again"

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import find_runs
-from mlflow_project.tracking.tags import FINGERPRINT_TAG
 from pipeline import PreparedTask, Task
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import is_factory
@@ -43,7 +43,7 @@ def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
 
 def find_same(fingerprint: str) -> str | None:
     """Return the experiment's newest finished run with this fingerprint, if any."""
-    found = find_runs({FINGERPRINT_TAG: fingerprint}, finished=True, limit=1)
+    found = find_runs({tags.FINGERPRINT: fingerprint}, finished=True, limit=1)
     return found[0].info.run_id if found else None
 
 

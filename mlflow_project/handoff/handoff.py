@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
+import mlflow
 from mlflow.entities import Run
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Reading
+from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import find_run, read_json, read_weights, readable
 from mlflow_project.handoff.publishing import TASK, TASK_TAG, WEIGHTS, plan_from_json, read_reading
-from mlflow_project.tracking.tags import SOURCE_TAG, STAGE_TAG, STEP_TAGS, WEIGHTS_TAG
+from mlflow_project.tracking import tags
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.decide.several_tests import ConsensusOptions
 
-__all__ = ["Handoff", "load_handoff", "read_handoff"]
+__all__ = ["Handoff", "Source", "load_handoff", "read_handoff", "source_of"]
+
+MODELS = "models:/"
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def read_handoff(run: Run) -> Handoff:
         task=Task.from_json(task),
         data_sha256=data_sha256,
         device=device,
-        weights=read_weights(run, WEIGHTS, WEIGHTS_TAG),
+        weights=read_weights(run, WEIGHTS, tags.WEIGHTS),
         plan=replace(plan, smoothing=reading.smoothing),
         reading=reading,
     )
@@ -158,7 +162,59 @@ def read_handoff(run: Run) -> Handoff:
 def _range_test(run_id: str) -> Run:
     """Return the range test that a run is, contains, or starts from."""
     run = find_run(run_id, "lrrt", "test", "main", "train", "refine", "check")
-    tag = {"main": STEP_TAGS["lrrt"], "check": STEP_TAGS["lrrt"]}
-    tag |= {"train": SOURCE_TAG, "refine": SOURCE_TAG}
-    stage = run.data.tags[STAGE_TAG]
+    tag = {"main": tags.STEPS["lrrt"], "check": tags.STEPS["lrrt"]}
+    tag |= {"train": tags.SOURCE, "refine": tags.SOURCE}
+    stage = run.data.tags[tags.STAGE]
     return find_run(run.data.tags[tag[stage]], "lrrt", "test") if stage in tag else run
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, and the range test behind it."""
+
+    run: Run
+    """The run that was named, or the training of the model or the run of ``main`` that was."""
+    handoff: Handoff
+
+    @property
+    def peak_lr(self) -> float:
+        """The largest learning rate of the training or of the refined range; of a range test, that
+        of ``Handoff.scheduler``."""
+        metrics = self.run.data.metrics
+        for name in ("trained_lr_max", "refined_lr_max", "lr_in_use"):
+            if name in metrics:
+                return metrics[name]
+        return self.handoff.narrowed().max
+
+
+def source_of(name: str) -> Source:
+    """Return the range test behind a run, by its id, or a model: ``models:/NAME/VERSION`` or
+    ``models:/NAME@ALIAS``.
+
+    Runs are of ``train``, ``lrrt``, ``main``, ``refine``, ``check``, or a test of a study;
+    ``latest`` is the experiment's newest finished training.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such run or model, it comes from no range test, or that cannot be read.
+    """
+    run = find_run(
+        _run_of_model(name) if name.startswith(MODELS) else name,
+        *("train", "lrrt", "test", "main", "refine", "check"),
+    )
+    if run.data.tags[tags.STAGE] == "main":
+        run = find_run(run.data.tags[tags.STEPS["train"]], "train")
+    return Source(run, load_handoff(run.info.run_id))
+
+
+def _run_of_model(uri: str) -> str:
+    try:
+        run_id = mlflow.models.get_model_info(uri).run_id
+    except Exception as error:  # the registry's, or the artifact store's
+        raise LRRTError(
+            f"there is no model {uri!r} ({first_line(error)}): give models:/NAME/VERSION or "
+            "models:/NAME@ALIAS of a registered model"
+        ) from error
+    require(bool(run_id), f"model {uri!r} belongs to no run: give the id of a run")
+    return str(run_id)

@@ -36,7 +36,7 @@ from mlflow_project.handoff.artifacts import (
     readable,
     sha256,
 )
-from mlflow_project.tracking.tags import WEIGHTS_TAG
+from mlflow_project.tracking import tags
 from pipeline import PreparedTask, RangeTestPlan
 
 __all__ = ["plan_from_json", "publish_inputs", "publish_reading", "read_reading"]
@@ -63,7 +63,7 @@ def publish_inputs(
         "environment": _environment(prepared.device),
     }
     _write_json(folder / TASK, content)
-    return {WEIGHTS_TAG: weights.digest(state), TASK_TAG: sha256(folder / TASK)}
+    return {tags.WEIGHTS: weights.digest(state), TASK_TAG: sha256(folder / TASK)}
 
 
 def publish_reading(folder: Path, reading: Reading) -> dict[str, str]:

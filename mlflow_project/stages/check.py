@@ -10,27 +10,17 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion, Reading
+from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import hide_passwords, require, setting
-from mlflow_project.handoff.handoff import Handoff, read_handoff
-from mlflow_project.handoff.lineage import Source, source_of
+from mlflow_project.handoff.handoff import Handoff, Source, read_handoff, source_of
 from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
+from mlflow_project.tracking import tags
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import find_runs, log_dataset, log_range, stage_run, staged_files
-from mlflow_project.tracking.tags import (
-    BASELINE_TAG,
-    FITS_TAG,
-    MISMATCH_TAG,
-    REASON_TAG,
-    RULE_TAG,
-    STAGE_TAG,
-    STEP_TAGS,
-    VERDICT_TAG,
-)
 from pipeline import PreparedTask, Runtime
 from pipeline.decide.fit_check import CheckOptions, CheckResult, still_fits
-from pipeline.decide.overlay import overlay_figure
 
 __all__ = ["CheckRunOptions", "check_stage"]
 
@@ -67,7 +57,7 @@ def check_stage(
     # Resolved before a run is opened: a mistyped baseline leaves no run behind.
     baseline = source_of(options.baseline)
     then = baseline.handoff
-    mismatch = baseline.run.data.tags.get(MISMATCH_TAG)
+    mismatch = baseline.run.data.tags.get(tags.MISMATCH)
     require(
         mismatch is None or options.lr is not None,
         f"run {baseline.run.info.run_id} has a different task than its range test ({mismatch}), "
@@ -83,27 +73,27 @@ def check_stage(
         prepared = PreparedTask(task, runtime)
         log_options(run, task, plan, consensus, options, device=str(prepared.device))
         log_dataset(prepared)
-        mlflow.set_tag(BASELINE_TAG, baseline.run.info.run_id)
+        mlflow.set_tag(tags.BASELINE, baseline.run.info.run_id)
         log_range("baseline", then.range)
         mlflow.log_metrics({"lr_in_use": lr})
         # The run of a range test without a suggestion holds what is compared as well.
         with suppress(NoSuggestion):
             range_test_stage(task, runtime, plan, consensus, prepared=prepared)
-        (test,) = find_runs({"mlflow.parentRunId": run.info.run_id, STAGE_TAG: "lrrt"})
+        (test,) = find_runs({"mlflow.parentRunId": run.info.run_id, tags.STAGE: "lrrt"})
         now = read_handoff(test)
         today = _with_rule(now.reading, then.rule)
         result = still_fits(then.reading.final, today.final, lr, options.tolerance)
         with staged_files(run) as folder:
             title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
             overlaid = {"baseline": then.reading, "today": today}
-            overlay_figure(title, overlaid, lr).savefig(folder / "overlay.png")
+            comparison_figure(title, overlaid, lr).savefig(folder / "overlay.png")
         mlflow.set_tags(
             {
-                FITS_TAG: str(result.fits).lower(),
-                REASON_TAG: result.reason,
-                RULE_TAG: then.rule,
-                STEP_TAGS["lrrt"]: now.run_id,
-                VERDICT_TAG: str(today.final.confidence.verdict),
+                tags.FITS: str(result.fits).lower(),
+                tags.REASON: result.reason,
+                tags.RULE: then.rule,
+                tags.STEPS["lrrt"]: now.run_id,
+                tags.VERDICT: str(today.final.confidence.verdict),
             }
         )
         if today.final.range is not None:

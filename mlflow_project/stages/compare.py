@@ -10,15 +10,13 @@ import mlflow
 import pandas as pd
 from mlflow.entities import Run
 
+from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import require
-from mlflow_project.handoff.handoff import Handoff
-from mlflow_project.handoff.lineage import source_of
-from mlflow_project.tracking import console
+from mlflow_project.handoff.handoff import Handoff, source_of
+from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import shown
 from mlflow_project.tracking.runs import get_run, stage_run, staged_files
-from mlflow_project.tracking.tags import COMPARED_TAG
-from pipeline.decide.overlay import overlay_figure
 
 __all__ = ["compare_stage"]
 
@@ -50,10 +48,10 @@ def compare_stage(*, runs: Sequence[str]) -> str:
     with stage_run("compare", name if len(name) <= MAX_NAME else f"{len(tests)} tests") as run:
         with staged_files(run) as folder:
             readings = {name: test.reading for name, test in tests.items()}
-            overlay_figure("", readings).savefig(folder / "overlay.png")
+            comparison_figure("", readings).savefig(folder / "overlay.png")
             rows = pd.DataFrame(_row(name, test) for name, test in tests.items())
             rows.to_csv(folder / "ranges.csv", index=False)
-        mlflow.set_tag(COMPARED_TAG, ",".join(ids))
+        mlflow.set_tag(tags.COMPARED, ",".join(ids))
         _describe(run, tests)
         for name, test in tests.items():
             console.note(f"{name}: {test.range}")

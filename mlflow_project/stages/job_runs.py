@@ -17,7 +17,7 @@ from mlflow_project.handoff.artifacts import load_artifact
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import read_handoff
 from mlflow_project.handoff.publishing import publish_inputs, publish_reading
-from mlflow_project.tracking import console
+from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import log_params
 from mlflow_project.tracking.runs import (
     find_runs,
@@ -28,7 +28,6 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
-from mlflow_project.tracking.tags import FINGERPRINT_TAG, STAGE_TAG
 from pipeline import PreparedTask, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult, TrainingJob, TrainingResult
 from pipeline.jobs.pool import JobResult, run_jobs
@@ -100,7 +99,7 @@ class JobRuns:
 
 def same_runs(fingerprint: str, stage: str) -> list[Run]:
     """Return the experiment's runs of ``stage`` with this fingerprint."""
-    return find_runs({FINGERPRINT_TAG: fingerprint, STAGE_TAG: stage})
+    return find_runs({tags.FINGERPRINT: fingerprint, tags.STAGE: stage})
 
 
 def interrupted(runs: Sequence[Run]) -> list[Run]:
@@ -111,10 +110,10 @@ def interrupted(runs: Sequence[Run]) -> list[Run]:
 def finished_jobs(runs: Sequence[Run]) -> dict[str, Run]:
     """Return the finished child runs of ``runs`` by fingerprint."""
     return {
-        child.data.tags[FINGERPRINT_TAG]: child
+        child.data.tags[tags.FINGERPRINT]: child
         for run in runs
         for child in children(run)
-        if FINGERPRINT_TAG in child.data.tags
+        if tags.FINGERPRINT in child.data.tags
     }
 
 
@@ -147,7 +146,7 @@ def _log_outcome(prepared: PreparedTask, outcome: JobResult, job_fingerprint: st
                     _log_test(run, prepared, result, folder)
                 else:
                     _log_training(run, result, folder)
-            mlflow.set_tag(FINGERPRINT_TAG, job_fingerprint)
+            mlflow.set_tag(tags.FINGERPRINT, job_fingerprint)
     except LRRTError:
         if result is not None:
             raise

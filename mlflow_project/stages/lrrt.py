@@ -33,7 +33,7 @@ from mlflow_project.handoff.publishing import (
 )
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, interrupted, same_runs
 from mlflow_project.stages.shared import run_name, task_words
-from mlflow_project.tracking import console
+from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
@@ -43,7 +43,6 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
-from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG, STAGE_TAG, WEIGHTS_TAG
 from mlflow_project.tracking.views import followers_page
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
 from pipeline.decide.several_tests import ConsensusOptions, combined_reading, further_jobs
@@ -78,7 +77,7 @@ def range_test_stage(
         log_dataset(prepared)
         # Set before the test, so that the tests of an interrupted run are found again.
         test_fingerprint = lrrt_fingerprint(prepared, plan, consensus)
-        mlflow.set_tag(FINGERPRINT_TAG, test_fingerprint)
+        mlflow.set_tag(tags.FINGERPRINT, test_fingerprint)
         jobs = further_jobs(task, plan, consensus)
         state = _initial_weights(prepared)
         with staged_files(run) as folder:
@@ -115,11 +114,11 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
         "init='run:latest' names a different run after every training: give the id of the run",
     )
     run = find_run(run_id, "train", "lrrt")
-    mlflow.set_tag(SOURCE_TAG, run_id)
-    if run.data.tags[STAGE_TAG] == "train":
+    mlflow.set_tag(tags.SOURCE, run_id)
+    if run.data.tags[tags.STAGE] == "train":
         state = read_weights(run, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG)
     else:
-        state = read_weights(run, WEIGHTS, WEIGHTS_TAG)
+        state = read_weights(run, WEIGHTS, tags.WEIGHTS)
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
         return prepared.initial_weights(weights.save(state, Path(folder) / WEIGHTS))
 
@@ -179,7 +178,7 @@ def _conclude(
             f"this ramp is known to move the maximum of rule {rule} by about {moved:.2g} decades, "
             "compared with 100 iterations from 1e-7"
         )
-    source = mlflow.get_run(run.info.run_id).data.tags.get(SOURCE_TAG)
+    source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
     start = f", from the weights of {link(source)}" if source else ""
     curve = reading.curve
     describe(

@@ -16,7 +16,7 @@ from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
-from mlflow_project.tracking import console
+from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.logged_model import link_to_model, registered_model
 from mlflow_project.tracking.params import log_options, log_params
@@ -27,7 +27,6 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
-from mlflow_project.tracking.tags import STEP_TAGS, VERDICT_TAG, WEIGHTS_TAG
 from pipeline import (
     Narrowing,
     PreparedTask,
@@ -93,7 +92,7 @@ def main_stage(
                 f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true reuses "
                 "the finished steps"
             ) from None
-        mlflow.set_tag(STEP_TAGS[name], run_id)
+        mlflow.set_tag(tags.STEPS[name], run_id)
         return run_id
 
     with stage_run("main", run_name(task)) as parent:
@@ -151,7 +150,7 @@ def _conclude(
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
         figure.savefig(folder / "summary.png")
     verdict = str(handoff.confidence.verdict)
-    mlflow.set_tags({WEIGHTS_TAG: handoff.weights_sha256, VERDICT_TAG: verdict})
+    mlflow.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
     model = registered_model(train_id)
     registered = f", and its model is {link_to_model(model)}" if model else ""
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"

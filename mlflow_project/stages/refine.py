@@ -19,11 +19,10 @@ from mlflow_project.handoff.artifacts import CONTRACT_VERSION, find_run, read_js
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
-from mlflow_project.tracking import console
+from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import log_range, log_training, stage_run, staged_files
-from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG
 from pipeline import Narrowing, PreparedTask, RefineOptions, Runtime, Training, best_range, refine
 from pipeline.training.plots import search_figures
 from pipeline.training.refinement import AfterEpoch
@@ -61,7 +60,7 @@ def refine_stage(
         trial_fingerprint = refine_fingerprint(prepared, handoff, narrowed, same, schedule)
         name = options.study_name or f"lrrt-{trial_fingerprint[:16]}"
         run_fingerprint = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
-        mlflow.set_tag(FINGERPRINT_TAG, run_fingerprint)
+        mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
         log_options(
             run,
             prepared.task,
@@ -133,7 +132,7 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
         If there is no such run, its range was altered, or it refined a different range test.
     """
     run = find_run(run_id, "refine")
-    source = run.data.tags.get(SOURCE_TAG)
+    source = run.data.tags.get(tags.SOURCE)
     require(
         source == handoff.run_id,
         f"refine run {run.info.run_id} belongs to range test {source}, not {handoff.run_id}: "

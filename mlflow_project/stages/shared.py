@@ -11,8 +11,8 @@ from mlflow.entities import Run
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
+from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_dataset, log_range, name_run
-from mlflow_project.tracking.tags import MISMATCH_TAG, SOURCE_TAG, WEIGHTS_TAG
 from pipeline import Narrowing, PreparedTask, Runtime, Task
 from pipeline.data.datasets import is_dataset_factory
 
@@ -58,10 +58,10 @@ def open_handoff(
     if not options.allow_mismatch:
         handoff.check(task, prepared.data.digest)
     elif differences := handoff.differences(task, prepared.data.digest):
-        mlflow.set_tag(MISMATCH_TAG, hide_passwords("; ".join(differences)))
+        mlflow.set_tag(tags.MISMATCH, hide_passwords("; ".join(differences)))
     narrowed = narrowing(handoff.range)
     name_run(run, run_name(task))
-    mlflow.set_tags({SOURCE_TAG: handoff.run_id, WEIGHTS_TAG: handoff.weights_sha256})
+    mlflow.set_tags({tags.SOURCE: handoff.run_id, tags.WEIGHTS: handoff.weights_sha256})
     log_dataset(prepared)
     for name, lr_range in (("suggested", handoff.range), ("narrowed", narrowed)):
         log_range(name, lr_range)

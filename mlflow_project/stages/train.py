@@ -19,12 +19,11 @@ from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
-from mlflow_project.tracking import console
+from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.logged_model import log_model
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import get_run, log_range, log_training, stage_run, staged_files
-from mlflow_project.tracking.tags import FINGERPRINT_TAG, SOURCE_TAG, STEP_TAGS, WEIGHTS_TAG
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.plots import training_figure
 
@@ -69,9 +68,9 @@ def train_stage(
         refine_run_id = None
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
-            mlflow.set_tag(STEP_TAGS["refine"], refine_run_id)
+            mlflow.set_tag(tags.STEPS["refine"], refine_run_id)
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
-        mlflow.set_tag(FINGERPRINT_TAG, run_fingerprint)
+        mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
         log_options(
             run, prepared.task, narrowing, options, device=str(prepared.device), rule=handoff.rule
         )
@@ -92,9 +91,9 @@ def train_stage(
                 f"training diverged at iteration {len(training.train_loss)} with maximum LR "
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
-        tags = {
-            SOURCE_TAG: handoff.run_id,
-            WEIGHTS_TAG: handoff.weights_sha256,
+        lineage = {
+            tags.SOURCE: handoff.run_id,
+            tags.WEIGHTS: handoff.weights_sha256,
             "lrrt.suggested_lr_min": repr(handoff.range.min),
             "lrrt.suggested_lr_max": repr(handoff.range.max),
             "lrrt.trained_lr_min": repr(lr_range.min),
@@ -104,7 +103,7 @@ def train_stage(
             f"Trained over learning rates from {lr_range} by {link(run.info.run_id)}, from the "
             f"initial weights of range test {link(handoff.run_id)}, which suggests {handoff.range}."
         )
-        log_model(training.model, prepared, run_options.register, tags, description)
+        log_model(training.model, prepared, run_options.register, lineage, description)
         last = training.epochs[-1]
         refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
         describe(
@@ -171,7 +170,7 @@ def _train(
 def _fetch_checkpoint(run_id: str, run_fingerprint: str, folder: Path) -> None:
     resumed = get_run(run_id)
     require(
-        resumed.data.tags.get(FINGERPRINT_TAG) == run_fingerprint,
+        resumed.data.tags.get(tags.FINGERPRINT) == run_fingerprint,
         f"run {run_id} cannot be resumed: it is not a training of this range test with these "
         "options and this code; give the options that it was started with",
     )

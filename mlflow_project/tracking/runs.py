@@ -21,8 +21,8 @@ from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.settings import hide_passwords, require
+from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
-from mlflow_project.tracking.tags import ERROR_TAG, RULE_TAG, STAGE_TAG, VERDICT_TAG
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask, Training
 from pipeline.jobs.jobs import TrainingResult
@@ -67,7 +67,7 @@ def get_run(run_id: str) -> Run:
 
 
 def find_runs(
-    tags: Mapping[str, str],
+    having: Mapping[str, str],
     *,
     finished: bool = False,
     experiment: str | None = None,
@@ -77,7 +77,7 @@ def find_runs(
 
     Without ``experiment`` it is the experiment that runs go to.
     """
-    conditions = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
+    conditions = [f"tags.`{tag}` = '{value}'" for tag, value in having.items()]
     if finished:
         conditions.append("attributes.status = 'FINISHED'")
     return list(
@@ -104,7 +104,7 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
     run = _start_run(stage)
     status = "FAILED"
     try:
-        mlflow.set_tag(STAGE_TAG, stage)
+        mlflow.set_tag(tags.STAGE, stage)
         if name:
             name_run(run, name)
         if outermost:
@@ -114,11 +114,11 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
     except KeyboardInterrupt as interrupt:
         status = "KILLED"
         _clear_frames(interrupt)
-        mlflow.set_tag(ERROR_TAG, str(interrupt) or "interrupted")
+        mlflow.set_tag(tags.ERROR, str(interrupt) or "interrupted")
         raise
     except Exception as error:
         text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
-        mlflow.set_tag(ERROR_TAG, hide_passwords(" ".join(text.split())[:5000]))
+        mlflow.set_tag(tags.ERROR, hide_passwords(" ".join(text.split())[:5000]))
         raise
     finally:
         mlflow.end_run(status)
@@ -150,7 +150,7 @@ def _start_run(stage: str) -> Run:
 def name_run(run: Run, name: str) -> None:
     """Name a run after its stage and ``name``, unless the user has named it."""
     if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
-        stage = get_run(run.info.run_id).data.tags[STAGE_TAG]
+        stage = get_run(run.info.run_id).data.tags[tags.STAGE]
         mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.runName", f"{stage} {name}")
 
 
@@ -159,7 +159,7 @@ def fail_project_run(stage: str, reason: str) -> None:
     run_id, is_the_stages = project_run(stage)
     if run_id and is_the_stages:
         client = mlflow.MlflowClient()
-        client.set_tag(run_id, ERROR_TAG, reason)
+        client.set_tag(run_id, tags.ERROR, reason)
         client.set_terminated(run_id, "FAILED")
 
 
@@ -265,8 +265,10 @@ def log_reading(reading: Reading) -> None:
         scalars["suggestion_decades"] = final.confidence.decades
         log_range("suggested", final.range)
     mlflow.log_metrics(scalars)
-    tags = {RULE_TAG: reading.rule, VERDICT_TAG: str(final.confidence.verdict)}
-    mlflow.set_tags({"lrrt.stop": reading.curve.stop, **tags})
+    verdict = str(final.confidence.verdict)
+    mlflow.set_tags(
+        {"lrrt.stop": reading.curve.stop, tags.RULE: reading.rule, tags.VERDICT: verdict}
+    )
 
 
 def log_dataset(prepared: PreparedTask) -> None:

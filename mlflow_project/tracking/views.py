@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from mlflow_project.tracking.tags import SOURCE_TAG
+from mlflow_project.tracking import tags
 
 __all__ = ["followers_page", "save_view", "view_page"]
 
@@ -34,7 +34,7 @@ def view_page(experiment_id: str) -> str:
 
 def followers_page(run: Run) -> str:
     """Return the page of the runs that start from ``run``, relative to the UI's address."""
-    query = quote(f'tags.`{SOURCE_TAG}` = "{run.info.run_id}"', safe="")
+    query = quote(f'tags.`{tags.SOURCE}` = "{run.info.run_id}"', safe="")
     return (
         f"#/experiments/{run.info.experiment_id}/runs?searchFilter={query}"
         "&workflowType=machine_learning"

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mlflow_project import load_handoff
-from mlflow_project.tracking.tags import FINGERPRINT_TAG
+from mlflow_project.tracking import tags
 from pipeline import Narrowing
 
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
@@ -100,7 +100,7 @@ def test_the_number_of_tests_is_in_the_fingerprint(store):
     alone, three = store.runs("lrrt")
     assert "2 of 3 tests" in three.data.tags["mlflow.note.content"]
     assert set(children_of(store, three)) == {"test seed 1", "test seed 2"}
-    assert three.data.tags[FINGERPRINT_TAG] != alone.data.tags[FINGERPRINT_TAG]
+    assert three.data.tags[tags.FINGERPRINT] != alone.data.tags[tags.FINGERPRINT]
 
 
 def test_an_interrupted_run_keeps_what_it_had_and_the_same_command_goes_on(store, factory):

@@ -3,7 +3,7 @@ import pytest
 
 from lrrt_stage import Confidence, LRCurve, LRRange, LRRTError, Reading, Smoothing, Suggestion
 from lrrt_stage.errors import Verdict
-from pipeline.decide.overlay import overlay_figure
+from lrrt_stage.plots.comparison_plot import comparison_figure
 
 FOUND = Suggestion(LRRange(0.003, 0.03), Confidence(0.02, 0.05, Verdict.CLEAR))
 
@@ -15,7 +15,7 @@ def reading(start):
 
 
 def test_both_axes_show_all_tests_and_the_learning_rate_in_use():
-    figure = overlay_figure("A title", {"a": reading(1e-5), "b": reading(1e-7)}, lr_in_use=0.02)
+    figure = comparison_figure("A title", {"a": reading(1e-5), "b": reading(1e-7)}, lr_in_use=0.02)
     losses, ranges = figure.axes
     assert figure.get_suptitle() == "A title"
     assert [tick.get_text() for tick in ranges.get_yticklabels()] == ["a", "b"]
@@ -29,4 +29,4 @@ def test_both_axes_show_all_tests_and_the_learning_rate_in_use():
 
 def test_nothing_to_draw_is_refused():
     with pytest.raises(LRRTError, match="no range test to draw"):
-        overlay_figure("", {})
+        comparison_figure("", {})
