@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_project.tracking.views import view_page
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 CHAIN = "main digits mlp batch 128 seed 0"
 RANGE_TESTS = [f"lrrt digits mlp batch {size} seed 0" for size in (256, 32)]
 

@@ -16,7 +16,7 @@ import mlflow_project
 import pipeline
 from mlflow_project.cli.entry import commands
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

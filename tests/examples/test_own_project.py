@@ -16,7 +16,7 @@ from lrrt_stage.state import weights
 from mlflow_project import load_handoff
 from pipeline import PreparedTask
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own project")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples" / "own_project"
 
