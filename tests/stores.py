@@ -5,8 +5,12 @@
 
 import base64
 import json
+import os
+import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +23,11 @@ from mlflow.entities import Run
 
 from mlflow_project.cli import entry as cli
 
+ROOT = Path(__file__).parents[1]
 # A small task, for every option that is not under test.
 SMALL = ("--model", "mlp", "--batch-size", "128", "--device", "cpu")
 QUICK_STUDY = ("study", *SMALL, "--iterations", 60, "--workers", 1)
-# A name -> the store that it begins with, and the commands that are run there.
+# A name -> the store that it begins with, and what is run there: commands, or lines of a shell.
 TEMPLATES = {
     "empty": (None, ()),
     "lrrt": ("empty", [("lrrt", *SMALL)]),
@@ -43,6 +48,10 @@ TEMPLATES = {
             ("lrrt", *SMALL, "--batch-size", 32),
             ("lrrt", *SMALL, "--batch-size", 256),
         ],
+    ),
+    "own project": (
+        "empty",
+        ["mlflow run {root}/examples/own_project --env-manager local --experiment-name tumours"],
     ),
 }
 # Those whose pictures are looked at.
@@ -69,6 +78,15 @@ def save_a_pixel(figure, file, *, format=None, **options):
     """
     content = PIXELS[format or Path(file).suffix[1:]]
     file.write(content) if hasattr(file, "write") else Path(file).write_bytes(content)
+
+
+def shell(folder, *command, **variables):
+    """Run a command as from a shell in ``folder``; the project is this checkout."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    outside |= {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    outside |= {"OMP_NUM_THREADS": "1"} | variables
+    return subprocess.run(command, cwd=folder, env=outside, capture_output=True, text=True)
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,10 @@ class Templates:
             else:
                 self.enter(base, folder, patch)
             for command in commands:
+                if isinstance(command, str):
+                    done = shell(folder, *shlex.split(command.format(root=ROOT)))
+                    assert done.returncode == 0, done.stderr
+                    continue
                 with pytest.raises(SystemExit) as done:
                     cli.main([str(argument) for argument in command])
                 assert done.value.code == 0, command

@@ -56,8 +56,9 @@ OPERATOR = re.compile(r" (?=2>&1|\|\|? |&& |#)")
 class Reader:
     """Carries out the blocks of a page, in the folder where it is made."""
 
-    def __init__(self, capture, servers):
+    def __init__(self, capture, servers, template):
         self.capture, self.servers, self.address = capture, servers, "http://127.0.0.1:5000"
+        self.template = template
         self.evaluate, self.printed = PythonEvaluator(), ""
 
     def __call__(self, document):
@@ -91,6 +92,8 @@ class Reader:
             if line.startswith("mlflow server"):
                 options = re.sub(r" --port \d+", "", line).split()[2:]
                 self.address = self.servers.enter_context(mlflow_server(*options, folder=Path()))
+            elif line.startswith("mlflow run examples/own_project"):
+                shutil.copy(self.template("own project") / "mlflow.db", "mlflow.db")
             elif line and not re.match(LEFT_OUT, line):
                 self.run(line.replace("http://127.0.0.1:5000", self.address))
 
@@ -145,7 +148,7 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capfd, template
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
     with mock.patch.dict(os.environ, variables, clear=True), ExitStack() as servers:
-        for example in Sybil(parsers=[Reader(capfd, servers)]).parse(ROOT / page):
+        for example in Sybil(parsers=[Reader(capfd, servers, template)]).parse(ROOT / page):
             example.evaluate()
     for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):

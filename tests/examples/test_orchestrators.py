@@ -47,7 +47,10 @@ def result(tmp_path, name):
     return json.loads((tmp_path / "work" / name).read_text(encoding="utf-8"))
 
 
-def test_the_shell_script_trains_with_its_range_test_and_checks_that_the_rate_fits(shell, tmp_path):
+def test_the_shell_script_trains_with_its_range_test_and_checks_that_the_rate_fits(
+    shell, tmp_path, template
+):
+    template.copy("empty", tmp_path / "work")
     script = str(FOLDER / "pipeline.sh")
     done = shell(script, "train", TASK=SMALL, EPOCHS="1")
     assert done.returncode == 0, done.stderr
