@@ -36,17 +36,16 @@ def template(tmp_path_factory, worker_id):
 def store(request, tmp_path, monkeypatch, capfd, template):
     """A store of the test's own; the marker ``starts_with`` names the one that it is a copy of.
 
-    Figures are not rendered, unless the test has the marker ``renders``.
+    Commands are abridged, unless the test has the marker ``unabridged``.
     """
-    import matplotlib.figure
     import mlflow
 
-    from tests.stores import Store, save_a_pixel
+    from tests.stores import Store, abridge
 
     marker = request.node.get_closest_marker("starts_with")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    if request.node.get_closest_marker("renders") is None:
-        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_a_pixel)
+    if request.node.get_closest_marker("unabridged") is None:
+        abridge(monkeypatch)
     template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)
     capfd.readouterr()
     yield Store(capfd)

@@ -54,8 +54,9 @@ TEMPLATES = {
         ["mlflow run {root}/examples/own_project --env-manager local --experiment-name tumours"],
     ),
 }
-# Those whose pictures are looked at.
-RENDERED = {"browser"}
+# Those that are made as for a user: their pictures are looked at, or compared with other processes.
+UNABRIDGED = {"browser", "study"}
+RESAMPLES = 10
 PIXELS = {
     "png": base64.b64decode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -71,11 +72,18 @@ LOCATIONS = {
 }
 
 
-def save_a_pixel(figure, file, *, format=None, **options):
-    """Save a picture of one pixel in place of a figure: to render one takes half a second.
+def abridge(patch: pytest.MonkeyPatch) -> None:
+    """Leave out most of what a command does besides its own task: three quarters of its time.
 
-    Figures are rendered by the tests of plots, of every command, and in a browser.
+    Figures are rendered by the tests of plots, of every command, and in a browser; the confidence
+    in suggestions has tests of its own.
     """
+    patch.setattr(matplotlib.figure.Figure, "savefig", save_a_pixel)
+    patch.setattr("lrrt_stage.rules.uncertainty.RESAMPLES", RESAMPLES)
+
+
+def save_a_pixel(figure, file, *, format=None, **options):
+    """Save a picture of one pixel in place of a figure."""
     content = PIXELS[format or Path(file).suffix[1:]]
     file.write(content) if hasattr(file, "write") else Path(file).write_bytes(content)
 
@@ -112,8 +120,8 @@ class Templates:
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("MLFLOW_RUN_ID", raising=False)
-            if folder.name not in RENDERED:
-                patch.setattr(matplotlib.figure.Figure, "savefig", save_a_pixel)
+            if folder.name not in UNABRIDGED:
+                abridge(patch)
             if base is None:
                 patch.chdir(folder)
                 mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")

@@ -52,9 +52,8 @@ class Setting:
         return nn.functional.cross_entropy(self.model(x, training=True), y)
 
     def range_test(self, **options):
-        return range_test(
-            self.model, self.optimizer, None, self.loader, batch_loss=self.batch_loss, **options
-        )
+        options |= {"batch_loss": self.batch_loss, "iterations": 30}
+        return range_test(self.model, self.optimizer, None, self.loader, **options)
 
     def train(self, epochs=1):
         for _ in range(epochs):

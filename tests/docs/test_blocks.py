@@ -2,7 +2,7 @@
 
 - `python`: in one namespace for the whole page; with a title, it is the file of that name.
 - `console`: line by line by bash, which keeps folder and variables. The project's own commands run
-  in this process, without rendering: to import the project takes longer than most of them.
+  in this process, abridged: to import the project takes longer than most of them.
   ``SHORTER`` adds options that make them small.
 - `text`: lines that the block before it prints, among others.
 - `py`: an excerpt of a file in examples/.
@@ -26,7 +26,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from mlflow_project.cli import entry as cli
 from tests.servers import mlflow_server
-from tests.stores import save_a_pixel
+from tests.stores import abridge
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -121,11 +121,12 @@ class Reader:
         with (
             # As a process of its own, which knows the variables alone.
             mock.patch.dict(os.environ),
-            mock.patch("matplotlib.figure.Figure.savefig", save_a_pixel),
             mock.patch("mlflow.tracking.fluent._active_experiment_id", None),
             mock.patch("mlflow.tracking._tracking_service.utils._tracking_uri", None),
+            pytest.MonkeyPatch.context() as patch,
             pytest.raises(SystemExit) as done,
         ):
+            abridge(patch)
             cli.main([*words.split("\0")[1:-1], *shorter.split()])
         out, err = self.capture.readouterr()
         Path(".out").write_text(out)

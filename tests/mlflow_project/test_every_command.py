@@ -5,7 +5,7 @@ import pytest
 SHORT = ("--iterations", 60, "--workers", 1)
 
 
-@pytest.mark.renders
+@pytest.mark.unabridged
 def test_the_commands_follow_one_another(store):
     store.run("lrrt", *store.SMALL, *SHORT)
     store.run("refine", "--trials", 1, "--trial-epochs", 1)

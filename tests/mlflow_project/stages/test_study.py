@@ -79,6 +79,7 @@ def test_a_study_is_a_run_with_a_child_for_each_test(store):
         assert "4 tests" in text
 
 
+@pytest.mark.unabridged
 @pytest.mark.starts_with("study")
 def test_a_test_publishes_what_a_range_test_does_but_its_page(store, threads):
     seeds = ("--seed", 1, "--data-seed", 1)
@@ -111,6 +112,7 @@ def test_training_goes_on_from_a_test_by_its_id_but_latest_is_never_one(store, t
     store.run("train", "--lrrt-run-id", study, code=2).names(study, "'study'", "lrrt or test")
 
 
+@pytest.mark.unabridged
 @pytest.mark.starts_with("study")
 def test_results_do_not_depend_on_the_number_of_workers(store):
     options = (*STUDY, "--tests", 4, "--validation", "sample", "--workers", 2)
