@@ -49,7 +49,7 @@ TEMPLATES = {
             ("lrrt", *SMALL, "--batch-size", 256),
         ],
     ),
-    "own project": (
+    "own_project": (
         "empty",
         ["mlflow run {root}/examples/own_project --env-manager local --experiment-name tumours"],
     ),

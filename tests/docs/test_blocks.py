@@ -93,7 +93,7 @@ class Reader:
                 options = re.sub(r" --port \d+", "", line).split()[2:]
                 self.address = self.servers.enter_context(mlflow_server(*options, folder=Path()))
             elif line.startswith("mlflow run examples/own_project"):
-                shutil.copy(self.template("own project") / "mlflow.db", "mlflow.db")
+                shutil.copy(self.template("own_project") / "mlflow.db", "mlflow.db")
             elif line and not re.match(LEFT_OUT, line):
                 self.run(line.replace("http://127.0.0.1:5000", self.address))
 

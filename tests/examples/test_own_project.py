@@ -25,7 +25,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def finished(template):
     """The project's two runs, and the folder that it was started from."""
-    folder = template("own project")
+    folder = template("own_project")
     uri = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     found = mlflow.search_runs(experiment_names=["tumours"], output_format="list")
