@@ -11,7 +11,7 @@ import rich_click as click
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
 from mlflow_project.cli.options import examples, from_values, given, options_of, tracked, typed
-from mlflow_project.cli.outcome import OutputOptions, report
+from mlflow_project.cli.outcome import OutputOptions, show_result
 from mlflow_project.stages.check import CheckRunOptions, check_stage
 from mlflow_project.stages.compare import compare_stage
 from mlflow_project.stages.lrrt import range_test_stage
@@ -238,4 +238,4 @@ def _run(
     }
     output = from_values(OutputOptions, values)
     connect(values["tracking_uri"], values["experiment"])
-    return report(title, stage(**options, **more), output)
+    return show_result(title, stage(**options, **more), output)

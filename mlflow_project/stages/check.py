@@ -9,16 +9,16 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import NoSuggestion, Reading
+from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import hide_passwords, require, setting
 from mlflow_project.handoff.handoff import Handoff, Source, read_handoff, source_of
 from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import find_runs, log_dataset, log_range, stage_run, staged_files
+from mlflow_project.tracking.views import link, set_description
 from pipeline import PreparedTask, Runtime
 from pipeline.decide.fit_check import CheckOptions, CheckResult, still_fits
 
@@ -48,11 +48,6 @@ def check_stage(
     The run's tag ``lrrt.fits`` is ``true`` or ``false``, and ``lrrt.reason`` says why, in one line.
     ``changes`` are fields of the task that differ today, and ``tests`` such fields of the
     :class:`ConsensusOptions`. The range test is a child run, and training can continue from it.
-
-    Raises
-    ------
-    LRRTError
-        If the baseline cannot be used, or the range test cannot run on today's code and data.
     """
     # Resolved before a run is opened: a mistyped baseline leaves no run behind.
     baseline = source_of(options.baseline)
@@ -81,7 +76,10 @@ def check_stage(
             range_test_stage(task, runtime, plan, consensus, prepared=prepared)
         (test,) = find_runs({"mlflow.parentRunId": run.info.run_id, tags.STAGE: "lrrt"})
         now = read_handoff(test)
-        today = _with_rule(now.reading, then.rule)
+        today = now.reading
+        if today.rule != then.rule:
+            reason = f"rule {then.rule} has none, {today.rule} suggests {today.final.range}"
+            today = replace(today, rule=then.rule, consensus=NoSuggestion(reason))
         result = still_fits(then.reading.final, today.final, lr, options.tolerance)
         with staged_files(run) as folder:
             title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
@@ -103,14 +101,6 @@ def check_stage(
     return run.info.run_id
 
 
-def _with_rule(reading: Reading, rule: str) -> Reading:
-    """Return a reading by ``rule``, which has no suggestion if a different rule replaced it."""
-    if reading.rule == rule:
-        return reading
-    reason = f"rule {rule} has none, {reading.rule} suggests {reading.final.range}"
-    return replace(reading, rule=rule, consensus=NoSuggestion(reason))
-
-
 def _describe(run: Run, baseline: Source, now: Handoff, result: CheckResult) -> None:
     then = baseline.handoff
     changed = now.task.differences(then.task)
@@ -119,7 +109,7 @@ def _describe(run: Run, baseline: Source, now: Handoff, result: CheckResult) -> 
     if now.weights_sha256 != then.weights_sha256:
         changed.append("the initial weights, and so the model or its initialisation")
     verdict = "still fits" if result.fits else "no longer fits"
-    describe(
+    set_description(
         run,
         f"The learning rate in use by {link(baseline.run)} **{verdict}** "
         f"{task_words(now.task)}: {result.reason}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlflow
@@ -17,7 +17,6 @@ from mlflow_project.stages.refine import load_refined, refine_fingerprint, refin
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.logged_model import link_to_model, registered_model
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
@@ -27,6 +26,7 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
+from mlflow_project.tracking.views import link, set_description
 from pipeline import (
     Narrowing,
     PreparedTask,
@@ -39,15 +39,14 @@ from pipeline import (
 from pipeline.decide.several_tests import ConsensusOptions
 from pipeline.training.plots import summary_figure
 
-__all__ = ["MainOptions", "main_stage"]
+__all__ = ["METRICS", "RANGES", "MainOptions", "main_stage"]
 
-RANGE_TEST_METRICS = ("suggested_lr_min", "suggested_lr_max", "suggestion_decades")
-REFINE_METRICS = ("refined_lr_min", "refined_lr_max")
-TRAIN_METRICS = (
-    *("narrowed_lr_min", "narrowed_lr_max", "trained_lr_min", "trained_lr_max"),
-    *("val_loss", "val_accuracy"),
+RANGES = ("suggested", "narrowed", "refined", "trained")
+METRICS = (
+    *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
+    *("suggestion_decades", "val_loss", "val_accuracy"),
 )
-"""Metrics of the steps that the parent run shows."""
+"""Metrics of the steps that the parent run shows, each of the last step that has it."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,7 @@ def main_stage(
 ) -> str:
     """Run all steps and return the parent run's id.
 
-    Raises
-    ------
-    LRRTError
-        Where a step raises it; the steps before it are kept, and found again with ``reuse``.
+    If a step fails, the steps before it are kept, and found again with ``reuse``.
     """
 
     def step(name: str, step_fingerprint: str, run_it: Callable[[], str]) -> str:
@@ -130,11 +126,11 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _conclude(parent, handoff, lr_range, refine_id, train_id)
+        _show_result(parent, handoff, lr_range, refine_id, train_id)
     return parent.info.run_id
 
 
-def _conclude(
+def _show_result(
     parent: Run,
     handoff: Handoff,
     lr_range: LRRange,
@@ -142,9 +138,10 @@ def _conclude(
     train_id: str,
 ) -> None:
     """Show the result of all steps on the parent: metrics, a figure, and a description."""
-    metrics = _metrics(handoff.run_id, RANGE_TEST_METRICS) | _metrics(train_id, TRAIN_METRICS)
-    if refine_id is not None:
-        metrics |= _metrics(refine_id, REFINE_METRICS)
+    logged: dict[str, float] = {}
+    for run_id in filter(None, (handoff.run_id, refine_id, train_id)):
+        logged |= get_run(run_id).data.metrics
+    metrics = {name: logged[name] for name in METRICS if name in logged}
     mlflow.log_metrics(metrics)
     with staged_files(parent) as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
@@ -154,7 +151,7 @@ def _conclude(
     model = registered_model(train_id)
     registered = f", and its model is {link_to_model(model)}" if model else ""
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
-    describe(
+    set_description(
         parent,
         f"Range test {link(handoff.run_id)} of {task_words(handoff.task)} suggests learning rates "
         f"from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
@@ -162,8 +159,3 @@ def _conclude(
         f"learning rates from {lr_range}{refined}.",
         f"It ended with a validation accuracy of **{metrics['val_accuracy']:.4f}**{registered}.",
     )
-
-
-def _metrics(run_id: str, names: Sequence[str]) -> dict[str, float]:
-    logged = get_run(run_id).data.metrics
-    return {name: logged[name] for name in names}

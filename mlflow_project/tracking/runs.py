@@ -98,16 +98,24 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
     project, it is a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED with the
     reason as the tag ``lrrt.error``. ``name`` is that of :func:`name_run`.
     """
-    outermost = mlflow.active_run() is None
-    # start_run() consumes MLFLOW_RUN_ID: remember it for the next stage of this process.
-    of_project = os.environ.get(RUN_ID)
-    run = _start_run(stage)
+    active = mlflow.active_run()
+    project = project_run() if active is None else None
+    takes_over = project is not None and _belongs_to(project, stage)
+    os.environ.pop(RUN_ID, None)  # else start_run() would resume that run
+    if project is not None and takes_over:
+        run = mlflow.start_run(project.info.run_id)
+    elif parent := active or project:
+        run = mlflow.start_run(
+            experiment_id=parent.info.experiment_id, parent_run_id=parent.info.run_id, nested=True
+        )
+    else:
+        run = mlflow.start_run()
     status = "FAILED"
     try:
         mlflow.set_tag(tags.STAGE, stage)
         if name:
             name_run(run, name)
-        if outermost:
+        if active is None:
             save_view(run.info.experiment_id)
         yield run
         status = "FINISHED"
@@ -122,8 +130,17 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
         raise
     finally:
         mlflow.end_run(status)
-        if of_project and of_project != run.info.run_id:
-            os.environ[RUN_ID] = of_project
+        if project is not None and not takes_over:  # for the next stage of this process
+            os.environ[RUN_ID] = project.info.run_id
+
+
+def _belongs_to(project: Run, stage: str) -> bool:
+    """Return whether the run of ``mlflow run`` is that of the stage, which has not taken it yet.
+
+    Otherwise it belongs to a different project, whose entry point calls the stage.
+    """
+    logged = project.data.tags
+    return logged.get("mlflow.project.entryPoint", stage) == stage and tags.STAGE not in logged
 
 
 def _clear_frames(error: BaseException | None) -> None:
@@ -136,17 +153,6 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _start_run(stage: str) -> Run:
-    active = mlflow.active_run()
-    if active is not None:
-        return mlflow.start_run(nested=True, experiment_id=active.info.experiment_id)
-    run_id, is_the_stages = project_run(stage)
-    if run_id is None or is_the_stages:
-        return mlflow.start_run()
-    del os.environ[RUN_ID]  # else start_run would resume it
-    return mlflow.start_run(experiment_id=get_run(run_id).info.experiment_id, parent_run_id=run_id)
-
-
 def name_run(run: Run, name: str) -> None:
     """Name a run after its stage and ``name``, unless the user has named it."""
     if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
@@ -156,11 +162,11 @@ def name_run(run: Run, name: str) -> None:
 
 def fail_project_run(stage: str, reason: str) -> None:
     """Mark the run that ``mlflow run`` opened as FAILED, if it is the stage's and not open yet."""
-    run_id, is_the_stages = project_run(stage)
-    if run_id and is_the_stages:
+    run = project_run()
+    if run is not None and _belongs_to(run, stage):
         client = mlflow.MlflowClient()
-        client.set_tag(run_id, tags.ERROR, reason)
-        client.set_terminated(run_id, "FAILED")
+        client.set_tag(run.info.run_id, tags.ERROR, reason)
+        client.set_terminated(run.info.run_id, "FAILED")
 
 
 def log_series(
