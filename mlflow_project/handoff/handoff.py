@@ -23,7 +23,6 @@ from pipeline.decide.several_tests import ConsensusOptions
 
 __all__ = ["Handoff", "Source", "load_handoff", "read_handoff", "source_of"]
 
-MODELS = "models:/"
 RANGE_TEST_OF = {
     "lrrt": None,
     "test": None,
@@ -191,7 +190,7 @@ def source_of(name: str) -> Source:
     Runs are of ``train``, ``lrrt``, ``main``, ``refine``, ``check``, or a test of a study;
     ``latest`` is the experiment's newest finished training.
     """
-    run_id = _run_of_model(name) if name.startswith(MODELS) else name
+    run_id = _run_of_model(name) if name.startswith("models:/") else name
     run = find_run(run_id, *dict.fromkeys(["train", *RANGE_TEST_OF]))
     if run.data.tags[tags.STAGE] == "main":
         run = find_run(run.data.tags[tags.STEPS["train"]], "train")

@@ -11,7 +11,8 @@ from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
-from lrrt_stage.settings import hide_passwords, require, setting
+from lrrt_stage.rules.uncertainty import CLEAR_DECADES
+from lrrt_stage.settings import Options, hide_passwords, require, setting
 from mlflow_project.handoff.handoff import Handoff, Source, read_handoff, source_of
 from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
@@ -20,25 +21,36 @@ from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import find_runs, log_dataset, log_range, stage_run, staged_files
 from mlflow_project.tracking.views import link, set_description
 from pipeline import PreparedTask, Runtime
-from pipeline.decide.fit_check import CheckOptions, CheckResult, still_fits
+from pipeline.decide.fit_check import CheckResult, still_fits
 
-__all__ = ["CheckRunOptions", "check_stage"]
+__all__ = ["CheckOptions", "check_stage"]
 
 
 @dataclass(frozen=True)
-class CheckRunOptions(CheckOptions):
-    """What is compared with what."""
+class CheckOptions(Options):
+    """What is compared with what, and how strictly."""
 
     baseline: str = setting(
         "latest",
         "Run (train, main, refine, lrrt, check) or models:/NAME/VERSION to compare with; latest: "
         "the newest finished training of the experiment.",
     )
+    lr: float | None = setting(
+        None,
+        "Learning rate in use; none: the largest that the baseline was trained with.",
+        above=0,
+    )
+    tolerance: float = setting(
+        round(CLEAR_DECADES, 2),
+        "Decades by which the range may always move, and by which the learning rate may lie "
+        "outside it: variation that one curve does not show, such as that of the data order.",
+        minimum=0,
+    )
 
 
 def check_stage(
     runtime: Runtime,
-    options: CheckRunOptions,
+    options: CheckOptions,
     *,
     changes: dict[str, Any] | None = None,
     tests: dict[str, Any] | None = None,

@@ -43,7 +43,7 @@ from mlflow_project.tracking.runs import (
 )
 from mlflow_project.tracking.views import followers_page, link, set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
-from pipeline.decide.several_tests import ConsensusOptions, combined_reading, further_jobs
+from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.jobs.pool import JobResult
 
@@ -157,7 +157,7 @@ def _describe_suggestion(
         reason = reading.suggestions[asked].reason or "too few of the tests have one"
         console.note(f"rule {asked} has no suggestion: {reason}; rule {rule} is used instead")
     if isinstance(reading.consensus, Consensus):
-        found = f"{reading.consensus}; the tests differ in {consensus.varied}"
+        found = f"{reading.consensus}; the tests differ in {VARIED[consensus.vary]}"
         if verdict is Verdict.STILL_FALLING:
             found += f"; {verdict}"
         console.note(f"rule {rule} suggests {found}")

@@ -10,7 +10,6 @@ from mlflow.entities import Run
 
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
-from mlflow_project.handoff.fingerprints import find_same
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
@@ -20,6 +19,7 @@ from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import link_to_model, registered_model
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
+    find_runs,
     get_run,
     log_dataset,
     read_training,
@@ -78,11 +78,12 @@ def main_stage(
     def step(name: str, step_fingerprint: str, run_it: Callable[[], str]) -> str:
         # A model is registered by the training that logs it: an earlier run did not.
         registers = name == "train" and options.register is not None
-        same = find_same(step_fingerprint) if options.reuse and not registers else None
+        reuse = options.reuse and not registers
+        same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True) if reuse else []
         if same:
-            console.note(f"{name}: reusing run {same}")
+            console.note(f"{name}: reusing run {same[0].info.run_id}")
         try:
-            run_id = same or run_it()
+            run_id = same[0].info.run_id if same else run_it()
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(
                 f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true reuses "

@@ -13,7 +13,7 @@ from pipeline.jobs.jobs import RangeTestJob
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 
-__all__ = ["ConsensusOptions", "combined_reading", "further_jobs"]
+__all__ = ["VARIED", "ConsensusOptions", "combined_reading", "further_jobs"]
 
 VARIED = {
     "data-order": "the order of the data",
@@ -48,11 +48,6 @@ class ConsensusOptions(Options):
         "results.",
         minimum=1,
     )
-
-    @property
-    def varied(self) -> str:
-        """Description of what the tests differ in."""
-        return VARIED[self.vary]
 
 
 def combined_reading(
