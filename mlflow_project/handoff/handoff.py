@@ -21,7 +21,7 @@ from mlflow_project.tracking import tags
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.decide.several_tests import ConsensusOptions
 
-__all__ = ["Handoff", "Source", "load_handoff", "read_handoff", "source_of"]
+__all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
 
 RANGE_TEST_OF = {
     "lrrt": None,
@@ -164,37 +164,17 @@ def read_handoff(run: Run) -> Handoff:
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A run, and the range test behind it."""
+def source_of(name: str) -> tuple[Run, Handoff]:
+    """Return a run, by its id or that of a model, and the range test behind it.
 
-    run: Run
-    """The run that was named, or the training of the model or the run of ``main`` that was."""
-    handoff: Handoff
-
-    @property
-    def peak_lr(self) -> float:
-        """The largest learning rate of the training or of the refined range; of a range test, that
-        of ``Handoff.scheduler``."""
-        metrics = self.run.data.metrics
-        for name in ("trained_lr_max", "refined_lr_max", "lr_in_use"):
-            if name in metrics:
-                return metrics[name]
-        return self.handoff.narrowed().max
-
-
-def source_of(name: str) -> Source:
-    """Return the range test behind a run, by its id, or a model: ``models:/NAME/VERSION`` or
-    ``models:/NAME@ALIAS``.
-
-    Runs are of ``train``, ``lrrt``, ``main``, ``refine``, ``check``, or a test of a study;
-    ``latest`` is the experiment's newest finished training.
+    A model is ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``. Of a run of ``main`` it is the
+    training; ``latest`` is the experiment's newest finished training.
     """
     run_id = _run_of_model(name) if name.startswith("models:/") else name
     run = find_run(run_id, *dict.fromkeys(["train", *RANGE_TEST_OF]))
     if run.data.tags[tags.STAGE] == "main":
         run = find_run(run.data.tags[tags.STEPS["train"]], "train")
-    return Source(run, load_handoff(run.info.run_id))
+    return run, load_handoff(run.info.run_id)
 
 
 def _run_of_model(uri: str) -> str:

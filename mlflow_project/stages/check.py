@@ -13,7 +13,7 @@ from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from lrrt_stage.settings import Options, hide_passwords, require, setting
-from mlflow_project.handoff.handoff import Handoff, Source, read_handoff, source_of
+from mlflow_project.handoff.handoff import Handoff, read_handoff, source_of
 from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import tags
@@ -62,12 +62,11 @@ def check_stage(
     :class:`ConsensusOptions`. The range test is a child run, and training can continue from it.
     """
     # Resolved before a run is opened: a mistyped baseline leaves no run behind.
-    baseline = source_of(options.baseline)
-    then = baseline.handoff
-    mismatch = baseline.run.data.tags.get(tags.MISMATCH)
+    baseline, then = source_of(options.baseline)
+    mismatch = baseline.data.tags.get(tags.MISMATCH)
     require(
         mismatch is None or options.lr is not None,
-        f"run {baseline.run.info.run_id} has a different task than its range test ({mismatch}), "
+        f"run {baseline.info.run_id} has a different task than its range test ({mismatch}), "
         "which therefore cannot judge its learning rate: run lrrt on that task and name that run, "
         "or give lr",
     )
@@ -75,12 +74,12 @@ def check_stage(
     task = replace(then.task, **changes or {})
     # The rule that was used, which may differ from the one that was asked for.
     plan = replace(then.plan, suggestion=replace(then.plan.suggestion, rule=then.rule))
-    lr = baseline.peak_lr if options.lr is None else options.lr
+    lr = _peak_lr(baseline, then) if options.lr is None else options.lr
     with stage_run("check", run_name(task)) as run:
         prepared = PreparedTask(task, runtime)
         log_options(run, task, plan, consensus, options, device=str(prepared.device))
         log_dataset(prepared)
-        mlflow.set_tag(tags.BASELINE, baseline.run.info.run_id)
+        mlflow.set_tag(tags.BASELINE, baseline.info.run_id)
         log_range("baseline", then.range)
         mlflow.log_metrics({"lr_in_use": lr})
         # The run of a range test without a suggestion holds what is compared as well.
@@ -109,12 +108,18 @@ def check_stage(
         if today.final.range is not None:
             log_range("suggested", today.final.range)
             mlflow.log_metrics({"moved_decades": result.moved, "allowed_decades": result.allowed})
-        _describe(run, baseline, now, result)
+        _describe(run, baseline, then, now, result)
     return run.info.run_id
 
 
-def _describe(run: Run, baseline: Source, now: Handoff, result: CheckResult) -> None:
-    then = baseline.handoff
+def _peak_lr(baseline: Run, then: Handoff) -> float:
+    """Return the largest rate of a training, a refinement, or else ``Handoff.scheduler``."""
+    metrics = baseline.data.metrics
+    names = ("trained_lr_max", "refined_lr_max", "lr_in_use")
+    return next((metrics[name] for name in names if name in metrics), then.narrowed().max)
+
+
+def _describe(run: Run, baseline: Run, then: Handoff, now: Handoff, result: CheckResult) -> None:
     changed = now.task.differences(then.task)
     if now.data_sha256 != then.data_sha256:
         changed.append(f"the content of dataset {now.task.dataset!r}")
@@ -123,7 +128,7 @@ def _describe(run: Run, baseline: Source, now: Handoff, result: CheckResult) -> 
     verdict = "still fits" if result.fits else "no longer fits"
     set_description(
         run,
-        f"The learning rate in use by {link(baseline.run)} **{verdict}** "
+        f"The learning rate in use by {link(baseline)} **{verdict}** "
         f"{task_words(now.task)}: {result.reason}.",
         f"The baseline's range test is {link(then.run_id)}, today's is {link(now.run_id)}.",
         f"Known differences: {hide_passwords('; '.join(changed)) or 'nothing'}.",

@@ -30,7 +30,7 @@ def compare_stage(*, runs: Sequence[str]) -> str:
     Its artifacts are ``overlay.png`` and ``ranges.csv``, a row for each test.
     """
     require(len(runs) >= 2, f"{len(runs)} run to compare: give two or more")
-    handoffs = [source_of(name).handoff for name in runs]
+    handoffs = [source_of(name)[1] for name in runs]
     ids = [handoff.run_id for handoff in handoffs]
     for name, run_id in zip(runs, ids, strict=True):
         require(

@@ -16,7 +16,7 @@ from mlflow_project.stages.refine import load_refined, refine_fingerprint, refin
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.logged_model import link_to_model, registered_model
+from mlflow_project.tracking.logged_model import registered_model
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
     find_runs,
@@ -150,7 +150,10 @@ def _show_result(
     verdict = str(handoff.confidence.verdict)
     mlflow.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
     model = registered_model(train_id)
-    registered = f", and its model is {link_to_model(model)}" if model else ""
+    registered = ""
+    if model is not None:
+        page = f"#/models/{model.name}/versions/{model.version}"
+        registered = f", and its model is [{model.name} version {model.version}]({page})"
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     set_description(
         parent,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import PreparedTask
 
-__all__ = ["link_to_model", "log_model", "registered_model"]
+__all__ = ["log_model", "registered_model"]
 
 
 class _Deployed(nn.Module):
@@ -97,12 +97,6 @@ def registered_model(run_id: str) -> ModelVersion | None:
     except MlflowException:
         return None
     return found[0] if found else None
-
-
-def link_to_model(model: ModelVersion) -> str:
-    """Return a Markdown link to the page of a registered model's version."""
-    page = f"#/models/{model.name}/versions/{model.version}"
-    return f"[{model.name} version {model.version}]({page})"
 
 
 def _exports(model: nn.Module, example: Tensor) -> bool:

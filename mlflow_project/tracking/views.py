@@ -74,11 +74,8 @@ def save_view(experiment_id: str) -> None:
     client = mlflow.MlflowClient()
     if TAG in client.get_experiment(experiment_id).tags:
         return
-    state = {
-        "selectedColumns": VIEW_COLUMNS,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-    }
+    order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
+    state = {"selectedColumns": VIEW_COLUMNS, **order}
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now = get_current_time_millis()
     view = {"name": "Suggested ranges", "createdAt": now, "updatedAt": now}
