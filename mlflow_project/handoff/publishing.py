@@ -130,16 +130,11 @@ def _consensus_to_json(consensus: Consensus | NoSuggestion, final: Suggestion) -
     found = _to_json(final)
     if isinstance(consensus, NoSuggestion):
         return found
+    names = ("vary", "agreement", "ranges", "without_suggestion", "overlap", "decades")
     return {
         "tests": len(consensus.ranges),
-        "vary": consensus.vary,
-        "agreement": consensus.agreement,
-        "ranges": consensus.ranges,
-        "without_suggestion": consensus.without_suggestion,
-        "overlap": consensus.overlap,
-        "decades": consensus.decades,
-        "interval": found["interval"],
-        "verdict": found["verdict"],
+        **{name: getattr(consensus, name) for name in names},
+        **{name: found[name] for name in ("interval", "verdict")},
     }
 
 

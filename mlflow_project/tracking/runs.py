@@ -36,7 +36,6 @@ __all__ = [
     "log_dataset",
     "log_range",
     "log_reading",
-    "log_series",
     "log_training",
     "name_run",
     "read_training",
@@ -44,7 +43,6 @@ __all__ = [
     "staged_files",
 ]
 
-METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 """The form of the names that MLflow makes up."""
 
@@ -169,22 +167,15 @@ def fail_project_run(stage: str, reason: str) -> None:
         client.set_terminated(run.info.run_id, "FAILED")
 
 
-def log_series(
-    run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None
-) -> None:
-    """Log whole series, a thousand values a call.
-
-    ``steps`` are the iterations of the values, the same for all series; None: 0, 1, …
-    """
+def _log_series(run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
+    """Log whole series; ``steps`` are the iterations of their values, the same for all."""
     now = get_current_time_millis()
     metrics = [
         Metric(name, float(value), now, step)
         for name, values in series.items()
-        for step, value in zip(range(len(values)) if steps is None else steps, values, strict=True)
+        for step, value in zip(steps, values, strict=True)
     ]
-    client = mlflow.MlflowClient()
-    for first in range(0, len(metrics), METRICS_PER_CALL):
-        client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
+    mlflow.MlflowClient().log_batch(run.info.run_id, metrics=metrics)
 
 
 @dataclass(frozen=True)
@@ -202,12 +193,12 @@ def log_training(
     """Log a training from an iteration and an epoch on, with one value per iteration or epoch."""
     series = {"lr": training.lr, "train_loss": training.train_loss}
     steps = range(first_iteration, len(training.train_loss))
-    log_series(run, {name: values[first_iteration:] for name, values in series.items()}, steps)
+    _log_series(run, {name: values[first_iteration:] for name, values in series.items()}, steps)
     epochs = training.epochs[first_epoch:]
     validation = {
         name: [getattr(epoch, name) for epoch in epochs] for name in ("val_loss", "val_accuracy")
     }
-    log_series(run, validation, [epoch.iteration for epoch in epochs])
+    _log_series(run, validation, [epoch.iteration for epoch in epochs])
 
 
 def read_training(run_id: str) -> TrainingSeries:
@@ -250,9 +241,9 @@ def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
     frame["log10_lr"] = np.log10(frame["lr"])
     steps = frame.pop("iteration")
     evaluations = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
-    log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
+    _log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
     if evaluations is not None:
-        log_series(run, {"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
+        _log_series(run, {"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
 
 
 def log_reading(reading: Reading) -> None:
