@@ -11,8 +11,8 @@ import rich_click as click
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
 from mlflow_project.cli.options import examples, from_values, given, options_of, tracked, typed
-from mlflow_project.cli.outcome import OutputOptions, report
-from mlflow_project.stages.check import CheckRunOptions, check_stage
+from mlflow_project.cli.outcome import OutputOptions, show_result
+from mlflow_project.stages.check import CheckOptions, check_stage
 from mlflow_project.stages.compare import compare_stage
 from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.main import MainOptions, main_stage
@@ -158,7 +158,7 @@ def main_command(**values: Any) -> None:
         "mlflow run . -e check -P baseline=models:/digits@champion",
     ),
 )
-@options_of("Check", CheckRunOptions)
+@options_of("Check", CheckOptions)
 @options_of("Several tests (taken from the baseline)", ConsensusOptions, defaults=False)
 @options_of("Task (taken from the baseline)", Task, defaults=False)
 @options_of("Where it runs", Runtime)
@@ -238,4 +238,4 @@ def _run(
     }
     output = from_values(OutputOptions, values)
     connect(values["tracking_uri"], values["experiment"])
-    return report(title, stage(**options, **more), output)
+    return show_result(title, stage(**options, **more), output)

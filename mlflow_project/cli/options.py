@@ -91,16 +91,12 @@ def options_of(
 def tracked(command: Command) -> Command:
     """Add the options that say where a command's runs and its result are stored."""
     command = options_of("Result", OutputOptions)(command)
-    for option in (
-        click.option("--experiment", help="Experiment, made if it is not there.", default=None),
-        click.option(
-            "--tracking-uri",
-            help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
-            default=None,
-            show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
-        ),
-    ):
-        command = option(command)
+    command = click.option("--experiment", help="Experiment, made if it is not there.")(command)
+    command = click.option(
+        "--tracking-uri",
+        help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
+        show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
+    )(command)
     return click.option_panel("Tracking", options=["--experiment", "--tracking-uri"])(command)
 
 

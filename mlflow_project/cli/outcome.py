@@ -16,21 +16,16 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
+from mlflow_project.stages.main import METRICS, RANGES
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import page
 from mlflow_project.tracking.logged_model import registered_model
 from mlflow_project.tracking.runs import get_run
-from mlflow_project.tracking.views import view_page
+from mlflow_project.tracking.views import page, view_page
 
-__all__ = ["OutputOptions", "report", "result_of"]
+__all__ = ["OutputOptions", "result_of", "show_result"]
 
-RANGES = ("suggested", "narrowed", "refined", "trained")
-METRICS = (
-    *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
-    "suggestion_decades",
+CHECK_METRICS = (
     *("baseline_lr_min", "baseline_lr_max", "lr_in_use", "moved_decades", "allowed_decades"),
-    "val_loss",
-    "val_accuracy",
 )
 TAGS = {
     "rule": tags.RULE,
@@ -86,7 +81,7 @@ def result_of(run: Run) -> dict[str, Any]:
         "experiment": mlflow.get_experiment(run.info.experiment_id).name,
     }
     found |= {key: logged[tag] for key, tag in TAGS.items() if tag in logged}
-    found |= {name: metrics[name] for name in METRICS if name in metrics}
+    found |= {name: metrics[name] for name in (*METRICS, *CHECK_METRICS) if name in metrics}
     if "fits" in found:
         found["fits"] = found["fits"] == "true"
     source = run.info.run_id if stage == "lrrt" else logged.get(tags.SOURCE)
@@ -103,7 +98,7 @@ def result_of(run: Run) -> dict[str, Any]:
     return found
 
 
-def report(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
+def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any]:
     """Print and return the :func:`result_of` a stage's run; write it as JSON if asked."""
     run = get_run(run_id)
     found = result_of(run)

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ __all__ = [
     "readable",
     "run_file",
     "sha256",
+    "write_json",
 ]
 
 T = TypeVar("T")
@@ -42,14 +44,18 @@ def find_run(run_id: str, *stages: str) -> Run:
     """Return the finished run ``run_id`` of one of ``stages``.
 
     ``latest`` is the newest run of the first of them in the experiment.
-
-    Raises
-    ------
-    LRRTError
-        If there is none; the message says what was found instead.
     """
     if run_id == "latest":
-        return _latest(stages[0])
+        stage = stages[0]
+        found = find_runs({tags.STAGE: stage}, finished=True, limit=1)
+        if not found:
+            name = mlflow.get_experiment(experiment_id()).name
+            raise LRRTError(
+                f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no "
+                f"finished {stage} run: run {stage} first, or name the experiment that has one "
+                "with --experiment or MLFLOW_EXPERIMENT_NAME"
+            )
+        return found[0]
     run = get_run(run_id)
     of_stage = run.data.tags.get(tags.STAGE)
     require(
@@ -84,11 +90,6 @@ def load_artifact(run: Run, name: str, load: Callable[[Path], T], tag: str | Non
     """Return what ``load`` reads from the artifact ``name``.
 
     ``tag`` is the run's tag with the SHA-256 of the file; None: the file has no digest.
-
-    Raises
-    ------
-    LRRTError
-        If the file is missing, altered, or unreadable.
     """
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
         path = run_file(run, name, folder)
@@ -98,14 +99,15 @@ def load_artifact(run: Run, name: str, load: Callable[[Path], T], tag: str | Non
             return load(path)
 
 
-def read_json(run: Run, name: str, tag: str) -> dict[str, Any]:
-    """Return the content of a JSON artifact, checked against the digest in the tag ``tag``.
+def write_json(path: Path, content: dict[str, Any], *, sort_keys: bool = False) -> str:
+    """Write a JSON file, with dataclasses as objects, and return its SHA-256."""
+    text = json.dumps(content, indent=2, sort_keys=sort_keys, default=asdict)
+    path.write_text(text + "\n", encoding="utf-8")
+    return sha256(path)
 
-    Raises
-    ------
-    LRRTError
-        If it is missing, altered, unreadable, or of a later version of the contract.
-    """
+
+def read_json(run: Run, name: str, tag: str) -> dict[str, Any]:
+    """Return the content of a JSON artifact, checked against the digest in the tag ``tag``."""
 
     def load(path: Path) -> tuple[dict[str, Any], int]:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -121,13 +123,7 @@ def read_json(run: Run, name: str, tag: str) -> dict[str, Any]:
 
 
 def read_weights(run: Run, name: str, tag: str) -> weights.State:
-    """Return the tensors of a safetensors artifact, checked against the digest in ``tag``.
-
-    Raises
-    ------
-    LRRTError
-        If it is missing, altered, or unreadable.
-    """
+    """Return the tensors of a safetensors artifact, checked against the digest in ``tag``."""
     state = load_artifact(run, name, weights.load)
     _require_digest(run, name, tag, weights.digest(state))
     return state
@@ -164,18 +160,6 @@ def readable(run: Run, path: str | Path) -> Iterator[None]:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _latest(stage: str) -> Run:
-    found = find_runs({tags.STAGE: stage}, finished=True, limit=1)
-    if not found:
-        name = mlflow.get_experiment(experiment_id()).name
-        raise LRRTError(
-            f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no finished "
-            f"{stage} run: run {stage} first, or name the experiment that has one with "
-            "--experiment or MLFLOW_EXPERIMENT_NAME"
-        )
-    return found[0]
 
 
 def _again(run: Run) -> str:

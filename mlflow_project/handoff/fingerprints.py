@@ -1,4 +1,4 @@
-"""Find a step that already ran with the same options, code, data, and upstream run."""
+"""What the result of a stage depends on, as a digest: equal ones need not run twice."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from mlflow_project.tracking import tags
-from mlflow_project.tracking.runs import find_runs
+from mlflow_project.handoff.artifacts import sha256
 from pipeline import PreparedTask, Task
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import is_factory
 
-__all__ = ["find_same", "fingerprint"]
+__all__ = ["fingerprint"]
 
 
 def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
@@ -38,13 +37,7 @@ def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
         "files": _files(prepared.task),
         **{k: asdict(v) if is_dataclass(v) else v for k, v in inputs.items()},  # type: ignore
     }
-    return _sha(json.dumps(content, sort_keys=True).encode())
-
-
-def find_same(fingerprint: str) -> str | None:
-    """Return the experiment's newest finished run with this fingerprint, if any."""
-    found = find_runs({tags.FINGERPRINT: fingerprint}, finished=True, limit=1)
-    return found[0].info.run_id if found else None
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _files(task: Task) -> list[str]:
@@ -60,8 +53,4 @@ def _files(task: Task) -> list[str]:
         files += [Path(source)] if source else []
     if task.init.startswith("file:") and Path(given := task.init.removeprefix("file:")).is_file():
         files.append(Path(given))
-    return [_sha(path.read_bytes()) for path in files]
-
-
-def _sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return [sha256(path) for path in files]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlflow
 from mlflow.entities import Run
@@ -15,15 +15,23 @@ from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Readi
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import find_run, read_json, read_weights, readable
-from mlflow_project.handoff.publishing import TASK, TASK_TAG, WEIGHTS, plan_from_json, read_reading
+from mlflow_project.handoff.artifacts import find_run, read_weights, readable
+from mlflow_project.handoff.publishing import TASK, WEIGHTS, read_published
 from mlflow_project.tracking import tags
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.decide.several_tests import ConsensusOptions
 
-__all__ = ["Handoff", "Source", "load_handoff", "read_handoff", "source_of"]
+__all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
 
-MODELS = "models:/"
+RANGE_TEST_OF = {
+    "lrrt": None,
+    "test": None,
+    "main": tags.STEPS["lrrt"],
+    "train": tags.SOURCE,
+    "refine": tags.SOURCE,
+    "check": tags.STEPS["lrrt"],
+}
+"""Stage -> the tag for the range test that its run contains or starts from; None: it is one."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,11 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         If there is no such run, it is of a different stage or did not finish, or an artifact is
         missing, unreadable, or does not match the digest that the run recorded.
     """
-    handoff = read_handoff(_range_test(run_id))
+    run = find_run(run_id, *RANGE_TEST_OF)
+    source = RANGE_TEST_OF[run.data.tags[tags.STAGE]]
+    if source is not None:
+        run = find_run(run.data.tags[source], "lrrt", "test")
+    handoff = read_handoff(run)
     require(
         handoff.reading.final.range is not None,
         f"run {run_id} is a test without a suggestion of its rule {handoff.rule}: give a different "
@@ -135,77 +147,34 @@ def load_handoff(run_id: str = "latest") -> Handoff:
 
 
 def read_handoff(run: Run) -> Handoff:
-    """Return what a range-test run published, which may have no suggestion.
-
-    Raises
-    ------
-    LRRTError
-        If an artifact is missing, unreadable, or does not match the digest that the run recorded.
-    """
-    published = read_json(run, TASK, TASK_TAG)
+    """Return what a range-test run published, which may have no suggestion."""
+    inputs, reading = read_published(run)
     with readable(run, TASK):
-        task = json.dumps(published["task"])
-        data_sha256, device = published["data_sha256"], published["device"]
-        plan = plan_from_json(published.get("range_test"))
-    plan, reading = read_reading(run, plan)
+        task = json.dumps(inputs["task"])
+        data_sha256, device = inputs["data_sha256"], inputs["device"]
+        plan = RangeTestPlan.from_dict(inputs["range_test"])
     return Handoff(
         run_id=run.info.run_id,
         task=Task.from_json(task),
         data_sha256=data_sha256,
         device=device,
         weights=read_weights(run, WEIGHTS, tags.WEIGHTS),
-        plan=replace(plan, smoothing=reading.smoothing),
+        plan=plan,
         reading=reading,
     )
 
 
-def _range_test(run_id: str) -> Run:
-    """Return the range test that a run is, contains, or starts from."""
-    run = find_run(run_id, "lrrt", "test", "main", "train", "refine", "check")
-    tag = {"main": tags.STEPS["lrrt"], "check": tags.STEPS["lrrt"]}
-    tag |= {"train": tags.SOURCE, "refine": tags.SOURCE}
-    stage = run.data.tags[tags.STAGE]
-    return find_run(run.data.tags[tag[stage]], "lrrt", "test") if stage in tag else run
+def source_of(name: str) -> tuple[Run, Handoff]:
+    """Return a run, by its id or that of a model, and the range test behind it.
 
-
-@dataclass(frozen=True)
-class Source:
-    """A run, and the range test behind it."""
-
-    run: Run
-    """The run that was named, or the training of the model or the run of ``main`` that was."""
-    handoff: Handoff
-
-    @property
-    def peak_lr(self) -> float:
-        """The largest learning rate of the training or of the refined range; of a range test, that
-        of ``Handoff.scheduler``."""
-        metrics = self.run.data.metrics
-        for name in ("trained_lr_max", "refined_lr_max", "lr_in_use"):
-            if name in metrics:
-                return metrics[name]
-        return self.handoff.narrowed().max
-
-
-def source_of(name: str) -> Source:
-    """Return the range test behind a run, by its id, or a model: ``models:/NAME/VERSION`` or
-    ``models:/NAME@ALIAS``.
-
-    Runs are of ``train``, ``lrrt``, ``main``, ``refine``, ``check``, or a test of a study;
-    ``latest`` is the experiment's newest finished training.
-
-    Raises
-    ------
-    LRRTError
-        If there is no such run or model, it comes from no range test, or that cannot be read.
+    A model is ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``. Of a run of ``main`` it is the
+    training; ``latest`` is the experiment's newest finished training.
     """
-    run = find_run(
-        _run_of_model(name) if name.startswith(MODELS) else name,
-        *("train", "lrrt", "test", "main", "refine", "check"),
-    )
+    run_id = _run_of_model(name) if name.startswith("models:/") else name
+    run = find_run(run_id, *dict.fromkeys(["train", *RANGE_TEST_OF]))
     if run.data.tags[tags.STAGE] == "main":
         run = find_run(run.data.tags[tags.STEPS["train"]], "train")
-    return Source(run, load_handoff(run.info.run_id))
+    return run, load_handoff(run.info.run_id)
 
 
 def _run_of_model(uri: str) -> str:

@@ -9,36 +9,48 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import NoSuggestion, Reading
+from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
-from lrrt_stage.settings import hide_passwords, require, setting
-from mlflow_project.handoff.handoff import Handoff, Source, read_handoff, source_of
+from lrrt_stage.rules.uncertainty import CLEAR_DECADES
+from lrrt_stage.settings import Options, hide_passwords, require, setting
+from mlflow_project.handoff.handoff import Handoff, read_handoff, source_of
 from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import find_runs, log_dataset, log_range, stage_run, staged_files
+from mlflow_project.tracking.views import link, set_description
 from pipeline import PreparedTask, Runtime
-from pipeline.decide.fit_check import CheckOptions, CheckResult, still_fits
+from pipeline.decide.fit_check import CheckResult, still_fits
 
-__all__ = ["CheckRunOptions", "check_stage"]
+__all__ = ["CheckOptions", "check_stage"]
 
 
 @dataclass(frozen=True)
-class CheckRunOptions(CheckOptions):
-    """What is compared with what."""
+class CheckOptions(Options):
+    """What is compared with what, and how strictly."""
 
     baseline: str = setting(
         "latest",
         "Run (train, main, refine, lrrt, check) or models:/NAME/VERSION to compare with; latest: "
         "the newest finished training of the experiment.",
     )
+    lr: float | None = setting(
+        None,
+        "Learning rate in use; none: the largest that the baseline was trained with.",
+        above=0,
+    )
+    tolerance: float = setting(
+        round(CLEAR_DECADES, 2),
+        "Decades by which the range may always move, and by which the learning rate may lie "
+        "outside it: variation that one curve does not show, such as that of the data order.",
+        minimum=0,
+    )
 
 
 def check_stage(
     runtime: Runtime,
-    options: CheckRunOptions,
+    options: CheckOptions,
     *,
     changes: dict[str, Any] | None = None,
     tests: dict[str, Any] | None = None,
@@ -48,19 +60,13 @@ def check_stage(
     The run's tag ``lrrt.fits`` is ``true`` or ``false``, and ``lrrt.reason`` says why, in one line.
     ``changes`` are fields of the task that differ today, and ``tests`` such fields of the
     :class:`ConsensusOptions`. The range test is a child run, and training can continue from it.
-
-    Raises
-    ------
-    LRRTError
-        If the baseline cannot be used, or the range test cannot run on today's code and data.
     """
     # Resolved before a run is opened: a mistyped baseline leaves no run behind.
-    baseline = source_of(options.baseline)
-    then = baseline.handoff
-    mismatch = baseline.run.data.tags.get(tags.MISMATCH)
+    baseline, then = source_of(options.baseline)
+    mismatch = baseline.data.tags.get(tags.MISMATCH)
     require(
         mismatch is None or options.lr is not None,
-        f"run {baseline.run.info.run_id} has a different task than its range test ({mismatch}), "
+        f"run {baseline.info.run_id} has a different task than its range test ({mismatch}), "
         "which therefore cannot judge its learning rate: run lrrt on that task and name that run, "
         "or give lr",
     )
@@ -68,12 +74,12 @@ def check_stage(
     task = replace(then.task, **changes or {})
     # The rule that was used, which may differ from the one that was asked for.
     plan = replace(then.plan, suggestion=replace(then.plan.suggestion, rule=then.rule))
-    lr = baseline.peak_lr if options.lr is None else options.lr
+    lr = _peak_lr(baseline, then) if options.lr is None else options.lr
     with stage_run("check", run_name(task)) as run:
         prepared = PreparedTask(task, runtime)
         log_options(run, task, plan, consensus, options, device=str(prepared.device))
         log_dataset(prepared)
-        mlflow.set_tag(tags.BASELINE, baseline.run.info.run_id)
+        mlflow.set_tag(tags.BASELINE, baseline.info.run_id)
         log_range("baseline", then.range)
         mlflow.log_metrics({"lr_in_use": lr})
         # The run of a range test without a suggestion holds what is compared as well.
@@ -81,7 +87,10 @@ def check_stage(
             range_test_stage(task, runtime, plan, consensus, prepared=prepared)
         (test,) = find_runs({"mlflow.parentRunId": run.info.run_id, tags.STAGE: "lrrt"})
         now = read_handoff(test)
-        today = _with_rule(now.reading, then.rule)
+        today = now.reading
+        if today.rule != then.rule:
+            reason = f"rule {then.rule} has none, {today.rule} suggests {today.final.range}"
+            today = replace(today, rule=then.rule, consensus=NoSuggestion(reason))
         result = still_fits(then.reading.final, today.final, lr, options.tolerance)
         with staged_files(run) as folder:
             title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
@@ -99,29 +108,27 @@ def check_stage(
         if today.final.range is not None:
             log_range("suggested", today.final.range)
             mlflow.log_metrics({"moved_decades": result.moved, "allowed_decades": result.allowed})
-        _describe(run, baseline, now, result)
+        _describe(run, baseline, then, now, result)
     return run.info.run_id
 
 
-def _with_rule(reading: Reading, rule: str) -> Reading:
-    """Return a reading by ``rule``, which has no suggestion if a different rule replaced it."""
-    if reading.rule == rule:
-        return reading
-    reason = f"rule {rule} has none, {reading.rule} suggests {reading.final.range}"
-    return replace(reading, rule=rule, consensus=NoSuggestion(reason))
+def _peak_lr(baseline: Run, then: Handoff) -> float:
+    """Return the largest rate of a training, a refinement, or else ``Handoff.scheduler``."""
+    metrics = baseline.data.metrics
+    names = ("trained_lr_max", "refined_lr_max", "lr_in_use")
+    return next((metrics[name] for name in names if name in metrics), then.narrowed().max)
 
 
-def _describe(run: Run, baseline: Source, now: Handoff, result: CheckResult) -> None:
-    then = baseline.handoff
+def _describe(run: Run, baseline: Run, then: Handoff, now: Handoff, result: CheckResult) -> None:
     changed = now.task.differences(then.task)
     if now.data_sha256 != then.data_sha256:
         changed.append(f"the content of dataset {now.task.dataset!r}")
     if now.weights_sha256 != then.weights_sha256:
         changed.append("the initial weights, and so the model or its initialisation")
     verdict = "still fits" if result.fits else "no longer fits"
-    describe(
+    set_description(
         run,
-        f"The learning rate in use by {link(baseline.run)} **{verdict}** "
+        f"The learning rate in use by {link(baseline)} **{verdict}** "
         f"{task_words(now.task)}: {result.reason}.",
         f"The baseline's range test is {link(then.run_id)}, today's is {link(now.run_id)}.",
         f"Known differences: {hide_passwords('; '.join(changed)) or 'nothing'}.",

@@ -14,9 +14,9 @@ from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import require
 from mlflow_project.handoff.handoff import Handoff, source_of
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import shown
 from mlflow_project.tracking.runs import get_run, stage_run, staged_files
+from mlflow_project.tracking.views import link, set_description
 
 __all__ = ["compare_stage"]
 
@@ -28,14 +28,9 @@ def compare_stage(*, runs: Sequence[str]) -> str:
     """Draw the range tests behind ``runs`` in one figure, as a run; return its id.
 
     Its artifacts are ``overlay.png`` and ``ranges.csv``, a row for each test.
-
-    Raises
-    ------
-    LRRTError
-        If there are fewer than two, one is named twice, or one cannot be read.
     """
     require(len(runs) >= 2, f"{len(runs)} run to compare: give two or more")
-    handoffs = [source_of(name).handoff for name in runs]
+    handoffs = [source_of(name)[1] for name in runs]
     ids = [handoff.run_id for handoff in handoffs]
     for name, run_id in zip(runs, ids, strict=True):
         require(
@@ -90,4 +85,4 @@ def _row(name: str, test: Handoff) -> dict[str, Any]:
 def _describe(run: Run, tests: Mapping[str, Handoff]) -> None:
     found = [f"{link(test.run_id)} ({name}): {test.range}" for name, test in tests.items()]
     more = [f"and {len(found) - MAX_LINKS} more"] if len(found) > MAX_LINKS else []
-    describe(run, f"Suggested ranges: {'; '.join(found[:MAX_LINKS] + more)}.")
+    set_description(run, f"Suggested ranges: {'; '.join(found[:MAX_LINKS] + more)}.")

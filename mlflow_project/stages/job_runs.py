@@ -13,7 +13,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange, LRRTError
-from mlflow_project.handoff.artifacts import load_artifact
+from mlflow_project.handoff.artifacts import load_artifact, write_json
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import read_handoff
 from mlflow_project.handoff.publishing import publish_inputs, publish_reading
@@ -154,7 +154,7 @@ def _log_outcome(prepared: PreparedTask, outcome: JobResult, job_fingerprint: st
 
 def _log_test(run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
     plan, curve = test.job.plan, test.curve
-    inputs = publish_inputs(folder, prepared.sibling(test.job.task), plan, test.weights)
+    inputs = publish_inputs(folder, test.job.task, prepared, plan, test.weights)
     mlflow.set_tags(inputs | publish_reading(folder, test.reading))
     log_curve(run, curve, plan.smoothing)
     log_reading(test.reading)
@@ -172,9 +172,8 @@ def _log_training(run: Run, training: TrainingResult, folder: Path) -> None:
 
 
 def _write_job(folder: Path, job: Job, result: dict[str, Any]) -> None:
-    content = {"job": asdict(job), "result": result}
     # Infinity and NaN stay as they are: Python reads them back.
-    (folder / JOB).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / JOB, {"job": asdict(job), "result": result})
 
 
 def read_result(run: Run) -> RangeTestResult | TrainingResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +33,6 @@ from mlflow_project.handoff.publishing import (
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, interrupted, same_runs
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     log_curve,
@@ -43,9 +41,9 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
-from mlflow_project.tracking.views import followers_page
+from mlflow_project.tracking.views import followers_page, link, set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
-from pipeline.decide.several_tests import ConsensusOptions, combined_reading, further_jobs
+from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.jobs.pool import JobResult
 
@@ -65,11 +63,7 @@ def range_test_stage(
     """Run a range test as a run of its own and return its id.
 
     Of several tests the first, that of ``task`` itself, is this run; the others are its children.
-
-    Raises
-    ------
-    NoSuggestion
-        If no rule has a suggestion; the run keeps its weights and its curve.
+    If no rule has a suggestion, the run keeps its weights and its curve.
     """
     with stage_run("lrrt", run_name(task)) as run:
         prepared = prepared or PreparedTask(task, runtime)
@@ -82,7 +76,7 @@ def range_test_stage(
         state = _initial_weights(prepared)
         with staged_files(run) as folder:
             # Published before the test, so that the weights are kept however it ends.
-            mlflow.set_tags(publish_inputs(folder, prepared, plan, state))
+            mlflow.set_tags(publish_inputs(folder, task, prepared, plan, state))
             first = plan.read(_measure(run, prepared, state, plan, folder))
             others = []
             if jobs:
@@ -92,7 +86,7 @@ def range_test_stage(
             reading = combined_reading([first, *others], consensus)
             mlflow.set_tags(publish_reading(folder, reading))
         log_reading(reading)
-        _conclude(run, task, plan, consensus, reading)
+        _describe_suggestion(run, task, plan, consensus, reading)
     return run.info.run_id
 
 
@@ -100,8 +94,9 @@ def lrrt_fingerprint(
     prepared: PreparedTask, plan: RangeTestPlan, consensus: ConsensusOptions
 ) -> str:
     """Return the fingerprint of range tests that would give the same curve and suggestion."""
-    # Nothing depends on how many tests run at a time.
-    return fingerprint("lrrt", prepared, plan=plan, consensus=replace(consensus, workers=None))
+    # Nothing depends on how many tests run at a time, or, of a single test, on the others.
+    several = replace(consensus, workers=None) if consensus.tests > 1 else ConsensusOptions()
+    return fingerprint("lrrt", prepared, plan=plan, consensus=several)
 
 
 def _initial_weights(prepared: PreparedTask) -> weights.State:
@@ -115,12 +110,9 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
     )
     run = find_run(run_id, "train", "lrrt")
     mlflow.set_tag(tags.SOURCE, run_id)
-    if run.data.tags[tags.STAGE] == "train":
-        state = read_weights(run, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG)
-    else:
-        state = read_weights(run, WEIGHTS, tags.WEIGHTS)
-    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        return prepared.initial_weights(weights.save(state, Path(folder) / WEIGHTS))
+    trained = run.data.tags[tags.STAGE] == "train"
+    name, tag = (FINAL_WEIGHTS, FINAL_WEIGHTS_TAG) if trained else (WEIGHTS, tags.WEIGHTS)
+    return prepared.initial_weights(read_weights(run, name, tag))
 
 
 def _measure(
@@ -149,7 +141,7 @@ def _reading(outcome: JobResult) -> Reading | NoSuggestion:
     return NoSuggestion(f"{outcome.job.name} failed: {outcome.error}")
 
 
-def _conclude(
+def _describe_suggestion(
     run: Run,
     task: Task,
     plan: RangeTestPlan,
@@ -165,7 +157,7 @@ def _conclude(
         reason = reading.suggestions[asked].reason or "too few of the tests have one"
         console.note(f"rule {asked} has no suggestion: {reason}; rule {rule} is used instead")
     if isinstance(reading.consensus, Consensus):
-        found = f"{reading.consensus}; the tests differ in {consensus.varied}"
+        found = f"{reading.consensus}; the tests differ in {VARIED[consensus.vary]}"
         if verdict is Verdict.STILL_FALLING:
             found += f"; {verdict}"
         console.note(f"rule {rule} suggests {found}")
@@ -181,7 +173,7 @@ def _conclude(
     source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
     start = f", from the weights of {link(source)}" if source else ""
     curve = reading.curve
-    describe(
+    set_description(
         run,
         f"LR range test of {task_words(task)}{start}: {len(curve)} iterations ({curve.stop}).",
         f"Rule `{rule}`{MEANING.get(rule, '')} suggests learning rates from **{final.range}**"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlflow
@@ -10,23 +10,23 @@ from mlflow.entities import Run
 
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
-from mlflow_project.handoff.fingerprints import find_same
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import describe, link
-from mlflow_project.tracking.logged_model import link_to_model, registered_model
+from mlflow_project.tracking.logged_model import registered_model
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
+    find_runs,
     get_run,
     log_dataset,
     read_training,
     stage_run,
     staged_files,
 )
+from mlflow_project.tracking.views import link, set_description
 from pipeline import (
     Narrowing,
     PreparedTask,
@@ -39,15 +39,14 @@ from pipeline import (
 from pipeline.decide.several_tests import ConsensusOptions
 from pipeline.training.plots import summary_figure
 
-__all__ = ["MainOptions", "main_stage"]
+__all__ = ["METRICS", "RANGES", "MainOptions", "main_stage"]
 
-RANGE_TEST_METRICS = ("suggested_lr_min", "suggested_lr_max", "suggestion_decades")
-REFINE_METRICS = ("refined_lr_min", "refined_lr_max")
-TRAIN_METRICS = (
-    *("narrowed_lr_min", "narrowed_lr_max", "trained_lr_min", "trained_lr_max"),
-    *("val_loss", "val_accuracy"),
+RANGES = ("suggested", "narrowed", "refined", "trained")
+METRICS = (
+    *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
+    *("suggestion_decades", "val_loss", "val_accuracy"),
 )
-"""Metrics of the steps that the parent run shows."""
+"""Metrics of the steps that the parent run shows, each of the last step that has it."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,18 @@ def main_stage(
 ) -> str:
     """Run all steps and return the parent run's id.
 
-    Raises
-    ------
-    LRRTError
-        Where a step raises it; the steps before it are kept, and found again with ``reuse``.
+    If a step fails, the steps before it are kept, and found again with ``reuse``.
     """
 
     def step(name: str, step_fingerprint: str, run_it: Callable[[], str]) -> str:
         # A model is registered by the training that logs it: an earlier run did not.
         registers = name == "train" and options.register is not None
-        same = find_same(step_fingerprint) if options.reuse and not registers else None
+        reuse = options.reuse and not registers
+        same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True) if reuse else []
         if same:
-            console.note(f"{name}: reusing run {same}")
+            console.note(f"{name}: reusing run {same[0].info.run_id}")
         try:
-            run_id = same or run_it()
+            run_id = same[0].info.run_id if same else run_it()
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(
                 f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true reuses "
@@ -130,11 +127,11 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _conclude(parent, handoff, lr_range, refine_id, train_id)
+        _show_result(parent, handoff, lr_range, refine_id, train_id)
     return parent.info.run_id
 
 
-def _conclude(
+def _show_result(
     parent: Run,
     handoff: Handoff,
     lr_range: LRRange,
@@ -142,9 +139,10 @@ def _conclude(
     train_id: str,
 ) -> None:
     """Show the result of all steps on the parent: metrics, a figure, and a description."""
-    metrics = _metrics(handoff.run_id, RANGE_TEST_METRICS) | _metrics(train_id, TRAIN_METRICS)
-    if refine_id is not None:
-        metrics |= _metrics(refine_id, REFINE_METRICS)
+    logged: dict[str, float] = {}
+    for run_id in filter(None, (handoff.run_id, refine_id, train_id)):
+        logged |= get_run(run_id).data.metrics
+    metrics = {name: logged[name] for name in METRICS if name in logged}
     mlflow.log_metrics(metrics)
     with staged_files(parent) as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
@@ -152,9 +150,12 @@ def _conclude(
     verdict = str(handoff.confidence.verdict)
     mlflow.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
     model = registered_model(train_id)
-    registered = f", and its model is {link_to_model(model)}" if model else ""
+    registered = ""
+    if model is not None:
+        page = f"#/models/{model.name}/versions/{model.version}"
+        registered = f", and its model is [{model.name} version {model.version}]({page})"
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
-    describe(
+    set_description(
         parent,
         f"Range test {link(handoff.run_id)} of {task_words(handoff.task)} suggests learning rates "
         f"from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
@@ -162,8 +163,3 @@ def _conclude(
         f"learning rates from {lr_range}{refined}.",
         f"It ended with a validation accuracy of **{metrics['val_accuracy']:.4f}**{registered}.",
     )
-
-
-def _metrics(run_id: str, names: Sequence[str]) -> dict[str, float]:
-    logged = get_run(run_id).data.metrics
-    return {name: logged[name] for name in names}

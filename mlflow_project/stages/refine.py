@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,20 @@ import optuna
 
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import require
-from mlflow_project.handoff.artifacts import CONTRACT_VERSION, find_run, read_json, readable, sha256
+from mlflow_project.handoff.artifacts import (
+    CONTRACT_VERSION,
+    find_run,
+    read_json,
+    readable,
+    write_json,
+)
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import log_range, log_training, stage_run, staged_files
+from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, PreparedTask, RefineOptions, Runtime, Training, best_range, refine
 from pipeline.training.plots import search_figures
 from pipeline.training.refinement import AfterEpoch
@@ -45,11 +50,6 @@ def refine_stage(
     """Search the peak LR as a run of its own with a child run per trial; return its id.
 
     ``schedule`` is that of the training which follows, and is used by the trials.
-
-    Raises
-    ------
-    LRRTError
-        If the hand-off, the storage or the Optuna study cannot be used, or every trial diverged.
     """
     with stage_run("refine") as run:
         handoff, prepared, narrowed = open_handoff(
@@ -83,9 +83,16 @@ def refine_stage(
             )
         refined = best_range(optuna_study, narrowed)
         with staged_files(run) as folder:
-            _write(folder, optuna_study, handoff, refined)
+            _write_search(folder, optuna_study)
             if refined is not None:
-                mlflow.set_tag(REFINED_TAG, sha256(folder / REFINED))
+                content = {
+                    "contract_version": CONTRACT_VERSION,
+                    "lrrt_run_id": handoff.run_id,
+                    "study_name": name,
+                    "best_trial": optuna_study.best_trial.number,
+                    "range": refined,
+                }
+                mlflow.set_tag(REFINED_TAG, write_json(folder / REFINED, content))
         if refined is None:
             raise LRRTError(
                 f"no trial of Optuna study {name!r} ended with a finite loss: lower the maximum "
@@ -93,7 +100,7 @@ def refine_stage(
             )
         log_range("refined", refined)
         mlflow.log_metrics({"val_loss": optuna_study.best_value})
-        describe(
+        set_description(
             run,
             f"Search for the peak learning rate of {task_words(prepared.task)} in {narrowed}, "
             f"inside the range that {link(handoff.run_id)} suggests.",
@@ -124,13 +131,7 @@ def refine_fingerprint(
 
 
 def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
-    """Return the id of a finished refinement of this range test, and its range.
-
-    Raises
-    ------
-    LRRTError
-        If there is no such run, its range was altered, or it refined a different range test.
-    """
+    """Return the id of a finished refinement of this range test, and its range."""
     run = find_run(run_id, "refine")
     source = run.data.tags.get(tags.SOURCE)
     require(
@@ -171,21 +172,10 @@ def _trial_run(
     progress(number + 1, trials)
 
 
-def _write(
-    folder: Path, optuna_study: optuna.Study, handoff: Handoff, refined: LRRange | None
-) -> None:
+def _write_search(folder: Path, optuna_study: optuna.Study) -> None:
     # Without the user attributes, which concern only the Optuna study.
     columns = ("number", "value", "datetime_start", "datetime_complete", "duration", "params")
     table = optuna_study.trials_dataframe((*columns, "state"))
     table.to_csv(folder / "trials.csv", index=False)
     for name, figure in search_figures(optuna_study).items():
         figure.savefig(folder / name, dpi=110, bbox_inches="tight")
-    if refined is not None:
-        content = {
-            "contract_version": CONTRACT_VERSION,
-            "lrrt_run_id": handoff.run_id,
-            "study_name": optuna_study.study_name,
-            "best_trial": optuna_study.best_trial.number,
-            "range": asdict(refined),
-        }
-        (folder / REFINED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -43,17 +43,9 @@ def open_handoff(
 
     ``changes`` are fields of the task that differ from the range test's. The run gets its name,
     and what all stages after a range test log.
-
-    Raises
-    ------
-    LRRTError
-        If the task or its data differ from the range test's, unless that is allowed.
     """
     handoff = load_handoff(options.lrrt_run_id)
     task: Task = replace(handoff.task, **changes or {})
-    if not options.allow_mismatch:
-        # The fields first, because they cost nothing; then the content of the data.
-        handoff.check(task)
     prepared = prepared or PreparedTask(task, runtime)
     if not options.allow_mismatch:
         handoff.check(task, prepared.data.digest)

@@ -31,7 +31,6 @@ from mlflow_project.stages.job_runs import (
 )
 from mlflow_project.stages.shared import short_name, task_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import describe
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     find_runs,
@@ -41,6 +40,7 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
+from mlflow_project.tracking.views import set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.jobs.pool import JobResult
@@ -192,7 +192,7 @@ def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobRe
     failed = sum(bool(outcome.error) for outcome in outcomes)
     known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
     mlflow.log_metrics({**known, "failed_tests": failed})
-    describe(
+    set_description(
         run,
         f"Study of {task_words(task)}: {findings.question}",
         *findings.sentences,

@@ -20,10 +20,10 @@ from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.descriptions import describe, link
 from mlflow_project.tracking.logged_model import log_model
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import get_run, log_range, log_training, stage_run, staged_files
+from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.plots import training_figure
 
@@ -55,11 +55,7 @@ def train_stage(
 ) -> str:
     """Train from a range test's weights as a run of its own and return its id.
 
-    Raises
-    ------
-    LRRTError
-        If the hand-off cannot be used (see :func:`open_handoff`), or training diverged; then
-        the run keeps its curves.
+    If training diverges, the run keeps its curves.
     """
     with stage_run("train") as run:
         handoff, prepared, lr_range = open_handoff(
@@ -106,7 +102,7 @@ def train_stage(
         log_model(training.model, prepared, run_options.register, lineage, description)
         last = training.epochs[-1]
         refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
-        describe(
+        set_description(
             run,
             f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
             f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import mlflow
-from mlflow.entities import LifecycleStage
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import create_sqlalchemy_engine
 from mlflow.utils.credentials import get_default_host_creds
@@ -17,11 +17,10 @@ from requests import ConnectionError, Timeout
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords
-from mlflow_project.tracking import tags
 
 __all__ = ["connect", "experiment_id", "project_run"]
 
-RUN_ID, ENTRY_POINT_TAG = "MLFLOW_RUN_ID", "mlflow.project.entryPoint"
+RUN_ID = "MLFLOW_RUN_ID"
 CONNECT_SECONDS, ANSWER_SECONDS = 5, 20
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -42,14 +41,7 @@ ADVICE = {
 
 
 def connect(tracking_uri: str | None, experiment: str | None) -> None:
-    """Choose store and experiment; inside ``mlflow run``, those of its run.
-
-    Raises
-    ------
-    LRRTError
-        If the store cannot be used or does not answer within a few seconds, or the experiment
-        was deleted.
-    """
+    """Choose store and experiment; inside ``mlflow run``, those of its run."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A server's addresses would appear in a command's result, which may be read as JSON.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -60,7 +52,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     if not (run_id and _is_absent(uri)):
         _require_reachable(uri)
     if run_id:
-        if not _holds(uri, run_id):
+        if project_run() is None:
             raise LRRTError(
                 f"run {run_id} of {RUN_ID} is not in {hide_passwords(uri)}: mlflow run changes the "
                 "folder, and with it the file of a relative path; set MLFLOW_TRACKING_URI to "
@@ -87,26 +79,23 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
 
 def experiment_id() -> str:
     """Return the experiment of the active run, else the one that a new run would go to."""
-    run = mlflow.active_run()
+    run = mlflow.active_run() or project_run()
     if run is not None:
         return str(run.info.experiment_id)
-    run_id = os.environ.get(RUN_ID)
-    if run_id:  # `mlflow run` has opened it, and no stage has resumed it yet
-        return str(mlflow.MlflowClient().get_run(run_id).info.experiment_id)
     return str(mlflow.tracking.fluent._get_experiment_id())
 
 
-def project_run(stage: str) -> tuple[str | None, bool]:
-    """Return the id of the run that ``mlflow run`` opened, if any, and whether it is the stage's.
-
-    It is if its entry point has the stage's name and no stage has resumed it yet. Otherwise it
-    belongs to a different project, whose entry point calls the stage.
-    """
+def project_run() -> Run | None:
+    """Return the run that ``mlflow run`` opened, if the store has it and no stage is running."""
     run_id = os.environ.get(RUN_ID)
-    if not run_id or not _holds(mlflow.get_tracking_uri(), run_id):
-        return None, False
-    logged = mlflow.MlflowClient().get_run(run_id).data.tags
-    return run_id, logged.get(ENTRY_POINT_TAG, stage) == stage and tags.STAGE not in logged
+    if not run_id or _is_absent(mlflow.get_tracking_uri()):
+        return None
+    try:
+        return mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _is_absent(uri: str) -> bool:
@@ -115,26 +104,8 @@ def _is_absent(uri: str) -> bool:
     return uri.startswith("sqlite:") and bool(path) and not Path(path).exists()
 
 
-def _holds(uri: str, run_id: str) -> bool:
-    if _is_absent(uri):
-        return False
-    try:
-        mlflow.MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
-
-
 def _require_reachable(uri: str) -> None:
-    """Query a store once, within seconds. MLflow itself would retry for minutes.
-
-    Raises
-    ------
-    LRRTError
-        If it cannot be used; the message says why, without passwords, and what to do.
-    """
+    """Query a store once, within seconds. MLflow itself would retry for minutes."""
     try:
         if uri.startswith(("http://", "https://")):
             _query_server(uri)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 
 import mlflow
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import PreparedTask
 
-__all__ = ["link_to_model", "log_model", "registered_model"]
+__all__ = ["log_model", "registered_model"]
 
 
 class _Deployed(nn.Module):
@@ -68,20 +67,18 @@ def log_model(
     with torch.no_grad():
         output = deployed(example)
     inputs = example.numpy()
-    options: dict[str, Any] = {
-        "name": "model",
-        "input_example": inputs,
-        "signature": ModelSignature(
+    info = mlflow.pytorch.log_model(
+        deployed,
+        name="model",
+        input_example=inputs,
+        signature=ModelSignature(
             Schema([TensorSpec(inputs.dtype, (-1, *inputs.shape[1:]))]),
             Schema([TensorSpec(output.numpy().dtype, (-1, *output.shape[1:]))]),
         ),
         # Given, so that MLflow does not start a process to find them out.
-        "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
-        "registered_model_name": register,
-    }
-    exports = _exports(deployed, example)
-    info = mlflow.pytorch.log_model(
-        deployed, serialization_format="pt2" if exports else "pickle", **options
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
+        registered_model_name=register,
+        serialization_format="pt2" if _exports(deployed, example) else "pickle",
     )
     if register is not None and info.registered_model_version is not None:
         client, number = mlflow.MlflowClient(), str(info.registered_model_version)
@@ -102,30 +99,17 @@ def registered_model(run_id: str) -> ModelVersion | None:
     return found[0] if found else None
 
 
-def link_to_model(model: ModelVersion) -> str:
-    """Return a Markdown link to the page of a registered model's version."""
-    page = f"#/models/{model.name}/versions/{model.version}"
-    return f"[{model.name} version {model.version}]({page})"
-
-
 def _exports(model: nn.Module, example: Tensor) -> bool:
     """Return whether torch can export the model. MLflow would log a failed model if not."""
-    try:
-        with _quiet():
-            # As MLflow exports it.
-            torch.export.export(model, (example,), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
-    except Exception:  # whatever it raises for a model that it cannot trace
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Discard what torch.export prints and logs for a model that it cannot trace."""
+    # torch.export prints and logs much about a model that it cannot trace.
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            # As MLflow exports it.
+            torch.export.export(model, (example,), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
+    except Exception:  # whatever it raises for such a model
+        return False
     finally:
         logging.disable(disabled)
+    return True

@@ -13,10 +13,9 @@ from mlflow.entities import Param, Run
 from lrrt_stage.settings import hide_passwords, option_text
 from pipeline import RangeTestPlan
 
-__all__ = ["OPTIONS", "log_options", "log_params", "shown"]
+__all__ = ["log_options", "log_params", "shown"]
 
-OPTIONS = "options.json"
-COLUMNS = {
+ALWAYS_LOGGED = {
     *("dataset", "model", "optimizer", "batch_size", "init", "seed", "data_seed"),
     *("lr_start", "lr_end", "rule", "schedule", "epochs", "trials", "kind"),
 }
@@ -30,25 +29,22 @@ is before it, and its last part."""
 def log_options(run: Run, *options: Any, **more: Any) -> None:
     """Log options (dataclasses) and ``more`` as parameters, and all of them as ``options.json``.
 
-    A default is left out of the parameters unless it is in :data:`COLUMNS` or the recipe sets the
-    option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
+    A default is left out of the parameters unless it is in ``ALWAYS_LOGGED`` or the recipe sets
+    the option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
     logged already, as they were typed, stay. Folders and passwords are left out of what is shown.
     """
-    params, everything, columns = dict(more), dict(more), COLUMNS
+    values, defaults, always = dict(more), {}, ALWAYS_LOGGED.union(more)
     for part in options:
+        values |= _flat(part)
+        defaults |= _flat(type(part)())
         if isinstance(part, RangeTestPlan):
-            columns = COLUMNS.union(part.recipe.values)
-    for part in options:
-        values, defaults = _flat(part), _flat(type(part)())
-        everything |= values
-        params |= {
-            name: value
-            for name, value in values.items()
-            if name in columns or value != defaults[name]
-        }
+            always = always.union(part.recipe.values)
+    params = {
+        name: value for name, value in values.items() if name in always or value != defaults[name]
+    }
     log_params(run, params)
-    hidden = _change_texts(everything, hide_passwords)
-    mlflow.MlflowClient().log_dict(run.info.run_id, dict(sorted(hidden.items())), OPTIONS)
+    hidden = _change_texts(values, hide_passwords)
+    mlflow.MlflowClient().log_dict(run.info.run_id, dict(sorted(hidden.items())), "options.json")
 
 
 def log_params(run: Run, values: Mapping[str, Any]) -> None:

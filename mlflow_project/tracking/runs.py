@@ -36,7 +36,6 @@ __all__ = [
     "log_dataset",
     "log_range",
     "log_reading",
-    "log_series",
     "log_training",
     "name_run",
     "read_training",
@@ -44,7 +43,6 @@ __all__ = [
     "staged_files",
 ]
 
-METRICS_PER_CALL = 1000  # MLflow's limit for one batch
 MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 """The form of the names that MLflow makes up."""
 
@@ -98,16 +96,24 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
     project, it is a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED with the
     reason as the tag ``lrrt.error``. ``name`` is that of :func:`name_run`.
     """
-    outermost = mlflow.active_run() is None
-    # start_run() consumes MLFLOW_RUN_ID: remember it for the next stage of this process.
-    of_project = os.environ.get(RUN_ID)
-    run = _start_run(stage)
+    active = mlflow.active_run()
+    project = project_run() if active is None else None
+    takes_over = project is not None and _belongs_to(project, stage)
+    os.environ.pop(RUN_ID, None)  # else start_run() would resume that run
+    if project is not None and takes_over:
+        run = mlflow.start_run(project.info.run_id)
+    elif parent := active or project:
+        run = mlflow.start_run(
+            experiment_id=parent.info.experiment_id, parent_run_id=parent.info.run_id, nested=True
+        )
+    else:
+        run = mlflow.start_run()
     status = "FAILED"
     try:
         mlflow.set_tag(tags.STAGE, stage)
         if name:
             name_run(run, name)
-        if outermost:
+        if active is None:
             save_view(run.info.experiment_id)
         yield run
         status = "FINISHED"
@@ -122,8 +128,17 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
         raise
     finally:
         mlflow.end_run(status)
-        if of_project and of_project != run.info.run_id:
-            os.environ[RUN_ID] = of_project
+        if project is not None and not takes_over:  # for the next stage of this process
+            os.environ[RUN_ID] = project.info.run_id
+
+
+def _belongs_to(project: Run, stage: str) -> bool:
+    """Return whether the run of ``mlflow run`` is that of the stage, which has not taken it yet.
+
+    Otherwise it belongs to a different project, whose entry point calls the stage.
+    """
+    logged = project.data.tags
+    return logged.get("mlflow.project.entryPoint", stage) == stage and tags.STAGE not in logged
 
 
 def _clear_frames(error: BaseException | None) -> None:
@@ -136,17 +151,6 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _start_run(stage: str) -> Run:
-    active = mlflow.active_run()
-    if active is not None:
-        return mlflow.start_run(nested=True, experiment_id=active.info.experiment_id)
-    run_id, is_the_stages = project_run(stage)
-    if run_id is None or is_the_stages:
-        return mlflow.start_run()
-    del os.environ[RUN_ID]  # else start_run would resume it
-    return mlflow.start_run(experiment_id=get_run(run_id).info.experiment_id, parent_run_id=run_id)
-
-
 def name_run(run: Run, name: str) -> None:
     """Name a run after its stage and ``name``, unless the user has named it."""
     if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
@@ -156,29 +160,22 @@ def name_run(run: Run, name: str) -> None:
 
 def fail_project_run(stage: str, reason: str) -> None:
     """Mark the run that ``mlflow run`` opened as FAILED, if it is the stage's and not open yet."""
-    run_id, is_the_stages = project_run(stage)
-    if run_id and is_the_stages:
+    run = project_run()
+    if run is not None and _belongs_to(run, stage):
         client = mlflow.MlflowClient()
-        client.set_tag(run_id, tags.ERROR, reason)
-        client.set_terminated(run_id, "FAILED")
+        client.set_tag(run.info.run_id, tags.ERROR, reason)
+        client.set_terminated(run.info.run_id, "FAILED")
 
 
-def log_series(
-    run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None
-) -> None:
-    """Log whole series, a thousand values a call.
-
-    ``steps`` are the iterations of the values, the same for all series; None: 0, 1, …
-    """
+def _log_series(run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
+    """Log whole series; ``steps`` are the iterations of their values, the same for all."""
     now = get_current_time_millis()
     metrics = [
         Metric(name, float(value), now, step)
         for name, values in series.items()
-        for step, value in zip(range(len(values)) if steps is None else steps, values, strict=True)
+        for step, value in zip(steps, values, strict=True)
     ]
-    client = mlflow.MlflowClient()
-    for first in range(0, len(metrics), METRICS_PER_CALL):
-        client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
+    mlflow.MlflowClient().log_batch(run.info.run_id, metrics=metrics)
 
 
 @dataclass(frozen=True)
@@ -196,12 +193,12 @@ def log_training(
     """Log a training from an iteration and an epoch on, with one value per iteration or epoch."""
     series = {"lr": training.lr, "train_loss": training.train_loss}
     steps = range(first_iteration, len(training.train_loss))
-    log_series(run, {name: values[first_iteration:] for name, values in series.items()}, steps)
+    _log_series(run, {name: values[first_iteration:] for name, values in series.items()}, steps)
     epochs = training.epochs[first_epoch:]
     validation = {
         name: [getattr(epoch, name) for epoch in epochs] for name in ("val_loss", "val_accuracy")
     }
-    log_series(run, validation, [epoch.iteration for epoch in epochs])
+    _log_series(run, validation, [epoch.iteration for epoch in epochs])
 
 
 def read_training(run_id: str) -> TrainingSeries:
@@ -244,9 +241,9 @@ def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
     frame["log10_lr"] = np.log10(frame["lr"])
     steps = frame.pop("iteration")
     evaluations = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
-    log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
+    _log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
     if evaluations is not None:
-        log_series(run, {"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
+        _log_series(run, {"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
 
 
 def log_reading(reading: Reading) -> None:

@@ -1,4 +1,4 @@
-"""Pages of the UI's table of runs: a saved view with the ranges, and the runs after a run."""
+"""What the UI shows of runs: their pages, descriptions with links, and a view with the ranges."""
 
 from __future__ import annotations
 
@@ -15,14 +15,26 @@ from mlflow.utils.time import get_current_time_millis
 
 from mlflow_project.tracking import tags
 
-__all__ = ["followers_page", "save_view", "view_page"]
+__all__ = ["followers_page", "link", "page", "save_view", "set_description", "view_page"]
 
 KEY = "lrrt-suggested-ranges"
 TAG = f"mlflow.sharedViewState.{KEY}"
-COLUMNS = (
+VIEW_COLUMNS = (
     *("metrics.`suggested_lr_min`", "metrics.`suggested_lr_max`", "metrics.`val_loss`"),
     *("params.`batch_size`", "params.`seed`", "tags.`lrrt.verdict`"),
 )
+
+
+def page(run: Run) -> str:
+    """Return the run's page, relative to the address of the UI.
+
+    The address selects the UI's view for model training. By default the UI opens in its GenAI
+    view, which hides the columns and charts of training runs.
+    """
+    return (
+        f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        "?workflowType=machine_learning"
+    )
 
 
 def view_page(experiment_id: str) -> str:
@@ -41,6 +53,18 @@ def followers_page(run: Run) -> str:
     )
 
 
+def link(run: Run | str) -> str:
+    """Return a Markdown link to a run's page, by its name."""
+    run = mlflow.get_run(run) if isinstance(run, str) else run
+    name = (run.info.run_name or run.info.run_id).translate({ord("["): "(", ord("]"): ")"})
+    return f"[{name}]({page(run)})"
+
+
+def set_description(run: Run, *sentences: str) -> None:
+    """Set the run's description, in the UI's Markdown."""
+    mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.note.content", " ".join(sentences))
+
+
 def save_view(experiment_id: str) -> None:
     """Save the view with an experiment that does not have it: under *Views*, for everybody.
 
@@ -50,11 +74,8 @@ def save_view(experiment_id: str) -> None:
     client = mlflow.MlflowClient()
     if TAG in client.get_experiment(experiment_id).tags:
         return
-    state = {
-        "selectedColumns": COLUMNS,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-    }
+    order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
+    state = {"selectedColumns": VIEW_COLUMNS, **order}
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now = get_current_time_millis()
     view = {"name": "Suggested ranges", "createdAt": now, "updatedAt": now}

@@ -25,14 +25,8 @@ class Batches:
     Training batches are shuffled and augmented with random numbers from ``generator``, and a
     last batch that is not full is dropped. Validation batches come in order, all of them.
     uint8 inputs are scaled to 0 … 1; unless ``normalize`` is off, the data's mean per channel is
-    then subtracted, and the result divided by the standard deviation.
-
-    Raises
-    ------
-    LRRTError
-        For a batch size or an augmentation that does not suit the data. While a split on disk is
-        read: for an example that cannot be read, contains NaN, or has a label outside the
-        classes. A batch is checked before it goes to the device.
+    then subtracted, and the result divided by the standard deviation. Batches of a split on disk
+    are checked before they go to the device.
     """
 
     def __init__(
@@ -68,7 +62,8 @@ class Batches:
         if isinstance(split, tuple):
             self.tensors = split[0].to(device), split[1].to(device)
         else:
-            self.places = _Places()
+            # Filled before every pass, which the loader begins by reading it.
+            self.places: list[list[int]] = []
             self.loader: DataLoader = DataLoader(
                 split,
                 batch_sampler=self.places,
@@ -118,14 +113,13 @@ class Batches:
             for chosen in order.to(self.device).split(size):
                 yield inputs[chosen], labels[chosen]
             return
-        batches = self.places.batches = [places.tolist() for places in order.split(size)]
-        loaded: Iterator[Any] | None = None
+        batches = [places.tolist() for places in order.split(size)]
 
-        def read() -> Any:
-            nonlocal loaded
-            loaded = loaded or iter(self.loader)  # starting the workers may raise as well
-            return next(loaded)
+        def loaded() -> Iterator[Any]:
+            self.places[:] = batches
+            yield from self.loader
 
+        read = loaded()
         for places in batches:
             yield read_batch(self.split, read, places, self.num_classes)
 
@@ -142,18 +136,6 @@ class Batches:
             mean, std = self.statistics
             inputs = (inputs - mean) / std
         return inputs, labels
-
-
-class _Places:
-    """Positions of the examples of every batch, which a loader reads when it starts an epoch."""
-
-    batches: Sequence[list[int]] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 def _broadcastable(data: Data, device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,7 @@ IN_MEMORY_BYTES = 2**30
 
 
 def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
-    """Return the dataset ``name``; see :data:`DATASETS` for the names.
-
-    Raises
-    ------
-    LRRTError
-        If there is no such dataset, it cannot be read or downloaded, or its content is unusable.
-    """
+    """Return the dataset ``name``; see :data:`DATASETS` for the names."""
     kind, _, path = name.partition(":")
     if is_dataset_factory(name):
         try:
@@ -93,8 +88,7 @@ def imagefolder(path: str, size: int = 64) -> Data:
     # Enough evenly spaced images for a mean and a standard deviation.
     some = np.linspace(0, len(train) - 1, min(len(train), 256)).astype(int)
     statistics = channel_statistics(torch.stack([train[int(i)][0] for i in some]))
-    fits = (len(train) + len(val)) * 3 * size * size <= IN_MEMORY_BYTES
-    if fits:
+    if (len(train) + len(val)) * 3 * size * size <= IN_MEMORY_BYTES:
         return Data(train.decoded(), val.decoded(), len(train.classes), *statistics)
     return Data(train, val, len(train.classes), *statistics)
 
@@ -144,40 +138,34 @@ class _Folder(Dataset):
         return torch.stack([self[i][0] for i in range(len(self))]), torch.tensor(self.targets)
 
 
-def _torchvision(class_name: str) -> Callable[[str], Data]:
-    """Return a loader for a torchvision dataset whose ``data`` holds all images as one array."""
+def _torchvision(class_name: str, data_dir: str) -> Data:
+    """A torchvision dataset whose ``data`` holds all images as one array."""
+    import torchvision.datasets
 
-    def load(data_dir: str) -> Data:
-        import torchvision.datasets
-
-        splits = []
-        for train in (True, False):
-            try:
-                # torchvision downloads missing files, and those that fail its MD5 check.
-                split = getattr(torchvision.datasets, class_name)(
-                    data_dir, train=train, download=True
-                )
-            except Exception as error:  # from a socket, an archive, or a parser of damaged files
-                raise LRRTError(
-                    f"{class_name} in {data_dir} is missing or damaged, and could not be "
-                    f"downloaded ({' '.join(str(error).split()) or type(error).__name__}): put "
-                    "its files there, or name their folder with data_dir"
-                ) from error
-            images = torch.as_tensor(split.data)
-            images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-            splits.append((images.contiguous(), torch.as_tensor(split.targets)))
-        train_split, val_split = splits
-        return Data(train_split, val_split, len(split.classes), *channel_statistics(train_split[0]))
-
-    return load
+    splits = []
+    for train in (True, False):
+        try:
+            # torchvision downloads missing files, and those that fail its MD5 check.
+            split = getattr(torchvision.datasets, class_name)(data_dir, train=train, download=True)
+        except Exception as error:  # from a socket, an archive, or a parser of damaged files
+            raise LRRTError(
+                f"{class_name} in {data_dir} is missing or damaged, and could not be downloaded "
+                f"({' '.join(str(error).split()) or type(error).__name__}): put its files there, "
+                "or name their folder with data_dir"
+            ) from error
+        images = torch.as_tensor(split.data)
+        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+        splits.append((images.contiguous(), torch.as_tensor(split.targets)))
+    train_split, val_split = splits
+    return Data(train_split, val_split, len(split.classes), *channel_statistics(train_split[0]))
 
 
 DATASETS: dict[str, Callable[..., Data]] = {
     "digits": digits,
-    "cifar10": _torchvision("CIFAR10"),
-    "cifar100": _torchvision("CIFAR100"),
-    "mnist": _torchvision("MNIST"),
-    "fashion_mnist": _torchvision("FashionMNIST"),
+    "cifar10": partial(_torchvision, "CIFAR10"),
+    "cifar100": partial(_torchvision, "CIFAR100"),
+    "mnist": partial(_torchvision, "MNIST"),
+    "fashion_mnist": partial(_torchvision, "FashionMNIST"),
     "imagefolder": imagefolder,
     "photographs": load_photographs,
 }

@@ -17,7 +17,7 @@ import lrrt_stage
 from lrrt_stage.errors import LRRTError, first_line
 from pipeline.data.splits import Data, Split
 
-__all__ = ["DatasetFactory", "ModelFactory", "call_factory", "find_factory", "is_factory"]
+__all__ = ["DatasetFactory", "ModelFactory", "call_factory", "is_factory"]
 
 ModelFactory: TypeAlias = Callable[..., nn.Module]
 """A function or class that ``model`` may name. It is called with ``model_args`` as keyword
@@ -37,18 +37,13 @@ def is_factory(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
 
 
-def find_factory(kind: str, name: str) -> Callable[..., Any]:
-    """Import and return the factory ``name`` of a ``kind``, ``"model"`` or ``"dataset"``.
+def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
+    """Return what the factory ``name`` of a ``kind``, model or dataset, returns for ``arguments``.
 
-    This is the only place where a name becomes something to call. The current folder is on the
-    path, as with ``python -m``.
-
-    Raises
-    ------
-    LRRTError
-        If the module cannot be imported, or has no function or class of this name.
+    This is the only place where a name becomes something to call.
     """
     module_name, _, attribute = name.partition(":")
+    # The current folder is on the path, as with python -m.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -70,19 +65,6 @@ def find_factory(kind: str, name: str) -> Callable[..., Any]:
             f"{kind} {name!r}: {getattr(module, '__file__', None) or module_name} has no function "
             f"or class {attribute!r}: choose one of those it defines, {', '.join(own) or 'none'}"
         )
-    return factory
-
-
-def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
-    """Return what the factory ``name`` returns for ``arguments``; see :func:`find_factory`.
-
-    Raises
-    ------
-    LRRTError
-        If there is no such factory, it does not take these arguments, or it raises; the message
-        says where, and the cause is chained.
-    """
-    factory = find_factory(kind, name)
     try:
         signature = inspect.signature(factory)
         signature.bind(**arguments)

@@ -45,11 +45,6 @@ def load_photographs(_: str, size: int = 32, per_image: int = 320, seed: int = 0
         validation. The defaults make 2,048 and 512 patches of 32 × 32.
     seed
         Seed of the positions.
-
-    Raises
-    ------
-    LRRTError
-        If scikit-image is not installed, or an argument cannot be used.
     """
     for name, value, least in (
         ("size", size, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,11 +71,6 @@ class Data:
 
         That is Data already, or a pair of splits. The classes of a pair are counted: the largest
         training label plus one, or the length of the training set's ``classes``.
-
-        Raises
-        ------
-        LRRTError
-            If it is neither; the message describes what was returned and what was expected.
         """
         if isinstance(made, cls):
             return made
@@ -98,7 +93,8 @@ class Data:
         split = self.train
         if isinstance(split, tuple):
             return tuple(split[0].shape[1:])
-        first, _ = read_batch("train", lambda: default_collate([split[0]]), [0], self.num_classes)
+        read = (default_collate([split[index]]) for index in [0])
+        first, _ = read_batch("train", read, [0], self.num_classes)
         return tuple(first.shape[1:])
 
     @property
@@ -157,22 +153,16 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def read_batch(
-    split: str, read: Callable[[], Any], places: Sequence[int], num_classes: int
+    split: str, read: Iterator[Any], places: Sequence[int], num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the batch that ``read`` returns, inputs ``[b, …]`` and labels ``[b]``, checked.
+    """Return the next batch of ``read``, inputs ``[b, …]`` and labels ``[b]``, checked.
 
     ``split`` is the name of a split on disk, ``places`` the positions of the examples in it.
-
-    Raises
-    ------
-    LRRTError
-        If the batch cannot be read, or an example cannot be used; the message names the example,
-        or the batch if the reader does not tell which example it was.
     """
     few = ", ".join(map(str, places[:3])) + (f", … {places[-1]}" if len(places) > 3 else "")
     where = f"a batch of the {split} split (examples {few})"
     try:
-        batch = read()
+        batch = next(read)
     except Exception as error:  # whatever the user's dataset raises
         name, line = loader_error(error)
         if isinstance(error, LRRTError):

@@ -6,27 +6,8 @@ from dataclasses import dataclass
 from math import log10, nan
 
 from lrrt_stage import LRRange, Suggestion
-from lrrt_stage.rules.uncertainty import CLEAR_DECADES
-from lrrt_stage.settings import Options, setting
 
-__all__ = ["CheckOptions", "CheckResult", "still_fits"]
-
-
-@dataclass(frozen=True)
-class CheckOptions(Options):
-    """What is checked, and how strictly."""
-
-    lr: float | None = setting(
-        None,
-        "Learning rate in use; none: the largest that the baseline was trained with.",
-        above=0,
-    )
-    tolerance: float = setting(
-        round(CLEAR_DECADES, 2),
-        "Decades by which the range may always move, and by which the learning rate may lie "
-        "outside it: variation that one curve does not show, such as that of the data order.",
-        minimum=0,
-    )
+__all__ = ["CheckResult", "still_fits"]
 
 
 @dataclass(frozen=True)

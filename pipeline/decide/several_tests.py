@@ -13,7 +13,7 @@ from pipeline.jobs.jobs import RangeTestJob
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 
-__all__ = ["ConsensusOptions", "combined_reading", "further_jobs"]
+__all__ = ["VARIED", "ConsensusOptions", "combined_reading", "further_jobs"]
 
 VARIED = {
     "data-order": "the order of the data",
@@ -48,11 +48,6 @@ class ConsensusOptions(Options):
         "results.",
         minimum=1,
     )
-
-    @property
-    def varied(self) -> str:
-        """Description of what the tests differ in."""
-        return VARIED[self.vary]
 
 
 def combined_reading(
@@ -98,13 +93,8 @@ def _consensus(
 def further_jobs(task: Task, plan: RangeTestPlan, options: ConsensusOptions) -> list[RangeTestJob]:
     """Return the tests after the first, which is that of ``task`` itself.
 
-    They have the seeds of the studies ``data-order`` and ``initializations``: the same weights in
-    a different order of the data, or different weights in a different order.
-
-    Raises
-    ------
-    LRRTError
-        If the tests cannot draw their own weights, or all of them would draw the same.
+    The next seeds of the task are theirs: the data seed alone, for the same weights in a different
+    order of the data, or both seeds, for different weights in a different order.
     """
     if options.tests == 1:
         return []

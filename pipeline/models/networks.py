@@ -32,12 +32,6 @@ def build_model(
     ``name`` is one of :data:`MODELS`, a torchvision classifier, or ``package.module:factory``
     (which is called with ``arguments`` only and returns an ``nn.Module``). The constructor draws
     random numbers from the global random state.
-
-    Raises
-    ------
-    LRRTError
-        If there is no such model, it does not take these arguments, or a factory returns
-        something else.
     """
     if is_factory(name):
         made = call_factory("model", name, arguments)
@@ -196,11 +190,6 @@ def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) 
 
     The model runs in eval mode and in train mode, in which some models return several outputs.
     Batch norm changes its buffers meanwhile, so pass a model that is not used afterwards.
-
-    Raises
-    ------
-    LRRTError
-        If the model fails on the inputs or returns something else.
     """
     for mode in (False, True):
         model.train(mode)

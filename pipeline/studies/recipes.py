@@ -37,7 +37,7 @@ def recipes_study(study: Study) -> Findings:
     """
     study.require_drawn_weights()
     count = study.tests(5)
-    way = [(name, _free(options, study)) for name, options in steps(FROM, TO)]
+    way = [(name, _free(options, study)) for name, options in steps()]
     # An ingredient that the user has fixed makes no step.
     way = [way[0], *(after for before, after in pairwise(way) if before[1] != after[1])]
     if len(way) < 2:

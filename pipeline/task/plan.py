@@ -16,7 +16,7 @@ __all__ = ["RangeTestPlan", "ValidationOptions", "full_evaluations", "stratified
 LEAST_PROBE = 64
 """The probe's examples are the same at every iteration, so a few are enough; with fewer than
 this, the suggestion depends on which examples they are."""
-LEAST_LOOKS, MOST_LOOKS = 2, 5
+FEWEST_EVALUATIONS, MOST_EVALUATIONS = 2, 5
 FULL_SHARE = 0.15
 """Evaluations of the full set may take this share of the examples that the test trains on.
 Evaluating an example costs 25 % to 40 % of training on it, so a third of a batch at every
@@ -111,7 +111,10 @@ def stratified(labels: np.ndarray, size: int) -> np.ndarray:
     return np.sort(order[places.astype(int)])
 
 
-def full_evaluations(iterations: int, batch_size: int, available: int) -> int:
-    """Return how often the full set of ``available`` examples is evaluated: 2 to 5 times."""
-    affordable = int(FULL_SHARE * iterations * batch_size / available)
-    return max(LEAST_LOOKS, min(MOST_LOOKS, affordable))
+def full_evaluations(trained: int, available: int) -> int:
+    """Return how often a test evaluates the full set of ``available`` examples: 2 to 5 times.
+
+    ``trained`` is the number of examples that the test trains on.
+    """
+    affordable = int(FULL_SHARE * trained / available)
+    return max(FEWEST_EVALUATIONS, min(MOST_EVALUATIONS, affordable))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,12 +95,6 @@ class PreparedTask:
         with seeded(task.seed):
             check_output(model, inputs, self.data.num_classes, task.model)
 
-    def sibling(self, task: Task) -> PreparedTask:
-        """Return a different task prepared on the same data and device, without checking it."""
-        other = copy.copy(self)
-        other.task = task
-        return other
-
     def model(self) -> nn.Module:
         """Return a new model on the CPU, as its constructor makes it with the task's seed."""
         with seeded(self.task.seed):
@@ -113,17 +105,17 @@ class PreparedTask:
                 self.data.num_classes,
             )
 
-    def initial_weights(self, pretrained: Path | None = None) -> dict[str, Tensor]:
+    def initial_weights(self, pretrained: weights.State | None = None) -> dict[str, Tensor]:
         """Return parameters and buffers before the first step, on the CPU.
 
-        They are drawn with the task's seed, or read from ``pretrained``, a safetensors file,
-        which must be given for an ``init`` of ``run:ID`` (only the caller knows where runs are).
+        They are drawn with the task's seed, or those of ``pretrained``, which must be given for an
+        ``init`` of ``run:ID`` (only the caller knows where runs are).
         """
         model = self.model()
         if self.task.init.startswith("file:"):
-            pretrained = Path(self.task.init.removeprefix("file:"))
+            pretrained = weights.load(self.task.init.removeprefix("file:"))
         if pretrained is not None:
-            weights.load_into(model, weights.load(pretrained))
+            weights.load_into(model, pretrained)
         else:
             initialize(model, self.task.init, self.task.seed)
         return weights.state_of(model)
@@ -197,12 +189,9 @@ class PreparedTask:
         if options.validation == "full":
             return Validation(list(self.val_batches), batch_loss=batch_loss)
         size = options.sample_size(self.task.batch_size, self.val_batches.size)
-        return Validation(
-            [self._sample(size)],
-            self.val_batches,
-            full_evaluations(iterations, self.task.batch_size, self.val_batches.size),
-            batch_loss,
-        )
+        trained = iterations * self.task.batch_size * self.task.accumulate
+        evaluations = full_evaluations(trained, self.val_batches.size)
+        return Validation([self._sample(size)], self.val_batches, evaluations, batch_loss)
 
     def _batch_loss(self, model: nn.Module) -> BatchLoss:
         plain, l2 = batch_loss_of(model, self.loss_fn), self.task.l2

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrrt_stage import LRRange
-from lrrt_stage.errors import unknown_name
 from lrrt_stage.settings import Options, setting
 from pipeline.task.tasks import Task
 
@@ -111,30 +110,16 @@ class RecipeOptions(Options):
         return {} if self.recipe is None else RECIPES[self.recipe]
 
 
-def steps(start: str = "keras", end: str = "fastai") -> list[tuple[str, dict[str, Any]]]:
-    """Return the options on the way from one recipe to the other, one ingredient at a time.
+def steps() -> list[tuple[str, dict[str, Any]]]:
+    """Return the options on the way from keras to fastai, one ingredient at a time.
 
-    Returns
-    -------
-    list of (str, dict)
-        First ``(start, its options)``; then, for every ingredient in which the two differ, its
-        name and all options after it was switched. The last options are those of ``end``.
-
-    Raises
-    ------
-    LRRTError
-        If there is no recipe of that name; the message names the nearest.
+    First ``("keras", its options)``; then the name of every ingredient, and all options after it
+    was switched. The last options are those of fastai.
     """
-    for name in (start, end):
-        if name not in RECIPES:
-            raise unknown_name("recipe", name, RECIPES)
-    options, target = dict(RECIPES[start]), RECIPES[end]
-    way = [(start, options)]
+    way = [("keras", dict(RECIPES["keras"]))]
     for ingredient, names in INGREDIENTS.items():
-        switched = options | {name: target[name] for name in names}
-        if switched != options:
-            options = switched
-            way.append((ingredient, options))
+        _, before = way[-1]
+        way.append((ingredient, before | {name: RECIPES["fastai"][name] for name in names}))
     return way
 
 

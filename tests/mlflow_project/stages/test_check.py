@@ -1,6 +1,7 @@
 """The gate: the range test of a baseline again, on the code and the data of today."""
 
 import json
+import math
 import re
 import sys
 
@@ -8,7 +9,9 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from lrrt_stage import LRRTError
 from mlflow_project import load_handoff
+from mlflow_project.stages.check import CheckOptions
 
 # A model and a dataset of the user's own, which change from one day to the next.
 PROJECT = """
@@ -195,3 +198,16 @@ def test_a_model_of_another_project_is_no_baseline(store):
     with mlflow.start_run() as other:
         pass
     store.run("check", "--baseline", other.info.run_id, code=2).names("None", "train", "lrrt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": math.inf}, "lr=inf"),
+        ({"tolerance": -0.1}, "tolerance=-0.1"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(options, message):
+    with pytest.raises(LRRTError, match=message):
+        CheckOptions(**options)

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 
 from mlflow_project import load_handoff
+from mlflow_project.stages.lrrt import lrrt_fingerprint
 from mlflow_project.tracking import tags
-from pipeline import Narrowing
+from pipeline import Narrowing, PreparedTask, RangeTestPlan, Runtime, Task
+from pipeline.decide.several_tests import ConsensusOptions
 
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
 LRRT = ("lrrt", "--model", "mlp", *QUICK)
@@ -101,6 +103,18 @@ def test_the_number_of_tests_is_in_the_fingerprint(store):
     assert "2 of 3 tests" in three.data.tags["mlflow.note.content"]
     assert set(children_of(store, three)) == {"test seed 1", "test seed 2"}
     assert three.data.tags[tags.FINGERPRINT] != alone.data.tags[tags.FINGERPRINT]
+
+
+def test_options_of_several_tests_are_not_in_the_fingerprint_of_a_single_one():
+    prepared = PreparedTask(Task(model="mlp"), Runtime(device="cpu"))
+
+    def found(**options):
+        return lrrt_fingerprint(prepared, RangeTestPlan(), ConsensusOptions(**options))
+
+    other = {"vary": "initializations", "agreement": 0.9}
+    assert found(**other, workers=2) == found()
+    assert found(tests=2, workers=2) == found(tests=2)
+    assert found(tests=2, **other) != found(tests=2) != found()
 
 
 def test_an_interrupted_run_keeps_what_it_had_and_the_same_command_goes_on(store, factory):

@@ -4,7 +4,7 @@ import pytest
 
 from lrrt_stage import LRRTError
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call_factory, find_factory, is_factory
+from pipeline.data.factories import call_factory, is_factory
 from pipeline.models.networks import build_model
 
 
@@ -32,7 +32,7 @@ def test_the_current_folder_is_on_the_path(tmp_path, monkeypatch):
     (tmp_path / "local_for_tests.py").write_text("def make():\n    return 'from here'\n")
     monkeypatch.chdir(tmp_path)
 
-    assert find_factory("model", "local_for_tests:make")() == "from here"
+    assert call_factory("model", "local_for_tests:make", {}) == "from here"
 
 
 @pytest.mark.parametrize(

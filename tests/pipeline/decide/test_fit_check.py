@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lrrt_stage import Confidence, LRRange, LRRTError, NoSuggestion, Suggestion, Verdict
-from pipeline.decide.fit_check import CheckOptions, still_fits
+from lrrt_stage import Confidence, LRRange, NoSuggestion, Suggestion, Verdict
+from pipeline.decide.fit_check import still_fits
 
 
 def suggestion(low, high, least=None, most=None):
@@ -85,16 +85,3 @@ def test_without_a_suggestion_today_nothing_fits():
     assert not found.fits
     assert "the loss never fell" in found.reason
     assert math.isnan(found.moved)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lr": 0.0}, "lr=0.0"),
-        ({"lr": math.inf}, "lr=inf"),
-        ({"tolerance": -0.1}, "tolerance=-0.1"),
-    ],
-)
-def test_options_that_cannot_be_used_are_named(options, message):
-    with pytest.raises(LRRTError, match=message):
-        CheckOptions(**options)

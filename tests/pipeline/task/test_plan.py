@@ -28,12 +28,12 @@ def test_the_sample_is_a_third_of_a_batch_unless_it_is_given():
     assert ValidationOptions("sample", 50).sample_size(64, 1000) == 50
 
 
-def test_looks_at_the_full_set_keep_to_a_share_of_the_training_examples():
-    assert full_evaluations(100, 64, 360) == 2  # 0.15 · 6,400 / 360 = 2.7
-    assert full_evaluations(97, 512, 10_000) == 2  # 0.7, but two at the least
-    assert full_evaluations(150, 64, 360) == 4
-    assert full_evaluations(1000, 512, 100) == 5
-    assert full_evaluations(10, 8, 5000) == 2
+def test_evaluations_of_the_full_set_keep_to_a_share_of_the_training_examples():
+    assert full_evaluations(100 * 64, 360) == 2  # 0.15 · 6,400 / 360 = 2.7
+    assert full_evaluations(97 * 512, 10_000) == 2  # 0.7, but two at the least
+    assert full_evaluations(150 * 64, 360) == 4
+    assert full_evaluations(1000 * 512, 100) == 5
+    assert full_evaluations(10 * 8, 5000) == 2
 
 
 def test_what_cannot_be_used_is_named(complains):

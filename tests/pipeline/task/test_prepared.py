@@ -111,11 +111,10 @@ class TestInitialWeights:
 
         assert digest(prepared(init=f"file:{path}").initial_weights()) == digest(state)
 
-    def test_weights_of_a_run_come_from_the_file_that_is_given(self, tmp_path):
+    def test_weights_of_a_run_are_those_that_are_given(self):
         state = prepared(seed=9).initial_weights()
-        path = weights.save(state, tmp_path / "w.safetensors")
 
-        assert digest(prepared(init="run:abc").initial_weights(path)) == digest(state)
+        assert digest(prepared(init="run:abc").initial_weights(state)) == digest(state)
 
     def test_a_file_of_another_model_is_refused(self, complains, tmp_path):
         path = weights.save(prepared(model_args={"width": 8}).initial_weights(), tmp_path / "w.st")
@@ -225,13 +224,21 @@ class TestRangeTest:
         )
         full = made.range_test(state, RangeTestPlan(ramp, validation=ValidationOptions("full")))
 
-        looks = np.flatnonzero(np.isfinite(sampled.full_val_loss))
-        assert looks.tolist() == [10, 30]
-        assert np.allclose(sampled.full_val_loss[looks], full.val_loss[looks], rtol=1e-5)
+        at = np.flatnonzero(np.isfinite(sampled.full_val_loss))
+        assert at.tolist() == [10, 30]
+        assert np.allclose(sampled.full_val_loss[at], full.val_loss[at], rtol=1e-5)
         assert np.array_equal(sampled.loss, full.loss)
         assert np.array_equal(sampled.loss, made.range_test(state, RangeTestPlan(ramp)).loss)
         model = made.start(state).model
         assert full.val_loss[0] == pytest.approx(made.evaluate(model)[0], rel=1e-5)
+
+    def test_accumulated_batches_afford_more_evaluations_of_the_full_set(self):
+        made, ramp = prepared(accumulate=4), RangeTestOptions(iterations=40, stop_multiple=None)
+        plan = RangeTestPlan(ramp, validation=ValidationOptions("sample"))
+        curve = made.range_test(made.initial_weights(), plan)
+
+        # 0.15 · 40 · 4 · 64 examples are 4.3 times the 360 of the full set.
+        assert np.flatnonzero(np.isfinite(curve.full_val_loss)).tolist() == [5, 15, 25, 35]
 
 
 PENALISED = """

@@ -59,25 +59,10 @@ class TestSteps:
             changed = {name for name in after if before[name] != after[name]}
             assert changed == set(INGREDIENTS[ingredient])
 
-    def test_the_way_back_goes_through_other_mixtures(self):
-        way = steps("fastai", "keras")
-
-        assert way[0] == ("fastai", RECIPES["fastai"])
-        assert way[1] == ("clipping", {**RECIPES["fastai"], "clip_norm": 1.0})
-        assert way[-1][1] == RECIPES["keras"]
-
-    def test_from_a_recipe_to_itself_there_is_nothing_to_switch(self):
-        assert steps("keras", "keras") == [("keras", RECIPES["keras"])]
-
     def test_what_is_returned_can_be_changed_without_changing_a_recipe(self):
         steps()[0][1]["l2"] = 7.0
 
         assert RECIPES["keras"]["l2"] == 1e-4
-
-    @pytest.mark.parametrize("ends", [("kears", "fastai"), ("fastai", "kears")])
-    def test_an_unknown_recipe_brings_the_nearest_name(self, complains, ends):
-        with complains("unknown recipe 'kears'", "did you mean 'keras'?"):
-            steps(*ends)
 
 
 def test_without_a_recipe_no_option_is_set():
