@@ -7,7 +7,8 @@ from html import escape
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import plot_reading
-from lrrt_stage.rules.reading import Reading, Suggestion
+from lrrt_stage.rules.reading import Reading
+from lrrt_stage.rules.uncertainty import Suggestion
 
 __all__ = ["curve_html", "describe_reading"]
 

@@ -21,18 +21,28 @@ SIGNIFICANCE = 0.05
 """p-value below which a fall of the loss is not explained by chance."""
 
 
-@rule("robust")
-def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
-    """A tenth of the learning rate at which the loss rises; no smoothing, no fitted constant.
+def fitted_loss(curve: LRCurve, smoothing: Smoothing) -> tuple[str, np.ndarray]:
+    """Return the name and the values, shape ``[n]``, of the fit that the rule reads."""
+    try:
+        fit = fit_unimodal(curve)
+    except NoSuggestion:
+        fit = UnimodalFit.from_curve(curve, "loss" if curve.probe_loss is None else "probe_loss")
+    return f"fit to the {'training' if fit.series == 'loss' else 'probe'} loss", fit.fit
 
-    The rule reads the loss of the probe where there is one, otherwise that of the training
-    batches, and both where the probe does not fall (:func:`fit_unimodal`). Losses above the one at
-    the initial weights are clipped to it, since once the network is ruined, the height of the
-    explosion says nothing. The least-squares curve that falls and then rises is fitted to these
-    losses (:func:`unimodal_regression`). Where it rises is averaged over all heights between its
-    floor and the start, so that neither the place of a flat floor nor a single level decides.
-    A tenth of that is suggested, as in the article's rule, since training stays at learning
-    rates that the ramp only passes.
+
+@rule("robust", reads=fitted_loss, pace_decades=0.33, start_decades=0.18)
+def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """The maximum is a tenth of the learning rate at which the loss rises again, the minimum a
+    tenth of the maximum. The rule reads the curve that falls once and then rises once and fits the
+    loss best: the loss of the probe where there is one, otherwise that of the training batches.
+
+    It reads both losses where the probe does not fall (:func:`fit_unimodal`). Losses above the one
+    at the initial weights are clipped to it, since once the network is ruined, the height of the
+    explosion says nothing. The least-squares curve is fitted to these losses
+    (:func:`unimodal_regression`), without smoothing and without a fitted constant. Where it rises
+    is averaged over all heights between its floor and the start, so that neither the place of a
+    flat floor nor a single level decides. A tenth of that is suggested, as in the article's rule,
+    since training stays at learning rates that the ramp only passes.
     """
     maximum = fit_unimodal(curve).rise / 10
     if maximum < curve.lr[0]:
@@ -49,6 +59,8 @@ class UnimodalFit:
     Arrays have the shape ``[n]`` of the curve.
     """
 
+    series: str
+    """Which losses are fitted: ``loss``, those of the training, or ``probe_loss``."""
     lr: np.ndarray
     start: float
     """Loss at the initial weights."""
@@ -72,7 +84,7 @@ class UnimodalFit:
         clipped = np.where(ruined, start, losses)
         fit = unimodal_regression(clipped)
         fell = bool(np.isfinite(start)) and _fell(losses[: _last_minimum(fit) + 1])
-        return cls(curve.lr, start, ruined, clipped, fit, fell)
+        return cls(series, curve.lr, start, ruined, clipped, fit, fell)
 
     def __repr__(self) -> str:
         shape = f"rise at lr {self.rise:.3g}" if self.rises else "no rise"
