@@ -27,7 +27,8 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
 
     Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
-    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
+    if ax is None:
+        return drawing.on_new_figure(plot_curve, curve, smoothing)
     smoothing = smoothing or Smoothing()
     smoothed = smoothing(curve.loss)
     lines = [curve.loss, smoothed]
@@ -56,8 +57,6 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
     drawing.label_axes(ax, title, LR_LABEL, "training loss" if len(lines) == 2 else "loss", log="x")
     ax.set_ylim(*drawing.loss_limits(*lines))
     drawing.legend_below(ax)
-    if own:
-        drawing.finished(ax.figure)  # type: ignore[arg-type]
     return ax
 
 
@@ -68,7 +67,8 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
     one. Of several tests, the range of their consensus is drawn with the maximum of every test.
     Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
-    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
+    if ax is None:
+        return drawing.on_new_figure(plot_reading, reading)
     plot_curve(reading.curve, reading.smoothing, ax)
     consensus, final = reading.consensus, reading.final
     if isinstance(consensus, Consensus):
@@ -98,8 +98,6 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
         label = f"{second}: {found.max:.3g}"
         ax.axvline(found.max, color=drawing.PURPLE, lw=1.5, ls="-.", label=label)
     drawing.legend_below(ax)
-    if own:
-        drawing.finished(ax.figure)  # type: ignore[arg-type]
     return ax
 
 
