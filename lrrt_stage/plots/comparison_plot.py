@@ -74,13 +74,7 @@ def plot_ranges(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
 def comparison_figure(
     title: str, readings: Mapping[str, Reading], lr_in_use: float | None = None
 ) -> Figure:
-    """Return the losses of range tests over the learning rate, and below them their ranges.
-
-    Raises
-    ------
-    LRRTError
-        If there is no test.
-    """
+    """Return the losses of range tests over the learning rate, and below them their ranges."""
     require(bool(readings), "there is no range test to draw: give at least one")
     heights = [3.9, 1.2 + 0.3 * len(readings)]
     figure, (losses, ranges) = drawing.new_figure(heights=heights)

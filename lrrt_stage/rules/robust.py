@@ -26,7 +26,7 @@ def fitted_loss(curve: LRCurve, smoothing: Smoothing) -> tuple[str, np.ndarray]:
     try:
         fit = fit_unimodal(curve)
     except NoSuggestion:
-        fit = UnimodalFit.from_curve(curve, "loss" if curve.probe_loss is None else "probe_loss")
+        fit = UnimodalFit.from_curve(curve)
     return f"fit to the {'training' if fit.series == 'loss' else 'probe'} loss", fit.fit
 
 
@@ -73,8 +73,9 @@ class UnimodalFit:
     """Whether the losses fall up to the floor by more than chance explains."""
 
     @classmethod
-    def from_curve(cls, curve: LRCurve, series: str) -> UnimodalFit:
-        """Fit the series ``loss`` or ``probe_loss`` of a curve."""
+    def from_curve(cls, curve: LRCurve, series: str | None = None) -> UnimodalFit:
+        """Fit a series of a curve; by default the loss of the probe where there is one."""
+        series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         losses = getattr(curve, series)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # their start is estimated from the first tenth, whose learning rates have no effect yet.
@@ -134,7 +135,7 @@ def fit_unimodal(curve: LRCurve) -> UnimodalFit:
         rose again.
     """
     require_points(curve)
-    fit = UnimodalFit.from_curve(curve, "loss" if curve.probe_loss is None else "probe_loss")
+    fit = UnimodalFit.from_curve(curve)
     if not fit.fell:
         training = UnimodalFit.from_curve(curve, "loss")
         if not np.isfinite(fit.start) or not training.fell:
@@ -153,21 +154,10 @@ def unimodal_regression(values: np.ndarray) -> np.ndarray:
     """Return the least-squares fit that falls and then rises, computed in O(n).
 
     Of all sequences that never rise before some index and never fall after it, this is the one
-    with the least sum of squared differences to ``values``. No bandwidth needs to be chosen, noise
-    is averaged away where there is no trend, and an explosion is not smeared over earlier losses.
+    with the least sum of squared differences to the finite ``values [n]``. No bandwidth needs to be
+    chosen, noise is averaged away where there is no trend, and an explosion is not smeared over
+    earlier losses.
 
-    Parameters
-    ----------
-    values
-        Shape ``[n]``, finite.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``[n]``.
-
-    References
-    ----------
     Q. F. Stout, *Unimodal regression via prefix isotonic regression*, Computational Statistics &
     Data Analysis 53 (2008): given the errors of the monotone fit to every prefix and to every
     suffix, the best turning point is the least of n + 1 sums.

@@ -139,7 +139,7 @@ def test_several_tests_have_a_line_and_a_row_each():
 
 
 def test_long_names_of_rows_leave_the_legends_inside():
-    readings = {name * 9: READING for name in ("a name ", "another ", "a third ")}
+    readings = {name * 5: READING for name in ("a name ", "another ", "a third ")}
     assert_covers_nothing(comparison_figure("Compared", readings, lr_in_use=0.02))
 
 
