@@ -9,15 +9,15 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
 from lrrt_stage.errors import LRRTError, NoSuggestion, Verdict
+from lrrt_stage.measure.evaluations import Validation
 from lrrt_stage.measure.ramp_loop import RangeTestInterrupted, range_test
 from lrrt_stage.measure.ramps import RAMPS, RangeTestOptions, ramp
 from lrrt_stage.measure.step import StepOptions, TrainingStep
-from lrrt_stage.measure.validation import Validation
 from lrrt_stage.rules.consensus import Consensus, find_consensus
-from lrrt_stage.rules.reading import Reading, Suggestion
+from lrrt_stage.rules.reading import Reading
 from lrrt_stage.rules.registry import RULES, SuggestionOptions, rule, suggest, suggest_all
 from lrrt_stage.rules.robust import UnimodalFit, fit_unimodal
-from lrrt_stage.rules.uncertainty import Confidence, confidence, confidence_all
+from lrrt_stage.rules.uncertainty import Confidence, Suggestion, confidence, confidence_all
 from lrrt_stage.state.device import deterministic, resolve_device
 from lrrt_stage.state.randomness import preserved_randomness, seeded
 from lrrt_stage.state.weights import INITIALIZERS, digest, initialize

@@ -49,16 +49,9 @@ def setting(
 ) -> Any:
     """Declare a dataclass field that is also a command-line option.
 
-    Parameters
-    ----------
-    default, help
-        The field's default, and its help text.
-    choices
-        Any iterable of names, a registry for example. It is read when a value is checked, so that
-        names registered later count as well.
-    **bounds
-        Bounds of a number: ``minimum`` and ``maximum`` are allowed values, ``above`` and
-        ``below`` are not.
+    ``choices`` are read when a value is checked, so that names that are registered later count as
+    well. Of the ``bounds`` of a number, ``minimum`` and ``maximum`` are allowed values, ``above``
+    and ``below`` are not.
     """
     metadata = {"default": default, "help": help, "choices": choices, "bounds": bounds}
     if isinstance(default, dict):
@@ -75,11 +68,8 @@ def require(condition: bool, message: str) -> None:
 class Options:
     """Base of a dataclass of options, which checks every :func:`setting` of an instance.
 
-    Raises
-    ------
-    LRRTError
-        For the first value of the wrong type, out of its bounds or not among its choices. The
-        message has the option's name, the value, what is allowed, and the default.
+    The error for the first value that is not allowed has the option's name, the value, what is
+    allowed, and the default.
     """
 
     def __post_init__(self) -> None:
@@ -93,9 +83,10 @@ class Options:
                 continue
             bounds, choices = declared["bounds"].items(), declared["choices"]
             if not _is_a(value, kind) or not all(BOUNDS[name][0](value, x) for name, x in bounds):
+                or_words = "".join(f" or {option_text(word)}" for word in words)
                 allowed = [TYPES[kind][1], *(f"{BOUNDS[name][1]} {x}" for name, x in bounds)]
                 raise LRRTError(
-                    f"{option.name}={value!r} must be {', '.join(allowed)}{_or(words)}: "
+                    f"{option.name}={value!r} must be {', '.join(allowed)}{or_words}: "
                     f"the default is {option_text(declared['default'])}"
                 )
             if choices is not None and value not in choices:
@@ -119,10 +110,6 @@ def option_type(hint: Any) -> tuple[type, tuple[Any, ...]]:
             kinds.append(get_origin(kind) or kind)
     (only,) = kinds
     return only, tuple(words)
-
-
-def _or(words: tuple[Any, ...]) -> str:
-    return "".join(f" or {option_text(word)}" for word in words)
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -16,7 +16,7 @@ from lrrt_stage import (
     range_test,
     seeded,
 )
-from lrrt_stage.measure.step import BatchStream, batch_loss_of
+from lrrt_stage.measure.step import batch_loss_of, endless
 from pipeline.training.schedules import build_schedule
 
 __all__ = ["final_loss", "initial_loss", "lr_curve"]
@@ -44,7 +44,7 @@ def final_loss(problem: Problem, seed: int, lr_range: LRRange, epochs: int) -> f
     )
     with seeded(seed), deterministic():
         model.train()
-        stream = BatchStream(batches)
+        stream = endless(batches)
         for i in range(steps):
             loss = step(stream)
             schedule.step()

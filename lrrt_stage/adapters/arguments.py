@@ -8,12 +8,13 @@ from typing import Any, TypedDict
 from torch import nn
 from torch.optim import Optimizer
 
+from lrrt_stage.errors import describe
 from lrrt_stage.measure.step import BatchLoss
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_sources
 from lrrt_stage.state.randomness import seeded
 
-__all__ = ["AdaptedLoader", "RangeTestArguments", "check_kind", "first_batch"]
+__all__ = ["AdaptedLoader", "RangeTestArguments", "check_kind", "range_test_arguments"]
 
 
 class RangeTestArguments(TypedDict):
@@ -44,17 +45,32 @@ class AdaptedLoader:
         return len(self.loader)  # type: ignore[arg-type]
 
 
-def first_batch(batches: Iterable[Any]) -> Any | None:
-    """Return the first batch, the same one at every call, or None; random states do not change."""
-    with preserved_sources(batches), seeded(0):
-        return next(iter(batches), None)
+def range_test_arguments(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[Any],
+    batch_loss: BatchLoss,
+    val_batches: Iterable[Any] | None,
+) -> RangeTestArguments:
+    """Return the arguments; drawing the probe changes no random state."""
+    probe = None
+    if val_batches is not None:
+        with preserved_sources(val_batches), seeded(0):
+            probe = next(iter(val_batches), None)
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "loss_fn": None,
+        "batches": batches,
+        "batch_loss": batch_loss,
+        "probe": probe,
+    }
 
 
 def check_kind(given: Any, kind: str, attributes: Iterable[str]) -> None:
     """Raise LRRTError unless ``given`` is an instance with the attributes of a ``kind``."""
-    is_class = isinstance(given, type)
-    name = f"the class {given.__name__}" if is_class else f"a {type(given).__name__}"
     require(
-        not is_class and all(hasattr(type(given), attribute) for attribute in attributes),
-        f"{name} was given, which is no {kind}: pass the {kind} itself, not its class or model",
+        all(hasattr(type(given), attribute) for attribute in attributes),
+        f"{describe(given)} was given, which is no {kind}: pass the {kind} itself, not its class "
+        "or model",
     )

@@ -9,7 +9,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrrt_stage.adapters.arguments import AdaptedLoader, RangeTestArguments, check_kind, first_batch
+from lrrt_stage.adapters.arguments import (
+    AdaptedLoader,
+    RangeTestArguments,
+    check_kind,
+    range_test_arguments,
+)
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 
@@ -74,21 +79,15 @@ def from_fastai(learn: Any) -> RangeTestArguments:
     with preserved_randomness():
         optimizer = _torch_optimizer(_fastai_optimizer(learn))
     loaders = learn.dls.loaders
-    valid = _FastaiLoader(loaders[1]) if len(loaders) > 1 and loaders[1] is not None else None
+    val = _FastaiLoader(loaders[1]) if len(loaders) > 1 and loaders[1] is not None else None
 
     def batch_loss(batch: Any) -> Tensor:
         batch = _plain(tuple(batch))
         inputs = getattr(learn.dls, "n_inp", max(len(batch) - 1, 1))
         return _plain(learn.loss_func(learn.model(*batch[:inputs]), *batch[inputs:]))
 
-    return {
-        "model": learn.model,
-        "optimizer": optimizer,
-        "loss_fn": None,
-        "batches": _FastaiLoader(learn.dls.train),
-        "batch_loss": batch_loss,
-        "probe": None if valid is None else first_batch(valid),
-    }
+    train = _FastaiLoader(learn.dls.train)
+    return range_test_arguments(learn.model, optimizer, train, batch_loss, val)
 
 
 class _FastaiLoader(AdaptedLoader):

@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lrrt_stage.adapters.arguments import AdaptedLoader, RangeTestArguments, check_kind, first_batch
+from lrrt_stage.adapters.arguments import (
+    AdaptedLoader,
+    RangeTestArguments,
+    check_kind,
+    range_test_arguments,
+)
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
@@ -104,14 +109,7 @@ def from_lightning(
         )
     val = next(iter(_loaders_in(val)), val)
     step_loss.batches = _CountedLoader(train)
-    return {
-        "model": module,
-        "optimizer": optimizer,
-        "loss_fn": None,
-        "batches": step_loss.batches,
-        "batch_loss": step_loss,
-        "probe": None if val is None else first_batch(val),
-    }
+    return range_test_arguments(module, optimizer, step_loss.batches, step_loss, val)
 
 
 class _CountedLoader(AdaptedLoader):

@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lrrt_stage.adapters.arguments import AdaptedLoader, RangeTestArguments, check_kind, first_batch
+from lrrt_stage.adapters.arguments import (
+    AdaptedLoader,
+    RangeTestArguments,
+    check_kind,
+    range_test_arguments,
+)
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 
@@ -57,25 +62,19 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
             optimizer = trainer.create_optimizer()
             trainer.optimizer = None
         batches = _AcceleratedLoader(trainer.get_train_dataloader())
-        eval_data, probe = trainer.eval_dataset, None
+        eval_data, val = trainer.eval_dataset, None
         if eval_data is not None:
             # Of several data sets, by name, the first.
             name = next(iter(eval_data)) if isinstance(eval_data, dict) else None
-            probe = first_batch(_AcceleratedLoader(trainer.get_eval_dataloader(name)))
+            val = _AcceleratedLoader(trainer.get_eval_dataloader(name))
 
     def batch_loss(batch: Any) -> Tensor:
         with trainer.compute_loss_context_manager():
             return trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
 
-    return {
-        "model": trainer.model,
-        # After a training, Accelerate has wrapped the optimizer.
-        "optimizer": getattr(optimizer, "optimizer", optimizer),
-        "loss_fn": None,
-        "batches": batches,
-        "batch_loss": batch_loss,
-        "probe": probe,
-    }
+    # After a training, Accelerate has wrapped the optimizer.
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    return range_test_arguments(trainer.model, optimizer, batches, batch_loss, val)
 
 
 class _AcceleratedLoader(AdaptedLoader):

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from lrrt_stage.curve.smoothing import Smoothing
+from lrrt_stage.curve.smoothing import Smoothing, finite_length
 from lrrt_stage.settings import require
 
 __all__ = ["LRCurve", "Stop"]
@@ -77,8 +77,7 @@ class LRCurve:
     @property
     def finite(self) -> LRCurve:
         """The curve up to the first training loss that is not finite."""
-        invalid = np.flatnonzero(~np.isfinite(self.loss))
-        return self[: invalid[0]] if invalid.size else self
+        return self[: finite_length(self.loss)]
 
     def __getitem__(self, part: slice) -> LRCurve:
         """Return a slice of the iterations, with the stop and the epochs of the whole curve."""

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lrrt_stage.settings import Options, setting
 
-__all__ = ["AVERAGES", "Smoothing", "mean_age", "zero_phase"]
+__all__ = ["AVERAGES", "Smoothing", "finite_length", "mean_age", "zero_phase"]
 
 AVERAGES = ("biased", "corrected", "from-first")
 """The exponential averages; they differ in how they begin."""
@@ -47,10 +47,13 @@ class Smoothing(Options):
         smoothed = ewm.mean().to_numpy(copy=True)
         if self.average == "biased":
             smoothed *= 1 - self.beta ** np.arange(1, len(raw) + 1)
-        invalid = np.flatnonzero(~np.isfinite(raw))
-        if invalid.size:
-            smoothed[invalid[0] :] = np.nan
+        smoothed[finite_length(raw) :] = np.nan
         return smoothed
+
+
+def finite_length(values: np.ndarray) -> int:
+    """Return how many values come before the first that is not finite."""
+    return int(np.logical_and.accumulate(np.isfinite(values)).sum())
 
 
 def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
@@ -92,8 +95,7 @@ def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
     """
     Smoothing(beta=beta)  # raises LRRTError for a beta out of its bounds
     raw = np.asarray(loss, dtype=np.float64)
-    invalid = np.flatnonzero(~np.isfinite(raw))
-    end = int(invalid[0]) if invalid.size else len(raw)
+    end = finite_length(raw)
     averaged = np.full(raw.shape, np.nan)
     averaged[:end] = _both_sides(raw[:end], beta) / _both_sides(np.ones(end), beta)
     return averaged

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
-from lrrt_stage.curve.smoothing import Smoothing
+from lrrt_stage.curve.smoothing import Smoothing, finite_length
 from lrrt_stage.errors import LRRTError
-from lrrt_stage.measure.step import BatchStream
 
 __all__ = ["CHECK_EVERY", "LossRecorder"]
 
@@ -23,15 +22,9 @@ curve does not depend on this number, since iterations after the stop are cut of
 class LossRecorder:
     """Keeps the losses on the device, and reads them every :data:`CHECK_EVERY` iterations.
 
-    Parameters
-    ----------
-    lr
-        Learning rate of every iteration, shape ``[n]``.
-    stop_multiple
-        The test stops when the smoothed loss exceeds this multiple of its minimum; None: never.
-    beta
-        Smoothing factor of the bias-corrected average that the stop rule reads. The biased average
-        starts near zero, so that a multiple of its minimum means nothing.
+    The test stops when the smoothed loss exceeds ``stop_multiple`` times its minimum. The stop rule
+    reads the bias-corrected average: the biased one starts near zero, so that a multiple of its
+    minimum means nothing.
     """
 
     def __init__(self, lr: np.ndarray, stop_multiple: float | None, beta: float) -> None:
@@ -62,21 +55,8 @@ class LossRecorder:
             self._apply_stop_rule()
         return self.length is not None
 
-    def curve(self, stream: BatchStream, stop: Stop | None = None) -> LRCurve:
-        """Return the recorded curve up to the stop.
-
-        Parameters
-        ----------
-        stream
-            The training batches, which tell how many epochs the iterations took.
-        stop
-            Why the test ended, where that was not the stop rule.
-
-        Raises
-        ------
-        LRRTError
-            If the first loss of the training or of the probe is not finite.
-        """
+    def curve(self, stop: Stop | None = None) -> LRCurve:
+        """Return the recorded curve; ``stop`` says why it ends if that was not the stop rule."""
         if self.on_device:
             self._read()
         losses, *evaluations = self._recorded()[:, : self.length]
@@ -92,13 +72,7 @@ class LossRecorder:
                 f"the loss of the probe is {probe[0]} at the initial weights: check its examples "
                 "for NaN or infinity"
             )
-        return LRCurve(
-            self.lr[: len(losses)],
-            losses,
-            **series,
-            stop=stop or self.stop,
-            epochs=stream.epochs(len(losses)),
-        )
+        return LRCurve(self.lr[: len(losses)], losses, **series, stop=stop or self.stop)
 
     def _recorded(self) -> np.ndarray:
         """Return the series that were read, shape ``[1 + evaluations, iterations]``."""
@@ -116,9 +90,8 @@ class LossRecorder:
 
     def _apply_stop_rule(self) -> None:
         losses = self._recorded()[0]
-        invalid = np.flatnonzero(~np.isfinite(losses))
-        finite = losses[: invalid[0]] if invalid.size else losses
-        if self.stop_multiple is not None and len(finite):
+        finite = losses[: finite_length(losses)]
+        if self.stop_multiple is not None:
             smoothed = self.average(finite)
             minimum = np.minimum.accumulate(smoothed)
             exceeded = np.flatnonzero(
@@ -127,5 +100,5 @@ class LossRecorder:
             if exceeded.size:
                 self.length, self.stop = int(exceeded[0]) + 1, "diverged"
                 return
-        if invalid.size:
-            self.length, self.stop = int(invalid[0]) + 1, "non-finite"
+        if len(finite) < len(losses):
+            self.length, self.stop = len(finite) + 1, "non-finite"

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import unknown_name
+from lrrt_stage.measure.evaluations import Probe, Validation, validation_losses
 from lrrt_stage.measure.loss_recorder import LossRecorder
-from lrrt_stage.measure.probe import Probe
 from lrrt_stage.measure.ramps import RangeTestOptions
 from lrrt_stage.measure.step import (
     BatchLoss,
-    BatchStream,
     StepOptions,
     TrainingStep,
     batch_loss_of,
+    endless,
     lr_ratios,
 )
-from lrrt_stage.measure.validation import Validation, Validator
 from lrrt_stage.settings import require
 from lrrt_stage.state.device import deterministic, resolve_device
 from lrrt_stage.state.preserve import preserved
@@ -85,7 +86,7 @@ def range_test(
         ``loss_fn`` cannot describe. It is used in place of ``loss_fn``.
     probe
         A batch that is not trained on, such as 64 validation examples. Its loss is evaluated at
-        every iteration (see :class:`lrrt_stage.measure.probe.Probe`), and the rule ``robust``
+        every iteration (see :class:`lrrt_stage.measure.evaluations.Probe`), and the rule ``robust``
         reads it. It costs a forward pass, and does not change the training losses.
     validation
         What to evaluate at every iteration, at the weights of the training loss. It does not
@@ -131,22 +132,22 @@ def range_test(
         model.to(device).to(memory_format=step.memory_format)
         model.train()
         take_step = TrainingStep(model, optimizer, batch_loss, step, device)
-
-        def loss_of(batch: Any) -> Tensor:
-            return take_step.loss_of(batch, eval_loss)
-
-        evaluations: list[Callable[[int], dict[str, Tensor]]] = []
+        loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
+        evaluations: dict[str, Callable[[int], Tensor]] = {}
         if probe is not None:
-            evaluations.append(Probe(model, take_step.on_device(probe), loss_of, losses))
+            evaluations["probe_loss"] = Probe(model, take_step.on_device(probe), loss_of, losses)
         if validation is not None:
             sample = [take_step.on_device(batch) for batch in validation.sample]
-            on_device = replace(validation, sample=sample)
-            evaluations.append(Validator(model, on_device, loss_of, len(lr), device))
-        stream = BatchStream(batches, step.accumulate)
-        set_lr = _lr_setter(optimizer)
+            evaluations |= validation_losses(model, validation, sample, loss_of, len(lr))
+        stream, ratios = endless(batches), lr_ratios(optimizer)
+        stop: Stop | None = None
         try:
             for iteration, value in enumerate(lr.tolist()):
-                set_lr(value)
+                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                    if isinstance(group["lr"], Tensor):
+                        group["lr"].fill_(value * ratio)
+                    else:
+                        group["lr"] = value * ratio
                 evaluated = _evaluate(evaluations, iteration)
                 recorder.add(take_step(stream), **evaluated)
                 if progress is not None:
@@ -154,8 +155,13 @@ def range_test(
                 if recorder.should_stop():
                     break
         except KeyboardInterrupt:
-            raise RangeTestInterrupted(recorder.curve(stream, "interrupted")) from None
-        return recorder.curve(stream)
+            stop = "interrupted"
+        curve = recorder.curve(stop)
+    if per_epoch := length_hint(batches):
+        curve = replace(curve, epochs=len(curve) * step.accumulate / per_epoch)
+    if stop is not None:
+        raise RangeTestInterrupted(curve)
+    return curve
 
 
 def _with_changes(
@@ -188,27 +194,10 @@ def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def _evaluate(
-    evaluations: list[Callable[[int], dict[str, Tensor]]], iteration: int
+    evaluations: Mapping[str, Callable[[int], Tensor]], iteration: int
 ) -> dict[str, Tensor]:
-    """Return the losses, by name, of what is not trained on at this iteration."""
     if not evaluations:
         return {}
     # Seeded alike at every iteration, so that training draws what it would draw without them.
     with seeded(0):
-        return {
-            name: loss for evaluate in evaluations for name, loss in evaluate(iteration).items()
-        }
-
-
-def _lr_setter(optimizer: Optimizer) -> Callable[[float], None]:
-    """Return a function that sets the LR of every group, keeping the ratios between the groups."""
-    ratios = lr_ratios(optimizer)
-
-    def set_lr(value: float) -> None:
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value * ratio)
-            else:
-                group["lr"] = value * ratio
-
-    return set_lr
+        return {name: evaluate(iteration) for name, evaluate in evaluations.items()}

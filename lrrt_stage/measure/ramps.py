@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, Literal
 
 import numpy as np
@@ -64,11 +65,7 @@ class RangeTestOptions(Options):
         """Return the number of optimizer steps; each takes ``accumulate`` of the ``batches``."""
         if self.iterations != "epoch":
             return self.iterations
-        try:
-            epoch = len(batches) // accumulate  # type: ignore[arg-type]
-        except TypeError:  # the data has no length
-            epoch = 0
-        return max(epoch, MIN_EPOCH_ITERATIONS)
+        return max(length_hint(batches) // accumulate, MIN_EPOCH_ITERATIONS)
 
     def learning_rates(self, batches: Iterable[Any], accumulate: int) -> np.ndarray:
         """Return the learning rate of every iteration, shape ``[iterations]``."""

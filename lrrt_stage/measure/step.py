@@ -17,10 +17,10 @@ from lrrt_stage.state.device import to_device
 
 __all__ = [
     "BatchLoss",
-    "BatchStream",
     "StepOptions",
     "TrainingStep",
     "batch_loss_of",
+    "endless",
     "lr_ratios",
     "require_scalar",
 ]
@@ -113,34 +113,18 @@ def require_scalar(loss: Any) -> Tensor:
     return loss
 
 
-class BatchStream(Iterator[Any]):
-    """An endless stream of batches: ``batches`` is iterated again whenever it runs out."""
-
-    def __init__(self, batches: Iterable[Any], per_iteration: int = 1) -> None:
-        self.batches, self.per_iteration = batches, per_iteration
-        self._iterator = iter(batches)
-        self._fresh = True
-
-    def __next__(self) -> Any:
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            if self._fresh:
-                raise LRRTError(
-                    "there are no batches left: pass something with at least one batch that can be "
-                    "iterated again (a DataLoader or a list, not a generator)"
-                ) from None
-            self._iterator, self._fresh = iter(self.batches), True
-            return next(self)
-        self._fresh = False
-        return batch
-
-    def epochs(self, iterations: int) -> float | None:
-        """Return how many passes over the data ``iterations`` take; None without a length."""
-        try:
-            return iterations * self.per_iteration / len(self.batches)  # type: ignore[arg-type]
-        except TypeError:
-            return None
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches without end: ``batches`` is iterated again whenever it runs out."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise LRRTError(
+                "there are no batches left: pass something with at least one batch that can be "
+                "iterated again (a DataLoader or a list, not a generator)"
+            )
 
 
 class TrainingStep:

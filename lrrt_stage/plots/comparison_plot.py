@@ -20,8 +20,14 @@ STYLES = ("-", "--", "-.", ":")
 
 
 def plot_losses(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes:
-    """Draw the losses of the probe where all tests have one, else the smoothed training losses."""
-    ax = drawing.new_figure()[1][0] if ax is None else ax
+    """Draw the losses of several range tests over the learning rate, a line for each test.
+
+    ``readings`` are named by what the legend calls them. The losses are those of the probe where
+    all tests have one, else the smoothed training losses. Without ``ax``, the axes are those of a
+    new figure (:attr:`Axes.figure`).
+    """
+    if ax is None:
+        return drawing.on_new_figure(plot_losses, readings)
     probed = all(reading.curve.probe_loss is not None for reading in readings.values())
     losses, styles = [], cycle((style, color) for style in STYLES for color in drawing.COLORS)
     for (name, reading), (style, color) in zip(readings.items(), styles, strict=False):
@@ -35,12 +41,18 @@ def plot_losses(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     title = "Loss of the probe" if probed else "Smoothed training loss"
     drawing.label_axes(ax, title, LR_LABEL, "loss", log="x")
     ax.set_ylim(*drawing.loss_limits(*losses))
+    drawing.legend_below(ax)
     return ax
 
 
 def plot_ranges(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes:
-    """Draw the suggested ranges, and the intervals of their maxima, a row for each test."""
-    ax = drawing.new_figure()[1][0] if ax is None else ax
+    """Draw the suggested ranges, and the intervals of their maxima, a row for each test.
+
+    ``readings`` are named by what their rows are called; a test without a suggestion has an empty
+    row. Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
+    """
+    if ax is None:
+        return drawing.on_new_figure(plot_ranges, readings)
     found = [reading.final for reading in readings.values()]
     ranges = np.array([
         (suggestion.range.min, suggestion.range.max) if suggestion.range else (np.nan, np.nan)
@@ -55,19 +67,14 @@ def plot_ranges(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     ax.plot(ranges[:, 1], rows, "|", color="black", ms=11, mew=2, label="its maximum")
     drawing.label_axes(ax, "Suggested ranges", LR_LABEL, log="x")
     drawing.name_rows(ax, list(readings))
+    drawing.legend_below(ax)
     return ax
 
 
 def comparison_figure(
     title: str, readings: Mapping[str, Reading], lr_in_use: float | None = None
 ) -> Figure:
-    """Return the losses of range tests over the learning rate, and below them their ranges.
-
-    Raises
-    ------
-    LRRTError
-        If there is no test.
-    """
+    """Return the losses of range tests over the learning rate, and below them their ranges."""
     require(bool(readings), "there is no range test to draw: give at least one")
     heights = [3.9, 1.2 + 0.3 * len(readings)]
     figure, (losses, ranges) = drawing.new_figure(heights=heights)

@@ -27,28 +27,23 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
 
     Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
-    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
-    smoothing = smoothing or Smoothing()
-    smoothed = smoothing(curve.loss)
-    lines = [curve.loss, smoothed]
-    ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
+    if ax is None:
+        return drawing.on_new_figure(plot_curve, curve, smoothing)
+    smoothing, full = smoothing or Smoothing(), curve.full_val_loss
+    lines = []
+
+    def line(loss: np.ndarray, color: str, label: str, lw: float, ls: str = "-") -> None:
+        lines.append(loss)
+        ax.plot(curve.lr, loss, color=color, lw=lw, ls=ls, label=label)
+
+    line(curve.loss, drawing.PALE, "loss of each batch", 1)
     name = f"smoothed ({smoothing.average}, β = {smoothing.beta:g})"
-    ax.plot(curve.lr, smoothed, color=drawing.BLUE, lw=2, label=name)
+    line(smoothing(curve.loss), drawing.BLUE, name, 2)
     if curve.probe_loss is not None:
-        lines.append(curve.probe_loss)
-        ax.plot(
-            curve.lr,
-            curve.probe_loss,
-            color=drawing.GREEN,
-            lw=2,
-            ls="--",
-            label="loss of the probe",
-        )
-    full = curve.full_val_loss
+        line(curve.probe_loss, drawing.GREEN, "loss of the probe", 2, "--")
     if curve.val_loss is not None:
-        lines.append(curve.val_loss)
         name = "validation loss" if full is None else "validation loss (sample)"
-        ax.plot(curve.lr, curve.val_loss, color=drawing.GREY, lw=1.2, ls=":", label=name)
+        line(curve.val_loss, drawing.GREY, name, 1.2, ":")
     if full is not None:
         ax.plot(curve.lr, full, "o", color=drawing.GREY, ms=4, label="validation loss, full set")
     epochs = "" if curve.epochs is None else f", {curve.epochs:.3g} epochs"
@@ -56,8 +51,6 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
     drawing.label_axes(ax, title, LR_LABEL, "training loss" if len(lines) == 2 else "loss", log="x")
     ax.set_ylim(*drawing.loss_limits(*lines))
     drawing.legend_below(ax)
-    if own:
-        drawing.finished(ax.figure)  # type: ignore[arg-type]
     return ax
 
 
@@ -68,7 +61,8 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
     one. Of several tests, the range of their consensus is drawn with the maximum of every test.
     Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
-    own, ax = ax is None, drawing.new_figure()[1][0] if ax is None else ax
+    if ax is None:
+        return drawing.on_new_figure(plot_reading, reading)
     plot_curve(reading.curve, reading.smoothing, ax)
     consensus, final = reading.consensus, reading.final
     if isinstance(consensus, Consensus):
@@ -98,8 +92,6 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
         label = f"{second}: {found.max:.3g}"
         ax.axvline(found.max, color=drawing.PURPLE, lw=1.5, ls="-.", label=label)
     drawing.legend_below(ax)
-    if own:
-        drawing.finished(ax.figure)  # type: ignore[arg-type]
     return ax
 
 

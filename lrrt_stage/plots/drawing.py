@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from io import BytesIO
-from math import ceil
 from typing import Any
 
 import matplotlib
@@ -14,9 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import offset_copy
 
 __all__ = [
     "COLORS",
@@ -26,6 +24,7 @@ __all__ = [
     "loss_limits",
     "name_rows",
     "new_figure",
+    "on_new_figure",
     "plot_bars",
     "plot_matrix",
     "svg_image",
@@ -117,39 +116,36 @@ def loss_limits(*losses: np.ndarray) -> tuple[float, float]:
 def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
     """Put a legend below the labels of the x axis, where it covers nothing."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    if not handles:
-        return
-    figure = ax.get_figure(root=True)
+    figure, previous = ax.get_figure(root=True), ax.get_legend()
     assert figure is not None
-    labels = [str(handle.get_label()) for handle in handles]
-    grid = ax.get_subplotspec()
-    side_by_side = 1 if grid is None else grid.get_gridspec().ncols
-    down = ScaledTranslation(0, -(38 if ax.get_xlabel() else 24) / 72, figure.dpi_scale_trans)
-    legend = ax.legend(
-        handles,
-        labels,
-        fontsize=FONT,
-        loc="upper left",
-        bbox_to_anchor=(0, 0),
-        bbox_transform=ax.transAxes + down,
-        borderaxespad=0,
-        frameon=False,
-        ncols=_legend_columns(labels, 58 * figure.get_figwidth() / side_by_side),
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    if previous is not None:
+        previous.remove()
+    figure.draw_without_rendering()  # so that the axes have their width
+    below = offset_copy(ax.transAxes, figure, y=-38 if ax.get_xlabel() else -24, units="points")
+    # As many columns as fit.
+    for columns in range(len(handles), 0, -1):
+        legend = ax.legend(
+            handles=handles,
+            fontsize=FONT,
+            loc="upper left",
+            bbox_to_anchor=(0, 0),
+            bbox_transform=below,
+            borderaxespad=0,
+            frameon=False,
+            ncols=columns,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        if legend.get_window_extent().width <= ax.bbox.width:
+            break
 
 
-def _legend_columns(labels: Sequence[str], available: float) -> int:
-    """Return how many columns of entries fit into a width in points."""
-    widths = [TextPath((0, 0), f"{text}.", size=FONT).get_extents().width for text in labels]
-    for columns in range(len(labels), 1, -1):
-        rows = ceil(len(labels) / columns)
-        # Line, gaps and the space between columns take about five letters.
-        parts = [max(widths[k : k + rows]) + 5 * FONT for k in range(0, len(labels), rows)]
-        if sum(parts) <= available:
-            return columns
-    return 1
+def on_new_figure(plot: Callable[..., Axes], *arguments: Any) -> Axes:
+    """Return the axes of a new figure, into which ``plot`` draws, and which fits its legend."""
+    figure, (ax,) = new_figure()
+    plot(*arguments, ax)
+    finished(figure)
+    return ax
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from html import escape
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import plot_reading
-from lrrt_stage.rules.reading import Reading, Suggestion
+from lrrt_stage.rules.reading import Reading
 
 __all__ = ["curve_html", "describe_reading"]
 
@@ -43,25 +43,20 @@ def describe_reading(reading: Reading) -> str:
 
 def _table(reading: Reading) -> str:
     head = _row("th", ["rule", "suggested range", "interval of its maximum", "verdict"])
-    rows = [
-        _rule_row(name, suggestion, name == reading.rule)
-        for name, suggestion in reading.suggestions.items()
-    ]
+    rows = []
+    for name, suggestion in reading.suggestions.items():
+        confidence = suggestion.confidence
+        cells = ["none", "", suggestion.reason]
+        if suggestion.range is not None:
+            interval = f"{confidence.low:.3g} to {confidence.high:.3g}"
+            cells = [str(suggestion.range), interval, str(confidence.verdict)]
+        chosen = name == reading.rule
+        rows.append(_row("td", [f"{name} (default)" if chosen else name, *cells], bold=chosen))
     caption = '<caption style="text-align: left">Suggestions of every rule</caption>'
     return (
         f'<table style="{TABLE}">{caption}'
         f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     )
-
-
-def _rule_row(name: str, suggestion: Suggestion, default: bool) -> str:
-    label = f"{name} (default)" if default else name
-    confidence = suggestion.confidence
-    if suggestion.range is None:
-        return _row("td", [label, "none", "", suggestion.reason], bold=default)
-    interval = f"{confidence.low:.3g} to {confidence.high:.3g}"
-    cells = [label, str(suggestion.range), interval, str(confidence.verdict)]
-    return _row("td", cells, bold=default)
 
 
 def _row(tag: str, cells: list[str], bold: bool = False) -> str:

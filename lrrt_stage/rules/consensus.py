@@ -57,11 +57,11 @@ class Consensus:
         suggestion. ``first`` is the verdict on the first test: if its loss is still falling at
         the last learning rate, or its ramp is unusual, more tests do not help.
         """
-        if first is Verdict.STILL_FALLING:
-            return Confidence(self.low, self.high, first)
-        if self.decades > CLEAR_DECADES or self.without_suggestion > 0:
-            return Confidence(self.low, self.high, Verdict.APART)
         verdict = first if first is Verdict.RAMP else Verdict.CLEAR
+        if first is Verdict.STILL_FALLING:
+            verdict = first
+        elif self.decades > CLEAR_DECADES or self.without_suggestion > 0:
+            verdict = Verdict.APART
         return Confidence(self.low, self.high, verdict)
 
     def __str__(self) -> str:

@@ -29,14 +29,10 @@ def find_descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.n
     """Return the LRs and smoothed losses to read, and the index of the minimum among them.
 
     The arrays have shape ``[m]``: the finite part of the curve without its first
-    :data:`SKIP_FIRST` and its last :data:`SKIP_LAST` points.
-
-    Raises
-    ------
-    NoSuggestion
-        If there are too few points, or the loss never fell: from no earlier point to the minimum by
-        more than noise explains. The largest difference to expect among N pairs of points is
-        sqrt(2 ln N) standard errors (the universal threshold of Donoho & Johnstone, 1994).
+    :data:`SKIP_FIRST` and its last :data:`SKIP_LAST` points. The loss fell if it did so from some
+    earlier point to the minimum by more than noise explains: the largest difference to expect among
+    N pairs of points is sqrt(2 ln N) standard errors (the universal threshold of Donoho &
+    Johnstone, 1994). Otherwise this raises NoSuggestion.
     """
     finite = require_points(curve)
     window = slice(SKIP_FIRST, -SKIP_LAST)

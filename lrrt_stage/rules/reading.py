@@ -6,37 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lrrt_stage.curve.lr_curve import LRCurve
-from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion, unknown_name
 from lrrt_stage.rules.consensus import Consensus
-from lrrt_stage.rules.registry import RULES, suggest_all
-from lrrt_stage.rules.uncertainty import Confidence, confidence
+from lrrt_stage.rules.registry import RULES
+from lrrt_stage.rules.uncertainty import Suggestion, assess
 
-__all__ = ["Reading", "Suggestion"]
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """The suggestion of a rule, or the reason why it has none, with the confidence in it."""
-
-    answer: LRRange | NoSuggestion
-    confidence: Confidence
-
-    @property
-    def range(self) -> LRRange | None:
-        """The suggested range; None where there is none."""
-        return self.answer if isinstance(self.answer, LRRange) else None
-
-    @property
-    def reason(self) -> str:
-        """Why there is no suggestion; empty where there is one."""
-        return "" if isinstance(self.answer, LRRange) else str(self.answer)
-
-    @classmethod
-    def missing(cls, reason: NoSuggestion) -> Suggestion:
-        """Return that there is no suggestion."""
-        return cls(reason, Confidence(float("nan"), float("nan"), reason.verdict))
+__all__ = ["Reading"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +49,7 @@ class Reading:
         if rule not in RULES:
             raise unknown_name("rule", rule, RULES)
         smoothing = smoothing or Smoothing()
-        suggestions = {
-            name: Suggestion(answer, confidence(curve, name, smoothing))
-            for name, answer in suggest_all(curve, smoothing).items()
-        }
-        return cls(curve, suggestions, rule, smoothing)
+        return cls(curve, assess(curve, RULES, smoothing), rule, smoothing)
 
     @property
     def chosen(self) -> Suggestion:

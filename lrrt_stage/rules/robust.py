@@ -21,18 +21,28 @@ SIGNIFICANCE = 0.05
 """p-value below which a fall of the loss is not explained by chance."""
 
 
-@rule("robust")
-def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
-    """A tenth of the learning rate at which the loss rises; no smoothing, no fitted constant.
+def fitted_loss(curve: LRCurve, smoothing: Smoothing) -> tuple[str, np.ndarray]:
+    """Return the name and the values, shape ``[n]``, of the fit that the rule reads."""
+    try:
+        fit = fit_unimodal(curve)
+    except NoSuggestion:
+        fit = UnimodalFit.from_curve(curve)
+    return f"fit to the {'training' if fit.series == 'loss' else 'probe'} loss", fit.fit
 
-    The rule reads the loss of the probe where there is one, otherwise that of the training
-    batches, and both where the probe does not fall (:func:`fit_unimodal`). Losses above the one at
-    the initial weights are clipped to it, since once the network is ruined, the height of the
-    explosion says nothing. The least-squares curve that falls and then rises is fitted to these
-    losses (:func:`unimodal_regression`). Where it rises is averaged over all heights between its
-    floor and the start, so that neither the place of a flat floor nor a single level decides.
-    A tenth of that is suggested, as in the article's rule, since training stays at learning
-    rates that the ramp only passes.
+
+@rule("robust", reads=fitted_loss, pace_decades=0.33, start_decades=0.18)
+def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """The maximum is a tenth of the learning rate at which the loss rises again, the minimum a
+    tenth of the maximum. The rule reads the curve that falls once and then rises once and fits the
+    loss best: the loss of the probe where there is one, otherwise that of the training batches.
+
+    It reads both losses where the probe does not fall (:func:`fit_unimodal`). Losses above the one
+    at the initial weights are clipped to it, since once the network is ruined, the height of the
+    explosion says nothing. The least-squares curve is fitted to these losses
+    (:func:`unimodal_regression`), without smoothing and without a fitted constant. Where it rises
+    is averaged over all heights between its floor and the start, so that neither the place of a
+    flat floor nor a single level decides. A tenth of that is suggested, as in the article's rule,
+    since training stays at learning rates that the ramp only passes.
     """
     maximum = fit_unimodal(curve).rise / 10
     if maximum < curve.lr[0]:
@@ -49,6 +59,8 @@ class UnimodalFit:
     Arrays have the shape ``[n]`` of the curve.
     """
 
+    series: str
+    """Which losses are fitted: ``loss``, those of the training, or ``probe_loss``."""
     lr: np.ndarray
     start: float
     """Loss at the initial weights."""
@@ -61,8 +73,9 @@ class UnimodalFit:
     """Whether the losses fall up to the floor by more than chance explains."""
 
     @classmethod
-    def from_curve(cls, curve: LRCurve, series: str) -> UnimodalFit:
-        """Fit the series ``loss`` or ``probe_loss`` of a curve."""
+    def from_curve(cls, curve: LRCurve, series: str | None = None) -> UnimodalFit:
+        """Fit a series of a curve; by default the loss of the probe where there is one."""
+        series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         losses = getattr(curve, series)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # their start is estimated from the first tenth, whose learning rates have no effect yet.
@@ -72,7 +85,7 @@ class UnimodalFit:
         clipped = np.where(ruined, start, losses)
         fit = unimodal_regression(clipped)
         fell = bool(np.isfinite(start)) and _fell(losses[: _last_minimum(fit) + 1])
-        return cls(curve.lr, start, ruined, clipped, fit, fell)
+        return cls(series, curve.lr, start, ruined, clipped, fit, fell)
 
     def __repr__(self) -> str:
         shape = f"rise at lr {self.rise:.3g}" if self.rises else "no rise"
@@ -122,7 +135,7 @@ def fit_unimodal(curve: LRCurve) -> UnimodalFit:
         rose again.
     """
     require_points(curve)
-    fit = UnimodalFit.from_curve(curve, "loss" if curve.probe_loss is None else "probe_loss")
+    fit = UnimodalFit.from_curve(curve)
     if not fit.fell:
         training = UnimodalFit.from_curve(curve, "loss")
         if not np.isfinite(fit.start) or not training.fell:
@@ -141,21 +154,10 @@ def unimodal_regression(values: np.ndarray) -> np.ndarray:
     """Return the least-squares fit that falls and then rises, computed in O(n).
 
     Of all sequences that never rise before some index and never fall after it, this is the one
-    with the least sum of squared differences to ``values``. No bandwidth needs to be chosen, noise
-    is averaged away where there is no trend, and an explosion is not smeared over earlier losses.
+    with the least sum of squared differences to the finite ``values [n]``. No bandwidth needs to be
+    chosen, noise is averaged away where there is no trend, and an explosion is not smeared over
+    earlier losses.
 
-    Parameters
-    ----------
-    values
-        Shape ``[n]``, finite.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``[n]``.
-
-    References
-    ----------
     Q. F. Stout, *Unimodal regression via prefix isotonic regression*, Computational Statistics &
     Data Analysis 53 (2008): given the errors of the monotone fit to every prefix and to every
     suffix, the best turning point is the least of n + 1 sums.

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import log10
 
 import numpy as np
 
 from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion, Verdict
-from lrrt_stage.rules.registry import RULES, suggest
+from lrrt_stage.rules.registry import RULES, ask
 from lrrt_stage.rules.robust import UnimodalFit, fit_unimodal
 
-__all__ = ["CLEAR_DECADES", "Confidence", "confidence", "confidence_all", "ramp_movement"]
+__all__ = [
+    "CLEAR_DECADES",
+    "Confidence",
+    "Suggestion",
+    "assess",
+    "confidence",
+    "confidence_all",
+    "ramp_movement",
+]
 
 CLEAR_DECADES = log10(2)
 """A suggestion whose interval is wider than a factor of two is uncertain."""
@@ -27,16 +36,6 @@ USUAL_START, USUAL_PACE = 1e-7, 99 / 9
 1e-7 to 100. Rules were measured with this ramp."""
 PACE_TOLERANCE = 1.25
 """Factor by which the pace may differ, so that a different ``lr_end`` does not count."""
-RAMP_MOVEMENT = {
-    "robust": (0.33, 0.18),
-    "article": (0.67, 0.26),
-    "minimum": (0.67, 0.26),
-    "valley": (0.42, 0.27),
-    "slide": (1.67, 0.67),
-    "steepest": (1.63, 0.45),
-}
-"""Rule -> mean distance, in decades, between its suggestion for the default ramp and that for ten
-times the iterations, and for a first learning rate of 1e-8 to 1e-5: see ``docs/suggestions.md``."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,67 @@ def confidence(
     C. F. J. Wu (1986), R. Y. Liu (1988); signs of equal probability: R. Davidson and
     E. Flachaire, *The wild bootstrap, tamed at last*, Journal of Econometrics 146 (2008).
     """
-    smoothing = smoothing or Smoothing()
-    moved = ramp_movement(curve, rule)
-    try:
-        maxima = [suggest(curve, rule, smoothing).max]
-    except NoSuggestion as reason:
-        return Confidence(float("nan"), float("nan"), reason.verdict)
+    return assess(curve, [rule], smoothing, seed)[rule].confidence
+
+
+def confidence_all(curve: LRCurve, smoothing: Smoothing | None = None) -> dict[str, Confidence]:
+    """Return the :func:`confidence` in the suggestion of every rule."""
+    return {name: found.confidence for name, found in assess(curve, RULES, smoothing).items()}
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The suggestion of a rule, or the reason why it has none, with the confidence in it."""
+
+    answer: LRRange | NoSuggestion
+    confidence: Confidence
+
+    @property
+    def range(self) -> LRRange | None:
+        """The suggested range; None where there is none."""
+        return self.answer if isinstance(self.answer, LRRange) else None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no suggestion; empty where there is one."""
+        return "" if isinstance(self.answer, LRRange) else str(self.answer)
+
+    @classmethod
+    def missing(cls, reason: NoSuggestion) -> Suggestion:
+        """Return that there is no suggestion."""
+        return cls(reason, Confidence(float("nan"), float("nan"), reason.verdict))
+
+
+def assess(
+    curve: LRCurve, rules: Iterable[str], smoothing: Smoothing | None = None, seed: int = 0
+) -> dict[str, Suggestion]:
+    """Return the suggestions of these rules with the :func:`confidence` in each.
+
+    Every rule is asked once for this curve.
+    """
+    answers = {rule: ask(curve, rule, smoothing) for rule in rules}
+    fits: dict[str, UnimodalFit] = {}
+    if any(isinstance(answer, LRRange) for answer in answers.values()):
+        losses = ["loss"] if curve.probe_loss is None else ["loss", "probe_loss"]
+        fits = {series: UnimodalFit.from_curve(curve, series) for series in losses}
+    return {
+        rule: Suggestion.missing(answer)
+        if isinstance(answer, NoSuggestion)
+        else Suggestion(answer, _confidence(curve, rule, smoothing, answer, fits, seed))
+        for rule, answer in answers.items()
+    }
+
+
+def _confidence(
+    curve: LRCurve,
+    rule: str,
+    smoothing: Smoothing | None,
+    answer: LRRange,
+    fits: Mapping[str, UnimodalFit],
+    seed: int,
+) -> Confidence:
     versions = [replace(curve, probe_loss=None)]
-    if curve.probe_loss is not None and _maximum(versions[0], rule, smoothing) != maxima:
+    if curve.probe_loss is not None and ask(versions[0], rule, smoothing) != answer:
         versions.insert(0, curve)
     try:
         recovered = fit_unimodal(versions[0]).recovered
@@ -110,27 +162,39 @@ def confidence(
         # Nothing is known of the rise, although this rule has a suggestion.
         recovered = 1.0
     generator = np.random.default_rng(seed)
-    for version in versions:
-        for resampled in _resampled(version, generator):
-            maxima += _maximum(resampled, rule, smoothing)
+    resampled = (again for version in versions for again in _resampled(version, fits, generator))
+    answers = (ask(again, rule, smoothing) for again in resampled)
+    # Noise may hide a weak descent, so that some have no suggestion.
+    maxima = [answer.max, *(found.max for found in answers if isinstance(found, LRRange))]
     low, high = np.quantile(maxima, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     # Refitting data generated from a fit is biased steep; widen the interval to include the
     # estimate.
-    low, high = min(low, maxima[0]), max(high, maxima[0])
+    low, high = min(low, answer.max), max(high, answer.max)
+    only_one_fell = len({fit.fell for fit in fits.values()}) > 1
     if curve.stop == "completed" and recovered < 0.5:
         verdict = Verdict.STILL_FALLING
-    elif log10(high / low) > CLEAR_DECADES or _only_one_fell(curve):
+    elif log10(high / low) > CLEAR_DECADES or only_one_fell:
         verdict = Verdict.NOISY
-    elif log10(high / low) + 2 * moved > CLEAR_DECADES:
+    elif log10(high / low) + 2 * ramp_movement(curve, rule) > CLEAR_DECADES:
         verdict = Verdict.RAMP
     else:
         verdict = Verdict.CLEAR
     return Confidence(float(low), float(high), verdict)
 
 
-def confidence_all(curve: LRCurve, smoothing: Smoothing | None = None) -> dict[str, Confidence]:
-    """Return the :func:`confidence` in the suggestion of every rule."""
-    return {name: confidence(curve, name, smoothing) for name in RULES}
+def _resampled(
+    curve: LRCurve, fits: Mapping[str, UnimodalFit], generator: np.random.Generator
+) -> Iterator[LRCurve]:
+    """Yield curves whose residuals have random signs, where the loss is below the start."""
+    for _ in range(RESAMPLES):
+        signs = generator.choice([-1.0, 1.0], len(curve))
+        changed = {}
+        for series, fit in fits.items():
+            losses = getattr(curve, series)
+            if losses is not None:
+                resampled = fit.fit + signs * (fit.clipped - fit.fit)
+                changed[series] = np.where(fit.ruined, losses, resampled)
+        yield replace(curve, **changed)
 
 
 def ramp_movement(curve: LRCurve, rule: str = "robust") -> float:
@@ -142,42 +206,11 @@ def ramp_movement(curve: LRCurve, rule: str = "robust") -> float:
     ramp, :data:`USUAL_PACE` iterations per decade from :data:`USUAL_START`, and for a rule that was
     not measured.
     """
-    if rule not in RAMP_MOVEMENT or len(curve) < 2 or not curve.lr[1] > curve.lr[0]:
+    if len(curve) < 2 or not curve.lr[1] > curve.lr[0]:
         return 0.0
-    for_pace, for_start = RAMP_MOVEMENT[rule]
     pace = 1 / log10(curve.lr[1] / curve.lr[0])
-    moved = 0.0
-    if abs(log10(pace / USUAL_PACE)) > log10(PACE_TOLERANCE):
-        moved = for_pace * abs(log10(pace / USUAL_PACE))
+    slower = abs(log10(pace / USUAL_PACE))
+    moved = RULES[rule].pace_decades * slower if slower > log10(PACE_TOLERANCE) else 0.0
     if not np.isclose(curve.lr[0], USUAL_START):
-        moved = max(moved, for_start)
+        moved = max(moved, RULES[rule].start_decades)
     return moved
-
-
-def _only_one_fell(curve: LRCurve) -> bool:
-    """Return whether only the probe or only the training losses show a descent."""
-    if curve.probe_loss is None:
-        return False
-    training = UnimodalFit.from_curve(curve, "loss")
-    return training.fell != UnimodalFit.from_curve(curve, "probe_loss").fell
-
-
-def _maximum(curve: LRCurve, rule: str, smoothing: Smoothing) -> list[float]:
-    """Return the suggested maximum, or an empty list: noise may hide a weak descent."""
-    try:
-        return [suggest(curve, rule, smoothing).max]
-    except NoSuggestion:
-        return []
-
-
-def _resampled(curve: LRCurve, generator: np.random.Generator) -> Iterator[LRCurve]:
-    """Yield curves whose residuals have random signs, where the loss is below the start."""
-    names = ["loss"] if curve.probe_loss is None else ["loss", "probe_loss"]
-    fits = {name: UnimodalFit.from_curve(curve, name) for name in names}
-    for _ in range(RESAMPLES):
-        signs = generator.choice([-1.0, 1.0], len(curve))
-        changed = {}
-        for name, fit in fits.items():
-            resampled = fit.fit + signs * (fit.clipped - fit.fit)
-            changed[name] = np.where(fit.ruined, getattr(curve, name), resampled)
-        yield replace(curve, **changed)

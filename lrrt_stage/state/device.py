@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from textwrap import shorten
 from typing import Any
 
@@ -75,16 +76,13 @@ def to_device(batch: Any, device: torch.device, memory_format: torch.memory_form
 
     Images (4 dimensions) get ``memory_format``; other tensors keep their own.
     """
+    moved = partial(to_device, device=device, memory_format=memory_format)
     if isinstance(batch, torch.Tensor):
-        if batch.dim() == 4:
-            return batch.to(device, non_blocking=True, memory_format=memory_format)
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict) or hasattr(batch, "items"):
-        return type(batch)(
-            {key: to_device(value, device, memory_format) for key, value in batch.items()}
-        )
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device, memory_format) for value in batch))
+        layout = memory_format if batch.dim() == 4 else torch.preserve_format
+        return batch.to(device, non_blocking=True, memory_format=layout)
+    if hasattr(batch, "items"):
+        return type(batch)({key: moved(value) for key, value in batch.items()})
     if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device, memory_format) for value in batch)
+        parts = map(moved, batch)
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch

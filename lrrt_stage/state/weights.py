@@ -108,13 +108,7 @@ def save(state: State, path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU.
-
-    Raises
-    ------
-    LRRTError
-        If the file is missing or is not a safetensors file.
-    """
+    """Read a safetensors file onto the CPU."""
     if not Path(path).is_file():
         raise LRRTError(f"there is no weights file {path}: check the path")
     try:
@@ -129,11 +123,8 @@ def load(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, state: State) -> None:
     """Copy ``state`` into ``model``, which keeps its device and layout.
 
-    Raises
-    ------
-    LRRTError
-        If names, shapes or dtypes differ. The message lists the first differences, and says so if
-        only the names differ, as with a constructor that numbers its layers.
+    An error lists the first differences, and says so if only the names differ, as with a
+    constructor that numbers its layers.
     """
     own = model.state_dict()
     remedy = "use the model and arguments that the weights were made with"

@@ -9,6 +9,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import (
+    RULES,
     Consensus,
     LRCurve,
     LRRTError,
@@ -48,8 +49,6 @@ from pipeline.jobs.jobs import RangeTestResult
 from pipeline.jobs.pool import JobResult
 
 __all__ = ["lrrt_fingerprint", "range_test_stage"]
-
-MEANING = {"robust": ", a tenth of the learning rate at which the loss rises again,"}
 
 
 def range_test_stage(
@@ -176,8 +175,8 @@ def _describe_suggestion(
     set_description(
         run,
         f"LR range test of {task_words(task)}{start}: {len(curve)} iterations ({curve.stop}).",
-        f"Rule `{rule}`{MEANING.get(rule, '')} suggests learning rates from **{final.range}**"
-        f"{found.removeprefix(str(final.range))}.",
+        f"Rule `{rule}` suggests learning rates from **{final.range}**"
+        f"{found.removeprefix(str(final.range))}. {RULES[rule].explanation}",
         f"The initial weights are the artifact `{WEIGHTS}`: train from them with "
         f"`lrrt-stage train --lrrt-run-id {run.info.run_id}`.",
         f"[Runs that start from this one]({followers_page(run)}).",

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from lrrt_stage import (
-    LRCurve,
-    LRRTError,
-    NoSuggestion,
-    Reading,
-    Smoothing,
-    UnimodalFit,
-    fit_unimodal,
-    zero_phase,
-)
+from lrrt_stage import RULES, LRCurve, LRRTError, Reading, Smoothing, zero_phase
 from lrrt_stage.rules.descent import SKIP_FIRST, SKIP_LAST, find_descent, require_turn
 
 __all__ = ["lag_free", "lag_of_minimum", "loss_name", "loss_read", "stacked"]
@@ -30,25 +21,16 @@ LAG_FREE_WINDOW = 1 / 3
 
 
 def loss_read(reading: Reading) -> LRCurve:
-    """Return the finite part of a curve, with the loss that the chosen rule reads in place of it.
-
-    For the rule ``robust`` this is the unimodal fit, for other rules the smoothed loss.
-    """
+    """Return the finite part of a curve, with the loss that the chosen rule reads."""
     curve = reading.curve.finite
-    if reading.rule != "robust":
-        return replace(curve, loss=reading.smoothing(curve.loss))
-    try:
-        fit = fit_unimodal(curve)
-    except NoSuggestion:
-        fit = UnimodalFit.from_curve(curve, "loss" if curve.probe_loss is None else "probe_loss")
-    return replace(curve, loss=fit.fit)
+    _, loss = RULES[reading.rule].reads(curve, reading.smoothing)
+    return replace(curve, loss=loss)
 
 
-def loss_name(reading: Reading) -> str:
-    """Return the name of the loss that :func:`loss_read` returns."""
-    if reading.rule != "robust":
-        return "smoothed training loss"
-    return f"fit to the {'training' if reading.curve.probe_loss is None else 'probe'} loss"
+def loss_name(readings: Iterable[Reading]) -> str:
+    """Return the name of the loss that :func:`loss_read` returns; all names where they differ."""
+    found = (RULES[each.rule].reads(each.curve.finite, each.smoothing) for each in readings)
+    return " or ".join(dict.fromkeys(name for name, _ in found))
 
 
 def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -52,7 +52,8 @@ def drawable(tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
 
 def plot_band(tests: Sequence[RangeTestResult], title: str, ax: Axes) -> Axes:
     """Draw the loss that the rule reads: each test, the median, and the 10 to 90 % band."""
-    lr, loss, _ = stacked([loss_read(test.reading) for test in drawable(tests)])
+    readings = [test.reading for test in drawable(tests)]
+    lr, loss, _ = stacked([loss_read(reading) for reading in readings])
     q10, median, q90 = np.quantile(loss, [0.1, 0.5, 0.9], axis=0)
     ends = quantiles(suggested(tests))["median"]
     label = f"between the medians: {ends['min']:.3g} to {ends['max']:.3g}"
@@ -63,7 +64,7 @@ def plot_band(tests: Sequence[RangeTestResult], title: str, ax: Axes) -> Axes:
         lr, q10, q90, color=drawing.BLUE, alpha=0.2, lw=0, label="10 to 90 % of the tests"
     )
     ax.plot(lr, median, color=drawing.BLUE, lw=2.5, label=f"median of {len(loss)} tests")
-    drawing.label_axes(ax, title, LR_LABEL, loss_name(tests[0].reading), log="x")
+    drawing.label_axes(ax, title, LR_LABEL, loss_name(readings), log="x")
     ax.set_ylim(*drawing.loss_limits(*loss))
     drawing.legend_below(ax)
     return ax
@@ -85,8 +86,7 @@ def curves_figure(tests: Sequence[RangeTestResult], title: str) -> Figure:
 def losses_figure(tests: Sequence[RangeTestResult]) -> Figure:
     """Return the losses of tests, which show why they have no suggestion."""
     ax = plot_losses({test.job.name: test.reading for test in drawable(tests)})
-    drawing.legend_below(ax)
-    return drawing.finished(ax.figure)  # type: ignore[arg-type]
+    return ax.figure  # type: ignore[return-value]
 
 
 def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:

@@ -44,6 +44,7 @@ def grouped_study(study: Study) -> Findings:
         name: np.median([loss_read(test.reading).loss.min() for test in tests])
         for name, tests in groups.items()
     }
+    read = [test.reading for tests in groups.values() for test in tests]
     covered, sentence = coverage(found, len(source))
     numbers = ", ".join(f"{len(tests)} from {name}" for name, tests in groups.items())
     losses = ", ".join(f"{loss:.3g} ({name})" for name, loss in lowest.items())
@@ -53,8 +54,7 @@ def grouped_study(study: Study) -> Findings:
         [
             f"The suggested maxima of {counted(len(found), 'test')} fall into "
             f"{counted(len(groups), 'order')} of magnitude: {numbers}.",
-            f"In the median over the tests of a group, the {loss_name(source[0].reading)} falls to "
-            f"{losses}.",
+            f"In the median over the tests of a group, the {loss_name(read)} falls to {losses}.",
         ],
         f"{sentence} Where groups reach the same loss, the lower group's maximum is safer.",
         {
@@ -88,7 +88,7 @@ def _groups_figure(study: Study, groups: dict[str, list[RangeTestResult]]) -> Fi
         ax.plot(lr, loss.T, color=drawing.PALE, lw=0.8)
         ax.plot(lr, np.median(loss, axis=0), color=drawing.BLUE, lw=2.5, label="median")
         title = f"Maximum from {name}: {counted(len(tests), 'test')}"
-        drawing.label_axes(ax, title, LR_LABEL, loss_name(tests[0].reading), log="x")
+        drawing.label_axes(ax, title, LR_LABEL, loss_name(test.reading for test in tests), log="x")
         ax.set_ylim(*drawing.loss_limits(*loss))
         ax.sharex(axes[0])
     drawing.legend_below(axes[-1])

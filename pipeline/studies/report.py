@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from lrrt_stage import RULES
 from lrrt_stage.plots import drawing
 from pipeline.studies.study import Findings
 
-__all__ = ["FINDINGS", "explain_rule", "figure_names", "section", "write_findings", "write_report"]
+__all__ = ["FINDINGS", "figure_names", "section", "write_findings", "write_report"]
 
 FINDINGS = "findings.json"
 ORDER = (
@@ -45,21 +44,6 @@ nav a { margin-right: 1rem; }
 """
 
 
-def explain_rule(rule: str) -> str:
-    """Return how a rule reads a range from a curve, and which loss it reads."""
-    explained = {
-        "robust": "The maximum is a tenth of the learning rate at which the loss rises again, the "
-        "minimum a tenth of the maximum. The rule reads the curve that falls once and then rises "
-        "once and fits the loss best: the loss of the probe where there is one, otherwise that of "
-        "the training batches.",
-        "article": "The maximum is a tenth of the learning rate at which the smoothed training "
-        "loss is lowest; the minimum is where that loss falls most steeply, or a tenth of the "
-        "maximum (S. Maggio 2020).",
-    }
-    documented = (inspect.getdoc(RULES[rule]) or "").partition("\n\n")[0]
-    return explained.get(rule, re.sub(r":\w+:|`", "", documented).replace("\n", " "))
-
-
 def write_findings(
     findings: Findings, folder: Path, kind: str, rule: str, source: Mapping[str, str]
 ) -> None:
@@ -73,7 +57,7 @@ def write_findings(
     content = {
         "kind": kind,
         "rule": rule,
-        "rule_explained": explain_rule(rule),
+        "rule_explained": RULES[rule].explanation,
         "source": dict(source),
         "title": findings.title,
         "question": findings.question,

@@ -9,10 +9,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lrrt_stage import AVERAGES, LRCurve, LRRange, NoSuggestion, Smoothing, mean_age, suggest
+from lrrt_stage import (
+    AVERAGES,
+    RULES,
+    LRCurve,
+    LRRange,
+    NoSuggestion,
+    Smoothing,
+    mean_age,
+    suggest,
+)
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.descent import SKIP_FIRST, find_descent
+from lrrt_stage.rules.registry import smoothed_loss
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from pipeline.studies.curves import lag_of_minimum
 from pipeline.studies.figures import drawable, plot_published
@@ -101,8 +111,8 @@ def _decades(lrs: pd.Series) -> float:
 
 
 def _advice(rule: str, moved: float) -> str:
-    if rule == "robust":
-        return "Keep the rule robust, which reads no average: its suggestion does not depend on β."
+    if RULES[rule].reads is not smoothed_loss:
+        return f"Keep the rule {rule}, which reads no average: its suggestion does not depend on β."
     if math.isnan(moved):
         return "Look at the curve, then at the data and the loss."
     if moved > CLEAR_DECADES:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
-from lrrt_stage.measure.step import BatchStream
+from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask, Start
@@ -116,7 +116,7 @@ def train(
         if checkpoint is not None and checkpoint.exists():
             _load_checkpoint(checkpoint, training, start, take_step, schedule)
         while len(training.epochs) < options.epochs and not training.diverged:
-            stream = BatchStream(batches)
+            stream = endless(batches)
             model.train()
             losses: list[Tensor] = []
             for _ in range(steps_per_epoch):

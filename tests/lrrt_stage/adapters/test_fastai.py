@@ -214,7 +214,7 @@ WRONG = {
         lambda: from_fastai(Learner),
         "the class Learner was given",
     ),
-    "its model": (lambda: from_fastai(nn.Linear(1, 1)), "a Linear was given"),
+    "its model": (lambda: from_fastai(nn.Linear(1, 1)), "Linear was given"),
     "Lookahead": (lambda: from_fastai(make(optimizers.ranger)), "Lookahead"),
     "another optimizer": (lambda: from_fastai(with_optimizer()), "is object"),
 }

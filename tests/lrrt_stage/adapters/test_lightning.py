@@ -311,7 +311,7 @@ WRONG = {
     "its class": (lambda data: from_lightning(Classifier, data), "the class Classifier was given"),
     "a plain module": (
         lambda data: from_lightning(nn.Linear(1, 1), data),
-        "a Linear was given",
+        "Linear was given",
     ),
     "manual": (
         lambda data: from_lightning(variant(automatic_optimization=False), data),

@@ -165,7 +165,7 @@ WRONG = {
         lambda make: transformers.Trainer,
         "the class Trainer was given",
     ),
-    "its model": (lambda make: vit(), "a ViTForImageClassification was given"),
+    "its model": (lambda make: vit(), "ViTForImageClassification was given"),
     "no data": (lambda make: make(more={"train_dataset": None}), "no train_dataset"),
 }
 

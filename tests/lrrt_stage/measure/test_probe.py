@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import LRRTError, Validation, range_test
-from lrrt_stage.measure.probe import Probe
+from lrrt_stage.measure.evaluations import Probe
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_curve_is_the_same_with_it_and_all_is_left_as_it_was(start):
 def test_its_loss_is_that_at_the_weights_before_the_step(start):
     model, optimizer, loader, probe = start
     evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
-    first = float(evaluate()["probe_loss"])
+    first = float(evaluate())
     curve = range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
     assert curve.probe_loss[0] == pytest.approx(first)
 
@@ -56,7 +56,7 @@ def test_batch_norm_takes_the_probes_own_statistics_and_dropout_is_off(start):
         normal = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
         by_hand = mse_loss(model[4](normal.relu()), y)
     evaluate = Probe(model, (x, y), lambda batch: mse_loss(model(batch[0]), batch[1]))
-    assert float(evaluate()["probe_loss"]) == pytest.approx(float(by_hand), rel=1e-5)
+    assert float(evaluate()) == pytest.approx(float(by_hand), rel=1e-5)
     assert model[1].running_mean.equal(torch.zeros(16))
     assert int(model[1].num_batches_tracked) == 0
 

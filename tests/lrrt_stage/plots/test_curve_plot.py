@@ -15,7 +15,7 @@ from lrrt_stage import (
     Verdict,
 )
 from lrrt_stage.plots import drawing
-from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges
+from lrrt_stage.plots.comparison_plot import comparison_figure, plot_losses, plot_ranges
 from lrrt_stage.plots.curve_plot import plot_curve, plot_reading
 
 LR = np.geomspace(1e-5, 10, 80)
@@ -128,13 +128,19 @@ def test_several_tests_have_a_line_and_a_row_each():
     none = replace(READING, suggestions={"robust": Suggestion.missing(NoSuggestion("flat"))})
     readings = {"_first $x$": READING, "second": none}
     losses, ranges = plot_losses(readings), plot_ranges(readings)
-    drawing.legend_below(losses)
+    assert_covers_nothing(losses.figure)
+    assert_covers_nothing(ranges.figure)
     assert [label.strip() for label in labels(losses)] == list(readings)
     assert [tick.get_text() for tick in ranges.get_yticklabels()] == list(readings)
     shown, intervals = ranges.collections
     assert [segment[:, 0].tolist() for segment in shown.get_segments()] == [[0.003, 0.03]]
     assert [segment[:, 0].tolist() for segment in intervals.get_segments()] == [[0.02, 0.05]]
     assert ranges.get_ylim()[0] > ranges.get_ylim()[1]  # the first row is at the top
+
+
+def test_long_names_of_rows_leave_the_legends_inside():
+    readings = {name * 5: READING for name in ("a name ", "another ", "a third ")}
+    assert_covers_nothing(comparison_figure("Compared", readings, lr_in_use=0.02))
 
 
 def test_the_probe_is_drawn_where_all_tests_have_one():

@@ -9,6 +9,7 @@ from lrrt_stage import (
     LRRange,
     LRRTError,
     NoSuggestion,
+    Reading,
     Smoothing,
     suggest,
     suggest_all,
@@ -174,13 +175,37 @@ def test_an_unknown_rule_names_the_nearest():
 
 
 def test_a_rule_is_added_without_touching_anything_else(monkeypatch):
-    monkeypatch.setattr("lrrt_stage.rules.registry.RULES", dict(RULES))
+    monkeypatch.setitem(RULES, "fixed", RULES["robust"])  # which is undone at the end
 
     @register("fixed")
     def fixed(curve, smoothing):
+        """Always from :data:`A` to
+        `B`.
+
+        More of it.
+        """
         return LRRange(0.1, 0.2)
 
-    assert suggest(curve(LOSS), "fixed") == LRRange(0.1, 0.2)
+    assert suggest(curve(LOSS), "fixed") == fixed(None, None) == LRRange(0.1, 0.2)
+    added = RULES["fixed"]
+    assert added(None, None) == LRRange(0.1, 0.2)
+    assert added.explanation == "Always from A to B."
+    name, loss = added.reads(curve(LOSS), RAW)
+    assert (name, loss.tolist()) == ("smoothed training loss", RAW(LOSS).tolist())
+
+
+def test_every_rule_is_asked_once_for_a_reading(monkeypatch):
+    monkeypatch.setitem(RULES, "counted", RULES["robust"])
+    asked = []
+
+    @register("counted")
+    def counted(curve, smoothing):
+        asked.append(curve)
+        return LRRange(0.1, 0.2)
+
+    whole = curve(LOSS)
+    Reading.from_curve(whole, "counted")
+    assert sum(each is whole for each in asked) == 1
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (2, 1), (1, 1), (1, np.inf), (-1, 1)])

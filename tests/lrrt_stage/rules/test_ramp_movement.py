@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from lrrt_stage import (
+    RULES,
     LRCurve,
+    LRRange,
     RangeTestOptions,
     Verdict,
     confidence,
     find_consensus,
+    rule,
     suggest,
 )
 from lrrt_stage.rules.uncertainty import ramp_movement
@@ -53,7 +56,13 @@ def test_the_interval_is_that_of_reading_the_curve():
     assert unusual.decades < 2 * usual.decades + 0.05
 
 
-def test_nothing_is_known_of_a_rule_that_was_not_measured():
+def test_nothing_is_known_of_a_rule_that_was_not_measured(monkeypatch):
+    monkeypatch.setitem(RULES, "of my own", RULES["robust"])
+
+    @rule("of my own")
+    def of_my_own(curve, smoothing):
+        return LRRange(0.1, 0.2)
+
     assert ramp_movement(curve(1000), "of my own") == 0
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Smoothing, mean_age
-from pipeline.studies.curves import lag_of_minimum, stacked
+from lrrt_stage import AVERAGES, LRCurve, NoSuggestion, Reading, Smoothing, fit_unimodal, mean_age
+from pipeline.studies.curves import lag_of_minimum, loss_name, loss_read, stacked
 
 LR = np.array([0.01, 0.1, 1.0, 10.0])
 
@@ -107,3 +107,18 @@ def test_a_short_or_flat_curve_has_no_lag_to_measure():
     flat = np.random.default_rng(0).normal(2, 0.1, 100)
     with pytest.raises(NoSuggestion, match="never fell"):
         lag_of_minimum(LRCurve(np.geomspace(1e-7, 100, 100), flat), Smoothing())
+
+
+def test_the_loss_that_is_read_has_the_name_of_the_loss_that_was_fitted():
+    loss = np.array([4.0] * 10 + [3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+    lr = np.geomspace(1e-6, 10, 20)
+    falls = LRCurve(lr, loss, probe_loss=loss + 1)
+    flat = LRCurve(lr, loss, probe_loss=np.resize([4.0, 4.1], 20))
+    fitted, fallen_back = (Reading(each, {}, "robust", Smoothing()) for each in (falls, flat))
+    assert loss_name([fitted]) == "fit to the probe loss"
+    assert loss_read(fitted).loss.tolist() == fit_unimodal(falls).fit.tolist()
+    assert loss_name([fallen_back]) == "fit to the training loss"
+    assert loss_read(fallen_back).loss.tolist() == fit_unimodal(LRCurve(lr, loss)).fit.tolist()
+    assert loss_name([fitted, fallen_back]) == "fit to the probe loss or fit to the training loss"
+    assert loss_name([fitted.with_rule("valley")]) == "smoothed training loss"
+    assert loss_read(fitted.with_rule("valley")).loss.tolist() == Smoothing()(loss).tolist()

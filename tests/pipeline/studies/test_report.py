@@ -12,7 +12,7 @@ import pytest
 from lrrt_stage import RULES
 from lrrt_stage.plots import drawing
 from pipeline.studies import KINDS, Findings, write_findings, write_report
-from pipeline.studies.report import FINDINGS, ORDER, explain_rule, figure_names, section
+from pipeline.studies.report import FINDINGS, ORDER, figure_names, section
 
 NASTY = "<b>bold</b> & </script><script>alert(1)</script>"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -83,7 +83,7 @@ def test_a_section_is_read_back_from_these_files(tmp_path):
     assert page.inside == []
     assert page.tags[0] == ("section", {"id": "smoothing"})
     for text in ("A title", "A question?", "One answer.", "And another.", "A table", "0.01235", "–",
-                 *SOURCE.values(), explain_rule("robust"), "Do this."):  # fmt: skip
+                 *SOURCE.values(), RULES["robust"].explanation, "Do this."):  # fmt: skip
         assert text in page.text
     (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
     kind, _, data = image["src"].partition(",")
@@ -128,7 +128,7 @@ def test_the_report_needs_no_network(tmp_path):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_explained_in_plain_words(rule):
-    text = explain_rule(rule)
+    text = RULES[rule].explanation
     assert len(text) > 20
     assert not {"`", "\n"} & set(text)
 

@@ -1,0 +1,164 @@
+"""What is evaluated at every iteration and not trained on: the probe, and a validation loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrrt_stage.errors import LRRTError
+from lrrt_stage.measure.step import BatchLoss, require_scalar
+from lrrt_stage.settings import require
+from lrrt_stage.state.preserve import preserved_modes
+
+__all__ = ["Probe", "Validation", "validation_losses"]
+
+
+class Probe:
+    """Evaluates one batch that is not trained on, at the weights before every step.
+
+    The training losses of a range test are of different examples at every iteration, and their
+    noise misleads a rule. The probe has no such noise, and since it is not trained on, its loss
+    rises as soon as the steps no longer help other examples.
+
+    The model is in evaluation mode, without dropout, except that layers that normalise over the
+    batch use the statistics of the batch. The running statistics lag some ten steps behind, which
+    in a short ramp is a decade of learning rates.
+
+    The model is in training mode, and gets a copy of the batch, which it may change in place. Its
+    mode and buffers are restored, and those of ``losses``, modules that compute the loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss_of: BatchLoss,
+        losses: Iterable[nn.Module] = (),
+    ) -> None:
+        self.model, self.batch, self.loss_of, self.losses = model, batch, loss_of, list(losses)
+        # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
+        # without running statistics uses those of the batch anyway.
+        self.norms = [
+            layer
+            for layer in model.modules()
+            if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None
+        ]
+        require(
+            not self.norms or _examples_in(batch) >= 2,
+            "the probe has one example, and the model normalises over a batch: give two or more",
+        )
+
+    def __call__(self, iteration: int = 0) -> Tensor:
+        """Return the loss, a scalar on the device; alike at every iteration."""
+        statistics = [(layer, layer.running_mean, layer.running_var) for layer in self.norms]
+        buffers = [(buffer, buffer.clone()) for loss in self.losses for buffer in loss.buffers()]
+        modes = preserved_modes(part for loss in self.losses for part in loss.modules())
+        with torch.no_grad(), modes:
+            for layer in self.norms:
+                layer.running_mean = layer.running_var = None
+            for module in (self.model, *self.losses):
+                module.eval()
+            try:
+                return require_scalar(self.loss_of(copy.deepcopy(self.batch))).reshape(())
+            except LRRTError as error:
+                raise LRRTError(f"the probe: {error}") from None
+            finally:
+                self.model.train()
+                for layer, mean, variance in statistics:
+                    layer.running_mean, layer.running_var = mean, variance
+                for buffer, values in buffers:
+                    buffer.copy_(values)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Validation:
+    """The data and the loss for the validation during a range test.
+
+    Evaluating the whole validation set after every batch costs many times the test itself (33
+    times in the article, Fig 8). A fixed sample of about one batch, without gradients and without
+    waiting for the device, costs about a quarter of the test; a few evaluations of the whole set
+    bound the error of the sample.
+
+    Parameters
+    ----------
+    sample
+        Batches that are evaluated at every iteration. They are kept on the device.
+    full
+        All validation batches; None to evaluate the sample only.
+    full_evaluations
+        Number of iterations at which ``full`` is evaluated, evenly spaced over the ramp.
+    batch_loss
+        Function from a batch, on the device, to its mean loss; None for the training loss. A
+        penalty in the training loss makes the two losses incomparable, so leave it out here.
+    """
+
+    sample: Sequence[Any]
+    full: Iterable[Any] | None = None
+    full_evaluations: int = 5
+    batch_loss: BatchLoss | None = None
+
+    def __post_init__(self) -> None:
+        require(len(self.sample) > 0, "the validation sample has no batch: give at least one")
+        require(
+            self.full_evaluations >= 1,
+            f"full_evaluations={self.full_evaluations} is below 1: use full=None for none",
+        )
+
+    def __repr__(self) -> str:
+        full = f", full set at {self.full_evaluations} iterations" if self.full is not None else ""
+        return f"Validation(sample of {len(self.sample)} batches{full})"
+
+
+def validation_losses(
+    model: nn.Module,
+    validation: Validation,
+    sample: Sequence[Any],
+    batch_loss: BatchLoss,
+    iterations: int,
+) -> Mapping[str, Callable[[int], Tensor]]:
+    """Return functions from an iteration to a scalar on the device, by their names in a curve.
+
+    They are the mean loss over the ``sample``, which is on the device, and over the full set if
+    there is one; this is NaN where it is not evaluated.
+    """
+
+    def mean_loss(batches: Iterable[Any]) -> Tensor:
+        model.eval()
+        with torch.no_grad():
+            weighted = [(batch_loss(batch).float(), _examples_in(batch)) for batch in batches]
+        model.train()
+        total = sum(count for _, count in weighted)
+        return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
+
+    full = validation.full
+    if full is None:
+        return {"val_loss": lambda _: mean_loss(sample)}
+    count = min(validation.full_evaluations, iterations)
+    # In the middle of equal parts: nothing is learned at the start, and the loss has exploded at
+    # the end.
+    full_at = {int((part + 0.5) * iterations / count) for part in range(count)}
+    not_evaluated = torch.full((), torch.nan, device=next(model.parameters()).device)
+    return {
+        "val_loss": lambda _: mean_loss(sample),
+        "full_val_loss": lambda i: mean_loss(full) if i in full_at else not_evaluated,
+    }
+
+
+def _examples_in(batch: Any) -> int:
+    """Return the number of examples in a batch: the length of the first tensor in it."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = list(batch.values()) if hasattr(batch, "values") else batch
+    for value in values if isinstance(values, (list, tuple)) else ():
+        if isinstance(value, Tensor) and value.dim():
+            return len(value)
+    raise LRRTError(
+        f"a validation batch is {type(batch).__name__}, without a tensor whose length is the "
+        "number of examples: give tuples or mappings of tensors"
+    )
