@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Iterable
 from dataclasses import field, fields
+from functools import lru_cache
 from math import isfinite
 from numbers import Integral, Real
 from types import UnionType
@@ -73,12 +74,12 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        types = _types(type(self))
         for option in fields(self):  # type: ignore[arg-type]
             value, declared = getattr(self, option.name), option.metadata
             if not declared:
                 continue
-            kind, words = option_type(hints[option.name])
+            kind, words = types[option.name]
             if any(value is word or value == word for word in words):
                 continue
             bounds, choices = declared["bounds"].items(), declared["choices"]
@@ -91,6 +92,12 @@ class Options:
                 )
             if choices is not None and value not in choices:
                 raise unknown_name(option.name, value, choices)
+
+
+@lru_cache
+def _types(options: type) -> dict[str, tuple[type, tuple[Any, ...]]]:
+    hints = get_type_hints(options)
+    return {option.name: option_type(hints[option.name]) for option in fields(options)}
 
 
 def option_type(hint: Any) -> tuple[type, tuple[Any, ...]]:

@@ -35,7 +35,7 @@ ROOMS = {
     "lrrt_stage.curve": (("errors", "settings"), ("numpy", "pandas")),
     "lrrt_stage.state": (("errors", "settings"), ("numpy", "safetensors", "torch")),
     "lrrt_stage.measure": (("errors", "settings", "curve", "state"), ("numpy", "torch")),
-    "lrrt_stage.rules": (("errors", "settings", "curve"), ("numpy", "scipy")),
+    "lrrt_stage.rules": (("errors", "settings", "curve"), ("numpy", "pandas", "scipy")),
     "lrrt_stage.plots": (
         ("errors", "settings", "curve", "rules"),
         ("matplotlib", "numpy"),

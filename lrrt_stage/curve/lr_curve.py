@@ -77,7 +77,8 @@ class LRCurve:
     @property
     def finite(self) -> LRCurve:
         """The curve up to the first training loss that is not finite."""
-        return self[: finite_length(self.loss)]
+        end = finite_length(self.loss)
+        return self if end == len(self) else self[:end]
 
     def __getitem__(self, part: slice) -> LRCurve:
         """Return a slice of the iterations, with the stop and the epochs of the whole curve."""

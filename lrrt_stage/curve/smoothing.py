@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -41,14 +42,19 @@ class Smoothing(Options):
     def __call__(self, loss: np.ndarray | list[float]) -> np.ndarray:
         """Return the average of ``loss``, same shape ``[n]``; values from a NaN on are NaN."""
         raw = np.asarray(loss, dtype=np.float64)
-        # In pandas, adjust=True is the bias-corrected average, and adjust=False the one from the
-        # first value. Multiplying the corrected one by its correction gives the biased one.
-        ewm = pd.Series(raw).ewm(alpha=1 - self.beta, adjust=self.average != "from-first")
-        smoothed = ewm.mean().to_numpy(copy=True)
-        if self.average == "biased":
-            smoothed *= 1 - self.beta ** np.arange(1, len(raw) + 1)
-        smoothed[finite_length(raw) :] = np.nan
-        return smoothed
+        return _averaged(raw.tobytes(), self.average, self.beta).copy()
+
+
+@lru_cache(maxsize=512)
+def _averaged(loss: bytes, average: str, beta: float) -> np.ndarray:
+    """Return the average of the float64 losses. All rules read that of the same curves."""
+    raw = np.frombuffer(loss)
+    # In pandas, adjust=True is the bias-corrected average, and adjust=False the one from the
+    # first value. Multiplying the corrected one by its correction gives the biased one.
+    smoothed = pd.Series(raw).ewm(alpha=1 - beta, adjust=average != "from-first").mean().to_numpy()
+    if average == "biased":
+        smoothed = smoothed * (1 - beta ** np.arange(1, len(raw) + 1))
+    return np.where(np.arange(len(raw)) < finite_length(raw), smoothed, np.nan)
 
 
 def finite_length(values: np.ndarray) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator
 from matplotlib.transforms import offset_copy
 
 __all__ = [
@@ -120,7 +120,9 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
     assert figure is not None
     if previous is not None:
         previous.remove()
-    figure.draw_without_rendering()  # so that the axes have their width
+    if any(isinstance(x.yaxis.get_major_formatter(), FixedFormatter) for x in figure.axes):
+        # The names of rows may be long: how wide the axes are beside them is found by drawing.
+        figure.draw_without_rendering()
     below = offset_copy(ax.transAxes, figure, y=-38 if ax.get_xlabel() else -24, units="points")
     # As many columns as fit.
     for columns in range(len(handles), 0, -1):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
-from scipy.stats import t as student
+import pandas as pd
+from scipy.special import stdtr
 
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
@@ -217,7 +217,7 @@ def _fell(losses: np.ndarray) -> bool:
     n = len(losses)
     if n < 3:
         return False
-    ranks = rankdata(np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
+    ranks = pd.Series(np.nan_to_num(losses, nan=np.inf, posinf=np.inf)).rank().to_numpy()
     before = np.arange(1, n)
     after = n - before
     sums, squares = ranks.cumsum(), (ranks**2).cumsum()
@@ -227,4 +227,4 @@ def _fell(losses: np.ndarray) -> bool:
     error = np.sqrt(np.maximum(within, 0) / (n - 2) * (1 / before + 1 / after))
     with np.errstate(over="ignore"):
         largest = np.max((early - late) / np.maximum(error, np.finfo(float).tiny), initial=0)
-    return bool(student.sf(largest, n - 2) * (n - 1) < SIGNIFICANCE)
+    return bool(stdtr(n - 2, -largest) * (n - 1) < SIGNIFICANCE)
