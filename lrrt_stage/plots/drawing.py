@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator
 from matplotlib.transforms import offset_copy
 
 __all__ = [
@@ -120,8 +120,8 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
     assert figure is not None
     if previous is not None:
         previous.remove()
-    if any(isinstance(x.yaxis.get_major_formatter(), FixedFormatter) for x in figure.axes):
-        # The names of rows may be long: how wide the axes are beside them is found by drawing.
+    if len(figure.axes) > 1:
+        # They share the width, with names of rows for example: it is found by drawing.
         figure.draw_without_rendering()
     below = offset_copy(ax.transAxes, figure, y=-38 if ax.get_xlabel() else -24, units="points")
     # As many columns as fit.
