@@ -10,20 +10,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lrrt_stage import LRRTError
 from lrrt_stage.plots import drawing
+from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestResult
-from pipeline.studies.figures import plot_band
+from pipeline.studies.curves import bands_figure
 from pipeline.studies.initializations import spread_findings, spread_sentence, varied_jobs
-from pipeline.studies.ranges import quantiles
-from pipeline.studies.statistics import Decomposition, decompose
-from pipeline.studies.study import Findings, Study, counted, kind, suggested
+from pipeline.studies.statistics import Decomposition, decompose, quantiles
+from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
 from pipeline.studies.tables import tests_table
 
 __all__ = ["data_order_study"]
 
 
-@kind("data-order")
+@kind("data-order", 5)
 def data_order_study(study: Study) -> Findings:
     """Many tests on the same weights in different data orders, beside as many with new weights.
 
@@ -38,17 +37,14 @@ def data_order_study(study: Study) -> Findings:
         labels = {"group": "same weights", "seed": study.task.seed, "data_seed": data_seed}
         jobs.append(study.job(f"order {index}", labels, data_seed=data_seed))
     tests = study.measure(jobs)
-    groups = {
-        name: [test for test in tests if test.job.labels["group"] == name]
-        for name in ("new weights", "same weights")
-    }
-    for name, members in groups.items():
-        if len(members) < 2:
-            left = counted(len(members), "test")
-            raise LRRTError(
-                f"{left} with {name} did not fail, 2 are needed: see the runs of the others"
-            )
-    new, same = groups.values()
+    groups = by_label(tests, "group")
+    new, same = (groups.get(name, []) for name in ("new weights", "same weights"))
+    for name, members in (("new weights", new), ("same weights", same)):
+        require(
+            len(members) >= 2,
+            f"{counted(len(members), 'test')} with {name} did not fail, 2 are needed: see the runs "
+            "of the others",
+        )
     parts = decompose(_log_maxima(new), _log_maxima(same))
     share = parts.order_share
     found = spread_findings(
@@ -58,6 +54,7 @@ def data_order_study(study: Study) -> Findings:
         "due to initialisation?",
         "data-order",
     )
+    both = {"New weights, different orders": new, "Same weights, different orders": same}
     return replace(
         found,
         sentences=[
@@ -74,17 +71,21 @@ def data_order_study(study: Study) -> Findings:
             "total_sd_decades": math.sqrt(parts.total_variance),
             "order_sd_decades": math.sqrt(parts.order_variance),
         },
-        figures={
-            **found.figures,
-            "both": _both_figure(groups),
-            "shares": _shares_figure(parts),
-        },
+        figures={**found.figures, "both": bands_figure(both), "shares": _shares_figure(parts)},
         tables={
             **found.tables,
-            "Suggested ranges, new weights": quantiles(suggested(new))
-            .rename_axis("end")
-            .reset_index(),
-            "Variance of log10(max LR)": _parts_table(parts),
+            "Suggested ranges, new weights": quantiles(suggested(new)).reset_index(names="end"),
+            "Variance of log10(max LR)": pd.DataFrame(
+                {
+                    "source": ["data order", "initialisation", "both"],
+                    "variance, decades²": [
+                        parts.order_variance,
+                        parts.init_variance,
+                        parts.total_variance,
+                    ],
+                    "share": [share.value, 1 - share.value, 1.0],
+                }
+            ),
             "Tests": tests_table(tests),
         },
     )
@@ -108,15 +109,6 @@ def _decomposition_sentence(parts: Decomposition) -> str:
     )
 
 
-def _both_figure(groups: dict[str, list[RangeTestResult]]) -> Figure:
-    figure, axes = drawing.new_figure(heights=[4.0, 4.0])
-    for ax, (name, members) in zip(axes, groups.items(), strict=True):
-        plot_band(members, f"{name}, different orders".capitalize(), ax)
-        ax.sharex(axes[0])
-        ax.sharey(axes[0])
-    return drawing.finished(figure)
-
-
 def _shares_figure(parts: Decomposition) -> Figure:
     share = parts.order_share
     shares = np.array([share.value, 1 - share.value])
@@ -138,14 +130,3 @@ def _shares_figure(parts: Decomposition) -> Figure:
     ax.set_xlim(0, 1.02)
     ax.invert_yaxis()
     return drawing.finished(figure)
-
-
-def _parts_table(parts: Decomposition) -> pd.DataFrame:
-    variances = [parts.order_variance, parts.init_variance, parts.total_variance]
-    return pd.DataFrame(
-        {
-            "source": ["data order", "initialisation", "both"],
-            "variance, decades²": variances,
-            "share": [parts.order_share.value, 1 - parts.order_share.value, 1.0],
-        }
-    )

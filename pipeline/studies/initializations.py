@@ -11,15 +11,15 @@ from scipy import stats
 from lrrt_stage import LRRange
 from lrrt_stage.plots import drawing
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.figures import curves_figure, ranges_figure
-from pipeline.studies.ranges import coverage, overlaps, quantiles
+from pipeline.studies.curves import curves_figure, ranges_figure
+from pipeline.studies.statistics import coverage, overlaps, quantiles
 from pipeline.studies.study import Findings, Study, counted, kind, suggested
 from pipeline.studies.tables import tests_table
 
 __all__ = ["initializations_study", "spread_findings", "spread_sentence", "varied_jobs"]
 
 
-@kind("initializations")
+@kind("initializations", 4)
 def initializations_study(study: Study) -> Findings:
     """Many tests, with new initial weights and a new data order each (article, Fig 4 and 5)."""
     return spread_findings(
@@ -84,7 +84,7 @@ def spread_findings(
             "ranges": ranges_figure(tests),
             "overlaps": _overlaps_figure(matrix, tests),
         },
-        {"Suggested ranges": ends.rename_axis("end").reset_index(), "Tests": tests_table(tests)},
+        {"Suggested ranges": ends.reset_index(names="end"), "Tests": tests_table(tests)},
     )
 
 

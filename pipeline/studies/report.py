@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,11 @@ import pandas as pd
 
 from lrrt_stage import RULES
 from lrrt_stage.plots import drawing
-from pipeline.studies.study import Findings
+from pipeline.studies.study import KINDS, Findings
 
 __all__ = ["FINDINGS", "explain_rule", "figure_names", "section", "write_findings", "write_report"]
 
 FINDINGS = "findings.json"
-ORDER = (
-    "smoothing",
-    "initializations",
-    "data-order",
-    "mismatch",
-    "grouped",
-    "validation",
-    "batch-size",
-    "recipes",
-)
-"""Kinds in the order of the article's figures; other kinds come after them."""
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -139,10 +129,8 @@ def _table(heading: str, content: Mapping[str, Any]) -> str:
 
 def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
     """Write one page of the sections by kind, in the article's order; it needs no network."""
-    kinds = [
-        *filter(sections.__contains__, ORDER),
-        *(kind for kind in sections if kind not in ORDER),
-    ]
+    # A section may be that of a kind that only the person who wrote it has.
+    kinds = sorted(sections, key=lambda kind: KINDS[kind].position if kind in KINDS else inf)
     names = [escape(kind) for kind in kinds]
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     title = f"Learning-rate range tests: {task}"

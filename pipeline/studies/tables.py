@@ -7,8 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.jobs.jobs import RangeTestJob, RangeTestResult, TrainingResult
-from pipeline.jobs.pool import JobResult
+from pipeline.jobs.jobs import (
+    FailedJob,
+    JobResult,
+    RangeTestJob,
+    RangeTestResult,
+    TrainingResult,
+)
 
 __all__ = ["study_frame", "tests_frame", "tests_table"]
 
@@ -39,24 +44,25 @@ def study_frame(results: Sequence[RangeTestResult | TrainingResult]) -> pd.DataF
     """
     frames = []
     for result in results:
-        if isinstance(result, TrainingResult):
-            frame = pd.DataFrame({"lr": result.lr, "loss": result.train_loss})
-            frame = frame.rename_axis("iteration").reset_index()
-        else:
+        if isinstance(result, RangeTestResult):
             frame = result.curve.to_frame(result.reading.smoothing)
+        else:
+            history = result.history
+            frame = pd.DataFrame({"lr": history.lr, "loss": history.train_loss})
+            frame = frame.rename_axis("iteration").reset_index()
         names = {"test": result.job.name, **result.job.labels}
         frames.append(frame.assign(**names)[[*names, *frame.columns]])
     return pd.concat(frames, ignore_index=True)
 
 
-def tests_frame(outcomes: Sequence[JobResult]) -> pd.DataFrame:
+def tests_frame(results: Sequence[JobResult]) -> pd.DataFrame:
     """Return a row per range test: seeds, how it ended, every rule's maximum, and its error."""
     rows = []
-    for outcome in outcomes:
-        if not isinstance(outcome.job, RangeTestJob):
+    for result in results:
+        if not isinstance(result.job, RangeTestJob):
             continue
-        task, result = outcome.job.task, outcome.result
-        row = {"test": outcome.job.name, **outcome.job.labels, "error": outcome.error}
+        task, error = result.job.task, result.reason if isinstance(result, FailedJob) else ""
+        row = {"test": result.job.name, **result.job.labels, "error": error}
         row |= {"seed": task.seed, "data_seed": task.data_seed, "batch_size": task.batch_size}
         if isinstance(result, RangeTestResult):
             row |= {**_measured(result), "seconds": result.seconds}

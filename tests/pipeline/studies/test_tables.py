@@ -8,8 +8,7 @@ import pytest
 
 from lrrt_stage import LRCurve, LRRange
 from pipeline import TrainOptions
-from pipeline.jobs.jobs import TrainingJob
-from pipeline.jobs.pool import JobResult
+from pipeline.jobs.jobs import FailedJob, TrainingJob
 from pipeline.studies import study_frame, tables
 
 
@@ -44,10 +43,10 @@ def test_a_row_per_range_test_also_of_those_that_failed(measured, suggesting, jo
     training = TrainingJob("t", job().task, LRRange(0.1, 1.0), TrainOptions())
     frame = tables.tests_frame(
         [
-            JobResult(good.job, good),
-            JobResult(silent.job, silent),
-            JobResult(broken, None, "out of memory"),
-            JobResult(training, None, "a training that failed"),
+            good,
+            silent,
+            FailedJob(broken, "out of memory"),
+            FailedJob(training, "a training that failed"),
         ]
     ).set_index("test")
 
