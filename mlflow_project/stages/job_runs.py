@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRRTError
 from mlflow_project.handoff.artifacts import load_artifact
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import read_handoff
@@ -29,42 +29,35 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
-from pipeline import PreparedTask, Task, TrainOptions
+from pipeline import PreparedTask
 from pipeline.jobs.jobs import (
     FailedJob,
     Job,
     JobResult,
     RangeTestJob,
     RangeTestResult,
-    TrainingJob,
     TrainingResult,
 )
 from pipeline.jobs.pool import run_jobs
 from pipeline.training.loop import Epoch, TrainingHistory
 
-__all__ = ["JobRuns", "children", "finished_jobs", "read_result", "same_runs"]
+__all__ = ["JobRuns", "children", "finished_jobs", "read_test", "same_runs"]
 
 JOB = "job.json"
 
 
+@dataclass
 class JobRuns:
-    """Runs jobs as child runs of ``run``, and reuses those that an earlier run finished.
+    """Runs jobs as child runs of ``run``, and reuses those that an earlier run finished."""
 
-    ``finished`` holds the finished runs by fingerprint. ``results`` are all results so far, also
-    after an interruption.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        prepared: PreparedTask,
-        title: str,
-        workers: int | None,
-        finished: Mapping[str, Run],
-    ) -> None:
-        self.run, self.prepared = run, prepared
-        self.title, self.workers, self.finished = title, workers, finished
-        self.results: list[JobResult] = []
+    run: Run
+    prepared: PreparedTask
+    title: str
+    workers: int | None
+    finished: Mapping[str, Run]
+    """The finished runs of earlier jobs, by fingerprint."""
+    results: list[JobResult] = field(default_factory=list)
+    """All results so far, also after an interruption."""
 
     def __call__(self, jobs: Sequence[Job]) -> list[JobResult]:
         """Return the results of ``jobs`` in their order.
@@ -75,12 +68,15 @@ class JobRuns:
         fingerprint_of = _fingerprints(self.prepared)
         fingerprints = [fingerprint_of(job) for job in jobs]
         done: dict[str, JobResult] = {}
-        for each in fingerprints:
+        for job, each in zip(jobs, fingerprints, strict=True):
             if each in self.finished:
-                run_id = self.finished[each].info.run_id
-                parent = self.run.info.run_id
-                mlflow.MlflowClient().set_tag(run_id, "mlflow.parentRunId", parent)
-                done[each] = read_result(self.finished[each])
+                reused, parent = self.finished[each], self.run.info.run_id
+                mlflow.MlflowClient().set_tag(reused.info.run_id, "mlflow.parentRunId", parent)
+                done[each] = (
+                    read_test(reused)
+                    if isinstance(job, RangeTestJob)
+                    else TrainingResult(job, _read_history(reused))
+                )
         if done:
             console.note(f"{len(done)} of {len(jobs)} are finished already and reused")
         missing = [job for job, each in zip(jobs, fingerprints, strict=True) if each not in done]
@@ -185,19 +181,22 @@ def _log_test(
     return {"stop": curve.stop, "epochs": curve.epochs, "seconds": test.seconds}
 
 
-def read_result(run: Run) -> RangeTestResult | TrainingResult:
-    """Return the result that a child run holds; a test's without its weights."""
-    content = load_artifact(run, JOB, lambda path: json.loads(path.read_text(encoding="utf-8")))
-    job, result = content["job"], content["result"]
-    if "plan" in job:
-        published = read_handoff(run)
-        test = RangeTestJob(job["name"], published.task, published.plan, job["labels"])
-        return RangeTestResult(test, published.reading, result["seconds"], published.device)
-    job["task"] = Task(**job["task"])
-    job["lr_range"] = LRRange(**job["lr_range"])
-    job["options"] = TrainOptions(**job["options"])
-    result["epochs"] = [Epoch(**epoch) for epoch in result["epochs"]]
-    return TrainingResult(TrainingJob(**job), TrainingHistory(**result))
+def read_test(run: Run) -> RangeTestResult:
+    """Return the range test that a child run holds, without its weights."""
+    content, published = load_artifact(run, JOB, _load_json), read_handoff(run)
+    name, labels = content["job"]["name"], content["job"]["labels"]
+    job = RangeTestJob(name, published.task, published.plan, labels)
+    return RangeTestResult(job, published.reading, content["result"]["seconds"], published.device)
+
+
+def _read_history(run: Run) -> TrainingHistory:
+    content = load_artifact(run, JOB, _load_json)["result"]
+    epochs = [Epoch(**epoch) for epoch in content["epochs"]]
+    return TrainingHistory(content["lr"], content["train_loss"], epochs)
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def children(run: Run) -> list[Run]:

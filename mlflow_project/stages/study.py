@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,6 +16,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from lrrt_stage import LRRTError, NoSuggestion
+from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import option_text, require
 from mlflow_project.handoff.artifacts import find_run, readable, run_file
 from mlflow_project.handoff.fingerprints import fingerprint
@@ -24,7 +24,7 @@ from mlflow_project.stages.job_runs import (
     JobRuns,
     children,
     finished_jobs,
-    read_result,
+    read_test,
     same_runs,
 )
 from mlflow_project.stages.shared import short_name, task_words
@@ -51,7 +51,7 @@ from pipeline.studies import (
     write_findings,
     write_report,
 )
-from pipeline.studies.curves import losses_figure
+from pipeline.studies.curves import drawable
 from pipeline.studies.report import FINDINGS, figure_names, section
 from pipeline.studies.study import matching_tests
 
@@ -117,7 +117,8 @@ def study_stage(
             except NoSuggestion:
                 # What was measured is all there is to show.
                 measured = [each for each in tests.results if isinstance(each, RangeTestResult)]
-                losses_figure(measured).savefig(folder / "curves.png")
+                readings = {test.job.name: test.reading for test in drawable(measured)}
+                comparison_figure("", readings).savefig(folder / "curves.png")
                 raise
             finally:
                 _write_tables(folder, tests.results)
@@ -235,7 +236,7 @@ def _latest_sections(subject: str) -> dict[str, str]:
 def _tests_of_study(
     study_id: str, prepared: PreparedTask, plan: RangeTestPlan
 ) -> tuple[str, list[RangeTestResult]]:
-    """Return the id of a finished study, and its tests of the task of ``prepared`` by name.
+    """Return the id of a finished study, and its tests of the task of ``prepared`` by seeds.
 
     ``latest`` is the experiment's newest finished one that compares seeds.
     """
@@ -243,9 +244,7 @@ def _tests_of_study(
     if study_id == "latest":
         finished = find_runs({tags.STAGE: "study"}, finished=True)
         study = next((found for found in finished if _compares_seeds(found)), study)
-    results = map(read_result, _test_runs(study))
-    tests = [result for result in results if isinstance(result, RangeTestResult)]
-    found = study.info.run_id
+    tests, found = [read_test(run) for run in _test_runs(study)], study.info.run_id
     require(bool(tests), f"study {found} has no finished range test: name a different study")
     tests = matching_tests(found, tests, prepared.task, plan)
     require(
@@ -253,7 +252,9 @@ def _tests_of_study(
         f"the content of dataset {prepared.task.dataset!r} is not what study {found} ran on: run a "
         "study on its present content",
     )
-    return found, sorted(tests, key=lambda test: _numbered(test.job.name))
+    # The order in which they ended depends on the workers.
+    tests.sort(key=lambda test: (test.job.task.seed, test.job.task.data_seed, test.job.name))
+    return found, tests
 
 
 def _compares_seeds(study: Run) -> bool:
@@ -262,8 +263,3 @@ def _compares_seeds(study: Run) -> bool:
 
 def _test_runs(study: Run) -> list[Run]:
     return [run for run in children(study) if run.data.tags[tags.STAGE] == "test"]
-
-
-def _numbered(name: str) -> list[str | int]:
-    """Return a sort key that puts test 2 before test 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

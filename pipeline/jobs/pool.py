@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import joblib
@@ -71,22 +70,15 @@ def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, JobRes
 
 def _run(placed: Placed) -> tuple[int, JobResult]:
     index, job, runtime = placed
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with _one_thread():
-            return index, job.run(runtime)
+        return index, job.run(runtime)
     except Exception as error:  # one bad test must not end a study
         kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
         return index, FailedJob(job, kind + first_line(error))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def _devices(name: str) -> list[str]:

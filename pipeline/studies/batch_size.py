@@ -15,9 +15,9 @@ from lrrt_stage.plots import drawing
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import drawable, label_losses, lag_free, stacked
+from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import Estimate, coverage, slope
 from pipeline.studies.study import Findings, Study, by_label, kind, suggested
-from pipeline.studies.tables import tests_table
 
 __all__ = ["batch_size_study"]
 

@@ -20,7 +20,7 @@ from lrrt_stage import (
     zero_phase,
 )
 from lrrt_stage.plots import drawing
-from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges
+from lrrt_stage.plots.comparison_plot import plot_ranges
 from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.descent import SKIP_FIRST, SKIP_LAST, find_descent, require_turn
 from pipeline.jobs.jobs import RangeTestResult
@@ -38,7 +38,6 @@ __all__ = [
     "lag_of_minimum",
     "loss_name",
     "loss_read",
-    "losses_figure",
     "name_rows_with_published",
     "plot_published",
     "ranges_figure",
@@ -89,22 +88,18 @@ def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     loss = np.empty((len(curves), len(lr)))
     running = np.zeros(len(lr), dtype=np.int64)
     for index, curve in enumerate(curves):
-        _require_same_ramp(index, curve.lr, lr)
+        differs = np.flatnonzero(~np.isclose(curve.lr, lr[: len(curve)], rtol=SAME_LR, atol=0))
+        if differs.size:
+            at = int(differs[0])
+            raise LRRTError(
+                f"curve {index} has lr={curve.lr[at]:g} at iteration {at} where the longest has "
+                f"{lr[at]:g}: put only tests of one ramp together"
+            )
         finite = curve.finite.loss
         loss[index, : len(finite)] = finite
         loss[index, len(finite) :] = finite[-1]
         running[: len(finite)] += 1
     return lr, loss, running
-
-
-def _require_same_ramp(index: int, lr: np.ndarray, longest: np.ndarray) -> None:
-    differs = np.flatnonzero(~np.isclose(lr, longest[: len(lr)], rtol=SAME_LR, atol=0))
-    if differs.size:
-        at = int(differs[0])
-        raise LRRTError(
-            f"curve {index} has lr={lr[at]:g} at iteration {at} where the longest has "
-            f"{longest[at]:g}: put only tests of one ramp together"
-        )
 
 
 def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
@@ -196,13 +191,6 @@ def curves_figure(tests: Sequence[RangeTestResult], title: str) -> Figure:
     running.set_ylim(0, count[0] * 1.1)
     running.sharex(losses)
     return drawing.finished(figure)
-
-
-def losses_figure(tests: Sequence[RangeTestResult]) -> Figure:
-    """Return the losses of tests, which show why they have no suggestion."""
-    ax = plot_losses({test.job.name: test.reading for test in drawable(tests)})
-    drawing.legend_below(ax)
-    return drawing.finished(ax.figure)  # type: ignore[arg-type]
 
 
 def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:

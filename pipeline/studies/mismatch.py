@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,9 @@ from lrrt_stage.settings import require
 from pipeline.jobs.jobs import FailedJob, RangeTestResult, TrainingJob, TrainingResult
 from pipeline.studies.curves import ranges_figure
 from pipeline.studies.initializations import varied_jobs
+from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import coverage, farthest_pair, gap
 from pipeline.studies.study import Findings, Study, counted, kind, suggested
-from pipeline.studies.tables import tests_table
 
 __all__ = ["mismatch_study"]
 
@@ -62,7 +62,9 @@ def mismatch_study(study: Study) -> Findings:
         )
     trainings = [result for result in results if isinstance(result, TrainingResult)]
     table = pd.DataFrame(map(_row, trainings))
-    losses = table.set_index(["weights", "range"])["val_loss"]
+    losses = {
+        (t.job.labels["weights"], t.job.labels["range"]): t.history.val_loss for t in trainings
+    }
     diverged = [t.job.name for t, bad in zip(trainings, table["diverged"], strict=True) if bad]
     covered, sentence = coverage(found, len(tests))
     apart = f"{gap(a, b):.2g} decades apart" if gap(a, b) > 0 else "which overlap or touch"
@@ -131,7 +133,7 @@ def _loss_text(loss: float) -> str:
     return f"{loss:.3g}" if math.isfinite(loss) else "not finite"
 
 
-def _verdict(losses: pd.Series) -> str:
+def _verdict(losses: Mapping[tuple[str, str], float]) -> str:
     better = [own for own, other in ("AB", "BA") if losses[own, own] < losses[own, other]]
     if len(better) == 2:
         return "Each does better with its own range: a range goes with the weights it was found on."

@@ -17,9 +17,9 @@ from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import name_rows_with_published
+from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import coverage, mean_estimate, quantiles
 from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
-from pipeline.studies.tables import tests_table
 from pipeline.task.recipes import steps
 
 __all__ = ["recipes_study"]

@@ -158,14 +158,10 @@ def _lags_figure(table: pd.DataFrame) -> Figure:
     figure, axes = drawing.new_figure(heights=[3.2, 3.2], columns=2, width=4.6)
     for ax, (column, (title, ylabel)) in zip(axes, panels.items(), strict=True):
         drawing.label_axes(ax, title, "β", ylabel, log="y" if column.startswith("lr") else "")
-        for average in AVERAGES:
+        for average, style in STYLES.items():
             part = table[table["average"] == average]
-            ax.plot(part["beta"], part[column], "o", ms=4, label=average, **STYLES[average])
-        known = table[column].dropna()
-        if column.startswith("lr") and len(known):
-            # At least two decades, so that steps of the ramp do not look like differences.
-            ax.set_ylim(known.min() / 10, known.max() * 10)
-        elif len(known):
-            ax.set_ylim(min(0.0, 1.1 * known.min()), max(1.15 * known.max(), 0.1))
+            ax.plot(part["beta"], part[column], "o", ms=4, label=average, **style)
+        # So that steps of the ramp do not look like differences.
+        ax.margins(y=0.5)
     drawing.legend_below(axes[2])
     return drawing.finished(figure)

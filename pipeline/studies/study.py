@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -158,7 +158,7 @@ class StudyOptions(Options):
         try:
             return sorted({convert(part) for part in text.split(",")})
         except ValueError:
-            default = next(each.default for each in fields(self) if each.name == name)
+            default = getattr(type(self), name)
             raise LRRTError(
                 f"{name}={text!r} is not a list of numbers: write them as in {default}"
             ) from None

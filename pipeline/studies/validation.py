@@ -16,9 +16,9 @@ from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import drawable, label_losses, plot_published
+from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import coverage
 from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
-from pipeline.studies.tables import tests_table
 from pipeline.task.plan import ValidationOptions
 
 __all__ = ["validation_study"]
@@ -53,10 +53,11 @@ def validation_study(study: Study) -> Findings:
         for name in ("sample", "full")
     )
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
-    errors = _sample_errors(watched.curve)
-    error, largest = (
-        (float(np.median(errors)), float(errors.max())) if len(errors) else (math.nan, math.nan)
-    )
+    losses = watched.curve.to_frame(watched.reading.smoothing)
+    # Relative, wherever the full set was evaluated beside the sample.
+    errors = ((losses["val_loss"] - losses["full_val_loss"]) / losses["full_val_loss"]).abs()
+    errors = errors[np.isfinite(errors)]
+    error, largest = float(errors.median()), float(errors.max())
     above = math.log10(watched.range.max / full_turn) if watched.range else math.nan
     covered, sentence = coverage(suggested(tests, at_least=0), len(tests))
     sentences = [
@@ -141,16 +142,6 @@ def _advice(turn: float, above: float) -> str:
     return "The training loss is enough here: leave validation=none for the range test."
 
 
-def _sample_errors(curve: LRCurve) -> np.ndarray:
-    """Return the relative error of the sample wherever the full set was evaluated as well."""
-    assert curve.val_loss is not None
-    assert curve.full_val_loss is not None
-    both = np.isfinite(curve.full_val_loss) & np.isfinite(curve.val_loss)
-    both &= curve.full_val_loss != 0
-    full = curve.full_val_loss[both]
-    return np.abs(curve.val_loss[both] - full) / np.abs(full)
-
-
 def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     curve, every = watched.curve.finite, full.curve.finite
     assert every.val_loss is not None
@@ -165,14 +156,8 @@ def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="training loss of each batch")
     label = "validation loss, full set at every iteration"
     ax.plot(every.lr, every.val_loss, color=drawing.BLUE, lw=2, label=label)
-    ax.plot(
-        curve.lr,
-        curve.val_loss,
-        "--",
-        color=drawing.VERMILION,
-        lw=1.5,
-        label="validation loss, sample",
-    )
+    label = "validation loss, sample"
+    ax.plot(curve.lr, curve.val_loss, "--", color=drawing.VERMILION, lw=1.5, label=label)
     label = "full set, at times beside the sample"
     ax.plot(curve.lr, curve.full_val_loss, "o", color=drawing.BLACK, ms=4, label=label)
     if not math.isnan(turn := turning_lr(full.curve)):
