@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRRTError
 from mlflow_project.handoff.artifacts import load_artifact, write_json
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import read_handoff
@@ -28,63 +29,70 @@ from mlflow_project.tracking.runs import (
     stage_run,
     staged_files,
 )
-from pipeline import PreparedTask, Runtime, Task, TrainOptions
-from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult, TrainingJob, TrainingResult
-from pipeline.jobs.pool import JobResult, run_jobs
-from pipeline.training.loop import Epoch
+from pipeline import PreparedTask
+from pipeline.jobs.jobs import (
+    FailedJob,
+    Job,
+    JobResult,
+    RangeTestJob,
+    RangeTestResult,
+    TrainingResult,
+)
+from pipeline.jobs.pool import run_jobs
+from pipeline.training.loop import Epoch, TrainingHistory
 
-__all__ = ["JobRuns", "children", "finished_jobs", "interrupted", "read_result", "same_runs"]
+__all__ = ["JobRuns", "children", "finished_jobs", "read_test", "same_runs"]
 
 JOB = "job.json"
 
 
+@dataclass
 class JobRuns:
-    """Runs jobs as child runs of ``run``, and reuses those that an earlier run finished.
+    """Runs jobs as child runs of ``run``, and reuses those that an earlier run finished."""
 
-    ``finished`` holds the finished runs by fingerprint. ``outcomes`` are all outcomes so far, also
-    after an interruption.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        prepared: PreparedTask,
-        runtime: Runtime,
-        title: str,
-        workers: int | None,
-        finished: Mapping[str, Run],
-    ) -> None:
-        self.run, self.prepared, self.runtime = run, prepared, runtime
-        self.title, self.workers, self.finished = title, workers, finished
-        self.outcomes: list[JobResult] = []
+    run: Run
+    prepared: PreparedTask
+    title: str
+    workers: int | None
+    finished: Mapping[str, Run]
+    """The finished runs of earlier jobs, by fingerprint."""
+    results: list[JobResult] = field(default_factory=list)
+    """All results so far, also after an interruption."""
 
     def __call__(self, jobs: Sequence[Job]) -> list[JobResult]:
-        """Return the outcomes of ``jobs`` in their order."""
-        fingerprints = _job_fingerprints(self.prepared, jobs)
-        done: dict[int, JobResult] = {}
-        for index, job in enumerate(jobs):
-            reused = self.finished.get(fingerprints[index])
-            if reused is not None:
-                mlflow.MlflowClient().set_tag(
-                    reused.info.run_id, "mlflow.parentRunId", self.run.info.run_id
+        """Return the results of ``jobs`` in their order.
+
+        A task that cannot be run is refused before any job starts.
+        """
+        self._check_tasks(jobs)
+        fingerprint_of = _fingerprints(self.prepared)
+        fingerprints = [fingerprint_of(job) for job in jobs]
+        done: dict[str, JobResult] = {}
+        for job, each in zip(jobs, fingerprints, strict=True):
+            if each in self.finished:
+                reused, parent = self.finished[each], self.run.info.run_id
+                mlflow.MlflowClient().set_tag(reused.info.run_id, "mlflow.parentRunId", parent)
+                done[each] = (
+                    read_test(reused)
+                    if isinstance(job, RangeTestJob)
+                    else TrainingResult(job, _read_history(reused))
                 )
-                done[index] = JobResult(job, read_result(reused))
         if done:
             console.note(f"{len(done)} of {len(jobs)} are finished already and reused")
-        missing = [index for index in range(len(jobs)) if index not in done]
+        missing = [job for job, each in zip(jobs, fingerprints, strict=True) if each not in done]
         with console.progress(self.title) as progress:
             progress(len(done), len(jobs))
 
-            def on_done(place: int, outcome: JobResult) -> None:
-                index = missing[place]
-                _log_outcome(self.prepared, outcome, fingerprints[index])
-                done[index] = outcome
+            def on_done(result: JobResult) -> None:
+                each = fingerprint_of(result.job)
+                _log_result(self.prepared, result, each)
+                done[each] = result
                 progress(len(done), len(jobs))
-                if outcome.error:
-                    console.note(f"{outcome.job.name} failed: {outcome.error}")
+                if isinstance(result, FailedJob):
+                    console.note(f"{result.job.name} failed: {result.reason}")
 
             try:
-                run_jobs([jobs[index] for index in missing], self.runtime, self.workers, on_done)
+                run_jobs(missing, self.prepared.runtime, self.workers, on_done)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"{len(done)} of {len(jobs)} are finished and kept; the same command continues "
@@ -92,19 +100,25 @@ class JobRuns:
                 ) from None
             finally:
                 # An interrupted study writes them into its tables as well.
-                outcomes = [done[index] for index in sorted(done)]
-                self.outcomes += outcomes
-        return outcomes
+                results = [done[each] for each in fingerprints if each in done]
+                self.results += results
+        return results
+
+    def _check_tasks(self, jobs: Sequence[Job]) -> None:
+        """Prepare every task that differs from that of the run in more than its seeds."""
+        task = self.prepared.task
+        checked = [task]
+        for job in jobs:
+            changed = replace(job.task, seed=task.seed, data_seed=task.data_seed)
+            if changed not in checked:
+                PreparedTask(changed, self.prepared.runtime, self.prepared.data)
+                checked.append(changed)
 
 
-def same_runs(fingerprint: str, stage: str) -> list[Run]:
-    """Return the experiment's runs of ``stage`` with this fingerprint."""
-    return find_runs({tags.FINGERPRINT: fingerprint, tags.STAGE: stage})
-
-
-def interrupted(runs: Sequence[Run]) -> list[Run]:
-    """Return those of ``runs`` that ended before they were finished."""
-    return [run for run in runs if run.info.status in ("FAILED", "KILLED")]
+def same_runs(fingerprint: str, stage: str, *status: str) -> list[Run]:
+    """Return the experiment's runs of ``stage`` with this fingerprint that have such a status."""
+    same = find_runs({tags.FINGERPRINT: fingerprint, tags.STAGE: stage})
+    return [run for run in same if run.info.status in status]
 
 
 def finished_jobs(runs: Sequence[Run]) -> dict[str, Run]:
@@ -117,78 +131,71 @@ def finished_jobs(runs: Sequence[Run]) -> dict[str, Run]:
     }
 
 
-def _job_fingerprints(prepared: PreparedTask, jobs: Sequence[Job]) -> list[str]:
-    """Return the fingerprints of jobs: equal ones have the same name and the same result.
+def _fingerprints(prepared: PreparedTask) -> Callable[[Job], str]:
+    """Return a function to the fingerprint of a job on the data and device of ``prepared``.
 
-    ``prepared`` is that of the study, whose data and device all jobs share, so that what they have
-    in common is read once.
+    Jobs with equal fingerprints have the same name and the same result.
     """
-    # On a CPU, jobs compute with one thread each.
+    # Read once for all jobs. On a CPU they compute with one thread each.
     shared = fingerprint("job", prepared, threads=1)
-    contents = [[shared, type(job).__name__, asdict(job)] for job in jobs]
-    return [
-        hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        for content in contents
-    ]
+
+    def of_job(job: Job) -> str:
+        content = [shared, type(job).__name__, asdict(job)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    return of_job
 
 
-def _log_outcome(prepared: PreparedTask, outcome: JobResult, job_fingerprint: str) -> None:
-    """Log a job's outcome as a child run of the active one; a failed job is a failed run."""
-    job, result = outcome.job, outcome.result
-    try:
-        with stage_run("test" if isinstance(job, RangeTestJob) else "training", job.name) as run:
-            seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
-            log_params(run, {"batch_size": job.task.batch_size, **seeds, **job.labels})
-            if result is None:
-                raise LRRTError(outcome.error)
-            with staged_files(run) as folder:
-                if isinstance(result, RangeTestResult):
-                    _log_test(run, prepared, result, folder)
-                else:
-                    _log_training(run, result, folder)
-            mlflow.set_tag(tags.FINGERPRINT, job_fingerprint)
-    except LRRTError:
-        if result is not None:
-            raise
+def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str) -> None:
+    """Log a result as a child run of the active one; a failed job is a failed run."""
+    job = result.job
+    stage = "test" if isinstance(job, RangeTestJob) else "training"
+    failed = isinstance(result, FailedJob)
+    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name) as run:
+        seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
+        log_params(run, {"batch_size": job.task.batch_size, **seeds, **job.labels})
+        if isinstance(result, FailedJob):
+            raise LRRTError(result.reason)
+        with staged_files(run) as folder:
+            if isinstance(result, RangeTestResult):
+                content = _log_test(run, prepared, result, folder)
+            else:
+                log_training(run, result.history)
+                log_range("trained", result.job.lr_range)
+                content = asdict(result.history)
+            # Infinity and NaN stay as they are: Python reads them back.
+            write_json(folder / JOB, {"job": asdict(job), "result": content})
+        mlflow.set_tag(tags.FINGERPRINT, job_fingerprint)
 
 
-def _log_test(run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
+def _log_test(
+    run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path
+) -> dict[str, Any]:
     plan, curve = test.job.plan, test.curve
     inputs = publish_inputs(folder, test.job.task, prepared, plan, test.weights)
     mlflow.set_tags(inputs | publish_reading(folder, test.reading))
     log_curve(run, curve, plan.smoothing)
     log_reading(test.reading)
     mlflow.log_metrics({"seconds": test.seconds})
-    result = {"stop": curve.stop, "epochs": curve.epochs, "seconds": test.seconds}
-    _write_job(folder, test.job, result)
+    return {"stop": curve.stop, "epochs": curve.epochs, "seconds": test.seconds}
 
 
-def _log_training(run: Run, training: TrainingResult, folder: Path) -> None:
-    log_training(run, training)
-    log_range("trained", training.job.lr_range)
-    result = asdict(training)
-    del result["job"]
-    _write_job(folder, training.job, result)
+def read_test(run: Run) -> RangeTestResult:
+    """Return the range test that a child run holds, without its weights."""
+    content, published = load_artifact(run, JOB, _load_json), read_handoff(run)
+    name, labels = content["job"]["name"], content["job"]["labels"]
+    job = RangeTestJob(name, published.task, published.plan, labels)
+    return RangeTestResult(job, published.reading, content["result"]["seconds"], published.device)
 
 
-def _write_job(folder: Path, job: Job, result: dict[str, Any]) -> None:
-    # Infinity and NaN stay as they are: Python reads them back.
-    write_json(folder / JOB, {"job": asdict(job), "result": result})
+def _read_history(run: Run) -> TrainingHistory:
+    content = load_artifact(run, JOB, _load_json)["result"]
+    epochs = [Epoch(**epoch) for epoch in content["epochs"]]
+    return TrainingHistory(content["lr"], content["train_loss"], epochs)
 
 
-def read_result(run: Run) -> RangeTestResult | TrainingResult:
-    """Return the result that :func:`_log_outcome` logged; a test's without its weights."""
-    content = load_artifact(run, JOB, lambda path: json.loads(path.read_text(encoding="utf-8")))
-    job, result = content["job"], content["result"]
-    if "plan" in job:
-        published = read_handoff(run)
-        test = RangeTestJob(job["name"], published.task, published.plan, job["labels"])
-        return RangeTestResult(test, published.reading, result["seconds"], published.device)
-    job["task"] = Task(**job["task"])
-    job["lr_range"] = LRRange(**job["lr_range"])
-    job["options"] = TrainOptions(**job["options"])
-    result["epochs"] = [Epoch(**epoch) for epoch in result["epochs"]]
-    return TrainingResult(TrainingJob(**job), **result)
+def _load_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def children(run: Run) -> list[Run]:

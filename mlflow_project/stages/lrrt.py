@@ -31,7 +31,7 @@ from mlflow_project.handoff.publishing import (
     publish_inputs,
     publish_reading,
 )
-from mlflow_project.stages.job_runs import JobRuns, finished_jobs, interrupted, same_runs
+from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import log_options
@@ -45,8 +45,7 @@ from mlflow_project.tracking.runs import (
 from mlflow_project.tracking.views import followers_page, link, set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
 from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
-from pipeline.jobs.jobs import RangeTestResult
-from pipeline.jobs.pool import JobResult
+from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestResult
 
 __all__ = ["lrrt_fingerprint", "range_test_stage"]
 
@@ -79,9 +78,10 @@ def range_test_stage(
             first = plan.read(_measure(run, prepared, state, plan, folder))
             others = []
             if jobs:
-                finished = finished_jobs(interrupted(same_runs(test_fingerprint, "lrrt")))
-                tests = JobRuns(run, prepared, runtime, "tests", consensus.workers, finished)
-                others = [_reading(outcome) for outcome in tests(jobs)]
+                earlier = same_runs(test_fingerprint, "lrrt", "FAILED", "KILLED")
+                finished = finished_jobs(earlier)
+                tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
+                others = [_reading(result) for result in tests(jobs)]
             reading = combined_reading([first, *others], consensus)
             mlflow.set_tags(publish_reading(folder, reading))
         log_reading(reading)
@@ -134,10 +134,11 @@ def _measure(
     return curve
 
 
-def _reading(outcome: JobResult) -> Reading | NoSuggestion:
-    if isinstance(outcome.result, RangeTestResult):
-        return outcome.result.reading
-    return NoSuggestion(f"{outcome.job.name} failed: {outcome.error}")
+def _reading(result: JobResult) -> Reading | NoSuggestion:
+    if isinstance(result, RangeTestResult):
+        return result.reading
+    assert isinstance(result, FailedJob)
+    return NoSuggestion(f"{result.job.name} failed: {result.reason}")
 
 
 def _describe_suggestion(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,16 +16,15 @@ import pandas as pd
 from mlflow.entities import Run
 
 from lrrt_stage import LRRTError, NoSuggestion
+from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import option_text, require
-from mlflow_project.handoff.artifacts import find_run, read_json, readable, run_file
+from mlflow_project.handoff.artifacts import find_run, readable, run_file
 from mlflow_project.handoff.fingerprints import fingerprint
-from mlflow_project.handoff.publishing import TASK, TASK_TAG
 from mlflow_project.stages.job_runs import (
     JobRuns,
     children,
     finished_jobs,
-    interrupted,
-    read_result,
+    read_test,
     same_runs,
 )
 from mlflow_project.stages.shared import short_name, task_words
@@ -42,8 +40,7 @@ from mlflow_project.tracking.runs import (
 )
 from mlflow_project.tracking.views import set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
-from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.jobs.pool import JobResult
+from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestJob, RangeTestResult
 from pipeline.studies import (
     KINDS,
     Findings,
@@ -54,8 +51,9 @@ from pipeline.studies import (
     write_findings,
     write_report,
 )
-from pipeline.studies.figures import losses_figure
+from pipeline.studies.curves import drawable
 from pipeline.studies.report import FINDINGS, figure_names, section
+from pipeline.studies.study import matching_tests
 
 __all__ = ["study_stage"]
 
@@ -97,71 +95,67 @@ def study_stage(
         if options.study_run_id is not None:
             source_id, source = _tests_of_study(options.study_run_id, prepared, plan)
             mlflow.set_tag("lrrt.source_study_id", source_id)
-        same = _study_fingerprint(prepared, plan, training, options, fixed)
+        same = fingerprint(
+            "study",
+            prepared,
+            # None of the three changes what is found; the tests run with one thread each.
+            threads=1,
+            options=replace(options, workers=None, resume=None),
+            plan=plan,
+            training=training,
+            fixed=sorted(fixed),
+        )
         finished = _finished_tests(same, options.resume)
-        tests = JobRuns(run, prepared, runtime, options.kind, options.workers, finished)
-        tests.outcomes += [JobResult(test.job, test) for test in source or []]
         subject = _report_subject(prepared)
         mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind, SUBJECT_TAG: subject})
-        study = Study(
-            task,
-            plan,
-            options,
-            training,
-            prepared.data.sizes[0],
-            tests,
-            source,
-            fixed,
-            lambda changed: PreparedTask(changed, runtime, prepared.data),
-        )
+        tests = JobRuns(run, prepared, options.kind, options.workers, finished)
+        tests.results += source or []
+        study = Study(task, plan, options, training, tests, source, fixed)
         with staged_files(run) as folder:
             try:
-                findings = KINDS[options.kind](study)
+                findings = KINDS[options.kind].carry_out(study)
             except NoSuggestion:
-                _draw_losses(folder, tests.outcomes)
+                # What was measured is all there is to show.
+                measured = [each for each in tests.results if isinstance(each, RangeTestResult)]
+                readings = {test.job.name: test.reading for test in drawable(measured)}
+                comparison_figure("", readings).savefig(folder / "curves.png")
                 raise
             finally:
-                _write_tables(folder, tests.outcomes)
-            findings = _with_failures(findings, tests.outcomes)
-            _write_study_report(folder, run, findings, tests.outcomes, source_id)
-        _conclude(run, task, findings, tests.outcomes)
+                _write_tables(folder, tests.results)
+            findings = _with_failures(findings, tests.results)
+            jobs = [each.job for each in tests.results if isinstance(each.job, RangeTestJob)]
+            taken = f"; taken from study {source_id}" if source_id else ""
+            provenance = {
+                "setting": f"{_in_common(jobs)}{taken}",
+                "run": f"{get_run(run.info.run_id).info.run_name} ({run.info.run_id})",
+                "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
+            }
+            write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
+            # The report has the latest study of every other kind as well.
+            sections = _latest_sections(subject) | {options.kind: section(folder)}
+            write_report(sections, short_name(task), folder / "report.html")
+        failed = sum(isinstance(each, FailedJob) for each in tests.results)
+        known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
+        mlflow.log_metrics({**known, "failed_tests": failed})
+        set_description(
+            run,
+            f"Study of {task_words(task)}: {findings.question}",
+            *findings.sentences,
+            f"What to do: {findings.advice}",
+            "The figures are in `report.html`, among the artifacts.",
+        )
+        for sentence in (*findings.sentences, findings.advice):
+            console.note(sentence)
     return run.info.run_id
 
 
-def _draw_losses(folder: Path, outcomes: Sequence[JobResult]) -> None:
-    """Draw what was measured, where that is all there is to show."""
-    results = [outcome.result for outcome in outcomes]
-    measured = [result for result in results if isinstance(result, RangeTestResult)]
-    losses_figure(measured).savefig(folder / "curves.png")
-
-
-def _write_tables(folder: Path, outcomes: Sequence[JobResult]) -> None:
+def _write_tables(folder: Path, results: Sequence[JobResult]) -> None:
     """Write what there is of ``study.csv`` and ``tests.csv``."""
-    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    done = [result for result in results if not isinstance(result, FailedJob)]
+    if done:
+        study_frame(done).to_csv(folder / "study.csv", index=False)
     if results:
-        study_frame(results).to_csv(folder / "study.csv", index=False)
-    if outcomes:
-        tests_frame(outcomes).to_csv(folder / "tests.csv", index=False)
-
-
-def _study_fingerprint(
-    prepared: PreparedTask,
-    plan: RangeTestPlan,
-    training: TrainOptions,
-    options: StudyOptions,
-    fixed: frozenset[str],
-) -> str:
-    # Neither of the two, nor the threads of this process, changes what is found.
-    options = replace(options, workers=None, resume=None)
-    return fingerprint(
-        "study",
-        prepared,
-        threads=1,
-        plan=plan,
-        training=training,
-        options=options,
-        fixed=sorted(fixed),
-    )
+        tests_frame(results).to_csv(folder / "tests.csv", index=False)
 
 
 def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run]:
@@ -178,29 +172,12 @@ def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run
             "and this code; give the options that it was started with",
         )
         return finished_jobs([resumed])
-    same = same_runs(study_fingerprint, "study")
-    for other in same:
-        if other.info.status == "RUNNING":
-            console.note(
-                f"study {other.info.run_id} with the same options is marked as running: if it was "
-                f"killed, stop this one and start it again with --resume {other.info.run_id}"
-            )
-    return finished_jobs(interrupted(same))
-
-
-def _conclude(run: Run, task: Task, findings: Findings, outcomes: Sequence[JobResult]) -> None:
-    failed = sum(bool(outcome.error) for outcome in outcomes)
-    known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
-    mlflow.log_metrics({**known, "failed_tests": failed})
-    set_description(
-        run,
-        f"Study of {task_words(task)}: {findings.question}",
-        *findings.sentences,
-        f"What to do: {findings.advice}",
-        "The figures are in `report.html`, among the artifacts.",
-    )
-    for sentence in (*findings.sentences, findings.advice):
-        console.note(sentence)
+    for other in same_runs(study_fingerprint, "study", "RUNNING"):
+        console.note(
+            f"study {other.info.run_id} with the same options is marked as running: if it was "
+            f"killed, stop this one and start it again with --resume {other.info.run_id}"
+        )
+    return finished_jobs(same_runs(study_fingerprint, "study", "FAILED", "KILLED"))
 
 
 def _report_subject(prepared: PreparedTask) -> str:
@@ -211,48 +188,21 @@ def _report_subject(prepared: PreparedTask) -> str:
     return f"{short_name(task)} {digest[:16]}"
 
 
-def _with_failures(findings: Findings, outcomes: Sequence[JobResult]) -> Findings:
+def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings:
     """Return the findings with what failed, which is left out of everything else."""
-    failed = [(outcome.job.name, outcome.error) for outcome in outcomes if outcome.error]
+    failed = [(each.job.name, each.reason) for each in results if isinstance(each, FailedJob)]
     if not failed:
         return findings
+    sentence = f"{len(failed)} of {len(results)} tests failed and are left out."
+    table = pd.DataFrame(failed, columns=["test", "reason"])
     return replace(
         findings,
-        sentences=[
-            *findings.sentences,
-            f"{len(failed)} of {len(outcomes)} tests failed and are left out.",
-        ],
-        tables={**findings.tables, "Failed": pd.DataFrame(failed, columns=["test", "reason"])},
+        sentences=[*findings.sentences, sentence],
+        tables={**findings.tables, "Failed": table},
     )
 
 
-def _write_study_report(
-    folder: Path,
-    run: Run,
-    findings: Findings,
-    outcomes: Sequence[JobResult],
-    source_id: str | None,
-) -> None:
-    """Write the findings, and the report of this study with the latest of every other kind."""
-    logged = mlflow.get_run(run.info.run_id).data.tags
-    kind, subject = logged[KIND_TAG], logged[SUBJECT_TAG]
-    jobs = [outcome.job for outcome in outcomes if isinstance(outcome.job, RangeTestJob)]
-    setting = _setting(jobs)
-    if source_id is not None:
-        setting += f"; taken from study {source_id}"
-    started = datetime.fromtimestamp(run.info.start_time / 1000)
-    source = {
-        "setting": setting,
-        "run": f"{run.info.run_name} ({run.info.run_id})",
-        "date": f"{started:%Y-%m-%d %H:%M}",
-    }
-    write_findings(findings, folder, kind, jobs[0].plan.suggestion.rule, source)
-    sections = _latest_sections(subject)
-    sections[kind] = section(folder)
-    write_report(sections, subject.rpartition(" ")[0], folder / "report.html")
-
-
-def _setting(jobs: Sequence[RangeTestJob]) -> str:
+def _in_common(jobs: Sequence[RangeTestJob]) -> str:
     """Return in a line what range tests had in common, and not what was varied."""
     options = [asdict(job.task) | job.plan.flat() for job in jobs]
     defaults = asdict(Task()) | RangeTestPlan().flat()
@@ -286,67 +236,25 @@ def _latest_sections(subject: str) -> dict[str, str]:
 def _tests_of_study(
     study_id: str, prepared: PreparedTask, plan: RangeTestPlan
 ) -> tuple[str, list[RangeTestResult]]:
-    """Return the id of a finished study of the task of ``prepared``, and its tests by name.
+    """Return the id of a finished study, and its tests of the task of ``prepared`` by seeds.
 
-    ``latest`` is the experiment's newest finished one that compares seeds. Seeds may differ from
-    the task's, and so may whatever the study itself varied. The curves are read with the rule and
-    the average of ``plan``.
-
-    Raises
-    ------
-    LRRTError
-        If there is no such study, it has no finished range test, or it ran on a different task,
-        different data, or a different ramp.
+    ``latest`` is the experiment's newest finished one that compares seeds.
     """
-    task = prepared.task
     study = find_run(study_id, "study")
     if study_id == "latest":
         finished = find_runs({tags.STAGE: "study"}, finished=True)
         study = next((found for found in finished if _compares_seeds(found)), study)
-    runs = _test_runs(study)
-    results = [read_result(run) for run in runs]
-    tests = [_read_with(plan, test) for test in results if isinstance(test, RangeTestResult)]
+    tests, found = [read_test(run) for run in _test_runs(study)], study.info.run_id
+    require(bool(tests), f"study {found} has no finished range test: name a different study")
+    tests = matching_tests(found, tests, prepared.task, plan)
     require(
-        bool(tests), f"study {study.info.run_id} has no finished range test: name a different study"
+        study.data.tags.get(SUBJECT_TAG) == _report_subject(prepared),
+        f"the content of dataset {prepared.task.dataset!r} is not what study {found} ran on: run a "
+        "study on its present content",
     )
-    theirs = [test.job.task for test in tests]
-    varied = [
-        field.name
-        for field in fields(Task)
-        if field.name in ("seed", "data_seed")
-        or any(getattr(other, field.name) != getattr(theirs[0], field.name) for other in theirs)
-    ]
-    ours = {name: getattr(task, name) for name in varied}
-    differences = task.differences(replace(theirs[0], **ours))
-    require(
-        not differences,
-        f"study {study.info.run_id} ran on a different task: {'; '.join(differences)}: give the "
-        "options of its task, or name a different study",
-    )
-    ramp = tests[0].job.plan.ramp
-    require(
-        ramp == plan.ramp,
-        f"study {study.info.run_id} has a different ramp, {ramp}: give its options, or name a "
-        "different study",
-    )
-    require(
-        read_json(runs[0], TASK, TASK_TAG)["data_sha256"] == prepared.data.digest,
-        f"the content of dataset {task.dataset!r} is not what study {study.info.run_id} ran on: "
-        "run a study on its present content",
-    )
-    return study.info.run_id, sorted(tests, key=lambda test: _numbered(test.job.name))
-
-
-def _read_with(plan: RangeTestPlan, test: RangeTestResult) -> RangeTestResult:
-    """Return a test read with the rule and the average of ``plan``."""
-    job = replace(
-        test.job,
-        plan=replace(test.job.plan, smoothing=plan.smoothing, suggestion=plan.suggestion),
-    )
-    reading = test.reading.with_rule(plan.suggestion.rule)
-    if reading.smoothing != plan.smoothing:
-        reading = plan.read(test.curve)
-    return replace(test, job=job, reading=reading)
+    # The order in which they ended depends on the workers.
+    tests.sort(key=lambda test: (test.job.task.seed, test.job.task.data_seed, test.job.name))
+    return found, tests
 
 
 def _compares_seeds(study: Run) -> bool:
@@ -355,8 +263,3 @@ def _compares_seeds(study: Run) -> bool:
 
 def _test_runs(study: Run) -> list[Run]:
     return [run for run in children(study) if run.data.tags[tags.STAGE] == "test"]
-
-
-def _numbered(name: str) -> list[str | int]:
-    """Return a sort key that puts test 2 before test 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -8,7 +8,6 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -24,9 +23,8 @@ from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
 from mlflow_project.tracking.views import save_view
-from pipeline import PreparedTask, Training
-from pipeline.jobs.jobs import TrainingResult
-from pipeline.training.loop import Epoch
+from pipeline import PreparedTask
+from pipeline.training.loop import Epoch, TrainingHistory
 
 __all__ = [
     "fail_project_run",
@@ -178,17 +176,8 @@ def _log_series(run: Run, series: Mapping[str, Sequence[float]], steps: Sequence
     mlflow.MlflowClient().log_batch(run.info.run_id, metrics=metrics)
 
 
-@dataclass(frozen=True)
-class TrainingSeries:
-    """A training as it was logged: a value per iteration, and one per epoch."""
-
-    lr: list[float]
-    train_loss: list[float]
-    epochs: list[Epoch]
-
-
 def log_training(
-    run: Run, training: Training | TrainingResult, first_iteration: int = 0, first_epoch: int = 0
+    run: Run, training: TrainingHistory, first_iteration: int = 0, first_epoch: int = 0
 ) -> None:
     """Log a training from an iteration and an epoch on, with one value per iteration or epoch."""
     series = {"lr": training.lr, "train_loss": training.train_loss}
@@ -201,7 +190,7 @@ def log_training(
     _log_series(run, validation, [epoch.iteration for epoch in epochs])
 
 
-def read_training(run_id: str) -> TrainingSeries:
+def read_training(run_id: str) -> TrainingHistory:
     """Return what :func:`log_training` logged."""
     history = {
         name: mlflow.MlflowClient().get_metric_history(run_id, name)
@@ -212,7 +201,7 @@ def read_training(run_id: str) -> TrainingSeries:
         Epoch(loss.step, loss.value, accuracy.value)
         for loss, accuracy in zip(history["val_loss"], history["val_accuracy"], strict=True)
     ]
-    return TrainingSeries(lr, train_loss, epochs)
+    return TrainingHistory(lr, train_loss, epochs)
 
 
 def log_range(name: str, lr_range: LRRange) -> None:

@@ -18,9 +18,17 @@ from pipeline.data.splits import Data
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
-from pipeline.training.loop import Epoch, TrainOptions, train
+from pipeline.training.loop import TrainingHistory, TrainOptions, train
 
-__all__ = ["Job", "RangeTestJob", "RangeTestResult", "TrainingJob", "TrainingResult"]
+__all__ = [
+    "FailedJob",
+    "Job",
+    "JobResult",
+    "RangeTestJob",
+    "RangeTestResult",
+    "TrainingJob",
+    "TrainingResult",
+]
 
 
 @dataclass(frozen=True)
@@ -53,15 +61,18 @@ class RangeTestResult:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training of a study came to: a value per iteration, a value per epoch."""
+    """What a training of a study came to."""
 
     job: TrainingJob
-    lr: list[float]
-    train_loss: list[float]
-    epochs: list[Epoch]
-    diverged: bool
-    val_loss: float
-    """After the last epoch; infinite where training diverged."""
+    history: TrainingHistory
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """A job without a result, and the reason in one line."""
+
+    job: Job
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -100,23 +111,18 @@ class TrainingJob:
         """Run the training on ``runtime``."""
         prepared = _prepared(self.task, runtime)
         training = train(prepared, prepared.initial_weights(), self.lr_range, self.options)
-        return TrainingResult(
-            self,
-            training.lr,
-            training.train_loss,
-            training.epochs,
-            training.diverged,
-            training.val_loss,
-        )
+        # Without the model, which a worker process would have to send.
+        history = TrainingHistory(training.lr, training.train_loss, training.epochs)
+        return TrainingResult(self, history)
 
 
 Job = RangeTestJob | TrainingJob
+JobResult = RangeTestResult | TrainingResult | FailedJob
 
 
 def _prepared(task: Task, runtime: Runtime) -> PreparedTask:
-    return PreparedTask(
-        task, runtime, _data(task.dataset, json.dumps(task.dataset_args), runtime.data_dir)
-    )
+    data = _data(task.dataset, json.dumps(task.dataset_args), runtime.data_dir)
+    return PreparedTask(task, runtime, data)
 
 
 _WARM: set[str] = set()

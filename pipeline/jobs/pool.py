@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import joblib
 import torch
@@ -13,48 +12,27 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from lrrt_stage import LRRTError, resolve_device
 from lrrt_stage.errors import first_line
-from pipeline.jobs.jobs import Job, RangeTestResult, TrainingResult
+from pipeline.jobs.jobs import FailedJob, Job, JobResult
 from pipeline.task.tasks import Runtime
 
-__all__ = ["JobResult", "run_jobs"]
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """A job and its result, or the one line that says why it has none."""
-
-    job: Job
-    result: RangeTestResult | TrainingResult | None
-    error: str = ""
+__all__ = ["run_jobs"]
 
 
 def run_jobs(
     jobs: Sequence[Job],
     runtime: Runtime,
     workers: int | None = None,
-    on_done: Callable[[int, JobResult], None] | None = None,
+    on_done: Callable[[JobResult], None] | None = None,
 ) -> list[JobResult]:
-    """Run ``jobs`` in ``workers`` processes and return their outcomes in the order of ``jobs``.
+    """Run ``jobs`` in ``workers`` processes and return their results in the order of ``jobs``.
 
     On the CPU each job computes with one thread, so that its result is the same bit for bit with
-    any number of workers. Several GPUs are taken in turn. A job that fails does not end the
-    others.
+    any number of workers. Several GPUs are taken in turn. A job that fails does not end the others.
 
-    Parameters
-    ----------
-    jobs, runtime
-        What is run, and where.
-    workers
-        Processes; None: one for each core, or for each GPU. One runs the jobs in this process.
-        The processes are joblib's: inside ``joblib.parallel_config(backend=…)`` they are those
-        of another backend, a cluster's for example.
-    on_done
-        Called in this process with a job's index and its outcome, as soon as it is there.
-
-    Raises
-    ------
-    LRRTError
-        If a worker process is ended from outside.
+    ``workers`` of None is one for each core, or for each GPU; one runs the jobs in this process.
+    The processes are joblib's: inside ``joblib.parallel_config(backend=…)`` they are those of
+    another backend, a cluster's for example. ``on_done`` is called in this process with every
+    result as soon as it is there.
     """
     devices = _devices(runtime.device)
     by_default = joblib.cpu_count() if devices == ["cpu"] else len(devices)
@@ -63,12 +41,12 @@ def run_jobs(
         (index, job, replace(runtime, device=devices[index % len(devices)]))
         for index, job in enumerate(jobs)
     ]
-    outcomes: dict[int, JobResult] = {}
-    for index, outcome in _results(placed, count):
-        outcomes[index] = outcome
+    results: dict[int, JobResult] = {}
+    for index, result in _results(placed, count):
+        results[index] = result
         if on_done is not None:
-            on_done(index, outcome)
-    return [outcomes[index] for index in range(len(jobs))]
+            on_done(result)
+    return [results[index] for index in range(len(jobs))]
 
 
 Placed = tuple[int, Job, Runtime]
@@ -92,22 +70,15 @@ def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, JobRes
 
 def _run(placed: Placed) -> tuple[int, JobResult]:
     index, job, runtime = placed
-    try:
-        with _one_thread():
-            return index, JobResult(job, job.run(runtime))
-    except Exception as error:  # one bad test must not end a study
-        kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
-        return index, JobResult(job, None, kind + first_line(error))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        return index, job.run(runtime)
+    except Exception as error:  # one bad test must not end a study
+        kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
+        return index, FailedJob(job, kind + first_line(error))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def _devices(name: str) -> list[str]:

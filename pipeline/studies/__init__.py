@@ -6,7 +6,6 @@ A kind of study is one function from a :class:`Study` to its :class:`Findings`, 
 
 from pipeline.studies import (  # noqa: F401 - each registers its kind
     batch_size,
-    data_order,
     grouped,
     initializations,
     mismatch,
@@ -14,9 +13,8 @@ from pipeline.studies import (  # noqa: F401 - each registers its kind
     smoothing,
     validation,
 )
-from pipeline.studies.report import write_findings, write_report
+from pipeline.studies.report import study_frame, tests_frame, write_findings, write_report
 from pipeline.studies.study import KINDS, Findings, Study, StudyOptions
-from pipeline.studies.tables import study_frame, tests_frame
 
 __all__ = [
     "KINDS",

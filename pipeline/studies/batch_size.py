@@ -3,52 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from lrrt_stage import LRCurve, Smoothing
 from lrrt_stage.plots import drawing
-from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestResult
-from pipeline.studies.curves import lag_free, stacked
-from pipeline.studies.figures import drawable
-from pipeline.studies.ranges import coverage
-from pipeline.studies.statistics import Estimate, slope
-from pipeline.studies.study import Findings, Study, kind, suggested
-from pipeline.studies.tables import tests_table
+from pipeline.studies.curves import drawable, label_losses, lag_free, stacked
+from pipeline.studies.report import tests_table
+from pipeline.studies.statistics import Estimate, coverage, slope
+from pipeline.studies.study import Findings, Study, by_label, kind, suggested
 
 __all__ = ["batch_size_study"]
 
 
-@kind("batch-size")
+@kind("batch-size", 9)
 def batch_size_study(study: Study) -> Findings:
     """A list of batch sizes from the same weights, in several data orders (article, Fig 9)."""
     sizes = study.options.list_of("batch_sizes", int)
     require(len(sizes) >= 2, f"batch_sizes={study.options.batch_sizes!r}: give two or more")
     require(sizes[0] >= 1, f"batch_sizes={study.options.batch_sizes!r}: {sizes[0]} is below 1")
-    require(
-        sizes[-1] <= study.train_size,
-        f"batch size {sizes[-1]} is larger than the {study.train_size} training examples: "
-        "leave it out of batch_sizes",
-    )
     jobs = []
     orders = study.tests(5, at_least=1)
     for size, order in ((size, order) for size in sizes for order in range(orders)):
         labels = {"batch_size": size, "data_seed": study.task.data_seed + order}
         jobs.append(study.job(f"batch {size} order {order}", labels, **labels))
     tests = study.measure(jobs)
-    groups: dict[int, list[RangeTestResult]] = {}
-    for test in drawable(tests):
-        groups.setdefault(test.job.labels["batch_size"], []).append(test)
-    table = pd.DataFrame([_row(size, members) for size, members in groups.items()])
     found = suggested(tests)
-    points = [(t.job.labels["batch_size"], t.range.max) for t in tests if t.range is not None]
+    able = drawable(tests)
+    table = tests_table(able).assign(
+        fall_smoothed=[_fall(_steady(test)(test.curve.finite.loss)) for test in able],
+        fall_lag_free=[_fall(lag_free(test.curve.finite)) for test in able],
+    )
+    columns = ["iterations", "lr_min", "lr_max", "fall_smoothed", "fall_lag_free"]
+    medians = table.groupby("batch_size")[columns].median().reset_index()
+    points = [(t.job.task.batch_size, t.range.max) for t in tests if t.range is not None]
     with_one = sorted({size for size, _ in points})
     require(
         len(with_one) >= 2,
@@ -56,17 +50,27 @@ def batch_size_study(study: Study) -> Findings:
         "needed: see the runs of the others, or give other batch_sizes",
     )
     fitted = slope([size for size, _ in points], [lr for _, lr in points])
-    smoothed, free = (_descent_slope(table, f"fall_{name}") for name in ("smoothed", "lag_free"))
+    interval = (
+        "two tests have a slope, but no interval"
+        if math.isnan(fitted.low)
+        else f"90 % interval {fitted.low:.2f} to {fitted.high:.2f}"
+    )
+    # The change of a fall with every doubling of the batch size, by least squares.
+    smoothed, free = (
+        float(np.polyfit(np.log2(medians["batch_size"]), medians[column], 1)[0])
+        for column in ("fall_smoothed", "fall_lag_free")
+    )
     covered, sentence = coverage(found, len(tests))
     return Findings(
         "The batch size and the suggestion",
         "Does a larger batch recommend a larger LR, and does its loss really fall less?",
         [
             f"The suggested maximum goes as batch size to the power {fitted.value:.2f} "
-            f"({_interval(fitted)}); linear scaling is 1, square root scaling 0.5. All tests start "
-            "from the same weights.",
-            f"With every doubling of the batch the smoothed loss falls {_less(smoothed)}; the "
-            f"lag-free loss falls {_less(free)}. {_verdict(smoothed, free)}",
+            f"({interval}); linear scaling is 1, square root scaling 0.5. All tests start from the "
+            "same weights.",
+            "With every doubling of the batch the distance by which the loss falls changes by "
+            f"{smoothed:+.2f} for the smoothed loss, and by {free:+.2f} for the lag-free loss. "
+            f"{_verdict(smoothed, free)}",
         ],
         f"With every doubling of the batch size, multiply the maximum by {2**fitted.value:.2g}; "
         f"outside of {with_one[0]} to {with_one[-1]}, run a new range test. {sentence}",
@@ -78,23 +82,12 @@ def batch_size_study(study: Study) -> Findings:
             "lag_free_fall_per_doubling": free,
             **covered,
         },
-        {"curves": _curves_figure(groups), "scaling": _scaling_figure(points, fitted)},
-        {"Batch sizes (medians)": table, "Tests": tests_table(tests)},
+        {
+            "curves": _curves_figure(by_label(able, "batch_size")),
+            "scaling": _scaling_figure(points, fitted),
+        },
+        {"Batch sizes (medians)": medians, "Tests": tests_table(tests)},
     )
-
-
-def _row(size: int, tests: Sequence[RangeTestResult]) -> dict[str, float]:
-    found = [test.range for test in tests if test.range is not None]
-    smoothed = [_fall(_steady(test)(test.curve.finite.loss)) for test in tests]
-    free = [_fall(lag_free(test.curve.finite)) for test in tests]
-    return {
-        "batch_size": size,
-        "iterations": float(np.median([len(test.curve) for test in tests])),
-        "lr_min": float(np.median([lr.min for lr in found])) if found else math.nan,
-        "lr_max": float(np.median([lr.max for lr in found])) if found else math.nan,
-        "fall_smoothed": float(np.median(smoothed)),
-        "fall_lag_free": float(np.median(free)),
-    }
 
 
 def _steady(test: RangeTestResult) -> Smoothing:
@@ -108,17 +101,6 @@ def _fall(loss: np.ndarray) -> float:
     return float(np.median(loss[: max(1, len(loss) // 10)]) - loss.min())
 
 
-def _descent_slope(table: pd.DataFrame, column: str) -> float:
-    """Return the change of a fall with every doubling of the batch size, by least squares."""
-    return float(np.polyfit(np.log2(table["batch_size"]), table[column], 1)[0])
-
-
-def _less(change: float) -> str:
-    if round(change, 9) == 0:
-        return "as far"
-    return f"{abs(change):.2g} {'less' if change < 0 else 'more'}"
-
-
 def _verdict(smoothed: float, free: float) -> str:
     if smoothed >= 0:
         return "So a smaller descent of large batches is not seen here."
@@ -127,13 +109,7 @@ def _verdict(smoothed: float, free: float) -> str:
     return "So the smaller descent of large batches is for the most part an artefact of smoothing."
 
 
-def _interval(fitted: Estimate) -> str:
-    if math.isnan(fitted.low):
-        return "two tests have a slope, but no interval"
-    return f"90 % interval {fitted.low:.2f} to {fitted.high:.2f}"
-
-
-def _curves_figure(groups: dict[int, list[RangeTestResult]]) -> Figure:
+def _curves_figure(groups: Mapping[int, list[RangeTestResult]]) -> Figure:
     figure, axes = drawing.new_figure(heights=[4.0, 4.0])
     averages = {
         "Smoothed training loss": lambda test: test.reading.smoothing(test.curve.finite.loss),
@@ -146,10 +122,7 @@ def _curves_figure(groups: dict[int, list[RangeTestResult]]) -> Figure:
             medians.append(np.median(loss, axis=0))
             color, style = drawing.COLORS[index % 7], "--" if index >= 7 else "-"
             ax.plot(lr, medians[-1], color=color, ls=style, lw=2, label=f"batch size {size}")
-        drawing.label_axes(
-            ax, f"{title}, median over data orders", LR_LABEL, "training loss", log="x"
-        )
-        ax.set_ylim(*drawing.loss_limits(*medians))
+        label_losses(ax, f"{title}, median over data orders", "training loss", medians)
     drawing.legend_below(axes[1])
     return drawing.finished(figure)
 

@@ -1,23 +1,48 @@
-"""The curves of range tests: the loss that a rule reads, curves on one grid, and lag."""
+"""The curves of a study's tests: the loss that a rule reads, on one grid, and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lrrt_stage import RULES, LRCurve, LRRTError, Reading, Smoothing, zero_phase
+from lrrt_stage.plots import drawing
+from lrrt_stage.plots.comparison_plot import plot_ranges
+from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.descent import SKIP_FIRST, SKIP_LAST, find_descent, require_turn
+from pipeline.jobs.jobs import RangeTestResult
+from pipeline.studies.statistics import best_covered, quantiles
+from pipeline.studies.study import suggested
+from pipeline.task.recipes import published_ranges
+from pipeline.task.tasks import Task
 
-__all__ = ["lag_free", "lag_of_minimum", "loss_name", "loss_read", "stacked"]
+__all__ = [
+    "bands_figure",
+    "curves_figure",
+    "drawable",
+    "label_losses",
+    "lag_free",
+    "lag_of_minimum",
+    "loss_name",
+    "loss_read",
+    "name_rows_with_published",
+    "plot_published",
+    "ranges_figure",
+    "stacked",
+]
 
+MIN_POINTS = 2
+"""Finite losses that a curve needs to be drawn."""
 SAME_LR = 1e-9
 """Relative difference up to which two learning rates are the same: the last digits of a ramp
 depend on the machine that computed it."""
-
 LAG_FREE_WINDOW = 1 / 3
-"""Decades of LR that the weights of the lag-free average add up to, in :func:`lag_of_minimum`."""
+"""Decades of LR that the weights of the lag-free average add up to: enough to quiet the batches,
+and narrower than the valley."""
 
 
 def loss_read(reading: Reading) -> LRCurve:
@@ -34,38 +59,24 @@ def loss_name(readings: Iterable[Reading]) -> str:
 
 
 def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put curves on the LR grid of the longest, a row per curve, in the given order.
+    """Put curves of the same ramp on the LR grid ``[m]`` of the longest; return it and two more.
 
+    They are the losses ``[k, m]``, a row per curve, and how many tests were still running ``[m]``.
     A test that ended early, or in a loss that is not finite, keeps its last finite value to the
     end, as in the published code of S. Maggio, *The Learning Rate Black Magic* (2020). So a
     quantile over tests counts a diverged one as high, but no higher than where it stopped.
-
-    Parameters
-    ----------
-    curves
-        One or more curves with a finite loss, whose tests followed the same ramp as far as each
-        of them went.
-
-    Returns
-    -------
-    lr : numpy.ndarray
-        Shape ``[m]``.
-    loss : numpy.ndarray
-        Shape ``[k, m]``.
-    running : numpy.ndarray
-        Shape ``[m]``: how many tests were still running at a learning rate, which is how many
-        rows of ``loss`` are measured there and not padded.
-
-    Raises
-    ------
-    LRRTError
-        If the ramps differ; the message names the first LR that does.
     """
     lr = max((curve.lr for curve in curves), key=len)
     loss = np.empty((len(curves), len(lr)))
     running = np.zeros(len(lr), dtype=np.int64)
     for index, curve in enumerate(curves):
-        _require_same_ramp(index, curve.lr, lr)
+        differs = np.flatnonzero(~np.isclose(curve.lr, lr[: len(curve)], rtol=SAME_LR, atol=0))
+        if differs.size:
+            at = int(differs[0])
+            raise LRRTError(
+                f"curve {index} has lr={curve.lr[at]:g} at iteration {at} where the longest has "
+                f"{lr[at]:g}: put only tests of one ramp together"
+            )
         finite = curve.finite.loss
         loss[index, : len(finite)] = finite
         loss[index, len(finite) :] = finite[-1]
@@ -76,31 +87,19 @@ def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
     """Return how many decades of LR the smoothed loss reaches its minimum late.
 
-    That is log10 of the LR at the minimum of the smoothed loss, less that at the minimum of a
-    lag-free average (:func:`lrrt_stage.zero_phase`), both over the points that the rules look
-    at. A suggested maximum that is a tenth of the LR at the minimum is too high by as much.
+    That is compared with the minimum of the lag-free average, over the points that the rules look
+    at. A suggested maximum that is a tenth of the LR at the minimum is too high by as much. It is a
+    lower bound where the smoothed loss is still falling at the curve's end.
 
-    The lag-free average has weights that add up to a third of a decade of the ramp: enough to
-    quiet the batches, and narrower than the valley. It must not follow ``smoothing``: at 100
-    iterations and β = 0.98 an average of the same width takes in the whole explosion and moves
-    its minimum by decades the other way. Where a third of a decade is wider than the smoothing,
-    as wide as that is taken (factor β / (2 - β), whose weights have the same sum, 1 / (1 - β)),
-    so that the raw loss, β = 0, has no lag. The valley is steeper at its high side, which moves
-    the lag-free minimum down too, by less than a tenth of a decade; on simulated curves, noise of
-    5 % of the loss moves it by about a tenth either way, noise of 15 % by two tenths.
-
-    Returns
-    -------
-    float
-        In decades. A lower bound where the smoothed loss is still falling at the curve's end.
-
-    Raises
-    ------
-    NoSuggestion
-        If the curve is too short, its loss never fell, or it is still falling at the last LR of
-        a completed test.
+    The valley is steeper at its high side, which moves the lag-free minimum down too, by less than
+    a tenth of a decade; on simulated curves, noise of 5 % of the loss moves it by about a tenth
+    either way, noise of 15 % by two tenths.
     """
     lr, _, lowest = find_descent(curve, smoothing)
+    # Where the smoothing is narrower than the window, the average is as narrow (its weights have
+    # the sum 1 / (1 - β) as well), so that the raw loss has no lag. It must not be as wide as a
+    # wide smoothing: at 100 iterations and β = 0.98 it would take in the whole explosion, and move
+    # its minimum by decades the other way.
     free = lag_free(curve.finite, smoothing.beta / (2 - smoothing.beta))[SKIP_FIRST:-SKIP_LAST]
     turn = int(np.argmin(free))
     require_turn(curve, lr, turn)
@@ -117,11 +116,91 @@ def lag_free(curve: LRCurve, beta_at_most: float = 1.0) -> np.ndarray:
     return zero_phase(curve.loss, min(beta_at_most, (width - 1) / (width + 1)))
 
 
-def _require_same_ramp(index: int, lr: np.ndarray, longest: np.ndarray) -> None:
-    differs = np.flatnonzero(~np.isclose(lr, longest[: len(lr)], rtol=SAME_LR, atol=0))
-    if differs.size:
-        at = int(differs[0])
+def drawable(tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
+    """Return the tests that have a curve; LRRTError if there is none."""
+    able = [test for test in tests if len(test.curve.finite) >= MIN_POINTS]
+    if not able:
         raise LRRTError(
-            f"curve {index} has lr={lr[at]:g} at iteration {at} where the longest has "
-            f"{longest[at]:g}: put only tests of one ramp together"
+            f"none of {len(tests)} tests has {MIN_POINTS} finite losses: check data and loss, or "
+            "lower lr_start"
         )
+    return able
+
+
+def label_losses(ax: Axes, title: str, name: str, losses: Sequence[np.ndarray]) -> None:
+    """Label axes of losses over the learning rate, with limits that show every descent."""
+    drawing.label_axes(ax, title, LR_LABEL, name, log="x")
+    ax.set_ylim(*drawing.loss_limits(*losses))
+
+
+def _plot_band(tests: Sequence[RangeTestResult], title: str, ax: Axes) -> None:
+    """Draw the loss that the rule reads: each test, the median, and the 10 to 90 % band."""
+    readings = [test.reading for test in drawable(tests)]
+    lr, loss, _ = stacked([loss_read(reading) for reading in readings])
+    q10, median, q90 = np.quantile(loss, [0.1, 0.5, 0.9], axis=0)
+    ends = quantiles(suggested(tests))["median"]
+    label = f"between the medians: {ends['min']:.3g} to {ends['max']:.3g}"
+    ax.axvspan(ends["min"], ends["max"], color=drawing.ORANGE, alpha=0.25, lw=0, label=label)
+    plot_published(tests[0].job.task, ax)
+    ax.plot(lr, loss.T, color=drawing.PALE, lw=0.7)
+    ax.fill_between(
+        lr, q10, q90, color=drawing.BLUE, alpha=0.2, lw=0, label="10 to 90 % of the tests"
+    )
+    ax.plot(lr, median, color=drawing.BLUE, lw=2.5, label=f"median of {len(loss)} tests")
+    label_losses(ax, title, loss_name(readings), list(loss))
+    drawing.legend_below(ax)
+
+
+def bands_figure(groups: Mapping[str, Sequence[RangeTestResult]]) -> Figure:
+    """Return the curves of groups of tests by title, one above the other on the same axes."""
+    figure, axes = drawing.new_figure(heights=[4.0] * len(groups))
+    for ax, (title, tests) in zip(axes, groups.items(), strict=True):
+        _plot_band(tests, title, ax)
+    limits = [ax.get_ylim() for ax in axes]
+    for ax in axes:
+        ax.sharex(axes[0])
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    return drawing.finished(figure)
+
+
+def curves_figure(tests: Sequence[RangeTestResult], title: str) -> Figure:
+    """Return the curves of tests, and how many of them were still running at a learning rate."""
+    figure, (losses, running) = drawing.new_figure(heights=[4.2, 1.8])
+    _plot_band(tests, title, losses)
+    lr, _, count = stacked([test.curve for test in drawable(tests)])
+    running.plot(lr, count, color=drawing.GREY, drawstyle="steps-post")
+    label = "Tests still running; a test that stopped counts with its last loss above"
+    drawing.label_axes(running, label, LR_LABEL, "tests", log="x")
+    running.set_ylim(0, count[0] * 1.1)
+    running.sharex(losses)
+    return drawing.finished(figure)
+
+
+def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
+    """Return the range that each test suggests, one row each, and the published ones."""
+    able = [test for test in tests if test.range is not None]
+    figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.27 * len(able)])
+    maximum, inside = best_covered(suggested(tests))
+    label = f"{maximum:.3g}, inside the ranges of {inside} of {len(tests)} tests"
+    ax.axvline(maximum, color=drawing.VERMILION, ls="--", label=label)
+    plot_ranges({test.job.name: test.reading for test in able}, ax)
+    name_rows_with_published(ax, [test.job.name for test in able], tests[0].job.task)
+    drawing.legend_below(ax)
+    return drawing.finished(figure)
+
+
+def name_rows_with_published(ax: Axes, names: Sequence[str], task: Task) -> None:
+    """Name the rows of ranges; below them stand the published ones, if ``task`` has any."""
+    published = published_ranges(task)
+    if published:
+        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
+        drawing.plot_bars(ax, ends, first_row=len(names), width=8, label="published")
+    drawing.name_rows(ax, [*names, *published])
+
+
+def plot_published(task: Task, ax: Axes) -> None:
+    """Shade the published ranges, if ``task`` is what they are for."""
+    for color, (name, lr_range) in zip(
+        drawing.COLORS[2:], published_ranges(task).items(), strict=False
+    ):
+        ax.axvspan(lr_range.min, lr_range.max, color=color, alpha=0.08, label=f"{name}: {lr_range}")

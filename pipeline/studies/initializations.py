@@ -2,32 +2,105 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
 from lrrt_stage import LRRange
 from lrrt_stage.plots import drawing
+from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.figures import curves_figure, ranges_figure
-from pipeline.studies.ranges import coverage, overlaps, quantiles
-from pipeline.studies.study import Findings, Study, counted, kind, suggested
-from pipeline.studies.tables import tests_table
+from pipeline.studies.curves import bands_figure, curves_figure, ranges_figure
+from pipeline.studies.report import tests_table
+from pipeline.studies.statistics import Decomposition, coverage, decompose, overlaps, quantiles
+from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
 
-__all__ = ["initializations_study", "spread_findings", "spread_sentence", "varied_jobs"]
+__all__ = ["data_order_study", "initializations_study", "varied_jobs"]
 
 
-@kind("initializations")
+@kind("initializations", 4)
 def initializations_study(study: Study) -> Findings:
     """Many tests, with new initial weights and a new data order each (article, Fig 4 and 5)."""
-    return spread_findings(
+    return _spread_findings(
         study.measure(varied_jobs(study, study.tests(20))),
         "Different initial weights, different suggestions?",
         "How far does the suggested range move when only the random initial weights and the order "
         "of the data change?",
         "initializations",
+    )
+
+
+@kind("data-order", 5)
+def data_order_study(study: Study) -> Findings:
+    """Many tests on the same weights in different data orders, beside as many with new weights.
+
+    The published code of the article compares the two; here the difference of their variances is
+    what the initialisation adds.
+    """
+    count = study.tests(20)
+    jobs = varied_jobs(study, count)
+    for index in range(count):
+        # Orders that the other tests do not use, so that the two samples are independent.
+        data_seed = study.task.data_seed + count + index
+        labels = {"group": "same weights", "seed": study.task.seed, "data_seed": data_seed}
+        jobs.append(study.job(f"order {index}", labels, data_seed=data_seed))
+    tests = study.measure(jobs)
+    groups = by_label(tests, "group")
+    new, same = (groups.get(name, []) for name in ("new weights", "same weights"))
+    for name, members in (("new weights", new), ("same weights", same)):
+        require(
+            len(members) >= 2,
+            f"{counted(len(members), 'test')} with {name} did not fail, 2 are needed: see the runs "
+            "of the others",
+        )
+    parts = decompose(_log_maxima(new), _log_maxima(same))
+    share = parts.order_share
+    found = _spread_findings(
+        same,
+        "The same weights, different orders of the data",
+        "How far does the suggestion move on the very same weights, and how much of the spread is "
+        "due to initialisation?",
+        "data-order",
+    )
+    both = {"New weights, different orders": new, "Same weights, different orders": same}
+    return replace(
+        found,
+        sentences=[
+            *found.sentences,
+            _spread_sentence("With new weights as well", suggested(new)),
+            _decomposition_sentence(parts),
+        ],
+        metrics={
+            **found.metrics,
+            "order_share": share.value,
+            "order_share_low": share.low,
+            "order_share_high": share.high,
+            "init_share": 1 - share.value,
+            "total_sd_decades": math.sqrt(parts.total_variance),
+            "order_sd_decades": math.sqrt(parts.order_variance),
+        },
+        figures={**found.figures, "both": bands_figure(both), "shares": _shares_figure(parts)},
+        tables={
+            **found.tables,
+            "Suggested ranges, new weights": quantiles(suggested(new)).reset_index(names="end"),
+            "Variance of log10(max LR)": pd.DataFrame(
+                {
+                    "source": ["data order", "initialisation", "both"],
+                    "variance, decades²": [
+                        parts.order_variance,
+                        parts.init_variance,
+                        parts.total_variance,
+                    ],
+                    "share": [share.value, 1 - share.value, 1.0],
+                }
+            ),
+            "Tests": tests_table(tests),
+        },
     )
 
 
@@ -42,7 +115,7 @@ def varied_jobs(study: Study, count: int) -> list[RangeTestJob]:
     return jobs
 
 
-def spread_findings(
+def _spread_findings(
     tests: Sequence[RangeTestResult], title: str, question: str, vary: str
 ) -> Findings:
     """Return what tests that differ in seeds alone say about the spread of the suggestion.
@@ -59,7 +132,7 @@ def spread_findings(
         title,
         question,
         [
-            spread_sentence(f"Of {len(found)} tests", found),
+            _spread_sentence(f"Of {len(found)} tests", found),
             f"Of {counted(len(pairs), 'pair')} of ranges, {np.mean(pairs == 0):.0%} do not overlap "
             f"at all; the mean overlap is {pairs.mean():.0%} of the two ranges together.",
             f"Taken alone, {clear} of {len(tests)} tests have a clear suggestion"
@@ -84,11 +157,11 @@ def spread_findings(
             "ranges": ranges_figure(tests),
             "overlaps": _overlaps_figure(matrix, tests),
         },
-        {"Suggested ranges": ends.rename_axis("end").reset_index(), "Tests": tests_table(tests)},
+        {"Suggested ranges": ends.reset_index(names="end"), "Tests": tests_table(tests)},
     )
 
 
-def spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
+def _spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
     """Return the quantiles of suggested ranges as a sentence that begins with ``tests``."""
     ends = quantiles(found)
     low, high = ends.loc["min"], ends.loc["max"]
@@ -104,3 +177,44 @@ def _overlaps_figure(matrix: np.ndarray, tests: Sequence[RangeTestResult]) -> Fi
     figure, (ax,) = drawing.new_figure(heights=[5.5])
     drawing.plot_matrix(ax, matrix, names, names, "shared part of both ranges", limits=(0, 1))
     return drawing.finished(figure, "Overlap of every pair of ranges")
+
+
+def _log_maxima(tests: Sequence[RangeTestResult]) -> list[float]:
+    return [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
+
+
+def _decomposition_sentence(parts: Decomposition) -> str:
+    share = parts.order_share
+    if math.isnan(share.value):
+        return "With new weights all maxima are equal: there is no variance to divide."
+    caveat = "The order's part was measured on one initialisation alone."
+    if parts.order_variance > parts.total_variance:
+        caveat += " It varied more than both together, so initialisation is taken to add nothing."
+    return (
+        f"Of the variance of log10(max LR) over new weights and orders, {1 - share.value:.0%} is "
+        f"due to initialisation and {share.value:.0%} to data order (90 % interval of the latter: "
+        f"{share.low:.0%} to {share.high:.0%}). {caveat}"
+    )
+
+
+def _shares_figure(parts: Decomposition) -> Figure:
+    share = parts.order_share
+    shares = np.array([share.value, 1 - share.value])
+    # A percentile interval need not hold the share itself; an error bar that is drawn has to.
+    low = np.minimum(shares, [share.low, 1 - share.high])
+    high = np.maximum(shares, [share.high, 1 - share.low])
+    figure, (ax,) = drawing.new_figure(heights=[2.4])
+    names = ["data order", "initialisation"]
+    ax.barh(
+        names,
+        shares,
+        xerr=[shares - low, high - shares],
+        color=drawing.BLUE,
+        ecolor=drawing.GREY,
+        capsize=4,
+    )
+    title = "Shares of the variance of log10(max LR), with 90 % intervals"
+    drawing.label_axes(ax, title, "share", grid="x")
+    ax.set_xlim(0, 1.02)
+    ax.invert_yaxis()
+    return drawing.finished(figure)

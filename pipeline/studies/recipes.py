@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
@@ -16,11 +16,10 @@ from lrrt_stage import LRRTError
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.figures import name_rows_with_published
-from pipeline.studies.ranges import coverage, quantiles
-from pipeline.studies.statistics import Estimate, mean_estimate
-from pipeline.studies.study import Findings, Study, counted, kind, suggested
-from pipeline.studies.tables import tests_table
+from pipeline.studies.curves import name_rows_with_published
+from pipeline.studies.report import tests_table
+from pipeline.studies.statistics import coverage, mean_estimate, quantiles
+from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
 from pipeline.task.recipes import steps
 
 __all__ = ["recipes_study"]
@@ -28,7 +27,7 @@ __all__ = ["recipes_study"]
 FROM, TO = "keras", "fastai"
 
 
-@kind("recipes")
+@kind("recipes", 10)
 def recipes_study(study: Study) -> Findings:
     """From one published recipe to the other, an ingredient at a time (article, Fig 4 against 5).
 
@@ -37,7 +36,10 @@ def recipes_study(study: Study) -> Findings:
     """
     study.require_drawn_weights()
     count = study.tests(5)
-    way = [(name, _free(options, study)) for name, options in steps()]
+    way = [
+        (name, {option: value for option, value in options.items() if option not in study.fixed})
+        for name, options in steps()
+    ]
     # An ingredient that the user has fixed makes no step.
     way = [way[0], *(after for before, after in pairwise(way) if before[1] != after[1])]
     if len(way) < 2:
@@ -49,60 +51,43 @@ def recipes_study(study: Study) -> Findings:
             for offset in range(count)
         ]
     )
-    names = [name if position == 0 else f"+ {name}" for position, (name, _) in enumerate(way)]
-    by_step = [[t for t in tests if t.job.labels["step"] == index] for index in range(len(way))]
     covered, sentence = coverage(suggested(tests), len(tests))
-    effects = _effects_table(names, by_step)
-    single = effects[:-1].dropna(subset=["decades"])
-    sentences = [_total_sentence(effects.iloc[-1])]
-    largest = single.iloc[int(single["decades"].abs().argmax())] if len(single) else None
-    if largest is not None:
-        sentences.append(_largest_sentence(largest))
+    effects = _effects_table([name for name, _ in way], tests)
+    total, single = effects.iloc[-1], effects[:-1].dropna(subset="decades")
+    sentences = [
+        f"No seed has a suggestion both with {FROM} and with {TO}."
+        if math.isnan(total["decades"])
+        else f"From {FROM} to {TO} the suggested maximum moves by {_effect(total)}."
+    ]
+    moves_most = "any ingredient"
+    if len(single):
+        largest = single.iloc[int(single["decades"].abs().argmax())]
+        moves_most = largest["ingredient"]
+        sentences.append(
+            f"The largest single step, in this order of steps, is {moves_most}: {_effect(largest)}."
+        )
     return Findings(
         "From one recipe to the other",
         "The article's Keras and fast.ai programs suggest different ranges for one network. Which "
         "of the ingredients in which they differ moves the suggestion?",
         sentences,
-        "Repeat the range test after a change of "
-        f"{'any ingredient' if largest is None else largest['ingredient']}, which moves the "
-        f"suggestion most. Over all steps: {sentence}",
+        f"Repeat the range test after a change of {moves_most}, which moves the suggestion most. "
+        f"Over all steps: {sentence}",
         {
             **dict(zip("effect_decades." + effects["ingredient"], effects["decades"], strict=True)),
             **covered,
         },
-        {"effects": _effects_figure(effects), "ranges": _ranges_figure(study, names, by_step)},
+        {"effects": _effects_figure(effects), "ranges": _ranges_figure(study, tests)},
         {"Effects": effects, "Tests": tests_table(tests)},
     )
 
 
-def _total_sentence(row: pd.Series) -> str:
-    if math.isnan(row["decades"]):
-        return f"No seed has a suggestion both with {FROM} and with {TO}."
-    return (
-        f"From {FROM} to {TO} the suggested maximum moves by {_effect(row)}, over "
-        f"{counted(int(row['seeds']), 'seed')}."
-    )
-
-
-def _largest_sentence(row: pd.Series) -> str:
-    if row["decades"] == 0:
-        return "No single ingredient moves it."
-    unsure = row["low"] <= 0 <= row["high"]
-    return (
-        f"The largest single step, in this order of steps, is {row['ingredient']}: {_effect(row)}"
-        f"{', which may be none' if unsure else ''}."
-    )
-
-
 def _effect(row: pd.Series) -> str:
+    over = counted(int(row["seeds"]), "seed")
     moved = f"{row['decades']:+.2f} decades"
     if math.isnan(row["low"]):
-        return moved
-    return f"{moved} (90 % interval {row['low']:+.2f} to {row['high']:+.2f})"
-
-
-def _free(options: Mapping[str, Any], study: Study) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in study.fixed}
+        return f"{moved}, over {over}"
+    return f"{moved} (90 % interval {row['low']:+.2f} to {row['high']:+.2f}), over {over}"
 
 
 def _job(
@@ -123,20 +108,17 @@ def _job(
     return replace(job, plan=plan)
 
 
-def _effects_table(names: list[str], by_step: list[list[RangeTestResult]]) -> pd.DataFrame:
+def _effects_table(names: Sequence[str], tests: Sequence[RangeTestResult]) -> pd.DataFrame:
     """Return the effect of every step, and of all together last, in decades of the maximum."""
-    maxima = [
-        {t.job.task.seed: math.log10(t.range.max) for t in tests if t.range is not None}
-        for tests in by_step
-    ]
-    pairs = [*zip(names[1:], maxima, maxima[1:], strict=False)]
+    maxima = tests_table(tests).pivot(index="seed", columns="step", values="lr_max")
+    decades = maxima.reindex(columns=range(len(names))).astype(float).map(math.log10)
+    pairs = [*pairwise(range(len(names))), (0, len(names) - 1)]
     rows = []
-    for name, before, after in [*pairs, ("all together", maxima[0], maxima[-1])]:
-        shared = sorted(before.keys() & after.keys())
-        differences = [after[seed] - before[seed] for seed in shared]
-        effect = mean_estimate(differences) if shared else Estimate(math.nan)
+    for name, (before, after) in zip([*names[1:], "all together"], pairs, strict=True):
+        differences = (decades[after] - decades[before]).dropna().tolist()
+        effect = mean_estimate(differences)
         ends = {"decades": effect.value, "low": effect.low, "high": effect.high}
-        rows.append({"ingredient": name.removeprefix("+ "), "seeds": len(shared), **ends})
+        rows.append({"ingredient": name, "seeds": len(differences), **ends})
     return pd.DataFrame(rows)
 
 
@@ -153,21 +135,15 @@ def _effects_figure(effects: pd.DataFrame) -> Figure:
     return drawing.finished(figure)
 
 
-def _ranges_figure(study: Study, names: list[str], by_step: list[list[RangeTestResult]]) -> Figure:
-    medians = {
-        name: quantiles(suggested(tests))["median"].to_numpy()
-        for name, tests in zip(names, by_step, strict=True)
-        if any(test.range is not None for test in tests)
-    }
+def _ranges_figure(study: Study, tests: Sequence[RangeTestResult]) -> Figure:
+    able = [test for test in tests if test.range is not None]
+    by_step = by_label(able, "ingredient")
+    names = [name if name == FROM else f"+ {name}" for name in by_step]
+    medians = np.array([quantiles(suggested(step))["median"] for step in by_step.values()])
     figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.35 * len(medians)])
-    drawing.plot_bars(
-        ax,
-        np.array([*medians.values()]),
-        color=drawing.ORANGE,
-        width=8,
-        label="between the medians",
-    )
+    label = "between the medians"
+    drawing.plot_bars(ax, medians, color=drawing.ORANGE, width=8, label=label)
     drawing.label_axes(ax, "Suggested range after each step", LR_LABEL, log="x")
-    name_rows_with_published(ax, list(medians), study.task)
+    name_rows_with_published(ax, names, study.task)
     drawing.legend_below(ax)
     return drawing.finished(figure)

@@ -1,11 +1,12 @@
-"""A study as files: figures, numbers, and a report that a person reads."""
+"""A study as files: tables of its tests, figures, and a report that a person reads."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,27 @@ import pandas as pd
 
 from lrrt_stage import RULES
 from lrrt_stage.plots import drawing
-from pipeline.studies.study import Findings
+from pipeline.jobs.jobs import (
+    FailedJob,
+    JobResult,
+    RangeTestJob,
+    RangeTestResult,
+    TrainingResult,
+)
+from pipeline.studies.study import KINDS, Findings
 
-__all__ = ["FINDINGS", "figure_names", "section", "write_findings", "write_report"]
+__all__ = [
+    "FINDINGS",
+    "figure_names",
+    "section",
+    "study_frame",
+    "tests_frame",
+    "tests_table",
+    "write_findings",
+    "write_report",
+]
 
 FINDINGS = "findings.json"
-ORDER = (
-    "smoothing",
-    "initializations",
-    "data-order",
-    "mismatch",
-    "grouped",
-    "validation",
-    "batch-size",
-    "recipes",
-)
-"""Kinds in the order of the article's figures; other kinds come after them."""
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -42,6 +48,63 @@ th { background: #f5f7f9; } td:first-child, th:first-child { text-align: left; }
 details { margin: .5rem 0; overflow-x: auto; } summary { cursor: pointer; color: #00507d; }
 nav a { margin-right: 1rem; }
 """
+
+
+def tests_table(tests: Sequence[RangeTestResult]) -> pd.DataFrame:
+    """Return a row per test: what tells it from the others, how it ended, what it suggests."""
+    return pd.DataFrame([{"test": t.job.name, **t.job.labels, **_measured(t)} for t in tests])
+
+
+def _measured(test: RangeTestResult) -> dict[str, Any]:
+    found, confidence = test.range, test.reading.chosen.confidence
+    return {
+        "iterations": len(test.curve),
+        "stop": test.curve.stop,
+        "lr_min": found.min if found else None,
+        "lr_max": found.max if found else None,
+        "lr_max_low": confidence.low,
+        "lr_max_high": confidence.high,
+        "verdict": str(confidence.verdict),
+    }
+
+
+def study_frame(results: Sequence[RangeTestResult | TrainingResult]) -> pd.DataFrame:
+    """Return a row per test or training, and iteration.
+
+    The columns are ``test``, what tells the test from the others, ``iteration``, ``lr``,
+    ``loss``, ``smoothed_loss``, and the validation losses where they were taken.
+    """
+    frames = []
+    for result in results:
+        if isinstance(result, RangeTestResult):
+            frame = result.curve.to_frame(result.reading.smoothing)
+        else:
+            history = result.history
+            frame = pd.DataFrame({"lr": history.lr, "loss": history.train_loss})
+            frame = frame.rename_axis("iteration").reset_index()
+        names = {"test": result.job.name, **result.job.labels}
+        frames.append(frame.assign(**names)[[*names, *frame.columns]])
+    return pd.concat(frames, ignore_index=True)
+
+
+def tests_frame(results: Sequence[JobResult]) -> pd.DataFrame:
+    """Return a row per range test: seeds, how it ended, every rule's maximum, and its error."""
+    rows = []
+    for result in results:
+        if not isinstance(result.job, RangeTestJob):
+            continue
+        task, error = result.job.task, result.reason if isinstance(result, FailedJob) else ""
+        row = {"test": result.job.name, **result.job.labels, "error": error}
+        row |= {"seed": task.seed, "data_seed": task.data_seed, "batch_size": task.batch_size}
+        if isinstance(result, RangeTestResult):
+            row |= {**_measured(result), "seconds": result.seconds}
+            row |= {
+                f"suggestion.{name}": suggestion.range.max
+                for name, suggestion in result.reading.suggestions.items()
+                if suggestion.range is not None
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def write_findings(
@@ -85,11 +148,6 @@ def section(folder: Path) -> str:
     """Return the findings that :func:`write_findings` wrote as a section of a report, in HTML.
 
     Nothing of what the files hold is taken for HTML.
-
-    Raises
-    ------
-    KeyError, OSError, TypeError, ValueError
-        If a file is missing, or its content is not as it was written.
     """
     content = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
     title, source = content["title"], content["source"]
@@ -123,10 +181,8 @@ def _table(heading: str, content: Mapping[str, Any]) -> str:
 
 def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
     """Write one page of the sections by kind, in the article's order; it needs no network."""
-    kinds = [
-        *filter(sections.__contains__, ORDER),
-        *(kind for kind in sections if kind not in ORDER),
-    ]
+    # A section may be that of a kind that only the person who wrote it has.
+    kinds = sorted(sections, key=lambda kind: KINDS[kind].position if kind in KINDS else inf)
     names = [escape(kind) for kind in kinds]
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     title = f"Learning-rate range tests: {task}"

@@ -24,23 +24,19 @@ from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.descent import SKIP_FIRST, find_descent
 from lrrt_stage.rules.registry import smoothed_loss
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
-from pipeline.studies.curves import lag_of_minimum
-from pipeline.studies.figures import drawable, plot_published
-from pipeline.studies.ranges import coverage
+from pipeline.studies.curves import drawable, label_losses, lag_of_minimum, plot_published
+from pipeline.studies.statistics import coverage
 from pipeline.studies.study import Findings, Study, kind
 
 __all__ = ["smoothing_study"]
 
-STYLES = dict(
-    zip(
-        AVERAGES,
-        ((drawing.BLUE, "-"), (drawing.VERMILION, "--"), (drawing.GREEN, ":")),
-        strict=True,
-    )
-)
+STYLES: dict[str, dict[str, Any]] = {
+    average: {"color": color, "ls": style}
+    for average, color, style in zip(AVERAGES, drawing.COLORS, ("-", "--", ":"), strict=False)
+}
 
 
-@kind("smoothing", one_test=True)
+@kind("smoothing", 3, one_test=True)
 def smoothing_study(study: Study) -> Findings:
     """One test, read with each of the three averages at several β (article, Fig 3)."""
     betas = study.options.list_of("betas", float)
@@ -48,20 +44,33 @@ def smoothing_study(study: Study) -> Findings:
     (test,) = drawable(study.measure([study.job("test", {})]))
     table = pd.DataFrame([_read(test.curve, smoothing, test.rule) for smoothing in smoothings])
     now = _read(test.curve, study.plan.smoothing, test.rule)
-    moved = {end: _decades(table[end]) for end in ("lr_min", "lr_max")}
-    ranges = [LRRange(*ends) for ends in table[["lr_min", "lr_max"]].dropna().to_numpy().tolist()]
-    covered, sentence = coverage(ranges, len(table), "averages") if ranges else ({}, "")
+    answered = table.dropna(subset=["lr_min", "lr_max"])
+    ranges = [LRRange(*ends) for ends in answered[["lr_min", "lr_max"]].to_numpy().tolist()]
+    moved_min, moved_max = (
+        math.log10(answered[end].max() / answered[end].min()) if len(answered) > 1 else math.nan
+        for end in ("lr_min", "lr_max")
+    )
+    covered, sentence = coverage(ranges, len(table), "averages")
+    without = table["reason"][~table.index.isin(answered.index)]
     return Findings(
         "What smoothing does to the suggestion",
         "How far does each average lag behind the loss, and how far does that move the suggested "
         "range?",
-        [_lag_sentence(study.plan.smoothing, now), _moved_sentence(table, test.rule, moved)],
-        f"{_advice(test.rule, moved['lr_max'])} {sentence}".strip(),
+        [
+            _lag_sentence(study.plan.smoothing, now),
+            f"Of {len(table)} averages {len(answered) or 'none'} has a suggestion ({test.rule}), "
+            f"too few to compare. The first without: {without.iloc[0]}."
+            if len(answered) < 2
+            else f"Over the {len(answered)} of {len(table)} averages that have a suggestion "
+            f"({test.rule}), the maximum moves by {moved_max:.2g} decades and the minimum by "
+            f"{moved_min:.2g}.",
+        ],
+        f"{_advice(test.rule, moved_max)} {sentence}".strip(),
         {
             "lag_decades": now["lag_decades"],
             "age_decades": now["age_decades"],
-            "lr_max_moved_decades": moved["lr_max"],
-            "lr_min_moved_decades": moved["lr_min"],
+            "lr_max_moved_decades": moved_max,
+            "lr_min_moved_decades": moved_min,
             **{
                 f"lag_decades.{smoothing.average}.{smoothing.beta:g}": lag
                 for smoothing, lag in zip(smoothings, table["lag_decades"], strict=True)
@@ -104,12 +113,6 @@ def _age(curve: LRCurve, smoothing: Smoothing, index: int) -> float:
     return float(decades[index] - np.interp(index - age, np.arange(len(curve)), decades))
 
 
-def _decades(lrs: pd.Series) -> float:
-    """Return how far learning rates lie apart; NaN where fewer than two are known."""
-    known = lrs.dropna()
-    return math.log10(known.max() / known.min()) if len(known) > 1 else math.nan
-
-
 def _advice(rule: str, moved: float) -> str:
     if RULES[rule].reads is not smoothed_loss:
         return f"Keep the rule {rule}, which reads no average: its suggestion does not depend on β."
@@ -136,21 +139,6 @@ def _lag_sentence(smoothing: Smoothing, row: dict[str, Any]) -> str:
     )
 
 
-def _moved_sentence(table: pd.DataFrame, rule: str, moved: dict[str, float]) -> str:
-    answered = int(table["lr_max"].notna().sum())
-    if answered < 2:
-        reason = table.loc[table["lr_max"].isna(), "reason"].iloc[0]
-        return (
-            f"Of {len(table)} averages {answered or 'none'} has a suggestion ({rule}), too few to "
-            f"compare. The first without: {reason}."
-        )
-    which = f"all {answered}" if answered == len(table) else f"the {answered} of {len(table)}"
-    return (
-        f"Over {which} averages that have a suggestion ({rule}), the maximum moves by "
-        f"{moved['lr_max']:.2g} decades and the minimum by {moved['lr_min']:.2g}."
-    )
-
-
 def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figure:
     betas = sorted(set(table["beta"]))
     figure, axes = drawing.new_figure(heights=[3.3] * len(betas))
@@ -159,14 +147,12 @@ def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figur
         ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
         rows = table[table["beta"] == beta]
         for average, maximum in zip(rows["average"], rows["lr_max"], strict=True):
-            color, style = STYLES[average]
             smoothed = Smoothing(average, beta)(curve.loss)
-            ax.plot(curve.lr, smoothed, color=color, ls=style, lw=2, label=average)
+            ax.plot(curve.lr, smoothed, lw=2, label=average, **STYLES[average])
             if np.isfinite(maximum):
-                ax.axvline(maximum, color=color, ls=style, lw=1.3)
+                ax.axvline(maximum, lw=1.3, **STYLES[average])
         title = f"β = {beta:g}; vertical: the maximum that is suggested"
-        drawing.label_axes(ax, title, LR_LABEL, "training loss", log="x")
-        ax.set_ylim(*drawing.loss_limits(curve.loss))
+        label_losses(ax, title, "training loss", [curve.loss])
         ax.sharex(axes[0])
     drawing.legend_below(axes[-1])
     return drawing.finished(figure)
@@ -182,16 +168,10 @@ def _lags_figure(table: pd.DataFrame) -> Figure:
     figure, axes = drawing.new_figure(heights=[3.2, 3.2], columns=2, width=4.6)
     for ax, (column, (title, ylabel)) in zip(axes, panels.items(), strict=True):
         drawing.label_axes(ax, title, "β", ylabel, log="y" if column.startswith("lr") else "")
-        for average, part in table.groupby("average", sort=False):
-            color, style = STYLES[str(average)]
-            ax.plot(
-                part["beta"], part[column], "o", color=color, ls=style, ms=4, label=str(average)
-            )
-        known = table[column].dropna()
-        if column.startswith("lr") and len(known):
-            # At least two decades, so that steps of the ramp do not look like differences.
-            ax.set_ylim(known.min() / 10, known.max() * 10)
-        elif len(known):
-            ax.set_ylim(min(0.0, 1.1 * known.min()), max(1.15 * known.max(), 0.1))
+        for average, style in STYLES.items():
+            part = table[table["average"] == average]
+            ax.plot(part["beta"], part[column], "o", ms=4, label=average, **style)
+        # So that steps of the ramp do not look like differences.
+        ax.margins(y=0.5)
     drawing.legend_below(axes[2])
     return drawing.finished(figure)

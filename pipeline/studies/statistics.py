@@ -1,18 +1,113 @@
-"""What moves the suggested learning rate: shares of variance, a slope, a mean effect."""
+"""What many suggested ranges say: their spread, their overlap, and what moves them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from itertools import combinations
+from math import log10, nan, sqrt
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-__all__ = ["Decomposition", "Estimate", "decompose", "mean_estimate", "slope"]
+from lrrt_stage import LRRange, LRRTError
+
+__all__ = [
+    "Decomposition",
+    "Estimate",
+    "best_covered",
+    "coverage",
+    "decompose",
+    "farthest_pair",
+    "gap",
+    "mean_estimate",
+    "overlap",
+    "overlaps",
+    "quantiles",
+    "slope",
+]
 
 RESAMPLES = 2000
 """Bootstrap samples; enough for an interval's ends to be steady to about a percent."""
 CONFIDENCE = 0.9
+
+
+def quantiles(ranges: Sequence[LRRange]) -> pd.DataFrame:
+    """Return ``q10``, ``median`` and ``q90`` of the rows ``min`` and ``max`` of ranges.
+
+    They are those of the learning rates, as in the article's published code, not of the logarithms.
+    """
+    ends = pd.DataFrame([(lr_range.min, lr_range.max) for lr_range in ranges])
+    table = ends.quantile([0.1, 0.5, 0.9]).T
+    return table.set_axis(["min", "max"]).set_axis(["q10", "median", "q90"], axis=1)
+
+
+def best_covered(ranges: Sequence[LRRange]) -> tuple[float, int]:
+    """Return the learning rate inside the most ranges, the largest such one, and their number."""
+
+    def inside(lr: float) -> int:
+        # The last digits of a learning rate depend on the machine.
+        return sum(r.min * (1 - 1e-9) <= lr <= r.max * (1 + 1e-9) for r in ranges)
+
+    maximum = max((lr_range.max for lr_range in ranges), key=lambda lr: (inside(lr), lr))
+    return maximum, inside(maximum)
+
+
+def coverage(
+    ranges: Sequence[LRRange], tests: int, noun: str = "tests"
+) -> tuple[dict[str, float], str]:
+    """Return :func:`best_covered` of ``tests`` tests as metrics and as a sentence, if any."""
+    if not ranges:
+        return {}, ""
+    maximum, inside = best_covered(ranges)
+    metrics = {"covered_max": maximum, "covered_tests": inside, "covered_share": inside / tests}
+    without = tests - len(ranges)
+    return metrics, (
+        f"A maximum of {maximum:.3g} is inside the suggested range of {inside} of {tests} {noun}; "
+        "no learning rate is inside more, and no higher one inside as many."
+        + (f" {without} of them gave no suggestion." if without else "")
+    )
+
+
+def overlap(a: LRRange, b: LRRange) -> float:
+    """Return the intersection of two ranges over their union, on the log axis: 0 to 1."""
+    low, high = max(a.min, b.min), min(a.max, b.max)
+    if low >= high:
+        return 0.0
+    return log10(high / low) / log10(max(a.max, b.max) / min(a.min, b.min))
+
+
+def overlaps(ranges: Sequence[LRRange]) -> np.ndarray:
+    """Return the overlap of every pair, shape ``[k, k]``: symmetric, 1 on the diagonal."""
+    return np.array([[overlap(a, b) for b in ranges] for a in ranges])
+
+
+def gap(a: LRRange, b: LRRange) -> float:
+    """Return the decades between two ranges; 0 where they overlap or touch."""
+    return max(0.0, log10(max(a.min, b.min)) - log10(min(a.max, b.max)))
+
+
+def farthest_pair(ranges: Sequence[LRRange]) -> tuple[int, int]:
+    """Return the indices ``(i, j)``, i < j, of the two ranges that differ most.
+
+    They have the widest :func:`gap`; among equal gaps, and where there is none, the maxima that are
+    farthest apart decide, then the minima, then the order.
+    """
+
+    def distances(pair: tuple[int, int]) -> tuple[float, ...]:
+        a, b = ranges[pair[0]], ranges[pair[1]]
+        decades = gap(a, b), abs(log10(a.max / b.max)), abs(log10(a.min / b.min))
+        # Rounded, so that the last bit of a logarithm breaks no tie.
+        return tuple(round(distance, 9) for distance in decades)
+
+    farthest = max(combinations(range(len(ranges)), 2), key=distances)
+    if not any(distances(farthest)):
+        raise LRRTError(
+            f"all {len(ranges)} ranges are {ranges[0]}: no two differ, so raise the number of "
+            "tests or the iterations of each"
+        )
+    return farthest
 
 
 @dataclass(frozen=True)
@@ -26,15 +121,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """How much of a variance is due to the initialisation, and how much to the data order.
-
-    Variances are in squared units of the values, decades² for log10(lr). ``order_share`` is NaN
-    where the total variance is 0.
-    """
+    """How much of the variance is due to the initialisation, and how much to the data order."""
 
     total_variance: float
     order_variance: float
     order_share: Estimate
+    """NaN where the total variance is 0."""
 
     @property
     def init_variance(self) -> float:
@@ -43,30 +135,16 @@ class Decomposition:
 
 
 def decompose(varied: list[float], order_only: list[float], seed: int = 0) -> Decomposition:
-    """Split the variance of a suggestion between initialisation and data order.
+    """Split the variance of values between initialisation and data order.
 
-    A test's value is taken to be ``μ + initialisation + order``, the two effects independent and
-    additive. Then ``varied`` has the sum of their variances, ``order_only`` that of the order
-    alone, and the difference is the initialisation's. The order's effect is measured at one
-    initialisation: the shares mean what they say only if it is as large at the others.
+    ``varied`` are values of tests that differ in both, ``order_only`` those of tests on the same
+    weights. A value is taken to be ``μ + initialisation + order``, the two effects independent and
+    additive. The order's effect is measured at one initialisation: the shares mean what they say
+    only if it is as large at the others.
 
-    Parameters
-    ----------
-    varied
-        Two or more values, log10 of the suggested maximum for example, of tests that differ in
-        both.
-    order_only
-        The same of tests on the same weights in different orders.
-    seed
-        Of the bootstrap: the same values and seed give the same interval.
-
-    Returns
-    -------
-    Decomposition
-        With unbiased variances (divided by n - 1) and the percentile bootstrap interval of 2,000
-        resamples of both samples (Efron & Tibshirani 1993, ch. 13). Resamples of ``varied``
-        without any spread are left out. With 20 tests of each kind the interval is wide, and
-        misses the truth somewhat more often than it says.
+    The interval is the percentile bootstrap of both samples (Efron & Tibshirani 1993, ch. 13),
+    without the resamples of ``varied`` that have no spread. With 20 tests of each kind it is wide,
+    and misses the truth somewhat more often than it says.
     """
     both, order = np.array(varied), np.array(order_only)
     total, order_variance = float(_variance(both)), float(_variance(order))
@@ -85,8 +163,7 @@ def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:
     """Fit the exponent p of ``lr ∝ batch_size^p`` by least squares on log axes.
 
     Linear scaling is 1 (Goyal et al. 2017, arXiv 1706.02677), square root scaling 0.5
-    (Krizhevsky 2014, arXiv 1404.5997). The t interval has k - 2 degrees of freedom; there is none
-    for k = 2 points. At least two batch sizes must differ.
+    (Krizhevsky 2014, arXiv 1404.5997). At least two batch sizes must differ.
     """
     # Not scipy.stats.linregress, whose standard error is NaN where all suggestions are equal.
     x, y = np.log10(batch_sizes), np.log10(lrs)
@@ -98,7 +175,9 @@ def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:
 
 
 def mean_estimate(values: list[float]) -> Estimate:
-    """Return the mean of one or more values, with its t interval (Student 1908) from two on."""
+    """Return the mean of values, NaN without any, with its t interval from two on."""
+    if not values:
+        return Estimate(nan)
     error = float(stats.sem(values)) if len(values) > 1 else nan
     return _t_interval(float(np.mean(values)), error, len(values) - 1)
 

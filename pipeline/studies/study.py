@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -11,13 +12,23 @@ from matplotlib.figure import Figure
 
 from lrrt_stage import LRRange, LRRTError, NoSuggestion
 from lrrt_stage.settings import Options, require, setting
-from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult
-from pipeline.jobs.pool import JobResult
+from pipeline.jobs.jobs import FailedJob, Job, JobResult, RangeTestJob, RangeTestResult
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 from pipeline.training.loop import TrainOptions
 
-__all__ = ["KINDS", "Findings", "Kind", "Study", "StudyOptions", "counted", "kind", "suggested"]
+__all__ = [
+    "KINDS",
+    "Findings",
+    "Kind",
+    "Study",
+    "StudyOptions",
+    "by_label",
+    "counted",
+    "kind",
+    "matching_tests",
+    "suggested",
+]
 
 
 @dataclass(frozen=True)
@@ -38,29 +49,22 @@ class Findings:
     """By heading."""
 
 
-def _unchecked(task: Task) -> None:
-    """Accept every task."""
-
-
 @dataclass(frozen=True)
 class Study:
     """A study in hand: what it is about, and the means to run its jobs.
 
-    ``run`` takes jobs and returns their outcomes in the same order. ``source`` holds the range
-    tests of a finished study, where one was named. ``fixed`` names the options that the user
-    gave, which a recipe must leave alone. ``check`` is called with every other setting of the
-    task, and raises if it cannot be run.
+    ``run`` takes jobs and returns their results in the same order. ``source`` holds the range tests
+    of a finished study of the same task, where one was named. ``fixed`` names the options that the
+    user gave, which a recipe must leave alone.
     """
 
     task: Task
     plan: RangeTestPlan
     options: StudyOptions
     training: TrainOptions
-    train_size: int
     run: Callable[[Sequence[Job]], list[JobResult]]
     source: Sequence[RangeTestResult] | None = None
     fixed: frozenset[str] = frozenset()
-    check: Callable[[Task], object] = _unchecked
 
     def tests(self, default: int, at_least: int = 2) -> int:
         """Return the number of tests, the kind's ``default`` where none was given."""
@@ -85,41 +89,26 @@ class Study:
         return RangeTestJob(name, replace(self.task, **changes), self.plan, labels)
 
     def measure(self, jobs: Sequence[RangeTestJob]) -> list[RangeTestResult]:
-        """Run range tests and return the results of those that did not fail, in order.
-
-        Raises
-        ------
-        LRRTError
-            If a task cannot be run, before any test starts; or if all tests failed.
-        """
-        checked = {self.task.to_json()}
-        for job in jobs:
-            task = replace(job.task, seed=self.task.seed, data_seed=self.task.data_seed)
-            if task.to_json() not in checked:
-                self.check(task)
-                checked.add(task.to_json())
-        outcomes = self.run(jobs)
-        results = [
-            outcome.result for outcome in outcomes if isinstance(outcome.result, RangeTestResult)
-        ]
-        if not results:
-            raise LRRTError(f"all {len(jobs)} range tests failed; the first: {outcomes[0].error}")
-        return results
+        """Run range tests and return the results of those that did not fail, in order."""
+        results = self.run(jobs)
+        tests = [result for result in results if isinstance(result, RangeTestResult)]
+        if not tests:
+            reason = next(each.reason for each in results if isinstance(each, FailedJob))
+            raise LRRTError(f"all {len(jobs)} range tests failed; the first: {reason}")
+        return tests
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of study; calling it carries out a study."""
+    """A kind of study."""
 
-    function: Callable[[Study], Findings]
-    takes_tests: bool = False
+    carry_out: Callable[[Study], Findings]
+    position: float
+    """Its place in a report; kinds of the same position stand in the order of the sections."""
+    takes_tests: bool
     """Whether it can use :attr:`Study.source`, the tests of a finished study."""
-    one_test: bool = False
+    one_test: bool
     """Whether it has no number of tests to choose."""
-
-    def __call__(self, study: Study) -> Findings:
-        """Return what ``study`` found."""
-        return self.function(study)
 
 
 KINDS: dict[str, Kind] = {}
@@ -169,50 +158,74 @@ class StudyOptions(Options):
         try:
             return sorted({convert(part) for part in text.split(",")})
         except ValueError:
-            default = next(each.default for each in fields(self) if each.name == name)
+            default = getattr(type(self), name)
             raise LRRTError(
                 f"{name}={text!r} is not a list of numbers: write them as in {default}"
             ) from None
 
 
 def kind(
-    name: str, *, takes_tests: bool = False, one_test: bool = False
+    name: str, position: float = inf, *, takes_tests: bool = False, one_test: bool = False
 ) -> Callable[[Callable[[Study], Findings]], Callable[[Study], Findings]]:
     """Register the decorated function as the :class:`Kind` of this name."""
 
     def register(function: Callable[[Study], Findings]) -> Callable[[Study], Findings]:
-        KINDS[name] = Kind(function, takes_tests, one_test)
+        KINDS[name] = Kind(function, position, takes_tests, one_test)
         return function
 
     return register
 
 
-def suggested(results: Sequence[RangeTestResult], at_least: int = 1) -> list[LRRange]:
-    """Return the ranges of the tests whose rule had an answer.
-
-    Raises
-    ------
-    NoSuggestion
-        If there are fewer than ``at_least``.
-    """
-    found = [result.range for result in results if result.range is not None]
+def suggested(tests: Sequence[RangeTestResult], at_least: int = 1) -> list[LRRange]:
+    """Return the ranges of the tests whose rule has one; NoSuggestion if they are too few."""
+    found = [test.range for test in tests if test.range is not None]
     if len(found) < at_least:
-        reasons = [result.reading.chosen.reason for result in results if result.range is None]
+        reasons = [test.reading.chosen.reason for test in tests if test.range is None]
         raise NoSuggestion(
-            f"{len(found)} of {counted(len(results), 'test')} with a curve gave a suggestion, of "
+            f"{len(found)} of {counted(len(tests), 'test')} with a curve gave a suggestion, of "
             f"{at_least} needed: {reasons[0] if reasons else 'raise the number of tests'}"
         )
     return found
 
 
-def differing_in_seeds(study: Study, tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
-    """Return the tests that differ from the study's task in seeds alone."""
-    task = study.task
-    return [
-        test
-        for test in tests
-        if replace(test.job.task, seed=task.seed, data_seed=task.data_seed) == task
-    ]
+def by_label(tests: Sequence[RangeTestResult], label: str) -> dict[Any, list[RangeTestResult]]:
+    """Return the tests by the value of a label of their jobs."""
+    groups: dict[Any, list[RangeTestResult]] = {}
+    for test in tests:
+        groups.setdefault(test.job.labels[label], []).append(test)
+    return groups
+
+
+def matching_tests(
+    study_id: str, tests: Sequence[RangeTestResult], task: Task, plan: RangeTestPlan
+) -> list[RangeTestResult]:
+    """Return the tests of a study on ``task`` and the plan's ramp, whatever their seeds.
+
+    They are read by the rule and the average of ``plan``. If there is none, the error says how the
+    first test differs.
+    """
+
+    def differences(test: RangeTestResult) -> list[str]:
+        theirs = replace(test.job.task, seed=task.seed, data_seed=task.data_seed)
+        ramp = test.job.plan.ramp
+        other_ramp = [] if ramp == plan.ramp else [f"ramp: {plan.ramp}, not {ramp}"]
+        return task.differences(theirs) + other_ramp
+
+    same = [_read_by(plan, test) for test in tests if not differences(test)]
+    require(
+        bool(same),
+        f"study {study_id} ran on a different task or ramp: {'; '.join(differences(tests[0]))}: "
+        "give its options, or name a different study",
+    )
+    return same
+
+
+def _read_by(plan: RangeTestPlan, test: RangeTestResult) -> RangeTestResult:
+    reading = test.reading.with_rule(plan.suggestion.rule)
+    if reading.smoothing != plan.smoothing:
+        reading = plan.read(test.curve)
+    read_by = replace(test.job.plan, smoothing=plan.smoothing, suggestion=plan.suggestion)
+    return replace(test, job=replace(test.job, plan=read_by), reading=reading)
 
 
 def counted(number: int, noun: str) -> str:

@@ -12,20 +12,19 @@ from matplotlib.figure import Figure
 
 from lrrt_stage import LRCurve, LRRTError
 from lrrt_stage.plots import drawing
-from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.figures import drawable, plot_published
-from pipeline.studies.ranges import coverage
-from pipeline.studies.study import Findings, Study, counted, kind
-from pipeline.studies.tables import tests_table
+from pipeline.studies.curves import drawable, label_losses, plot_published
+from pipeline.studies.report import tests_table
+from pipeline.studies.statistics import coverage
+from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
 from pipeline.task.plan import ValidationOptions
 
 __all__ = ["validation_study"]
 
 
-@kind("validation")
+@kind("validation", 8)
 def validation_study(study: Study) -> Findings:
     """Training and validation loss, unsmoothed, over the learning rate (article, Fig 8).
 
@@ -34,51 +33,59 @@ def validation_study(study: Study) -> Findings:
     a ratio of costs that a busy machine does not decide.
     """
     rounds = study.tests(3, at_least=1)
-    sample = ValidationOptions("sample", study.plan.validation.validation_sample)
-    settings = [("none", ValidationOptions("none")), ("sample", sample)] * rounds
     jobs = [
-        _job(study, f"{name} {index // 2 + 1}", name, validation)
-        for index, (name, validation) in enumerate(settings)
+        _job(study, f"{validation} {index}", validation)
+        for index in range(1, rounds + 1)
+        for validation in ("none", "sample")
     ]
-    jobs.append(_job(study, "full set", "full", ValidationOptions("full")))
+    jobs.append(_job(study, "full set", "full"))
     tests = drawable(study.measure(jobs))
-    by_kind = {
-        name: [test for test in tests if test.job.labels["validation"] == name]
-        for name in ("none", "sample", "full")
-    }
-    for name, members in by_kind.items():
+    by_kind = by_label(tests, "validation")
+    for name in ("none", "sample", "full"):
         require(
-            bool(members),
+            name in by_kind,
             f"no test with validation={name} gave a curve: see their runs, and run the study again",
         )
-    (watched, *_), (full, *_) = by_kind["sample"], by_kind["full"]
+    watched, full = by_kind["sample"][0], by_kind["full"][0]
     seconds = {name: median([test.seconds for test in by_kind[name]]) for name in by_kind}
     ratio, full_ratio = (
         seconds[name] / seconds["none"] if seconds["none"] > 0 else math.nan
         for name in ("sample", "full")
     )
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
-    errors = _sample_errors(watched.curve)
-    error = float(np.median(errors)) if len(errors) else math.nan
-    largest = float(errors.max()) if len(errors) else math.nan
-    found = watched.range
-    above = math.log10(found.max / full_turn) if found else math.nan
-    ranges = [test.range for test in tests if test.range is not None]
-    covered, sentence = coverage(ranges, len(tests)) if ranges else ({}, "")
-    cost = (
-        f"A test with the sample takes {ratio:.2f} times as long as without validation, one with "
-        f"the full set at every iteration {full_ratio:.2f} times."
-    )
+    losses = watched.curve.to_frame(watched.reading.smoothing)
+    # Relative, wherever the full set was evaluated beside the sample.
+    errors = ((losses["val_loss"] - losses["full_val_loss"]) / losses["full_val_loss"]).abs()
+    errors = errors[np.isfinite(errors)]
+    error, largest = float(errors.median()), float(errors.max())
+    above = math.log10(watched.range.max / full_turn) if watched.range else math.nan
+    covered, sentence = coverage(suggested(tests, at_least=0), len(tests))
+    sentences = [
+        f"The validation loss turns {_place(full_turn)} on the full set, and {_place(turn)} on the "
+        "sample.",
+        f"At {counted(len(errors), 'evaluation')} of the full set the sample's loss was off by "
+        f"{error:.1%} in the median and {largest:.1%} at most."
+        if len(errors)
+        else "No evaluation of the full set has a finite loss to compare the sample's with.",
+        f"No maximum is suggested: {watched.reading.chosen.reason}."
+        if watched.range is None
+        else f"The suggested maximum ({watched.rule}) is {watched.range.max:.3g}"
+        + ("." if math.isnan(above) else f", {above:+.2f} decades from the turn."),
+    ]
+    if seconds["none"] > 0:
+        sentences.append(
+            f"A test with the sample takes {ratio:.2f} times as long as without validation, one "
+            f"with the full set at every iteration {full_ratio:.2f} times."
+        )
+    rates = {"validation turns, full set": full_turn, "validation turns, sample": turn}
+    for name, suggestion in watched.reading.suggestions.items():
+        if suggestion.range is not None:
+            rates[f"rule {name}"] = suggestion.range.max
     return Findings(
         "What the validation loss says",
         "Does the validation loss turn where the training loss does, and what does it cost to "
         "look?",
-        [
-            _turn_sentence(full_turn, turn),
-            _error_sentence(len(errors), error, largest),
-            _maximum_sentence(watched, above),
-            *([cost] if seconds["none"] > 0 else []),
-        ],
+        sentences,
         f"{_advice(full_turn, above)} {sentence}".strip(),
         {
             "validation_cost_ratio": ratio,
@@ -93,18 +100,7 @@ def validation_study(study: Study) -> Findings:
         },
         {"validation": _figure(watched, full)},
         {
-            "Learning rates": pd.DataFrame(
-                [
-                    ("validation turns, full set", full_turn),
-                    ("validation turns, sample", turn),
-                    *(
-                        (f"rule {name}", suggestion.range.max)
-                        for name, suggestion in watched.reading.suggestions.items()
-                        if suggestion.range is not None
-                    ),
-                ],
-                columns=["where", "lr"],
-            ),
+            "Learning rates": pd.DataFrame(rates.items(), columns=["where", "lr"]),
             "Tests": tests_table(tests),
         },
     )
@@ -114,11 +110,6 @@ def turning_lr(curve: LRCurve) -> float:
     """Return the learning rate at which the validation loss is lowest.
 
     NaN if that is where the curve begins or, of a completed test, ends: then it does not turn.
-
-    Raises
-    ------
-    LRRTError
-        If no validation loss is finite.
     """
     if curve.val_loss is None or not np.isfinite(curve.val_loss).any():
         raise LRRTError(
@@ -131,40 +122,14 @@ def turning_lr(curve: LRCurve) -> float:
     return math.nan if ends or lowest == 0 else float(curve.lr[lowest])
 
 
-def _job(study: Study, name: str, group: str, validation: ValidationOptions) -> RangeTestJob:
-    plan = replace(study.plan, validation=validation)
-    return replace(study.job(name, {"validation": group}), plan=plan)
+def _job(study: Study, name: str, validation: str) -> RangeTestJob:
+    options = ValidationOptions(validation, study.plan.validation.validation_sample)
+    plan = replace(study.plan, validation=options)
+    return replace(study.job(name, {"validation": validation}), plan=plan)
 
 
-def _turn_sentence(full_turn: float, turn: float) -> str:
-    if math.isnan(full_turn):
-        return "On the full set the validation loss does not turn within the test: raise lr_end."
-    if math.isnan(turn):
-        return f"Validation turns at {full_turn:.3g} on the full set, and not at all on the sample."
-    return (
-        f"Validation turns at {full_turn:.3g} on the full set; the sample puts it at {turn:.3g}, "
-        f"{abs(math.log10(turn / full_turn)):.2g} decades away."
-    )
-
-
-def _error_sentence(evaluations: int, error: float, largest: float) -> str:
-    if not evaluations:
-        return "No evaluation of the full set has a finite loss to compare the sample's with."
-    return (
-        f"At {counted(evaluations, 'evaluation')} of the full set the sample's loss was off by "
-        f"{error:.1%} in the median and {largest:.1%} at most."
-    )
-
-
-def _maximum_sentence(watched: RangeTestResult, above: float) -> str:
-    if watched.range is None:
-        return f"No maximum is suggested: {watched.reading.chosen.reason}."
-    name = f"The suggested maximum ({watched.rule}) is"
-    if math.isnan(above):
-        return f"{name} {watched.range.max:.3g}."
-    if round(above, 9) == 0:
-        return f"{name} at the turn."
-    return f"{name} {abs(above):.2g} decades {'above' if above > 0 else 'below'} the turn."
+def _place(turn: float) -> str:
+    return "nowhere within the test" if math.isnan(turn) else f"at {turn:.3g}"
 
 
 def _advice(turn: float, above: float) -> str:
@@ -175,16 +140,6 @@ def _advice(turn: float, above: float) -> str:
     if above > CLEAR_DECADES:
         return f"Stay below {turn:.3g}, where the validation loss turns, and watch it in training."
     return "The training loss is enough here: leave validation=none for the range test."
-
-
-def _sample_errors(curve: LRCurve) -> np.ndarray:
-    """Return the relative error of the sample wherever the full set was evaluated as well."""
-    assert curve.val_loss is not None
-    assert curve.full_val_loss is not None
-    both = np.isfinite(curve.full_val_loss) & np.isfinite(curve.val_loss)
-    both &= curve.full_val_loss != 0
-    full = curve.full_val_loss[both]
-    return np.abs(curve.val_loss[both] - full) / np.abs(full)
 
 
 def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
@@ -201,21 +156,13 @@ def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="training loss of each batch")
     label = "validation loss, full set at every iteration"
     ax.plot(every.lr, every.val_loss, color=drawing.BLUE, lw=2, label=label)
-    ax.plot(
-        curve.lr,
-        curve.val_loss,
-        "--",
-        color=drawing.VERMILION,
-        lw=1.5,
-        label="validation loss, sample",
-    )
+    label = "validation loss, sample"
+    ax.plot(curve.lr, curve.val_loss, "--", color=drawing.VERMILION, lw=1.5, label=label)
     label = "full set, at times beside the sample"
     ax.plot(curve.lr, curve.full_val_loss, "o", color=drawing.BLACK, ms=4, label=label)
     if not math.isnan(turn := turning_lr(full.curve)):
         ax.axvline(turn, color=drawing.GREEN, ls="-.", label=f"validation turns: {turn:.3g}")
-    title = "Training and validation loss, unsmoothed"
-    drawing.label_axes(ax, title, LR_LABEL, "loss", log="x")
     # The validation loss may leave at the top: before batch norm's statistics have settled, say.
-    ax.set_ylim(*drawing.loss_limits(curve.loss))
+    label_losses(ax, "Training and validation loss, unsmoothed", "loss", [curve.loss])
     drawing.legend_below(ax)
     return drawing.finished(figure)

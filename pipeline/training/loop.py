@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask, Start
 from pipeline.training.schedules import SCHEDULES, build_schedule
 
-__all__ = ["Epoch", "TrainOptions", "Training", "train"]
+__all__ = ["Epoch", "TrainOptions", "Training", "TrainingHistory", "train"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,13 @@ class Epoch:
     val_accuracy: float
 
 
-@dataclass(repr=False)
-class Training:
-    """The progress of a training: the model, with values per step and per epoch."""
+@dataclass
+class TrainingHistory:
+    """Learning rate and training loss of every step, and the validation of every epoch."""
 
-    model: nn.Module
-    total_steps: int
     lr: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
-
-    def __repr__(self) -> str:
-        steps = f"{len(self.lr)} of {self.total_steps} steps"
-        return f"Training({steps}, {len(self.epochs)} epochs, val_loss {self.val_loss:.4g})"
 
     @property
     def diverged(self) -> bool:
@@ -66,6 +60,18 @@ class Training:
     def val_loss(self) -> float:
         """Validation loss after the last epoch; infinite if training diverged."""
         return float("inf") if self.diverged or not self.epochs else self.epochs[-1].val_loss
+
+
+@dataclass(repr=False, kw_only=True)
+class Training(TrainingHistory):
+    """The progress of a training: its history so far, and the model."""
+
+    model: nn.Module
+    total_steps: int
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.lr)} of {self.total_steps} steps"
+        return f"Training({steps}, {len(self.epochs)} epochs, val_loss {self.val_loss:.4g})"
 
 
 def train(
@@ -103,7 +109,7 @@ def train(
     start = prepared.start(state)
     model, optimizer, batches = start.model, start.optimizer, start.batches
     steps_per_epoch = max(len(batches) // prepared.task.accumulate, 1)
-    training = Training(model, options.epochs * steps_per_epoch)
+    training = Training(model=model, total_steps=options.epochs * steps_per_epoch)
     schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
     # This takes a fraction of an epoch, once per prepared task, and saves a training that would
     # fail at the end of its first epoch.
@@ -137,7 +143,7 @@ def _save_checkpoint(path: Path, training: Training, start: Start, take_step: Tr
     content = {
         "lr": training.lr,
         "train_loss": training.train_loss,
-        "epochs": [(e.iteration, e.val_loss, e.val_accuracy) for e in training.epochs],
+        "epochs": [astuple(epoch) for epoch in training.epochs],
         "model": start.model.state_dict(),
         "optimizer": start.optimizer.state_dict(),
         "scaler": take_step.scaler.state_dict(),
@@ -149,8 +155,11 @@ def _save_checkpoint(path: Path, training: Training, start: Start, take_step: Tr
     }
     # The file is complete, or is not there, even if the process ends here.
     partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    try:
+        torch.save(content, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _load_checkpoint(

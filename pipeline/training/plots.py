@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -16,23 +14,12 @@ from matplotlib.figure import Figure
 from lrrt_stage import LRRange, Reading
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import mark_range, plot_reading
-from pipeline.training.loop import Epoch
+from pipeline.training.loop import TrainingHistory
 
 __all__ = ["plot_training", "search_figures", "summary_figure", "training_figure"]
 
 
-class Trained(Protocol):
-    """What is drawn of a training: a learning rate and a loss per iteration, and its epochs."""
-
-    @property
-    def lr(self) -> Sequence[float]: ...
-    @property
-    def train_loss(self) -> Sequence[float]: ...
-    @property
-    def epochs(self) -> Sequence[Epoch]: ...
-
-
-def plot_training(training: Trained, ax: Axes) -> Axes:
+def plot_training(training: TrainingHistory, ax: Axes) -> Axes:
     """Draw the losses and, on a second y axis, the learning rate over the iterations."""
     losses, epochs = training.train_loss, training.epochs
     steps, val_loss = [e.iteration for e in epochs], [e.val_loss for e in epochs]
@@ -51,14 +38,14 @@ def plot_training(training: Trained, ax: Axes) -> Axes:
     return ax
 
 
-def training_figure(training: Trained) -> Figure:
+def training_figure(training: TrainingHistory) -> Figure:
     """Return losses and learning rate over the iterations."""
     figure, (ax,) = drawing.new_figure()
     plot_training(training, ax)
     return drawing.finished(figure)
 
 
-def summary_figure(reading: Reading, trained: LRRange, training: Trained) -> Figure:
+def summary_figure(reading: Reading, trained: LRRange, training: TrainingHistory) -> Figure:
     """Return the range test with the range that was trained, beside the training."""
     figure, (left, right) = drawing.new_figure(columns=2, width=6.5)
     plot_reading(reading, left)

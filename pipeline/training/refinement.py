@@ -74,9 +74,9 @@ def refine(
     training that follows. The first trial uses the narrowed maximum; TPE proposes the others, and
     the median pruner ends those that fall behind in the second half of their schedule. A trial
     that diverges has an infinite loss. An interrupted search that is run again proposes what it
-    would have proposed. Searches may share a study at the same time.
+    would have proposed. Searches may share an Optuna study at the same time.
 
-    ``fingerprint`` stands for all that a trial's loss depends on. The study keeps it, and is
+    ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
 
     ``on_trial(number, range)`` is a context manager around each trial. It yields a function that
@@ -85,33 +85,34 @@ def refine(
     Raises
     ------
     LRRTError
-        If the storage cannot be used, or holds a study of this name with a different fingerprint.
+        If the storage cannot be used, or holds one of this name with a different fingerprint.
     """
 
     def objective(trial: optuna.Trial) -> float:
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(epochs=options.trial_epochs, schedule=schedule)
-        around = on_trial(_finished(trial.study), lr_range) if on_trial else nullcontext(_ignore)
+        around = on_trial(_finished(trial.study), lr_range) if on_trial else nullcontext()
         with around as after_epoch:
 
-            def report(training: Training) -> None:
+            def on_epoch(training: Training) -> None:
                 trial.report(training.val_loss, len(training.epochs))
                 ended = len(training.epochs) == options.trial_epochs
                 pruned = not ended and not training.diverged and trial.should_prune()
-                after_epoch(training, pruned)
+                if after_epoch is not None:
+                    after_epoch(training, pruned)
                 if pruned:
-                    raise _Pruned
+                    raise optuna.TrialPruned
 
             try:
-                return train(prepared, state, lr_range, trial_options, on_epoch=report).val_loss
-            except _Pruned:
+                return train(prepared, state, lr_range, trial_options, on_epoch=on_epoch).val_loss
+            except optuna.TrialPruned:
                 pass  # raised outside of the context, for which a pruned trial is no failure
         raise optuna.TrialPruned
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's for the heartbeat
-        optuna_study = _open_study(study_name, options)
+        optuna_study = _open_optuna_study(study_name, options)
         if fingerprint is not None:
             _check_fingerprint(optuna_study, fingerprint)
         while (done := _finished(optuna_study)) < options.trials:
@@ -142,15 +143,7 @@ def peak_range(peak: float, narrowed: LRRange) -> LRRange:
     return LRRange(peak * narrowed.min / narrowed.max, peak)
 
 
-class _Pruned(Exception):
-    """Ends the training of a trial that fell behind."""
-
-
-def _ignore(training: Training, pruned: bool) -> None:
-    """Follow no trial."""
-
-
-def _open_study(study_name: str, options: RefineOptions) -> optuna.Study:
+def _open_optuna_study(study_name: str, options: RefineOptions) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(
         n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-options.trial_epochs // 2)
     )

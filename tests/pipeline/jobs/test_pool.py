@@ -10,7 +10,7 @@ import torch
 from lrrt_stage import LRRange, RangeTestOptions
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs import pool
-from pipeline.jobs.jobs import RangeTestJob, RangeTestResult, TrainingJob
+from pipeline.jobs.jobs import FailedJob, RangeTestJob, RangeTestResult, TrainingJob
 from pipeline.jobs.pool import run_jobs
 
 CPU = Runtime(device="cpu")
@@ -35,24 +35,25 @@ def test_results_do_not_depend_on_the_number_of_workers():
     torch.set_num_threads(threads)
     assert [each.job.name for each in together] == ["seed 0", "seed 1", "seed 2", "short"]
     for a, b in zip(alone[:3], together[:3], strict=True):
-        assert a.result.curve == b.result.curve
-        assert a.result.range == b.result.range
-        assert all(torch.equal(v, b.result.weights[k]) for k, v in a.result.weights.items())
-    assert alone[3].result.train_loss == together[3].result.train_loss
-    assert alone[3].result.epochs == together[3].result.epochs
-    assert len({each.result.curve.loss[0] for each in alone[:3]}) == 3
+        assert a.curve == b.curve
+        assert a.range == b.range
+        assert all(torch.equal(v, b.weights[k]) for k, v in a.weights.items())
+    assert alone[3].history == together[3].history
+    assert len({each.curve.loss[0] for each in alone[:3]}) == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_that_fails_is_told_in_one_line_and_the_others_go_on(workers):
     jobs = range_tests(3)
     jobs[1] = replace(jobs[1], task=replace(TASK, model="no_such_model"))
-    seen = {}
-    outcomes = run_jobs(jobs, CPU, workers, lambda index, outcome: seen.update({index: outcome}))
-    assert [isinstance(each.result, RangeTestResult) for each in outcomes] == [True, False, True]
-    assert "unknown model 'no_such_model'" in outcomes[1].error
-    assert "\n" not in outcomes[1].error
-    assert [seen[index] for index in range(3)] == outcomes
+    seen = []
+    results = run_jobs(jobs, CPU, workers, seen.append)
+    kinds = [RangeTestResult, FailedJob, RangeTestResult]
+    assert [type(result) for result in results] == kinds
+    assert "unknown model 'no_such_model'" in results[1].reason
+    assert "\n" not in results[1].reason
+    assert sorted(each.job.name for each in seen) == [each.job.name for each in results]
+    assert all(any(each is result for each in seen) for result in results)
 
 
 def test_a_worker_that_is_ended_from_outside_is_named(complains):
@@ -66,8 +67,8 @@ def test_another_backend_of_joblib_can_be_plugged_in():
     with joblib.parallel_config(backend="threading"):
         threaded = run_jobs(jobs, CPU, workers=2)
     expected = run_jobs(jobs, CPU, workers=1)
-    assert [np.isfinite(each.result.curve.loss[0]) for each in threaded] == [True, True]
-    assert threaded[0].result.curve.lr.tolist() == expected[0].result.curve.lr.tolist()
+    assert [np.isfinite(each.curve.loss[0]) for each in threaded] == [True, True]
+    assert threaded[0].curve.lr.tolist() == expected[0].curve.lr.tolist()
 
 
 @pytest.mark.parametrize(

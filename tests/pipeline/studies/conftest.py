@@ -21,10 +21,18 @@ from lrrt_stage import (
     suggest_all,
 )
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
-from pipeline.jobs.jobs import Job, RangeTestJob, RangeTestResult, TrainingJob, TrainingResult
-from pipeline.jobs.pool import JobResult, run_jobs
+from pipeline.jobs.jobs import (
+    FailedJob,
+    Job,
+    JobResult,
+    RangeTestJob,
+    RangeTestResult,
+    TrainingJob,
+    TrainingResult,
+)
+from pipeline.jobs.pool import run_jobs
 from pipeline.studies import KINDS, Findings, Study, StudyOptions
-from pipeline.training.loop import Epoch
+from pipeline.training.loop import Epoch, TrainingHistory
 
 X = np.arange(-60, 11) / 10
 """log10(lr) of the curves made here: ten learning rates a decade, 1e-6 to 10."""
@@ -33,7 +41,7 @@ RAW = RangeTestPlan(smoothing=Smoothing("corrected", 0.0), suggestion=Suggestion
 
 
 class FakeRun:
-    """A ``run`` whose outcomes are made by hand: a text is the error of a job that failed."""
+    """A ``run`` whose results are made by hand: a text is the reason of a job that failed."""
 
     def __init__(self, answer: Callable[[Job], RangeTestResult | TrainingResult | str]) -> None:
         self.answer = answer
@@ -43,7 +51,7 @@ class FakeRun:
         self.jobs += jobs
         results = [self.answer(job) for job in jobs]
         return [
-            JobResult(job, None, result) if isinstance(result, str) else JobResult(job, result)
+            FailedJob(job, result) if isinstance(result, str) else result
             for job, result in zip(jobs, results, strict=True)
         ]
 
@@ -112,11 +120,8 @@ def trained():
     ) -> TrainingResult:
         steps = len(train_loss) // len(val_losses)
         epochs = [Epoch(steps * (k + 1), loss, 0.5) for k, loss in enumerate(val_losses)]
-        diverged = not np.isfinite([*train_loss, *val_losses]).all()
-        last = float("inf") if diverged else val_losses[-1]
-        return TrainingResult(
-            job, [0.1] * len(train_loss), list(train_loss), epochs, diverged, last
-        )
+        history = TrainingHistory([0.1] * len(train_loss), list(train_loss), epochs)
+        return TrainingResult(job, history)
 
     return make
 
@@ -125,12 +130,11 @@ def trained():
 def study_of():
     """A function from a kind, an ``answer`` to every job, and options, to a study."""
 
-    def make(kind: str, answer=None, *, task=None, plan=RAW, size=2000, **more) -> Study:
+    def make(kind: str, answer=None, *, task=None, plan=RAW, **more) -> Study:
         parts = {name: more.pop(name) for name in ("source", "fixed") if name in more}
         options, run = StudyOptions(kind=kind, **more), FakeRun(answer)
-        return Study(
-            task or Task(model="mlp"), plan, options, TrainOptions(epochs=1), size, run, **parts
-        )
+        task = task or Task(model="mlp")
+        return Study(task, plan, options, TrainOptions(epochs=1), run, **parts)
 
     return make
 
@@ -140,7 +144,7 @@ def found(study_of) -> Callable[..., Findings]:
     """A function that carries out a study made by hand."""
 
     def make(kind: str, answer=None, **more) -> Findings:
-        return KINDS[kind](study_of(kind, answer, **more))
+        return KINDS[kind].carry_out(study_of(kind, answer, **more))
 
     return make
 
@@ -152,7 +156,7 @@ def refused(study_of, complains):
     def check(kind: str, *words: str, **more) -> None:
         study = study_of(kind, **more)
         with complains(*words):
-            KINDS[kind](study)
+            KINDS[kind].carry_out(study)
         assert study.run.jobs == []
 
     return check
@@ -170,8 +174,8 @@ def real() -> Callable[..., Findings]:
         source = more.pop("source", None)
         run = partial(run_jobs, runtime=Runtime(device="cpu"), workers=1)
         options = StudyOptions(kind=kind, **more)
-        study = Study(task, plan, options, TrainOptions(epochs=1), 1347, run, source)
-        findings = KINDS[kind](study)
+        study = Study(task, plan, options, TrainOptions(epochs=1), run, source)
+        findings = KINDS[kind].carry_out(study)
         for figure in findings.figures.values():
             figure.draw_without_rendering()
         return findings

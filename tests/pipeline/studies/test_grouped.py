@@ -30,7 +30,7 @@ def test_the_groups_by_hand(found, source, lines):
     figure = findings.figures["groups"]
     assert ["2 tests" in figure.axes[0].get_title(), len(figure.axes)] == [True, 2]
     assert len(figure.axes[1].get_lines()) == 3 + 1
-    assert lines(figure, 1)["median"][1][0] == pytest.approx(7.2)
+    assert lines(figure, 1)["median of 3 tests"][1][0] == pytest.approx(7.2)
 
 
 @pytest.mark.parametrize("off", [-1e-12, 0.0, 1e-12])
@@ -61,5 +61,5 @@ def test_what_has_no_groups_is_refused(refused, measured, job, flat):
 
 def test_the_tests_are_not_run_again(study_of, source):
     study = study_of("grouped", source=source(1e-3, 1e-1))
-    KINDS["grouped"](study)
+    KINDS["grouped"].carry_out(study)
     assert study.run.jobs == []

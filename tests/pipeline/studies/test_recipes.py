@@ -80,7 +80,7 @@ def test_the_largest_step_may_be_downwards(recipes, walk):
 def test_nothing_moves_the_suggestion(recipes, walk):
     said = recipes(walk(dict.fromkeys(DECADES, (-3.0,) * 3))).sentences
     assert "+0.00 decades (90 % interval +0.00 to +0.00)" in said[0]
-    assert said[1] == "No single ingredient moves it."
+    assert ": +0.00 decades" in said[1]
 
 
 def test_what_the_figures_show(recipes, walk, lines, rows):
@@ -111,7 +111,7 @@ def test_the_way_goes_from_one_recipe_to_the_other_with_the_same_seeds(study_of,
         return measured(job, valley(1e-2))
 
     study = study_of("recipes", answer, tests=3)
-    KINDS["recipes"](study)
+    KINDS["recipes"].carry_out(study)
     jobs = study.run.jobs
     assert len(jobs) == 18
     assert options_of(jobs[0]) == RECIPES["keras"]
@@ -131,7 +131,7 @@ def test_what_the_user_gave_is_no_step(study_of, walk):
     task = Task(model="mlp", clip_norm=0.3)
     fixed = frozenset({"clip_norm", "stop_multiple", "beta", "average"})
     study = study_of("recipes", walk(), tests=3, task=task, plan=plan, fixed=fixed)
-    findings = KINDS["recipes"](study)
+    findings = KINDS["recipes"].carry_out(study)
     steps = ["regularisation", "augmentation", "normalisation"]
     assert findings.tables["Effects"]["ingredient"].tolist() == [*steps, "all together"]
     for job in study.run.jobs:

@@ -45,7 +45,7 @@ def test_lag_and_age_of_straight_sides_by_hand(v_shaped):
     )
     assert "0.3 decades" in findings.sentences[0]
     assert "0.4 decades" in findings.sentences[0]
-    assert "all 6 averages" in findings.sentences[1]
+    assert "the 6 of 6 averages" in findings.sentences[1]
 
 
 def test_the_age_is_measured_on_the_ramp_that_was_run(found, measured):

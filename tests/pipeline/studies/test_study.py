@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from pipeline import Task
+from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
+from pipeline import RangeTestPlan, Task
 from pipeline.jobs.jobs import TrainingJob
 from pipeline.studies import KINDS, StudyOptions
-from pipeline.studies.study import counted, kind, suggested
+from pipeline.studies.study import counted, kind, matching_tests, suggested
 
 EXPECTED = {
     "initializations",
@@ -56,8 +57,8 @@ def test_a_kind_of_ones_own_can_be_registered(study_of):
 
     try:
         assert StudyOptions(kind="my-own").kind == "my-own"
-        assert KINDS["my-own"](study_of("my-own")) == 3
-        assert KINDS["my-own"](study_of("my-own", tests=7)) == 7
+        assert KINDS["my-own"].carry_out(study_of("my-own")) == 3
+        assert KINDS["my-own"].carry_out(study_of("my-own", tests=7)) == 7
     finally:
         del KINDS["my-own"]
 
@@ -88,6 +89,24 @@ def test_suggestions_are_those_of_the_plans_rule(measured, suggesting, job, flat
         suggested([with_one], at_least=2)
     with complains("0 of 0 tests"):
         suggested([])
+
+
+def test_tests_of_the_same_task_are_taken_whatever_their_seeds(suggesting, job, complains):
+    tests = [suggesting(job(3, 4), 1e-4, 1e-2), suggesting(job(batch_size=8), 1e-5, 1e-3)]
+    plan = RangeTestPlan(smoothing=Smoothing("corrected", 0.5), suggestion=SuggestionOptions())
+    task = Task(model="mlp", seed=9)
+    (same,) = matching_tests("12ab", tests, task, plan)
+    assert (same.job.name, same.rule, same.reading.smoothing) == (
+        tests[0].job.name,
+        "robust",
+        plan.smoothing,
+    )
+    assert same.job.plan == plan
+    with complains("study 12ab", "momentum: 0.5, not 0.9", "name a different study"):
+        matching_tests("12ab", tests, Task(model="mlp", momentum=0.5), plan)
+    other = RangeTestPlan(RangeTestOptions(iterations=55))
+    with complains("study 12ab", "ramp", "iterations=55", "iterations=100"):
+        matching_tests("12ab", tests, task, other)
 
 
 def test_a_number_with_its_noun():

@@ -56,10 +56,10 @@ def test_turn_error_and_cost_by_hand(found, watching):
     metrics = {name: findings.metrics[name] for name in expected}
     assert metrics == pytest.approx(expected, abs=1e-9)
     turn, off, maximum, cost = findings.sentences
-    assert "0.01 on the full set; the sample puts it at 0.0158, 0.2 decades" in turn
+    assert "turns at 0.01 on the full set, and at 0.0158 on the sample." in turn
     assert "3 evaluations" in off
     assert "5.0% in the median and 10.0% at most" in off
-    assert "at the turn" in maximum
+    assert "is 0.01, +0.00 decades from the turn" in maximum.replace("-0.00", "+0.00")
     assert "1.30 times" in cost
     assert "10.00 times" in cost
     assert "leave validation=none" in findings.advice
@@ -70,7 +70,7 @@ def test_turn_error_and_cost_by_hand(found, watching):
 
 
 @pytest.mark.parametrize(
-    ("turn", "text"), [(1e-3, "1 decades above the turn"), (0.1, "1 decades below the turn")]
+    ("turn", "text"), [(1e-3, "+1.00 decades from the turn"), (0.1, "-1.00 decades from the turn")]
 )
 def test_the_suggestion_is_set_against_the_turn(found, watching, turn, text):
     findings = found("validation", watching(turn))
@@ -93,14 +93,14 @@ def test_what_the_figure_shows(found, watching, lines):
 def test_the_tests_take_turns_and_differ_in_validation_alone(study_of, watching):
     plan = replace(RangeTestPlan(), validation=ValidationOptions("none", 17))
     study = study_of("validation", watching(), plan=plan, tests=2)
-    KINDS["validation"](study)
+    KINDS["validation"].carry_out(study)
     jobs = study.run.jobs
     assert [(j.plan.validation.validation, j.plan.validation.validation_sample) for j in jobs] == [
-        ("none", None),
+        ("none", 17),
         ("sample", 17),
-        ("none", None),
+        ("none", 17),
         ("sample", 17),
-        ("full", None),
+        ("full", 17),
     ]
     assert len({job.name for job in jobs}) == 5
     assert all(job.task == study.task for job in jobs)
@@ -158,7 +158,7 @@ def test_a_loss_that_does_not_turn_within_the_test_is_told(found, watching, meas
         return measured(job, curve, SECONDS[job.labels["validation"]])
 
     findings = found("validation", falling)
-    assert findings.sentences[0].startswith("On the full set the validation loss does not turn")
+    assert "turns nowhere within the test on the full set" in findings.sentences[0]
     assert math.isnan(findings.metrics["full_turning_lr"])
     assert math.isnan(findings.metrics["turn_apart_decades"])
     assert "lr_end" in findings.advice

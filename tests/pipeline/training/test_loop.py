@@ -18,7 +18,7 @@ from lrrt_stage.state import weights
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
-from pipeline.training.loop import Epoch, Training, TrainOptions, train
+from pipeline.training.loop import Epoch, Training, TrainingHistory, TrainOptions, train
 
 CPU = Runtime(device="cpu")
 RANGE = LRRange(0.005, 0.05)
@@ -321,6 +321,26 @@ class TestInterruption:
         assert history(again) == history(done)
         assert end(again) == end(done)
 
+    def test_an_interrupt_while_a_checkpoint_is_written_leaves_the_one_before(
+        self, tmp_path, monkeypatch
+    ):
+        path, written = tmp_path / "checkpoint.pt", []
+        save = torch.save
+
+        def interrupted(content, file):
+            save(content, file)
+            written.append(file)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(torch, "save", interrupted)
+        made = prepared(**MLP)
+        state = made.initial_weights()
+        with pytest.raises(KeyboardInterrupt):
+            train(made, state, RANGE, TrainOptions(epochs=3), checkpoint=path)
+        assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pt"]
+        assert len(torch.load(path, weights_only=True)["epochs"]) == 1
+
     def test_a_checkpoint_changes_nothing(self, tmp_path, dropout_model):
         made = prepared(model=dropout_model, batch_size=256)
         state, options = made.initial_weights(), TrainOptions(epochs=2)
@@ -341,16 +361,15 @@ class TestDivergence:
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_one_loss_that_is_not_finite_is_enough(self, bad):
-        model = nn.Linear(1, 1)
-        of_step = Training(model, 9, [0.1], [bad], [Epoch(1, 0.5, 1.0)])
-        of_epoch = Training(model, 9, [0.1], [0.5], [Epoch(1, bad, 1.0)])
+        of_step = TrainingHistory([0.1], [bad], [Epoch(1, 0.5, 1.0)])
+        of_epoch = TrainingHistory([0.1], [0.5], [Epoch(1, bad, 1.0)])
 
         for training in (of_step, of_epoch):
             assert training.diverged
             assert training.val_loss == math.inf
 
     def test_a_training_without_an_epoch_has_not_diverged_but_has_no_loss_yet(self):
-        training = Training(nn.Linear(1, 1), 9)
+        training = Training(model=nn.Linear(1, 1), total_steps=9)
 
         assert not training.diverged
         assert training.val_loss == math.inf

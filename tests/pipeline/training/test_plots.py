@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRCurve, LRRange, Reading
-from pipeline.training.loop import Epoch
+from pipeline.training.loop import Epoch, TrainingHistory
 from pipeline.training.plots import search_figures, summary_figure, training_figure
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -22,9 +21,9 @@ LOSS = [2.0, 1.5, 1.2, 1.0]
 STEPS, VAL = [2, 4], [1.6, 1.125]
 
 
-def training(lr=LR, train_loss=LOSS, steps=STEPS, val_loss=VAL) -> SimpleNamespace:
+def training(lr=LR, train_loss=LOSS, steps=STEPS, val_loss=VAL) -> TrainingHistory:
     epochs = [Epoch(step, loss, 0.5) for step, loss in zip(steps, val_loss, strict=True)]
-    return SimpleNamespace(lr=lr, train_loss=train_loss, epochs=epochs)
+    return TrainingHistory(lr, train_loss, epochs)
 
 
 def drawn(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
