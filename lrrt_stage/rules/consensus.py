@@ -57,11 +57,10 @@ class Consensus:
         suggestion. ``first`` is the verdict on the first test: if its loss is still falling at
         the last learning rate, or its ramp is unusual, more tests do not help.
         """
-        verdict = first if first is Verdict.RAMP else Verdict.CLEAR
-        if first is Verdict.STILL_FALLING:
+        differ = self.decades > CLEAR_DECADES or self.without_suggestion > 0
+        verdict = Verdict.APART if differ else Verdict.CLEAR
+        if first is Verdict.STILL_FALLING or (first is Verdict.RAMP and not differ):
             verdict = first
-        elif self.decades > CLEAR_DECADES or self.without_suggestion > 0:
-            verdict = Verdict.APART
         return Confidence(self.low, self.high, verdict)
 
     def __str__(self) -> str:
