@@ -33,7 +33,8 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
     the option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
     logged already, as they were typed, stay. Folders and passwords are left out of what is shown.
     """
-    values, defaults, always = dict(more), {}, ALWAYS_LOGGED.union(more)
+    values, always = dict(more), ALWAYS_LOGGED.union(more)
+    defaults: dict[str, Any] = {}
     for part in options:
         values |= _flat(part)
         defaults |= _flat(type(part)())
