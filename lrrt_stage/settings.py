@@ -74,7 +74,7 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        types = _types(type(self))
+        types = _types(type(self))  # type: ignore[arg-type]
         for option in fields(self):  # type: ignore[arg-type]
             value, declared = getattr(self, option.name), option.metadata
             if not declared:
