@@ -44,9 +44,9 @@ def store(request, tmp_path, monkeypatch, capfd, template):
 
     marker = request.node.get_closest_marker("starts_with")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)
     if request.node.get_closest_marker("unabridged") is None:
         abridge(monkeypatch)
-    template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)
     capfd.readouterr()
     yield Store(capfd)
     assert mlflow.active_run() is None

@@ -79,6 +79,7 @@ def abridge(patch: pytest.MonkeyPatch) -> None:
     in suggestions has tests of its own.
     """
     patch.setattr(matplotlib.figure.Figure, "savefig", save_a_pixel)
+    patch.setattr(matplotlib.figure.Figure, "draw_without_rendering", lambda figure: None)
     patch.setattr("lrrt_stage.rules.uncertainty.RESAMPLES", RESAMPLES)
 
 

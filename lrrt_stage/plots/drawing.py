@@ -37,6 +37,7 @@ COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 """Colours that can be told apart with every common colour blindness (Okabe & Ito 2008)."""
 PALE, GREY = "#aebccb", "#6b6b6b"
 FONT = 9
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def new_figure(
@@ -50,6 +51,12 @@ def new_figure(
 
 def finished(figure: Figure, title: str = "") -> Figure:
     """Return the figure with a title, and as much higher as its legends need."""
+    if len(figure.axes) > 1:
+        # They share the width, with names of rows for example: it is found by drawing.
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            if ax.get_legend() is not None:
+                legend_below(ax)
     heights: dict[int, float] = {}
     for ax in figure.axes:
         legend, place = ax.get_legend(), ax.get_subplotspec()
@@ -77,8 +84,14 @@ def label_axes(
         axis: Axis = getattr(ax, f"{name}axis")
         ax.set(**{f"{name}scale": "log"})
         axis.set_major_locator(LogLocator(base=10, numticks=12))
+        axis.set_major_formatter(FuncFormatter(_power_of_ten))
         axis.set_minor_formatter(FuncFormatter(_minor_tick(axis)))
         axis.set_tick_params(which="minor", labelsize=7)
+
+
+def _power_of_ten(value: float, _: int | None) -> str:
+    """Label a power of ten without a formula, which would take most of the time of a figure."""
+    return "10" + str(round(np.log10(value))).translate(SUPERSCRIPT) if value > 0 else ""
 
 
 def _minor_tick(axis: Axis) -> Any:
@@ -113,18 +126,14 @@ def loss_limits(*losses: np.ndarray) -> tuple[float, float]:
     return low - 0.15 * height, start + 0.75 * height
 
 
-def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
+def legend_below(ax: Axes) -> None:
     """Put a legend below the labels of the x axis, where it covers nothing."""
-    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    figure, previous = ax.get_figure(root=True), ax.get_legend()
+    handles, figure = ax.get_legend_handles_labels()[0], ax.get_figure(root=True)
     assert figure is not None
-    if previous is not None:
-        previous.remove()
-    if len(figure.axes) > 1:
-        # They share the width, with names of rows for example: it is found by drawing.
-        figure.draw_without_rendering()
     below = offset_copy(ax.transAxes, figure, y=-38 if ax.get_xlabel() else -24, units="points")
-    # As many columns as fit.
+    # As many columns as fit. Axes that are alone get most of the width when they are laid out.
+    alone = len(figure.axes) == 1 and figure.get_layout_engine() is not None
+    width = 0.88 * figure.bbox.width if alone else ax.bbox.width
     for columns in range(len(handles), 0, -1):
         legend = ax.legend(
             handles=handles,
@@ -138,7 +147,7 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None) -> None:
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-        if legend.get_window_extent().width <= ax.bbox.width:
+        if legend.get_window_extent().width <= width:
             break
 
 

@@ -29,12 +29,13 @@ def plot_training(training: TrainingHistory, ax: Axes) -> Axes:
     drawing.label_axes(ax, title, "iteration", "loss", log="y" if positive else "")
     ax.plot(range(len(losses)), losses, color=drawing.PALE, lw=1, label="training loss")
     ax.plot(steps, val_loss, "o-", color=drawing.VERMILION, lw=2, ms=3, label="validation loss")
+    style = {"color": drawing.GREEN, "ls": "--", "lw": 1.5, "label": "learning rate (right axis)"}
     rate = ax.twinx()
-    rate.plot(range(len(training.lr)), training.lr, "--", color=drawing.GREEN, lw=1.5,
-              label="learning rate (right axis)")  # fmt: skip
+    rate.plot(range(len(training.lr)), training.lr, **style)
+    ax.plot([], [], **style)  # for the legend
     rate.set_ylabel("learning rate", color=drawing.GREEN)
     rate.spines["top"].set_visible(False)
-    drawing.legend_below(ax, [*ax.get_lines(), *rate.get_lines()])
+    drawing.legend_below(ax)
     return ax
 
 
