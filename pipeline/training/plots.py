@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,7 +30,8 @@ def plot_training(training: TrainingHistory, ax: Axes) -> Axes:
     drawing.label_axes(ax, title, "iteration", "loss", log="y" if positive else "")
     ax.plot(range(len(losses)), losses, color=drawing.PALE, lw=1, label="training loss")
     ax.plot(steps, val_loss, "o-", color=drawing.VERMILION, lw=2, ms=3, label="validation loss")
-    style = {"color": drawing.GREEN, "ls": "--", "lw": 1.5, "label": "learning rate (right axis)"}
+    label = "learning rate (right axis)"
+    style: dict[str, Any] = {"color": drawing.GREEN, "ls": "--", "lw": 1.5, "label": label}
     rate = ax.twinx()
     rate.plot(range(len(training.lr)), training.lr, **style)
     ax.plot([], [], **style)  # for the legend
