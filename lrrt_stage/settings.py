@@ -97,7 +97,8 @@ class Options:
 @lru_cache
 def _types(options: type) -> dict[str, tuple[type, tuple[Any, ...]]]:
     hints = get_type_hints(options)
-    return {option.name: option_type(hints[option.name]) for option in fields(options)}
+    declared = [option.name for option in fields(options) if option.metadata]
+    return {name: option_type(hints[name]) for name in declared}
 
 
 def option_type(hint: Any) -> tuple[type, tuple[Any, ...]]:

@@ -202,7 +202,12 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 def _silent_trainer(module: Any) -> Any:
     """Return a Trainer that writes nothing, of the package that the module comes from."""
     bases = [base.__module__ for base in type(module).__mro__]
-    (root, *_) = (name for name in PACKAGES if any(base.startswith(name) for base in bases))
+    roots = [name for name in PACKAGES if any(base.startswith(name) for base in bases)]
+    require(
+        bool(roots),
+        f"{type(module).__name__} is no LightningModule: derive it from lightning.LightningModule",
+    )
+    (root, *_) = roots
     package = importlib.import_module(root.rstrip("."))
     # The two packages share one logger, of the name of the one that was imported last.
     level = logging.root.manager.disable

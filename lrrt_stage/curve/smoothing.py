@@ -40,12 +40,12 @@ class Smoothing(Options):
     )
 
     def __call__(self, loss: np.ndarray | list[float]) -> np.ndarray:
-        """Return the average of ``loss``, same shape ``[n]``; values from a NaN on are NaN."""
+        """Return the average of ``loss``, shape ``[n]``; NaN from a value that is not finite on."""
         raw = np.asarray(loss, dtype=np.float64)
         return _averaged(raw.tobytes(), self.average, self.beta).copy()
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def _averaged(loss: bytes, average: str, beta: float) -> np.ndarray:
     """Return the average of the float64 losses. All rules read that of the same curves."""
     raw = np.frombuffer(loss)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,9 @@ class Probe:
     noise misleads a rule. The probe has no such noise, and since it is not trained on, its loss
     rises as soon as the steps no longer help other examples.
 
-    The model is in evaluation mode, without dropout, except that layers that normalise over the
-    batch use the statistics of the batch. The running statistics lag some ten steps behind, which
-    in a short ramp is a decade of learning rates.
-
-    The model is in training mode, and gets a copy of the batch, which it may change in place. Its
-    mode and buffers are restored, and those of ``losses``, modules that compute the loss.
+    The evaluation is without dropout, but layers that normalise over the batch use the statistics
+    of the batch. The running statistics lag some ten steps behind, which in a short ramp is a
+    decade of learning rates. The model gets a copy of the batch, which it may change in place.
     """
 
     def __init__(
@@ -57,23 +55,34 @@ class Probe:
     def __call__(self, iteration: int = 0) -> Tensor:
         """Return the loss, a scalar on the device; alike at every iteration."""
         statistics = [(layer, layer.running_mean, layer.running_var) for layer in self.norms]
-        buffers = [(buffer, buffer.clone()) for loss in self.losses for buffer in loss.buffers()]
-        modes = preserved_modes(part for loss in self.losses for part in loss.modules())
-        with torch.no_grad(), modes:
+        with _evaluating(self.model, self.losses):
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
-            for module in (self.model, *self.losses):
-                module.eval()
             try:
                 return require_scalar(self.loss_of(copy.deepcopy(self.batch))).reshape(())
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
             finally:
-                self.model.train()
                 for layer, mean, variance in statistics:
                     layer.running_mean, layer.running_var = mean, variance
-                for buffer, values in buffers:
-                    buffer.copy_(values)
+
+
+@contextmanager
+def _evaluating(model: nn.Module, losses: Sequence[nn.Module]) -> Iterator[None]:
+    """Put the model, and modules that compute its loss, into evaluation mode for the block.
+
+    Afterwards the model is in training mode, and the losses have their modes and buffers again.
+    """
+    buffers = [(buffer, buffer.clone()) for loss in losses for buffer in loss.buffers()]
+    with torch.no_grad(), preserved_modes(part for loss in losses for part in loss.modules()):
+        for module in (model, *losses):
+            module.eval()
+        try:
+            yield
+        finally:
+            model.train()
+            for buffer, values in buffers:
+                buffer.copy_(values)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,6 +129,7 @@ def validation_losses(
     validation: Validation,
     sample: Sequence[Any],
     batch_loss: BatchLoss,
+    losses: Sequence[nn.Module],
     iterations: int,
 ) -> Mapping[str, Callable[[int], Tensor]]:
     """Return functions from an iteration to a scalar on the device, by their names in a curve.
@@ -129,10 +139,8 @@ def validation_losses(
     """
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
-        model.eval()
-        with torch.no_grad():
+        with _evaluating(model, losses):
             weighted = [(batch_loss(batch).float(), _examples_in(batch)) for batch in batches]
-        model.train()
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import partial
-from operator import length_hint
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.evaluations import Probe, Validation, validation_losses
 from lrrt_stage.measure.loss_recorder import LossRecorder
-from lrrt_stage.measure.ramps import RangeTestOptions
+from lrrt_stage.measure.ramps import RangeTestOptions, epoch_length
 from lrrt_stage.measure.step import (
     BatchLoss,
     StepOptions,
@@ -138,7 +137,7 @@ def range_test(
             evaluations["probe_loss"] = Probe(model, take_step.on_device(probe), loss_of, losses)
         if validation is not None:
             sample = [take_step.on_device(batch) for batch in validation.sample]
-            evaluations |= validation_losses(model, validation, sample, loss_of, len(lr))
+            evaluations |= validation_losses(model, validation, sample, loss_of, losses, len(lr))
         stream, ratios = endless(batches), lr_ratios(optimizer)
         stop: Stop | None = None
         try:
@@ -157,7 +156,7 @@ def range_test(
         except KeyboardInterrupt:
             stop = "interrupted"
         curve = recorder.curve(stop)
-    if per_epoch := length_hint(batches):
+    if per_epoch := epoch_length(batches):
         curve = replace(curve, epochs=len(curve) * step.accumulate / per_epoch)
     if stop is not None:
         raise RangeTestInterrupted(curve)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from operator import length_hint
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +32,14 @@ def ramp(lr_start: float, lr_end: float, iterations: int, kind: str = "exponenti
     if kind not in RAMPS:
         raise unknown_name("ramp", kind, RAMPS)
     return RAMPS[kind](lr_start, lr_end, iterations)
+
+
+def epoch_length(batches: Iterable[Any]) -> int:
+    """Return the number of batches in an epoch; 0 if the data has no length."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class RangeTestOptions(Options):
         """Return the number of optimizer steps; each takes ``accumulate`` of the ``batches``."""
         if self.iterations != "epoch":
             return self.iterations
-        return max(length_hint(batches) // accumulate, MIN_EPOCH_ITERATIONS)
+        return max(epoch_length(batches) // accumulate, MIN_EPOCH_ITERATIONS)
 
     def learning_rates(self, batches: Iterable[Any], accumulate: int) -> np.ndarray:
         """Return the learning rate of every iteration, shape ``[iterations]``."""

@@ -67,5 +67,7 @@ class Reading:
         return Suggestion(self.consensus.range, self.consensus.confidence(verdict))
 
     def with_rule(self, rule: str) -> Reading:
-        """Return the reading with a different rule chosen."""
+        """Return the reading with a different rule chosen, one of :attr:`suggestions`."""
+        if rule not in self.suggestions:
+            raise unknown_name("rule", rule, self.suggestions)
         return replace(self, rule=rule)

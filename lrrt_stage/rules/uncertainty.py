@@ -29,7 +29,7 @@ CLEAR_DECADES = log10(2)
 """A suggestion whose interval is wider than a factor of two is uncertain."""
 COVERAGE = 0.9
 RESAMPLES = 100
-"""Resamples of each version of the curve; five of them lie beyond each end of a 90 % interval."""
+"""Resamples of each version of the curve: of 100, five lie beyond each end of a 90 % interval."""
 
 USUAL_START, USUAL_PACE = 1e-7, 99 / 9
 """First learning rate, and iterations per decade, of the default range test: 100 iterations from
@@ -206,7 +206,7 @@ def ramp_movement(curve: LRCurve, rule: str = "robust") -> float:
     ramp, :data:`USUAL_PACE` iterations per decade from :data:`USUAL_START`, and for a rule that was
     not measured.
     """
-    if len(curve) < 2 or not curve.lr[1] > curve.lr[0]:
+    if rule not in RULES or len(curve) < 2 or not curve.lr[1] > curve.lr[0]:
         return 0.0
     pace = 1 / log10(curve.lr[1] / curve.lr[0])
     slower = abs(log10(pace / USUAL_PACE))

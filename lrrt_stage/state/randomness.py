@@ -37,11 +37,10 @@ def seeded(seed: int) -> Iterator[None]:
     with preserved_randomness():
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - code of users draws from it
-        # Not torch.manual_seed(), which takes longer than a step of a small network: it formats a
-        # traceback for every kind of device, in case that one is initialised later.
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(seed)
-        if torch.backends.mps.is_available():
-            torch.mps.manual_seed(seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:
+            # Without a device, torch.manual_seed() takes longer than a step of a small network: it
+            # formats a traceback for every kind of device, in case that one is initialised later.
+            torch.default_generator.manual_seed(seed)
         yield

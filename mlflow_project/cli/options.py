@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from inspect import get_annotations
 from typing import Any, TypeVar, get_type_hints
 
 import rich_click as click
@@ -66,7 +67,9 @@ def options_of(
         (option, get_type_hints(owner)[option.name])
         for owner in options
         # The fields that a dataclass adds come before those that it inherits.
-        for option in sorted(fields(owner), key=lambda option: option.name not in vars(owner))
+        for option in sorted(
+            fields(owner), key=lambda each: each.name not in get_annotations(owner)
+        )
         if only is None or option.name in only
     ]
     names = [f"--{option.name.replace('_', '-')}" for option, _ in chosen]

@@ -20,19 +20,21 @@ from pipeline.data.factories import is_factory
 __all__ = ["fingerprint"]
 
 
-def fingerprint(stage: str, prepared: PreparedTask, **inputs: Any) -> str:
+def fingerprint(
+    stage: str, prepared: PreparedTask, *, threads: int | None = None, **inputs: Any
+) -> str:
     """Return a SHA-256 over all that the stage's result depends on.
 
     That is the task, the data, the device, torch's version, the source of this project and of
     the user's factory modules, a weights file to start from, and ``inputs``: options
-    (dataclasses), and ids of upstream runs.
+    (dataclasses), and ids of upstream runs. ``threads`` is for jobs, which run with one thread.
     """
     content = {
         "stage": stage,
         "task": asdict(prepared.task),
         "data": prepared.data.digest,
         "device": str(prepared.device),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__,
         "files": _files(prepared.task),
         **{k: asdict(v) if is_dataclass(v) else v for k, v in inputs.items()},  # type: ignore

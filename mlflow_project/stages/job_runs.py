@@ -111,7 +111,10 @@ class JobRuns:
         for job in jobs:
             changed = replace(job.task, seed=task.seed, data_seed=task.data_seed)
             if changed not in checked:
-                PreparedTask(changed, self.prepared.runtime, self.prepared.data)
+                try:
+                    PreparedTask(changed, self.prepared.runtime, self.prepared.data)
+                except LRRTError as error:
+                    raise LRRTError(f"{job.name}: {error}, or leave this test out") from error
                 checked.append(changed)
 
 

@@ -46,6 +46,9 @@ def open_handoff(
     """
     handoff = load_handoff(options.lrrt_run_id)
     task: Task = replace(handoff.task, **changes or {})
+    if not options.allow_mismatch:
+        # The fields first, because they cost nothing; then the content of the data.
+        handoff.check(task)
     prepared = prepared or PreparedTask(task, runtime)
     if not options.allow_mismatch:
         handoff.check(task, prepared.data.digest)

@@ -18,8 +18,9 @@ from mlflow.entities import Run
 from lrrt_stage import LRRTError, NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import option_text, require
-from mlflow_project.handoff.artifacts import find_run, readable, run_file
+from mlflow_project.handoff.artifacts import find_run, read_json, readable, run_file
 from mlflow_project.handoff.fingerprints import fingerprint
+from mlflow_project.handoff.publishing import TASK, TASK_TAG
 from mlflow_project.stages.job_runs import (
     JobRuns,
     children,
@@ -244,11 +245,12 @@ def _tests_of_study(
     if study_id == "latest":
         finished = find_runs({tags.STAGE: "study"}, finished=True)
         study = next((found for found in finished if _compares_seeds(found)), study)
-    tests, found = [read_test(run) for run in _test_runs(study)], study.info.run_id
+    runs, found = _test_runs(study), study.info.run_id
+    tests = [read_test(run) for run in runs]
     require(bool(tests), f"study {found} has no finished range test: name a different study")
     tests = matching_tests(found, tests, prepared.task, plan)
     require(
-        study.data.tags.get(SUBJECT_TAG) == _report_subject(prepared),
+        read_json(runs[0], TASK, TASK_TAG)["data_sha256"] == prepared.data.digest,
         f"the content of dataset {prepared.task.dataset!r} is not what study {found} ran on: run a "
         "study on its present content",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def train_stage(
             training_figure(training).savefig(folder / "training.png")
         _check_first_loss(handoff, prepared, training)
         if training.diverged:
+            finite = [*map(isfinite, training.train_loss), False].index(False)
             raise LRRTError(
-                f"training diverged at iteration {len(training.train_loss)} with maximum LR "
+                f"training diverged after {finite} iterations with maximum LR "
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
         lineage = {

@@ -86,7 +86,7 @@ def experiment_id() -> str:
 
 
 def project_run() -> Run | None:
-    """Return the run that ``mlflow run`` opened, if the store has it and no stage is running."""
+    """Return the run that ``mlflow run`` opened, if the store has it; None inside a stage's run."""
     run_id = os.environ.get(RUN_ID)
     if not run_id or _is_absent(mlflow.get_tracking_uri()):
         return None

@@ -38,6 +38,8 @@ class _Deployed(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.dtype == torch.uint8:
             inputs = inputs.float() / 255
+        elif inputs.is_floating_point():
+            inputs = inputs.float()
         if self.normalised:
             inputs = (inputs - self.mean) / self.std
         return self.model(inputs)
@@ -60,9 +62,10 @@ def log_model(
     without pickle; a model that cannot be exported is pickled.
     """
     split = prepared.data.val
-    example = (
-        split[0][:2] if isinstance(split, tuple) else torch.stack([split[0][0], split[1][0]])
-    ).cpu()
+    if isinstance(split, tuple):
+        example = split[0][:2].cpu()
+    else:
+        example = torch.stack([split[index][0] for index in range(min(2, prepared.data.sizes[1]))])
     deployed = _Deployed(model.cpu().to(memory_format=torch.contiguous_format), prepared).eval()
     with torch.no_grad():
         output = deployed(example)

@@ -97,7 +97,9 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
     active = mlflow.active_run()
     project = project_run() if active is None else None
     takes_over = project is not None and _belongs_to(project, stage)
-    os.environ.pop(RUN_ID, None)  # else start_run() would resume that run
+    of_project = os.environ.get(RUN_ID)
+    if active or project:
+        os.environ.pop(RUN_ID, None)  # else start_run() would resume that run
     if project is not None and takes_over:
         run = mlflow.start_run(project.info.run_id)
     elif parent := active or project:
@@ -126,8 +128,8 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
         raise
     finally:
         mlflow.end_run(status)
-        if project is not None and not takes_over:  # for the next stage of this process
-            os.environ[RUN_ID] = project.info.run_id
+        if of_project and not takes_over:  # for the next stage of this process
+            os.environ[RUN_ID] = of_project
 
 
 def _belongs_to(project: Run, stage: str) -> bool:

@@ -62,8 +62,7 @@ class Batches:
         if isinstance(split, tuple):
             self.tensors = split[0].to(device), split[1].to(device)
         else:
-            # Filled before every pass, which the loader begins by reading it.
-            self.places: list[list[int]] = []
+            self.places = _Places()
             self.loader: DataLoader = DataLoader(
                 split,
                 batch_sampler=self.places,
@@ -116,7 +115,7 @@ class Batches:
         batches = [places.tolist() for places in order.split(size)]
 
         def loaded() -> Iterator[Any]:
-            self.places[:] = batches
+            self.places.batches = batches
             yield from self.loader
 
         read = loaded()
@@ -136,6 +135,18 @@ class Batches:
             mean, std = self.statistics
             inputs = (inputs - mean) / std
         return inputs, labels
+
+
+class _Places:
+    """Positions of the examples of every batch, which a loader reads when it starts a pass."""
+
+    batches: Sequence[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 def _broadcastable(data: Data, device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -49,8 +49,8 @@ def still_fits(baseline: Suggestion, today: Suggestion, lr: float, tolerance: fl
     inside = "inside" if now.min <= lr <= now.max else "within the uncertainty of"
     limit = 10 ** (allowed if moved >= 0 else -allowed)
     reason = (
-        f"LR {lr:.3g} lies {inside} today's range {_dashed(now)}{';' if fits else ', but'} its "
-        f"maximum is {10**moved:.2g} times the baseline's, {limit:.2g} times is within the "
+        f"LR {lr:.3g} lies {inside} today's range {_dashed(now)}{';' if fits else ', but'} the "
+        f"range's maximum is {10**moved:.2g} times the baseline's, {limit:.2g} times is within the "
         "uncertainty"
     )
     return CheckResult(fits, reason, moved, allowed)

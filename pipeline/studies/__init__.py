@@ -1,7 +1,7 @@
 """Studies over many range tests: how far can a suggestion be trusted on this task?
 
 A kind of study is one function from a :class:`Study` to its :class:`Findings`, registered in
-:data:`KINDS` by ``@kind("name")`` in one of the modules imported here.
+:data:`KINDS` by ``@kind("name", position)`` in one of the modules imported here.
 """
 
 from pipeline.studies import (  # noqa: F401 - each registers its kind

@@ -63,8 +63,12 @@ def recipes_study(study: Study) -> Findings:
     if len(single):
         largest = single.iloc[int(single["decades"].abs().argmax())]
         moves_most = largest["ingredient"]
+        unsure = ", which may be none" if largest["low"] <= 0 <= largest["high"] else ""
         sentences.append(
-            f"The largest single step, in this order of steps, is {moves_most}: {_effect(largest)}."
+            f"The largest single step, in this order of steps, is {moves_most}: {_effect(largest)}"
+            f"{unsure}."
+            if largest["decades"] != 0
+            else "No single ingredient moves it."
         )
     return Findings(
         "From one recipe to the other",

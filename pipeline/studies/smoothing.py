@@ -171,7 +171,11 @@ def _lags_figure(table: pd.DataFrame) -> Figure:
         for average, style in STYLES.items():
             part = table[table["average"] == average]
             ax.plot(part["beta"], part[column], "o", ms=4, label=average, **style)
-        # So that steps of the ramp do not look like differences.
-        ax.margins(y=0.5)
+        known = table[column].dropna()
+        if column.startswith("lr") and len(known):
+            # At least two decades, so that steps of the ramp do not look like differences.
+            ax.set_ylim(known.min() / 10, known.max() * 10)
+        elif len(known):
+            ax.set_ylim(min(0.0, 1.1 * known.min()), max(1.15 * known.max(), 0.1))
     drawing.legend_below(axes[2])
     return drawing.finished(figure)

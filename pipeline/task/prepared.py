@@ -114,6 +114,10 @@ class PreparedTask:
         model = self.model()
         if self.task.init.startswith("file:"):
             pretrained = weights.load(self.task.init.removeprefix("file:"))
+        require(
+            pretrained is not None or not self.task.init.startswith("run:"),
+            f"init={self.task.init!r} names a run: pass its weights as pretrained",
+        )
         if pretrained is not None:
             weights.load_into(model, pretrained)
         else:

@@ -85,7 +85,8 @@ def refine(
     Raises
     ------
     LRRTError
-        If the storage cannot be used, or holds one of this name with a different fingerprint.
+        If the storage cannot be used, or holds an Optuna study of this name with a different
+        fingerprint.
     """
 
     def objective(trial: optuna.Trial) -> float:

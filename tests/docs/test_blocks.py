@@ -26,7 +26,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from mlflow_project.cli import entry as cli
 from tests.servers import mlflow_server
-from tests.stores import abridge
+from tests.stores import TEMPLATES, abridge
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ class Reader:
             if line.startswith("mlflow server"):
                 options = re.sub(r" --port \d+", "", line).split()[2:]
                 self.address = self.servers.enter_context(mlflow_server(*options, folder=Path()))
-            elif line.startswith("mlflow run examples/own_project"):
+            elif line == TEMPLATES["own_project"][1][0].replace("{root}/", ""):
                 shutil.copy(self.template("own_project") / "mlflow.db", "mlflow.db")
             elif line and not re.match(LEFT_OUT, line):
                 self.run(line.replace("http://127.0.0.1:5000", self.address))

@@ -55,6 +55,29 @@ def test_the_validation_loss_is_taken_at_the_weights_of_the_training_loss():
     assert curve.full_val_loss is None
 
 
+class CountingLoss(nn.Module):
+    """A loss that changes with every batch it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, output, target):
+        self.seen += 1
+        return cross_entropy(output, target) * (1 + 0.01 * self.seen)
+
+
+def test_a_loss_with_a_state_does_not_see_the_validation():
+    curves = []
+    for validation in (None, Validation(batches(1, seed=3), batches(3, seed=4))):
+        model = classifier()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"iterations": 20, "validation": validation}
+        with seeded(1):
+            curves.append(range_test(model, optimizer, CountingLoss(), batches(5), **options))
+    assert np.array_equal(curves[0].loss, curves[1].loss)
+
+
 def test_the_training_losses_are_the_same_with_and_without_it():
     without = watched_test(classifier())
     watched = watched_test(

@@ -72,3 +72,5 @@ def test_without_a_consensus_there_is_no_suggestion(reading):
 def test_an_unknown_rule_is_refused():
     with pytest.raises(LRRTError, match="valley"):
         Reading.from_curve(FALLING, "valey")
+    with pytest.raises(LRRTError, match="valley"):
+        Reading.from_curve(FALLING).with_rule("valey")

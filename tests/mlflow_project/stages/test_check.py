@@ -38,6 +38,7 @@ def trained(store):
     return store.one("train")
 
 
+@pytest.mark.unabridged
 @pytest.mark.starts_with("train")
 def test_nothing_changed_fits_to_the_last_bit(store, trained):
     outcome = store.run("check")

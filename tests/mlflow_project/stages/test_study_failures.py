@@ -132,6 +132,7 @@ def test_help_groups_the_options_and_shows_defaults_and_examples(store):
         assert word in text
 
 
+@pytest.mark.unabridged
 def test_a_study_without_any_suggestion_shows_its_curves(store):
     options = ("--tests", 2, "--iterations", 40, "--lr-end", 1e-5, "--workers", 1)
     outcome = store.run("study", *store.SMALL, *options, code=2)

@@ -288,3 +288,30 @@ def test_the_first_loss_is_equal_on_the_gpu(store):
         store.run("train", "--device", "cuda", "--epochs", 2)
         assert store.runs("train")[0].data.tags["lrrt.first_loss_equal"] == "true"
     assert torch.cuda.is_available()
+
+
+DOUBLE = """
+import torch
+
+def data():
+    x = torch.randn(64, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return (x, torch.arange(64) % 3), (x[:1], torch.arange(1))
+"""
+
+
+def test_inputs_of_double_precision_are_trained_on_and_the_model_takes_them(
+    store, tmp_path, monkeypatch
+):
+    (tmp_path / "double_data.py").write_text(DOUBLE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = ("--dataset", "double_data:data", "--model", "mlp", "--batch-size", 16)
+    store.run("lrrt", *task, "--rule", "valley")
+    store.run("train", "--epochs", 1)
+    assert store.one("train").info.status == "FINISHED"
+
+
+@pytest.mark.starts_with("lrrt")
+def test_a_different_task_is_told_before_its_data_is_loaded(store, lrrt):
+    outcome = store.run("train", "--dataset", "imagefolder:nowhere", code=2)
+    outcome.names("imagefolder:nowhere", lrrt.info.run_id)
+    assert "no folder" not in outcome.error

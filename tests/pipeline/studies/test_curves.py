@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -120,5 +122,5 @@ def test_the_loss_that_is_read_has_the_name_of_the_loss_that_was_fitted():
     assert loss_name([fallen_back]) == "fit to the training loss"
     assert loss_read(fallen_back).loss.tolist() == fit_unimodal(LRCurve(lr, loss)).fit.tolist()
     assert loss_name([fitted, fallen_back]) == "fit to the probe loss or fit to the training loss"
-    assert loss_name([fitted.with_rule("valley")]) == "smoothed training loss"
-    assert loss_read(fitted.with_rule("valley")).loss.tolist() == Smoothing()(loss).tolist()
+    assert loss_name([replace(fitted, rule="valley")]) == "smoothed training loss"
+    assert loss_read(replace(fitted, rule="valley")).loss.tolist() == Smoothing()(loss).tolist()

@@ -24,6 +24,7 @@ EXPECTED = {
 
 def test_the_kinds_that_there_are():
     assert set(KINDS) == EXPECTED
+    assert len({kind.position for kind in KINDS.values()}) == len(KINDS)
     for name in EXPECTED:
         assert StudyOptions(kind=name).kind == name
 
