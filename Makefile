@@ -16,11 +16,12 @@ run: .venv/installed
 test: .venv/installed-test lint
 	$(PYTEST) --durations=10
 
-# What to run at every change: the library, the pipeline, and one run through each command.
+# What to run at every change: the range test, tasks and data, and one run through each command.
 test-fast: .venv/installed-test
-	$(PYTEST) -m "not slow" tests/lrrt_stage tests/pipeline tests/test_project.py \
-		tests/mlflow_project/test_every_command.py --ignore tests/lrrt_stage/adapters \
-		--ignore tests/pipeline/studies --ignore tests/pipeline/jobs
+	$(PYTEST) -m "not slow" tests/lrrt_stage tests/pipeline/data tests/pipeline/models \
+		tests/pipeline/task tests/pipeline/decide tests/test_project.py \
+		tests/mlflow_project/test_every_command.py \
+		--ignore tests/lrrt_stage/adapters --ignore tests/lrrt_stage/plots
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -75,8 +75,8 @@ LOCATIONS = {
 def abridge(patch: pytest.MonkeyPatch) -> None:
     """Leave out most of what a command does besides its own task: three quarters of its time.
 
-    Figures are rendered by the tests of plots, of every command, and in a browser; the confidence
-    in suggestions has tests of its own.
+    Figures are rendered by the tests of plots and of the browser, and by a few of the stages; the
+    confidence in suggestions has tests of its own.
     """
     patch.setattr(matplotlib.figure.Figure, "savefig", save_a_pixel)
     patch.setattr(matplotlib.figure.Figure, "draw_without_rendering", lambda figure: None)

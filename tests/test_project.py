@@ -126,6 +126,7 @@ def test_a_room_imports_what_it_may(room):
     assert not offending
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

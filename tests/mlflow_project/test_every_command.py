@@ -1,11 +1,8 @@
 """One small run through each command: what ``make test-fast`` knows of the stages."""
 
-import pytest
-
 SHORT = ("--iterations", 60, "--workers", 1)
 
 
-@pytest.mark.unabridged
 def test_the_commands_follow_one_another(store):
     store.run("lrrt", *store.SMALL, *SHORT)
     store.run("refine", "--trials", 1, "--trial-epochs", 1)
