@@ -29,7 +29,7 @@ from lrrt_stage.settings import require
 from lrrt_stage.state.device import deterministic, resolve_device
 from lrrt_stage.state.preserve import preserved
 from lrrt_stage.state.randomness import seeded
-from lrrt_stage.state.weights import check_sizes
+from lrrt_stage.state.weights import require_no_lazy
 
 __all__ = ["RangeTestInterrupted", "range_test"]
 
@@ -184,7 +184,7 @@ def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
         "the model has no trainable parameter: set requires_grad on some, or first run a batch "
         "through a model that creates its parameters in its first forward pass",
     )
-    check_sizes(model, "the model")
+    require_no_lazy(model, "the model")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     require(
         any(id(parameter) in held for parameter in model.parameters()),

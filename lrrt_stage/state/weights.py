@@ -18,11 +18,11 @@ __all__ = [
     "INITIALIZERS",
     "KERNEL_LAYERS",
     "State",
-    "check_sizes",
     "digest",
     "initialize",
     "load",
     "load_into",
+    "require_no_lazy",
     "save",
     "state_of",
 ]
@@ -64,7 +64,7 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
                     module.bias.zero_()
 
 
-def check_sizes(model: nn.Module, what: str) -> None:
+def require_no_lazy(model: nn.Module, what: str) -> None:
     """Raise LRRTError if a parameter or buffer of ``model`` has no shape yet (lazy modules)."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):

@@ -175,7 +175,7 @@ def check_command(**values: Any) -> int:
         check_stage,
         values,
         changes=given(values, Task),
-        tests=given(values, ConsensusOptions),
+        consensus_changes=given(values, ConsensusOptions),
     )
     return FITS if found["fits"] else FITS_NO_LONGER
 
@@ -228,7 +228,8 @@ def _run(
 ) -> dict[str, Any]:
     """Check all options, then the store, then run the stage; print and return its result.
 
-    The stage's parameters say which options it takes: those whose type is a dataclass of options.
+    Every parameter of the stage whose type is a dataclass of options is filled from the command
+    line; ``more`` has its other parameters.
     """
     preset = from_values(RecipeOptions, values).values if "recipe" in values else {}
     options = {

@@ -36,7 +36,7 @@ RANGE_TEST_OF = {
 
 @dataclass(frozen=True)
 class Handoff:
-    """What passes from a range-test run to a training run, checked against its digests."""
+    """What a range-test run published, checked against its digests: a training starts from it."""
 
     run_id: str
     task: Task

@@ -53,12 +53,12 @@ def check_stage(
     options: CheckOptions,
     *,
     changes: dict[str, Any] | None = None,
-    tests: dict[str, Any] | None = None,
+    consensus_changes: dict[str, Any] | None = None,
 ) -> str:
     """Run the baseline's range test again, on today's code and data, as a run; return its id.
 
     The run's tag ``lrrt.fits`` is ``true`` or ``false``, and ``lrrt.reason`` says why, in one line.
-    ``changes`` are fields of the task that differ today, and ``tests`` such fields of the
+    ``changes`` are fields of the task that differ today, and ``consensus_changes`` such fields of
     :class:`ConsensusOptions`. The range test is a child run, and training can continue from it.
     """
     # Resolved before a run is opened: a mistyped baseline leaves no run behind.
@@ -70,7 +70,7 @@ def check_stage(
         "which therefore cannot judge its learning rate: run lrrt on that task and name that run, "
         "or give lr",
     )
-    consensus = replace(then.consensus_options, **tests or {})
+    consensus = replace(then.consensus_options, **consensus_changes or {})
     task = replace(then.task, **changes or {})
     # The rule that was used, which may differ from the one that was asked for.
     plan = replace(then.plan, suggestion=replace(then.plan.suggestion, rule=then.rule))

@@ -127,11 +127,11 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _show_result(parent, handoff, lr_range, refine_id, train_id)
+        _copy_results(parent, handoff, lr_range, refine_id, train_id)
     return parent.info.run_id
 
 
-def _show_result(
+def _copy_results(
     parent: Run,
     handoff: Handoff,
     lr_range: LRRange,

@@ -1,4 +1,4 @@
-"""How the stages after a range test begin."""
+"""What stages share: how those after a range test begin, and how runs and tasks are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tags of runs that more than one stage reads or writes. Their names are a public contract."""
+"""The tags that all stages share. Their names, and those beside files, are a public contract."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
 from lrrt_stage.settings import require
-from lrrt_stage.state.weights import check_sizes
+from lrrt_stage.state.weights import require_no_lazy
 from pipeline.data.factories import call_factory, is_factory
 
 __all__ = ["MODELS", "build_model"]
@@ -40,7 +40,7 @@ def build_model(
                 f"model {name!r} returned {describe(made)}: return a torch.nn.Module, not its "
                 "class, its weights or several objects"
             )
-        check_sizes(made, f"model {name!r}")
+        require_no_lazy(made, f"model {name!r}")
         return made
     try:
         if name in MODELS:

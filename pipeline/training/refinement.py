@@ -35,7 +35,7 @@ class RefineOptions(Options):
     trials: int = setting(
         8, "Trials of the search, including those of an interrupted search.", minimum=1
     )
-    trial_epochs: int = setting(1, "Epochs of each trial's short one-cycle.", minimum=1)
+    trial_epochs: int = setting(1, "Epochs of each trial's short training.", minimum=1)
     search_seed: int = setting(0, "Seed of the search.", minimum=0)
     storage: str = setting(
         "sqlite:///optuna.db", "Optuna storage URL; an interrupted search continues from there."
