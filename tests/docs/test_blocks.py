@@ -35,6 +35,9 @@ BLOCKS = FencedCodeBlockLexer(r"\w+[^\n]*", {"language": "info", "source": "sour
 SMALL = "--iterations 60 --model mlp"
 # The first that is in a command -> the options that it gets.
 SHORTER = {
+    r"study .*per_image": f"{SMALL} --workers 1 --tests 2 --batch-sizes 16,32"
+    ' --dataset-args {"per_image":40}',
+    r"study .*--kind recipes": f"{SMALL} --workers 1 --tests 2 --augment none --normalize true",
     r"study .*--kind (grouped|smoothing|validation)": f"{SMALL} --workers 1",
     r"study .*--kind.batch-size": f"{SMALL} --workers 1 --tests 2 --batch-sizes 64,128",
     r" study": f"{SMALL} --workers 1 --tests 2 --epochs 1",
