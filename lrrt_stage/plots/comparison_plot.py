@@ -81,9 +81,8 @@ def comparison_figure(
     plot_losses(readings, losses)
     plot_ranges(readings, ranges)
     ranges.sharex(losses)
-    for ax in (losses, ranges):
-        if lr_in_use is not None:
-            label = f"learning rate in use: {lr_in_use:.3g}"
+    if lr_in_use is not None:
+        label = f"learning rate in use: {lr_in_use:.3g}"
+        for ax in (losses, ranges):
             ax.axvline(lr_in_use, color=drawing.BLACK, lw=1.5, ls="--", label=label)
-        drawing.legend_below(ax)
     return drawing.finished(figure, title)

@@ -29,6 +29,12 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
     """
     if ax is None:
         return drawing.on_new_figure(plot_curve, curve, smoothing)
+    _draw_losses(curve, smoothing, ax)
+    drawing.legend_below(ax)
+    return ax
+
+
+def _draw_losses(curve: LRCurve, smoothing: Smoothing | None, ax: Axes) -> None:
     smoothing, full = smoothing or Smoothing(), curve.full_val_loss
     lines = []
 
@@ -50,8 +56,6 @@ def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | No
     title = f"LR range test: {len(curve)} iterations{epochs}, {ENDS[curve.stop]}"
     drawing.label_axes(ax, title, LR_LABEL, "training loss" if len(lines) == 2 else "loss", log="x")
     ax.set_ylim(*drawing.loss_limits(*lines))
-    drawing.legend_below(ax)
-    return ax
 
 
 def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
@@ -63,7 +67,7 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
     """
     if ax is None:
         return drawing.on_new_figure(plot_reading, reading)
-    plot_curve(reading.curve, reading.smoothing, ax)
+    _draw_losses(reading.curve, reading.smoothing, ax)
     consensus, final = reading.consensus, reading.final
     if isinstance(consensus, Consensus):
         name = f"consensus of {len(consensus.ranges)} tests"

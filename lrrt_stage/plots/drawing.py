@@ -50,7 +50,10 @@ def new_figure(
 
 
 def finished(figure: Figure, title: str = "") -> Figure:
-    """Return the figure with a title, and as much higher as its legends need."""
+    """Return the figure with a title, and as much higher as its legends need.
+
+    The legends of several axes are made anew, with what was drawn after them.
+    """
     if len(figure.axes) > 1:
         # They share the width, with names of rows for example: it is found by drawing.
         figure.draw_without_rendering()

@@ -53,7 +53,6 @@ def summary_figure(reading: Reading, trained: LRRange, training: TrainingHistory
     figure, (left, right) = drawing.new_figure(columns=2, width=6.5)
     plot_reading(reading, left)
     mark_range(left, trained.min, trained.max, f"trained: {trained}", drawing.BLACK, 0.92)
-    drawing.legend_below(left)
     plot_training(training, right)
     return drawing.finished(figure)
 

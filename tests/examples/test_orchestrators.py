@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import reduce
+from functools import partial, reduce
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.stores import shell as run_in_shell
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "orchestrators"
@@ -27,20 +29,8 @@ def shell(tmp_path):
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mlflow_project "$@"\n')
     script.chmod(0o755)
     (tmp_path / "work").mkdir()
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     path = os.pathsep.join([str(bin_), str(Path(sys.executable).parent), os.environ["PATH"]])
-    outside |= {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def run(*command, **variables):
-        return subprocess.run(
-            command,
-            cwd=tmp_path / "work",
-            env=outside | variables,
-            capture_output=True,
-            text=True,
-        )
-
-    return run
+    return partial(run_in_shell, tmp_path / "work", PATH=path)
 
 
 def result(tmp_path, name):
