@@ -14,6 +14,7 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.figure
 import mlflow
@@ -119,7 +120,13 @@ class Templates:
 
     def _make(self, folder, base, commands):
         folder.mkdir()
-        with pytest.MonkeyPatch.context() as patch:
+        with (
+            # Whoever asks first for a store keeps the variables and the store that it is in.
+            mock.patch.dict(os.environ),
+            mock.patch("mlflow.tracking.fluent._active_experiment_id", None),
+            mock.patch("mlflow.tracking._tracking_service.utils._tracking_uri", None),
+            pytest.MonkeyPatch.context() as patch,
+        ):
             patch.delenv("MLFLOW_RUN_ID", raising=False)
             if folder.name not in UNABRIDGED:
                 abridge(patch)
