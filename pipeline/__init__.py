@@ -5,8 +5,9 @@ from pipeline.data.splits import Data, Split
 from pipeline.task.plan import RangeTestPlan, ValidationOptions
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.recipes import RECIPES, RecipeOptions, published_ranges
+from pipeline.task.setup import Setup, SetupFactory
 from pipeline.task.tasks import Runtime, Task
-from pipeline.training.loop import Training, TrainOptions, train
+from pipeline.training.loop import ScheduleOptions, Training, TrainOptions, train
 from pipeline.training.narrowing import Narrowing
 from pipeline.training.refinement import RefineOptions, best_range, refine
 from pipeline.training.schedules import SCHEDULES, build_schedule
@@ -23,6 +24,9 @@ __all__ = [
     "RecipeOptions",
     "RefineOptions",
     "Runtime",
+    "ScheduleOptions",
+    "Setup",
+    "SetupFactory",
     "Split",
     "Task",
     "TrainOptions",

@@ -17,7 +17,7 @@ from lrrt_stage.measure.step import BatchLoss, require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_modes
 
-__all__ = ["Probe", "Validation", "validation_losses"]
+__all__ = ["Probe", "Validation", "examples_in", "validation_losses"]
 
 
 class Probe:
@@ -48,7 +48,7 @@ class Probe:
             if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None
         ]
         require(
-            not self.norms or _examples_in(batch) >= 2,
+            not self.norms or examples_in(batch) >= 2,
             "the probe has one example, and the model normalises over a batch: give two or more",
         )
 
@@ -140,7 +140,7 @@ def validation_losses(
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
         with _evaluating(model, losses):
-            weighted = [(batch_loss(batch).float(), _examples_in(batch)) for batch in batches]
+            weighted = [(batch_loss(batch).float(), examples_in(batch)) for batch in batches]
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 
@@ -158,7 +158,7 @@ def validation_losses(
     }
 
 
-def _examples_in(batch: Any) -> int:
+def examples_in(batch: Any) -> int:
     """Return the number of examples in a batch: the length of the first tensor in it."""
     if isinstance(batch, Tensor):
         return len(batch)
@@ -167,6 +167,6 @@ def _examples_in(batch: Any) -> int:
         if isinstance(value, Tensor) and value.dim():
             return len(value)
     raise LRRTError(
-        f"a validation batch is {type(batch).__name__}, without a tensor whose length is the "
+        f"a batch is {type(batch).__name__}, without a tensor whose length is the "
         "number of examples: give tuples or mappings of tensors"
     )

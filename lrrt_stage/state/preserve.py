@@ -21,7 +21,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from lrrt_stage.state.attributes import preserved_attributes, preserved_tensors
 from lrrt_stage.state.randomness import preserved_randomness
 
-__all__ = ["preserved", "preserved_modes", "preserved_sources"]
+__all__ = ["generators", "preserved", "preserved_modes", "preserved_sources"]
 
 MAX_DEPTH = 10
 """Steps from the batches to a generator: from the tuple of batches and validation to
@@ -103,6 +103,11 @@ def preserved_sources(batches: Any) -> Iterator[None]:
             if isinstance(part, GENERATORS):
                 stack.callback(_saved(part))
         yield
+
+
+def generators(batches: Any) -> list[torch.Generator]:
+    """Return the torch generators among the parts of ``batches``, each once, in a fixed order."""
+    return [part for part in _parts(batches) if isinstance(part, torch.Generator)]
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pipeline import (
     RecipeOptions,
     RefineOptions,
     Runtime,
+    ScheduleOptions,
     Task,
     TrainOptions,
     ValidationOptions,
@@ -92,7 +93,7 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Range test", HandoffOptions)
 @options_of("Narrowing", Narrowing)
 @options_of("Search", RefineOptions)
-@options_of("Training that follows", TrainOptions, only=["schedule"])
+@options_of("Training that follows", ScheduleOptions)
 @options_of("Task (taken from the range test)", Task, defaults=False)
 @options_of("Where it runs", Runtime)
 @tracked
@@ -102,7 +103,6 @@ def refine_command(**values: Any) -> None:
         "Refinement",
         refine_stage,
         values,
-        schedule=TrainOptions(schedule=values["schedule"]).schedule,
         changes=given(values, Task),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from inspect import get_annotations
 from typing import Any, TypeVar, get_type_hints
@@ -55,22 +55,18 @@ class OptionType(click.ParamType):
             self.fail(f"{value!r} is not {TYPES[self.type][1]}{words}", param)
 
 
-def options_of(
-    panel: str, *options: type, defaults: bool = True, only: Iterable[str] | None = None
-) -> Callable[[Command], Command]:
+def options_of(panel: str, *options: type, defaults: bool = True) -> Callable[[Command], Command]:
     """Add an option for every field of the dataclasses ``options``, under one heading in the help.
 
-    With ``defaults=False`` an option that is not given is None: see :func:`given`. ``only`` names
-    the fields to add; by default, all.
+    With ``defaults=False`` an option that is not given is None: see :func:`given`.
     """
     chosen = [
         (option, get_type_hints(owner)[option.name])
         for owner in options
-        # The fields that a dataclass adds come before those that it inherits.
-        for option in sorted(
-            fields(owner), key=lambda each: each.name not in get_annotations(owner)
-        )
-        if only is None or option.name in only
+        # The fields that a dataclass adds come before those that it inherits, base by base.
+        for base in owner.__mro__
+        for option in fields(owner)
+        if option.name in get_annotations(base)
     ]
     names = [f"--{option.name.replace('_', '-')}" for option, _ in chosen]
 

@@ -68,8 +68,9 @@ def result_of(run: Run) -> dict[str, Any]:
     ``stage``, ``run_id``, ``run_name``, ``experiment``, and what else the stage has:
     ``lrrt_run_id`` (for :func:`load_handoff`), ``suggested_lr_min`` and ``suggested_lr_max``
     (likewise ``narrowed``, ``refined``, ``trained``), ``rule``, ``verdict``, ``weights_sha256``,
-    ``val_loss``, ``val_accuracy``; ``model`` (``models:/NAME/VERSION``) if it was registered; for
-    ``check``, ``fits`` and ``reason``; for ``compare``, ``tests``; for ``study``, ``metrics``.
+    ``val_loss`` and the other metrics of the validation; ``model`` (``models:/NAME/VERSION``) if it
+    was registered; for ``check``, ``fits`` and ``reason``; for ``compare``, ``tests``; for
+    ``study``, ``metrics``.
     """
     logged, stage = run.data.tags, run.data.tags[tags.STAGE]
     metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
@@ -82,6 +83,7 @@ def result_of(run: Run) -> dict[str, Any]:
     }
     found |= {key: logged[tag] for key, tag in TAGS.items() if tag in logged}
     found |= {name: metrics[name] for name in (*METRICS, *CHECK_METRICS) if name in metrics}
+    found |= {name: value for name, value in metrics.items() if name.startswith("val_")}
     if "fits" in found:
         found["fits"] = found["fits"] == "true"
     source = run.info.run_id if stage == "lrrt" else logged.get(tags.SOURCE)
@@ -140,10 +142,9 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
             rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
         if name == "suggested" and "verdict" in found:
             rows["suggestion"] = found["verdict"]
-    if "val_accuracy" in found:
-        rows["final validation accuracy"] = f"{found['val_accuracy']:.4f}"
-    elif "val_loss" in found:
-        rows["best validation loss"] = f"{found['val_loss']:.4g}"
+    end = "best" if found["stage"] == "refine" else "final"
+    for name in (each for each in found if each.startswith("val_")):
+        rows[f"{end} validation {name.removeprefix('val_')}"] = f"{found[name]:.4g}"
     if "fits" in found:
         rows["LR in use"] = f"{found['lr_in_use']:.3g}"
     if found.get("lrrt_run_id", found["run_id"]) != found["run_id"]:

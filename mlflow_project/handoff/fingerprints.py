@@ -32,7 +32,7 @@ def fingerprint(
     content = {
         "stage": stage,
         "task": asdict(prepared.task),
-        "data": prepared.data.digest,
+        "data": prepared.data_digest,
         "device": str(prepared.device),
         "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__,
@@ -48,11 +48,15 @@ def _files(task: Task) -> list[str]:
     packages = map(importlib.import_module, ("lrrt_stage", "pipeline", "mlflow_project"))
     folders = [Path(package.__path__[0]) for package in packages]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    factories = [task.dataset] if is_dataset_factory(task.dataset) else []
-    factories += [task.model] if is_factory(task.model) else []
+    named = [task.setup, task.model, task.optimizer, task.loss]
+    factories = [name for name in named if name is not None and is_factory(name)]
+    factories += [task.dataset] if is_dataset_factory(task.dataset) else []
     for name in factories:
         source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
         files += [Path(source)] if source else []
-    if task.init.startswith("file:") and Path(given := task.init.removeprefix("file:")).is_file():
+    if (
+        task.initial.startswith("file:")
+        and Path(given := task.initial.removeprefix("file:")).is_file()
+    ):
         files.append(Path(given))
     return [sha256(path) for path in files]

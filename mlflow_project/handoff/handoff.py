@@ -107,7 +107,7 @@ class Handoff:
         """Return how ``task`` or its data differs from the range test's, in words."""
         differences = task.differences(self.task)
         if not differences and data_sha256 not in (None, self.data_sha256):
-            return [f"content of dataset {task.dataset!r}"]
+            return [f"content of dataset {task.data_name!r}"]
         return differences
 
     def check(self, task: Task, data_sha256: str | None = None) -> None:

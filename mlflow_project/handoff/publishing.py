@@ -58,7 +58,7 @@ def publish_inputs(
         "contract_version": CONTRACT_VERSION,
         "task": task,
         "range_test": plan,
-        "data_sha256": prepared.data.digest,
+        "data_sha256": prepared.data_digest,
         "device": str(prepared.device),
         "environment": _environment(prepared.device),
     }

@@ -122,7 +122,7 @@ def _peak_lr(baseline: Run, then: Handoff) -> float:
 def _describe(run: Run, baseline: Run, then: Handoff, now: Handoff, result: CheckResult) -> None:
     changed = now.task.differences(then.task)
     if now.data_sha256 != then.data_sha256:
-        changed.append(f"the content of dataset {now.task.dataset!r}")
+        changed.append(f"the content of dataset {now.task.data_name!r}")
     if now.weights_sha256 != then.weights_sha256:
         changed.append("the initial weights, and so the model or its initialisation")
     verdict = "still fits" if result.fits else "no longer fits"

@@ -155,8 +155,9 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
     stage = "test" if isinstance(job, RangeTestJob) else "training"
     failed = isinstance(result, FailedJob)
     with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name) as run:
+        batch = {} if job.task.setup else {"batch_size": job.task.batch_size}
         seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
-        log_params(run, {"batch_size": job.task.batch_size, **seeds, **job.labels})
+        log_params(run, {**batch, **seeds, **job.labels})
         if isinstance(result, FailedJob):
             raise LRRTError(result.reason)
         with staged_files(run) as folder:

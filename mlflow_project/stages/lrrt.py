@@ -99,7 +99,7 @@ def lrrt_fingerprint(
 
 
 def _initial_weights(prepared: PreparedTask) -> weights.State:
-    init = prepared.task.init
+    init = prepared.task.initial
     if not init.startswith("run:"):
         return prepared.initial_weights()
     run_id = init.removeprefix("run:")

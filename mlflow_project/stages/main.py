@@ -13,7 +13,7 @@ from lrrt_stage.settings import Options, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
-from mlflow_project.stages.shared import HandoffOptions, run_name, task_words
+from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import registered_model
@@ -33,6 +33,7 @@ from pipeline import (
     RangeTestPlan,
     RefineOptions,
     Runtime,
+    ScheduleOptions,
     Task,
     TrainOptions,
 )
@@ -44,9 +45,10 @@ __all__ = ["METRICS", "RANGES", "MainOptions", "main_stage"]
 RANGES = ("suggested", "narrowed", "refined", "trained")
 METRICS = (
     *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
-    *("suggestion_decades", "val_loss", "val_accuracy"),
+    "suggestion_decades",
 )
-"""Metrics of the steps that the parent run shows, each of the last step that has it."""
+"""Metrics of the steps that the parent run shows, with those of the validation (``val_…``), each of
+the last step that has it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def main_stage(
         handoff = load_handoff(lrrt_id)
         lr_range = narrowed = narrowing(handoff.range)
         source = HandoffOptions(lrrt_run_id=lrrt_id)
-        schedule = train_options.schedule
+        schedule = ScheduleOptions(train_options.schedule, train_options.schedule_args)
         refine_id = None
         if options.refine:
             refine_id = step(
@@ -142,7 +144,7 @@ def _copy_results(
     logged: dict[str, float] = {}
     for run_id in filter(None, (handoff.run_id, refine_id, train_id)):
         logged |= get_run(run_id).data.metrics
-    metrics = {name: logged[name] for name in METRICS if name in logged}
+    metrics = {k: v for k, v in logged.items() if k in METRICS or k.startswith("val_")}
     mlflow.log_metrics(metrics)
     with staged_files(parent) as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
@@ -153,7 +155,7 @@ def _copy_results(
     registered = ""
     if model is not None:
         page = f"#/models/{model.name}/versions/{model.version}"
-        registered = f", and its model is [{model.name} version {model.version}]({page})"
+        registered = f" Its model is [{model.name} version {model.version}]({page})."
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     set_description(
         parent,
@@ -161,5 +163,5 @@ def _copy_results(
         f"from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
         f"Training {link(train_id)} started from the initial weights of the range test, with "
         f"learning rates from {lr_range}{refined}.",
-        f"It ended with a validation accuracy of **{metrics['val_accuracy']:.4f}**{registered}.",
+        f"{validation_words(metrics)}{registered}",
     )

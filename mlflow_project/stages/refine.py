@@ -28,7 +28,16 @@ from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import log_range, log_training, stage_run, staged_files
 from mlflow_project.tracking.views import link, set_description
-from pipeline import Narrowing, PreparedTask, RefineOptions, Runtime, Training, best_range, refine
+from pipeline import (
+    Narrowing,
+    PreparedTask,
+    RefineOptions,
+    Runtime,
+    ScheduleOptions,
+    Training,
+    best_range,
+    refine,
+)
 from pipeline.training.plots import search_figures
 from pipeline.training.refinement import AfterEpoch
 
@@ -42,7 +51,7 @@ def refine_stage(
     runtime: Runtime,
     narrowing: Narrowing,
     options: RefineOptions,
-    schedule: str,
+    schedule: ScheduleOptions,
     *,
     changes: dict[str, Any] | None = None,
     prepared: PreparedTask | None = None,
@@ -66,9 +75,9 @@ def refine_stage(
             prepared.task,
             narrowing,
             replace(options, study_name=name),
+            schedule,
             device=str(prepared.device),
             rule=handoff.rule,
-            schedule=schedule,
         )
         with console.progress("refinement") as progress:
             optuna_study = refine(
@@ -99,14 +108,15 @@ def refine_stage(
                 "with narrowing_fraction, or raise trials"
             )
         log_range("refined", refined)
-        mlflow.log_metrics({"val_loss": optuna_study.best_value})
+        metric = f"val_{options.metric or 'loss'}"
+        mlflow.log_metrics({metric: optuna_study.best_value})
         set_description(
             run,
             f"Search for the peak learning rate of {task_words(prepared.task)} in {narrowed}, "
             f"inside the range that {link(handoff.run_id)} suggests.",
             f"{len(optuna_study.trials)} trainings of {options.trial_epochs} epochs started from "
             "the initial weights of the range test; those that this run made are its child runs.",
-            f"The best range is **{refined}**, with a validation loss of "
+            f"The best range is **{refined}**, with a {metric.replace('val_', 'validation ')} of "
             f"{optuna_study.best_value:.4g}.",
         )
     return run.info.run_id
@@ -117,7 +127,7 @@ def refine_fingerprint(
     handoff: Handoff,
     narrowed: LRRange,
     options: RefineOptions,
-    schedule: str,
+    schedule: ScheduleOptions,
 ) -> str:
     """Return the fingerprint of searches that would give the same range."""
     return fingerprint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,8 @@ from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_dataset, log_range, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
-from pipeline.data.datasets import is_dataset_factory
 
-__all__ = ["HandoffOptions", "open_handoff", "run_name", "short_name", "task_words"]
+__all__ = ["HandoffOptions", "open_handoff", "run_name", "task_words", "validation_words"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def open_handoff(
         handoff.check(task)
     prepared = prepared or PreparedTask(task, runtime)
     if not options.allow_mismatch:
-        handoff.check(task, prepared.data.digest)
-    elif differences := handoff.differences(task, prepared.data.digest):
+        handoff.check(task, prepared.data_digest)
+    elif differences := handoff.differences(task, prepared.data_digest):
         mlflow.set_tag(tags.MISMATCH, hide_passwords("; ".join(differences)))
     narrowed = narrowing(handoff.range)
     name_run(run, run_name(task))
@@ -63,18 +63,22 @@ def open_handoff(
     return handoff, prepared, narrowed
 
 
-def short_name(task: Task) -> str:
-    """Return dataset and model, without folders: part of a run's name."""
-    own = is_dataset_factory(task.dataset)
-    return f"{task.dataset if own else task.dataset.partition(':')[0]} {task.model}"
-
-
 def run_name(task: Task) -> str:
     """Return what follows the stage in a run's name."""
-    return f"{short_name(task)} batch {task.batch_size} seed {task.seed}"
+    batch = "" if task.setup else f" batch {task.batch_size}"
+    return f"{task.short_name}{batch} seed {task.seed}"
 
 
 def task_words(task: Task) -> str:
     """Return how a description names a task."""
-    dataset, _, model = short_name(task).rpartition(" ")
-    return f"`{model}` on {dataset} ({task.optimizer}, batches of {task.batch_size})"
+    if task.setup is not None:
+        return f"`{task.setup}`"
+    words = f"`{task.model}` on {task.data_name}"
+    return f"{words} ({task.optimizer}, batches of {task.batch_size})"
+
+
+def validation_words(metrics: Mapping[str, float]) -> str:
+    """Return the validation of a training as a sentence; empty without one."""
+    validated = {k.removeprefix("val_"): v for k, v in metrics.items() if k.startswith("val_")}
+    words = [f"{name} **{value:.4g}**" for name, value in sorted(validated.items())]
+    return f"Validation after the last epoch: {', '.join(words)}." if words else ""

@@ -28,7 +28,7 @@ from mlflow_project.stages.job_runs import (
     read_test,
     same_runs,
 )
-from mlflow_project.stages.shared import short_name, task_words
+from mlflow_project.stages.shared import task_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
@@ -84,7 +84,7 @@ def study_stage(
     """
     with stage_run("study") as run:
         require(
-            not task.init.startswith("run:"),
+            not task.initial.startswith("run:"),
             f"init={task.init!r}: a study's tests draw their own weights: download the weights of "
             "the run and give init=file:PATH",
         )
@@ -184,9 +184,9 @@ def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run
 def _report_subject(prepared: PreparedTask) -> str:
     """Return what the studies of one report have in common."""
     task = prepared.task
-    same = [task.dataset, task.model, task.model_args, task.optimizer, prepared.data.digest]
+    same = [task.short_name, task.model_args, task.optimizer, prepared.data_digest]
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
-    return f"{short_name(task)} {digest[:16]}"
+    return f"{task.short_name} {digest[:16]}"
 
 
 def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings:
@@ -205,14 +205,14 @@ def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings
 
 def _in_common(jobs: Sequence[RangeTestJob]) -> str:
     """Return in a line what range tests had in common, and not what was varied."""
-    options = [asdict(job.task) | job.plan.flat() for job in jobs]
+    options = [job.task.flat() | job.plan.flat() for job in jobs]
     defaults = asdict(Task()) | RangeTestPlan().flat()
     always = ("dataset", "model", "optimizer", "batch_size", "lr_start", "lr_end", "rule", "beta")
     same = [
         f"{name} {option_text(value)}"
         for name, value in options[0].items()
         if all(other[name] == value for other in options)
-        and (name in always or value != defaults[name])
+        and (name in always or value != defaults.get(name))
     ]
     return f"{len(jobs)} range tests: {', '.join(same)}"
 
@@ -250,9 +250,9 @@ def _tests_of_study(
     require(bool(tests), f"study {found} has no finished range test: name a different study")
     tests = matching_tests(found, tests, prepared.task, plan)
     require(
-        read_json(runs[0], TASK, TASK_TAG)["data_sha256"] == prepared.data.digest,
-        f"the content of dataset {prepared.task.dataset!r} is not what study {found} ran on: run a "
-        "study on its present content",
+        read_json(runs[0], TASK, TASK_TAG)["data_sha256"] == prepared.data_digest,
+        f"the content of dataset {prepared.task.data_name!r} is not what study {found} ran on: run "
+        "a study on its present content",
     )
     # The order in which they ended depends on the workers.
     tests.sort(key=lambda test: (test.job.task.seed, test.job.task.data_seed, test.job.name))

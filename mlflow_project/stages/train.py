@@ -19,7 +19,7 @@ from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
-from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
+from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import log_model
 from mlflow_project.tracking.params import log_options
@@ -101,16 +101,14 @@ def train_stage(
             f"Trained over learning rates from {lr_range} by {link(run.info.run_id)}, from the "
             f"initial weights of range test {link(handoff.run_id)}, which suggests {handoff.range}."
         )
-        log_model(training.model, prepared, run_options.register, lineage, description)
-        last = training.epochs[-1]
+        log_model(training.setup, run_options.register, lineage, description)
         refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
         set_description(
             run,
             f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
             f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
             f"{refined}.",
-            f"After {len(training.epochs)} epochs the validation accuracy is "
-            f"**{last.val_accuracy:.4f}**, the validation loss {last.val_loss:.4g}.",
+            validation_words(training.epochs[-1].values()),
             "It started from the initial weights of the range test.",
         )
     return run.info.run_id

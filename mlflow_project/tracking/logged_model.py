@@ -15,39 +15,15 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
-from pipeline import PreparedTask
+from lrrt_stage.settings import require
+from mlflow_project.tracking import console
+from pipeline import Setup
 
 __all__ = ["log_model", "registered_model"]
 
 
-class _Deployed(nn.Module):
-    """A model that takes its dataset's inputs as they are: scaling and normalisation included."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, prepared: PreparedTask) -> None:
-        super().__init__()
-        self.model = model
-        statistics = prepared.val_batches.statistics
-        self.normalised = statistics is not None
-        if statistics is not None:
-            self.register_buffer("mean", statistics[0].cpu())
-            self.register_buffer("std", statistics[1].cpu())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.float() / 255
-        elif inputs.is_floating_point():
-            inputs = inputs.float()
-        if self.normalised:
-            inputs = (inputs - self.mean) / self.std
-        return self.model(inputs)
-
-
 def log_model(
-    model: nn.Module,
-    prepared: PreparedTask,
+    setup: Setup,
     register: str | None,
     tags: Mapping[str, str],
     description: str,
@@ -57,18 +33,26 @@ def log_model(
     With a name to ``register`` it becomes the next version of that model, with these ``tags`` and
     this ``description``.
 
-    It takes inputs as the dataset holds them (before normalisation), a batch of any size, and
-    returns logits. It is a ``torch.export`` archive, which loads without this project and
-    without pickle; a model that cannot be exported is pickled.
+    The model of the built-in setup takes inputs as the dataset holds them (before normalisation),
+    a batch of any size, and returns logits. It is a ``torch.export`` archive, which loads without
+    this project and without pickle; a model that cannot be exported is pickled. A model whose input
+    is not one tensor is not logged: its weights are an artifact of the run.
     """
-    split = prepared.data.val
-    if isinstance(split, tuple):
-        example = split[0][:2].cpu()
-    else:
-        example = torch.stack([split[index][0] for index in range(min(2, prepared.data.sizes[1]))])
-    deployed = _Deployed(model.cpu().to(memory_format=torch.contiguous_format), prepared).eval()
+    model = setup.model.cpu().to(memory_format=torch.contiguous_format)
+    deployed, example = _deployed(setup, model)
     with torch.no_grad():
-        output = deployed(example)
+        output = deployed.eval()(example) if example is not None else None
+    if not isinstance(output, Tensor):
+        require(
+            register is None,
+            "the model cannot be registered, since its input or output is not one tensor: give "
+            "Setup(deployed=…), or leave register out",
+        )
+        console.note(
+            "the model is not logged, since its input or output is not one tensor: see deployed"
+        )
+        return
+    assert example is not None
     inputs = example.numpy()
     info = mlflow.pytorch.log_model(
         deployed,
@@ -100,6 +84,15 @@ def registered_model(run_id: str) -> ModelVersion | None:
     except MlflowException:
         return None
     return found[0] if found else None
+
+
+def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None]:
+    if setup.deployed is not None:
+        return setup.deployed(model)
+    batch = next(iter(setup.val_batches or setup.train_batches))
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
+        return model, batch[0][:2].cpu()
+    return model, None
 
 
 def _exports(model: nn.Module, example: Tensor) -> bool:

@@ -16,7 +16,7 @@ from pipeline import RangeTestPlan
 __all__ = ["log_options", "log_params", "shown"]
 
 ALWAYS_LOGGED = {
-    *("dataset", "model", "optimizer", "batch_size", "init", "seed", "data_seed"),
+    *("setup", "dataset", "model", "optimizer", "batch_size", "init", "seed", "data_seed"),
     *("lr_start", "lr_end", "rule", "schedule", "epochs", "trials", "kind"),
 }
 """Options that are always a parameter; any other is one where it is not the default."""
@@ -37,11 +37,13 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
     defaults: dict[str, Any] = {}
     for part in options:
         values |= _flat(part)
-        defaults |= _flat(type(part)())
+        defaults |= asdict(type(part)()) | _flat(type(part)())
         if isinstance(part, RangeTestPlan):
             always = always.union(part.recipe.values)
     params = {
-        name: value for name, value in values.items() if name in always or value != defaults[name]
+        name: value
+        for name, value in values.items()
+        if name in always or value != defaults.get(name)
     }
     log_params(run, params)
     hidden = _change_texts(values, hide_passwords)
@@ -57,7 +59,7 @@ def log_params(run: Run, values: Mapping[str, Any]) -> None:
 
 
 def _flat(options: Any) -> dict[str, Any]:
-    return options.flat() if isinstance(options, RangeTestPlan) else asdict(options)
+    return options.flat() if hasattr(options, "flat") else asdict(options)
 
 
 def shown(value: Any) -> str:

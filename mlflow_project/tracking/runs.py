@@ -186,24 +186,22 @@ def log_training(
     steps = range(first_iteration, len(training.train_loss))
     _log_series(run, {name: values[first_iteration:] for name, values in series.items()}, steps)
     epochs = training.epochs[first_epoch:]
-    validation = {
-        name: [getattr(epoch, name) for epoch in epochs] for name in ("val_loss", "val_accuracy")
-    }
+    rows = [epoch.values() for epoch in epochs]
+    validation = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
     _log_series(run, validation, [epoch.iteration for epoch in epochs])
 
 
 def read_training(run_id: str) -> TrainingHistory:
-    """Return what :func:`log_training` logged."""
-    history = {
-        name: mlflow.MlflowClient().get_metric_history(run_id, name)
-        for name in ("lr", "train_loss", "val_loss", "val_accuracy")
-    }
-    lr, train_loss = ([point.value for point in history[name]] for name in ("lr", "train_loss"))
-    epochs = [
-        Epoch(loss.step, loss.value, accuracy.value)
-        for loss, accuracy in zip(history["val_loss"], history["val_accuracy"], strict=True)
-    ]
-    return TrainingHistory(lr, train_loss, epochs)
+    """Return the losses and learning rates that :func:`log_training` logged."""
+    client = mlflow.MlflowClient()
+    lr, train_loss, val_loss = (
+        client.get_metric_history(run_id, name) for name in ("lr", "train_loss", "val_loss")
+    )
+    return TrainingHistory(
+        [point.value for point in lr],
+        [point.value for point in train_loss],
+        [Epoch(point.step, point.value) for point in val_loss],
+    )
 
 
 def log_range(name: str, lr_range: LRRange) -> None:
@@ -261,8 +259,9 @@ def log_reading(reading: Reading) -> None:
 
 def log_dataset(prepared: PreparedTask) -> None:
     """Record the training data as the active run's input, by name and digest."""
-    source = CodeDatasetSource(tags={"dataset": prepared.task.dataset})
+    task = prepared.task
+    source = CodeDatasetSource(tags={"dataset": task.setup or task.dataset})
     # MLflow keeps 36 characters of a digest.
-    name = prepared.task.dataset.partition(":")[0]
-    dataset = MetaDataset(source, name=name, digest=prepared.data.digest[:32])  # type: ignore[abstract]
+    digest = prepared.data_digest[:32]
+    dataset = MetaDataset(source, name=task.data_name, digest=digest)  # type: ignore[abstract]
     mlflow.log_input(dataset, context="training")

@@ -7,26 +7,52 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import require
-from lrrt_stage.state.preserve import preserved_sources
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.splits import Data, read_batch, split_size
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Preprocessing"]
+
+
+class Preprocessing(nn.Module):
+    """Brings inputs of a dataset into the form that a model takes, also inside a logged model.
+
+    uint8 is scaled to 0 … 1; with ``normalize``, the data's mean per channel is then subtracted,
+    and the result divided by the standard deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, data: Data, normalize: bool) -> None:
+        super().__init__()
+        self.normalize = normalize and data.mean is not None and data.std is not None
+        if self.normalize:
+            shape = (-1, *[1] * (len(data.input_shape) - 1))
+            for name in ("mean", "std"):
+                values = torch.tensor(getattr(data, name), dtype=torch.float32)
+                self.register_buffer(name, values.reshape(shape))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return inputs as a model takes them, the same shape."""
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.float() / 255
+        elif inputs.is_floating_point():
+            inputs = inputs.float()
+        return (inputs - self.mean) / self.std if self.normalize else inputs
 
 
 class Batches:
-    """``(inputs, labels)`` on a device, as a model takes them; every iteration is one epoch.
+    """``(inputs, targets)`` on a device, as a model takes them; every iteration is one epoch.
 
     Training batches are shuffled and augmented with random numbers from ``generator``, and a
-    last batch that is not full is dropped. Validation batches come in order, all of them.
-    uint8 inputs are scaled to 0 … 1; unless ``normalize`` is off, the data's mean per channel is
-    then subtracted, and the result divided by the standard deviation. Batches of a split on disk
-    are checked before they go to the device.
+    last batch that is not full is dropped. Validation batches come in order, all of them. Inputs
+    go through :class:`Preprocessing`. Batches of a split on disk are checked before they go to the
+    device.
     """
 
     def __init__(
@@ -54,11 +80,11 @@ class Batches:
                 f"of shape {data.input_shape}: use none"
             )
         self.batch_size, self.device, self.train = batch_size, device, train
-        self.num_classes = data.num_classes
+        self.data, self.num_classes = data, data.num_classes
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
-        self.statistics = _broadcastable(data, device) if normalize else None
-        self.in_memory = self.checked = isinstance(split, tuple)
+        self.preprocessing = Preprocessing(data, normalize).to(device)
+        self.in_memory = isinstance(split, tuple)
         if isinstance(split, tuple):
             self.tensors = split[0].to(device), split[1].to(device)
         else:
@@ -88,22 +114,17 @@ class Batches:
         for inputs, labels in self._batches(order, self.batch_size):
             yield self._on_device(inputs, labels)
 
-    def chosen(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the examples at ``indices`` of the split as one batch."""
-        (batch,) = self._batches(torch.as_tensor(indices), len(indices))
-        return self._on_device(*batch)
+    def representative(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return a batch of ``size`` validation examples, at most all, alike at every call.
 
-    def check(self) -> None:
-        """Read a split on disk once and completely, so that errors in it are raised now.
-
-        Nothing is read for a split in memory, or a second time. Random states and generators stay
-        as they are.
+        They are evenly spaced over the examples sorted by label or target, so that every class has
+        its share.
         """
-        if not self.checked:
-            with preserved_sources(self.loader):
-                for _ in self._batches(torch.arange(self.size), self.batch_size):
-                    pass
-            self.checked = True
+        order = np.argsort(self.data.val_labels, kind="stable")
+        size = min(size, self.size)
+        places = order[((np.arange(size) + 0.5) * self.size / size).astype(int)]
+        (batch,) = self._batches(torch.as_tensor(np.sort(places)), size)
+        return self._on_device(*batch)
 
     def _batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the examples at the positions ``order`` in batches of ``size``, not prepared."""
@@ -122,19 +143,13 @@ class Batches:
         for places in batches:
             yield read_batch(self.split, read, places, self.num_classes)
 
-    def _on_device(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        labels = labels.to(self.device, non_blocking=True).long()
+    def _on_device(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        targets = targets.to(self.device, non_blocking=True)
         inputs = inputs.to(self.device, non_blocking=True)
         if self.augment is not None:
             inputs = self.augment(inputs, self.generator)
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.float() / 255
-        elif inputs.is_floating_point():
-            inputs = inputs.float()
-        if self.statistics is not None:
-            mean, std = self.statistics
-            inputs = (inputs - mean) / std
-        return inputs, labels
+        targets = targets.float() if self.num_classes is None else targets.long()
+        return self.preprocessing(inputs), targets
 
 
 class _Places:
@@ -147,11 +162,3 @@ class _Places:
 
     def __len__(self) -> int:
         return len(self.batches)
-
-
-def _broadcastable(data: Data, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    if data.mean is None or data.std is None:
-        return None
-    shape = (-1, *[1] * (len(data.input_shape) - 1))
-    mean, std = (torch.tensor(values, dtype=torch.float32) for values in (data.mean, data.std))
-    return mean.reshape(shape).to(device), std.reshape(shape).to(device)

@@ -67,6 +67,22 @@ def digits(_: str) -> Data:
     return Data(train, val, 10, *channel_statistics(train[0]))
 
 
+def diabetes(_: str) -> Data:
+    """scikit-learn's diabetes: 442 patients, 10 measurements, and one number to predict.
+
+    Measurements and target have mean 0 and deviation 1, so that a constant has a loss of 1.
+    """
+    from sklearn.datasets import load_diabetes
+
+    measured, target = load_diabetes(return_X_y=True, scaled=False)
+    kept, held = _split_indices(target, stratify=False)
+    table = np.column_stack([measured, target])
+    table = (table - table[kept].mean(0)) / table[kept].std(0)
+    values = torch.from_numpy(table).float()
+    train, val = ((values[chosen, :-1], values[chosen, -1:]) for chosen in (kept, held))
+    return Data(train, val, None)
+
+
 def imagefolder(path: str, size: int = 64) -> Data:
     """Images in ``PATH/<class>/``, or in ``PATH/train/<class>/`` and ``PATH/val/<class>/``.
 
@@ -162,6 +178,7 @@ def _torchvision(class_name: str, data_dir: str) -> Data:
 
 DATASETS: dict[str, Callable[..., Data]] = {
     "digits": digits,
+    "diabetes": diabetes,
     "cifar10": partial(_torchvision, "CIFAR10"),
     "cifar100": partial(_torchvision, "CIFAR100"),
     "mnist": partial(_torchvision, "MNIST"),
@@ -172,13 +189,16 @@ DATASETS: dict[str, Callable[..., Data]] = {
 """Name -> function of a folder (the path after ``name:``, else ``data_dir``) and arguments."""
 
 
-def _split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return indices for training and validation, stratified by label."""
+def _split_indices(labels: np.ndarray, stratify: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices for training and validation, where asked for stratified by label."""
     from sklearn.model_selection import train_test_split
 
     try:
         kept, held = train_test_split(
-            np.arange(len(labels)), test_size=VAL_FRACTION, stratify=labels, random_state=SPLIT_SEED
+            np.arange(len(labels)),
+            test_size=VAL_FRACTION,
+            stratify=labels if stratify else None,
+            random_state=SPLIT_SEED,
         )
     except ValueError as error:
         raise LRRTError(f"{len(labels)} examples cannot be split: {error}") from None

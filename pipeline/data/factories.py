@@ -17,13 +17,13 @@ import lrrt_stage
 from lrrt_stage.errors import LRRTError, first_line
 from pipeline.data.splits import Data, Split
 
-__all__ = ["DatasetFactory", "ModelFactory", "call_factory", "is_factory"]
+__all__ = ["DatasetFactory", "ModelFactory", "call_factory", "cause_of", "is_factory"]
 
 ModelFactory: TypeAlias = Callable[..., nn.Module]
 """A function or class that ``model`` may name. It is called with ``model_args`` as keyword
 arguments and returns a new model, which turns a batch of inputs ``[b, …]`` into logits
-``[b, classes]``. It draws initial weights from torch's global random state only, makes all
-parameters in the constructor, and gives them the same names at every call."""
+``[b, classes]``, or numbers ``[b, outputs]``. It draws initial weights from torch's global random
+state only, makes all parameters in the constructor, and gives them the same names at every call."""
 
 DatasetFactory: TypeAlias = Callable[..., Data | tuple[Split, Split]]
 """A function that ``dataset`` may name. It is called with ``dataset_args`` as keyword arguments
@@ -38,7 +38,7 @@ def is_factory(name: str) -> bool:
 
 
 def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
-    """Return what the factory ``name`` of a ``kind``, model or dataset, returns for ``arguments``.
+    """Return what the factory ``name`` of a ``kind`` (setup, model, …) returns for ``arguments``.
 
     This is the only place where a name becomes something to call.
     """
@@ -50,7 +50,7 @@ def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:  # an import runs the module, which may raise anything
         raise LRRTError(
-            f"{kind} {name!r} cannot be imported ({_cause(error)}): correct the name or the "
+            f"{kind} {name!r} cannot be imported ({cause_of(error)}): correct the name or the "
             "module; run from the folder that contains it, or put that folder on PYTHONPATH; and "
             "install what it imports"
         ) from error
@@ -78,12 +78,12 @@ def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
         return factory(**arguments)
     except Exception as error:
         raise LRRTError(
-            f"{kind} {name!r} raised {_cause(error)}, called with {dict(arguments)}: correct the "
+            f"{kind} {name!r} raised {cause_of(error)}, called with {dict(arguments)}: correct the "
             f"factory or check {kind}_args"
         ) from error
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """Return an error in one line, with the file and line of the user's code that raised it."""
     line = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):

@@ -21,28 +21,29 @@ from lrrt_stage.state import weights
 __all__ = ["Data", "Split", "channel_statistics", "read_batch", "split_size"]
 
 Split = tuple[Tensor, Tensor] | Dataset
-"""Inputs ``[n, …]`` and integer labels ``[n]`` in memory, or a map-style dataset of
-``(input tensor, int label)`` that is read batch by batch."""
+"""Inputs ``[n, …]`` and targets in memory, or a map-style dataset of ``(input tensor, target)``
+that is read batch by batch. Targets are integer labels ``[n]``, or numbers ``[n, outputs]``."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A classification dataset, which a dataset factory may return.
+    """A dataset for classification or regression, which a dataset factory may return.
 
     Images are ``[n, channels, height, width]``, uint8 or float. uint8 is scaled to 0 … 1 when a
-    batch is made; then ``mean`` and ``std`` (per channel) are applied, where given.
+    batch is made; then ``mean`` and ``std`` (per channel) are applied, where given. Without
+    ``num_classes`` the targets are numbers.
 
     Raises
     ------
     LRRTError
-        For a split that is empty, contains NaN, or has labels outside 0 … num_classes - 1. A
+        For a split that is empty, contains NaN, or has targets of another form. A
         split on disk is checked whenever a batch is read; only its ``targets``, if it has that
         attribute, are checked here.
     """
 
     train: Split
     val: Split
-    num_classes: int
+    num_classes: int | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -70,13 +71,16 @@ class Data:
         """Return what a dataset factory ``made`` as Data.
 
         That is Data already, or a pair of splits. The classes of a pair are counted: the largest
-        training label plus one, or the length of the training set's ``classes``.
+        training label plus one, or the length of the training set's ``classes``. Targets in memory
+        that are floating-point numbers have none.
         """
         if isinstance(made, cls):
             return made
         if isinstance(made, (tuple, list)) and len(made) == 2:
             train, val = (tuple(split) if isinstance(split, list) else split for split in made)
             if _is_split(train) and _is_split(val):
+                if isinstance(train, tuple) and train[1].is_floating_point():
+                    return cls(train, val, None)
                 if isinstance(train, tuple):
                     return cls(train, val, int(train[1].max()) + 1 if train[1].numel() else 1)
                 if hasattr(train, "classes"):
@@ -98,15 +102,25 @@ class Data:
         return tuple(first.shape[1:])
 
     @property
+    def outputs(self) -> int:
+        """Numbers that a model returns for an example: one per class, or one per target."""
+        if self.num_classes is not None:
+            return self.num_classes
+        targets = _known_labels(self.train)
+        return 1 if targets is None else int(targets[0].numel())
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """Number of examples for training and for validation."""
         return split_size(self.train), split_size(self.val)
 
     @property
     def val_labels(self) -> np.ndarray:
-        """Labels of the validation split, shape ``[n]``; zeros if they are not known."""
+        """Labels of the validation split, or the first target, ``[n]``; zeros if not known."""
         labels = _known_labels(self.val)
-        return np.zeros(self.sizes[1], dtype=np.int64) if labels is None else labels.cpu().numpy()
+        if labels is None:
+            return np.zeros(self.sizes[1], dtype=np.int64)
+        return labels.reshape(len(labels), -1)[:, 0].cpu().numpy()
 
     @cached_property
     def digest(self) -> str:
@@ -153,9 +167,9 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def read_batch(
-    split: str, read: Iterator[Any], places: Sequence[int], num_classes: int
+    split: str, read: Iterator[Any], places: Sequence[int], num_classes: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the next batch of ``read``, inputs ``[b, …]`` and labels ``[b]``, checked.
+    """Return the next batch of ``read``, inputs ``[b, …]`` and targets, checked.
 
     ``split`` is the name of a split on disk, ``places`` the positions of the examples in it.
     """
@@ -173,7 +187,7 @@ def read_batch(
         ) from error
     require(
         isinstance(batch, (tuple, list)) and _is_split(tuple(batch)),
-        f"{where} is {describe(batch)}: return (input tensor, int label) for every example",
+        f"{where} is {describe(batch)}: return (input tensor, target) for every example",
     )
     inputs, labels = batch
     _check_labels(split, labels, places, num_classes)
@@ -181,7 +195,16 @@ def read_batch(
     return inputs, labels
 
 
-def _check_labels(split: str, labels: Tensor, places: Sequence[int], num_classes: int) -> None:
+def _check_labels(
+    split: str, labels: Tensor, places: Sequence[int], num_classes: int | None
+) -> None:
+    if num_classes is None:
+        require(
+            labels.is_floating_point() and labels.dim() == 2 and bool(labels.isfinite().all()),
+            f"the {split} targets are {describe(labels)}: give finite numbers [n, outputs], or "
+            "num_classes for labels",
+        )
+        return
     require(
         not labels.is_floating_point() and labels.dim() == 1,
         f"the {split} labels are {describe(labels)}: give integer class indices [n]",

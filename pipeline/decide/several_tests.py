@@ -99,13 +99,13 @@ def further_jobs(task: Task, plan: RangeTestPlan, options: ConsensusOptions) -> 
     if options.tests == 1:
         return []
     require(
-        not task.init.startswith("run:"),
+        not task.initial.startswith("run:"),
         f"init={task.init!r} with tests={options.tests}: further tests draw their own weights: "
         "download the weights of the run and use init=file:PATH",
     )
     initializations = options.vary == "initializations"
     require(
-        not (initializations and task.init.startswith("file:")),
+        not (initializations and task.initial.startswith("file:")),
         f"vary=initializations compares the weights of several seeds, but init={task.init!r} "
         "gives the same weights to all: use an initialiser, or vary=data-order",
     )

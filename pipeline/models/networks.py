@@ -185,8 +185,12 @@ def _image_channels(name: str, input_shape: Shape) -> int:
     return input_shape[0]
 
 
-def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) -> None:
-    """Run ``inputs`` through ``model`` and check that it returns a logit per class.
+def check_output(
+    model: nn.Module, inputs: Tensor, outputs: int, name: str, classes: bool = True
+) -> None:
+    """Run ``inputs`` through ``model`` and check that it returns ``outputs`` numbers for each.
+
+    These are a logit per class, of which there may be more, or as many numbers as targets.
 
     The model runs in eval mode and in train mode, in which some models return several outputs.
     Batch norm changes its buffers meanwhile, so pass a model that is not used afterwards.
@@ -203,14 +207,21 @@ def check_output(model: nn.Module, inputs: Tensor, num_classes: int, name: str) 
                 "batch_size (batch norm needs two examples)"
             ) from error
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < num_classes:
+        fits = isinstance(output, Tensor) and output.dim() == 2
+        if not fits or output.shape[1] < outputs or (output.shape[1] > outputs and not classes):
+            what = "a logit per class" if classes else "a number per target"
             raise LRRTError(
                 f"model {name!r} returns {got} for {len(inputs)} inputs"
-                f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {num_classes}), a "
-                "logit per class: set its number of classes and switch off other outputs"
+                f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {outputs}), {what}: "
+                "set its number of outputs and switch off all others"
             )
         rows = output.float()
-        if not mode and bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4:
+        if (
+            classes
+            and not mode
+            and bool((rows >= 0).all())
+            and float((rows.sum(1) - 1).abs().max()) < 1e-4
+        ):
             warnings.warn(
                 f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
                 "softmax from the model, since the loss takes logits and applies its own",

@@ -1,34 +1,70 @@
-"""The built-in optimizers. Each is one function in :data:`OPTIMIZERS`."""
+"""Optimizers by name: the classes of ``torch.optim``, or a factory of the user's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
+from pipeline.data.factories import call_factory, is_factory
+
 __all__ = ["OPTIMIZERS", "build_optimizer"]
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": lambda params, momentum, **rest: torch.optim.SGD(params, momentum=momentum, **rest),
-    "adam": lambda params, momentum, **rest: torch.optim.Adam(
-        params, betas=(momentum, 0.999), **rest
-    ),
-    "adamw": lambda params, momentum, **rest: torch.optim.AdamW(
-        params, betas=(momentum, 0.999), **rest
-    ),
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    name.lower(): kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
 }
-"""Name -> function of parameters, ``momentum`` (Adam's β1), ``weight_decay``, ``lr``, ``fused``."""
+"""Name in lower case -> the optimizers of ``torch.optim``."""
+FUSED_PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def build_optimizer(
-    name: str, params: Iterable[nn.Parameter], momentum: float, weight_decay: float
+    name: str,
+    params: Iterable[nn.Parameter],
+    momentum: float,
+    weight_decay: float,
+    arguments: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
 ) -> Optimizer:
-    """Return a new optimizer; the learning rate is set by whoever steps it."""
-    params = list(params)
-    rest: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "lr": 1e-3}
-    # Fused kernels take a GradScaler's verdict on the device; others make the host wait for it.
-    rest["fused"] = all(p.is_cuda and p.is_floating_point() for p in params) or None
-    return OPTIMIZERS[name](params, **rest)
+    """Return a new optimizer; the learning rate is set by whoever steps it.
+
+    ``momentum`` is the optimizer's parameter of this name, or the first of its ``betas``, and
+    ``weight_decay`` the one of this name; an optimizer that does not have them goes without.
+    ``arguments`` are further keyword arguments, and replace both. A factory,
+    ``package.module:factory``, gets the parameters as ``params`` and these arguments only.
+    ``device`` is where it will run.
+    """
+    params, arguments = list(params), dict(arguments or {})
+    if is_factory(name):
+        made = call_factory("optimizer", name, {"params": params, **arguments})
+        if not isinstance(made, Optimizer):
+            raise LRRTError(
+                f"optimizer {name!r} returned {describe(made)}: return a torch.optim.Optimizer"
+            )
+        return made
+    if name.lower() not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, [*OPTIMIZERS, "package.module:factory"])
+    kind = OPTIMIZERS[name.lower()]
+    declared = inspect.signature(kind).parameters
+    options: dict[str, Any] = {"lr": 1e-3}
+    if "momentum" in declared:
+        options["momentum"] = momentum
+    elif "betas" in declared:
+        options["betas"] = (momentum, *declared["betas"].default[1:])
+    if "weight_decay" in declared:
+        options["weight_decay"] = weight_decay
+    if "fused" in declared and device is not None and device.type == "cuda":
+        # Fused kernels take a GradScaler's verdict on the device; others make the host wait.
+        options["fused"] = all(p.dtype in FUSED_PRECISION for p in params) or None
+    try:
+        return kind(params, **(options | arguments))
+    except (TypeError, ValueError) as error:
+        raise LRRTError(
+            f"optimizer {name!r}: {first_line(error)}: check optimizer_args {arguments}"
+        ) from None

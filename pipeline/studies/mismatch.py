@@ -113,7 +113,8 @@ def _initialisations(source: Sequence[RangeTestResult]) -> list[RangeTestResult]
 
 def _row(training: TrainingResult) -> dict[str, object]:
     history, lr_range = training.history, training.job.lr_range
-    finite = [epoch.val_loss for epoch in history.epochs if math.isfinite(epoch.val_loss)]
+    losses = [epoch.val_loss for epoch in history.epochs]
+    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     # A network whose units died stays at the loss of a guess, and batch norm keeps the loss of
     # weights that exploded finite: so the last epoch is compared with the first loss.
     last = history.train_loss[-max(1, len(history.train_loss) // len(history.epochs)) :]
@@ -122,8 +123,8 @@ def _row(training: TrainingResult) -> dict[str, object]:
         **training.job.labels,
         "lr_min": lr_range.min,
         "lr_max": lr_range.max,
+        **history.epochs[-1].values(),
         "val_loss": history.val_loss,
-        "val_accuracy": history.epochs[-1].val_accuracy,
         "lowest_val_loss": min(finite, default=math.inf),
         "diverged": history.diverged or did_not_fall,
     }
@@ -164,7 +165,7 @@ def _trainings_figure(trainings: Sequence[TrainingResult], table: pd.DataFrame) 
     styles = zip(drawing.COLORS, ("-", "--", "-.", ":"), strict=False)
     for training, (color, style) in zip(trainings, styles, strict=True):
         steps = [epoch.iteration for epoch in training.history.epochs]
-        shown = np.array([epoch.val_loss for epoch in training.history.epochs])
+        shown = np.array([epoch.val_loss for epoch in training.history.epochs], dtype=float)
         shown[~np.isfinite(shown)] = np.nan
         lines.plot(steps, shown, "o", ls=style, color=color, ms=3, label=training.job.name)
     title = "Validation loss after each epoch"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from lrrt_stage import LRCurve, RangeTestOptions, Reading, Smoothing, SuggestionOptions
 from lrrt_stage.settings import Options, require, setting
 from pipeline.task.recipes import RecipeOptions
 
-__all__ = ["RangeTestPlan", "ValidationOptions", "full_evaluations", "stratified"]
+__all__ = ["RangeTestPlan", "ValidationOptions", "full_evaluations"]
 
 LEAST_PROBE = 64
 """The probe's examples are the same at every iteration, so a few are enough; with fewer than
@@ -54,19 +52,13 @@ class ValidationOptions(Options):
             "or 2 and more",
         )
 
-    def probe_size(self, batch_size: int, available: int) -> int:
-        """Return the number of examples in the probe, at most the number ``available``.
+    def probe_size(self, batch_size: int) -> int:
+        """Return the number of examples in the probe; 0: none."""
+        return max(LEAST_PROBE, batch_size // 3) if self.probe is None else self.probe
 
-        It is 0 where only one example is available, since batch norm needs two.
-        """
-        if available < 2:
-            return 0
-        default = max(LEAST_PROBE, batch_size // 3)
-        return min(default if self.probe is None else self.probe, available)
-
-    def sample_size(self, batch_size: int, available: int) -> int:
-        """Return the number of examples in the sample, at most the number ``available``."""
-        return min(self.validation_sample or max(1, batch_size // 3), available)
+    def sample_size(self, batch_size: int) -> int:
+        """Return the number of examples in the sample."""
+        return self.validation_sample or max(1, batch_size // 3)
 
 
 @dataclass(frozen=True)
@@ -98,17 +90,6 @@ class RangeTestPlan:
     def flat(self) -> dict[str, Any]:
         """Return all options by name."""
         return {name: value for part in asdict(self).values() for name, value in part.items()}
-
-
-def stratified(labels: np.ndarray, size: int) -> np.ndarray:
-    """Return ``size`` indices in which every class has its share of ``labels``, shape ``[n]``.
-
-    The indices are evenly spaced over the examples sorted by label, so every call returns the
-    same ones without a seed.
-    """
-    order = np.argsort(labels, kind="stable")
-    places = (np.arange(size) + 0.5) * len(labels) / size
-    return np.sort(order[places.astype(int)])
 
 
 def full_evaluations(trained: int, available: int) -> int:

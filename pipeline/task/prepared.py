@@ -3,67 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
-from lrrt_stage import (
-    LRCurve,
-    LRRTError,
-    Validation,
-    initialize,
-    range_test,
-    resolve_device,
-    seeded,
-)
-from lrrt_stage.measure.step import BatchLoss, batch_loss_of
+from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
+from lrrt_stage.errors import describe
+from lrrt_stage.measure.evaluations import examples_in
+from lrrt_stage.measure.ramps import epoch_length
+from lrrt_stage.measure.step import require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
+from lrrt_stage.state.device import to_device
 from lrrt_stage.state.preserve import preserved_sources
-from pipeline.data.batches import Batches
 from pipeline.data.datasets import load_data
+from pipeline.data.factories import call_factory
 from pipeline.data.splits import Data
-from pipeline.models.networks import build_model, check_output
-from pipeline.models.optimizers import build_optimizer
-from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_evaluations, stratified
+from pipeline.task.builtin import builtin_setup, check_builtin
+from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_evaluations
+from pipeline.task.setup import Setup, errors_of
 from pipeline.task.tasks import Runtime, Task
 
-__all__ = ["PreparedTask", "Start"]
-
-
-@dataclass(frozen=True)
-class Start:
-    """What an experiment starts from, the same every time."""
-
-    model: nn.Module
-    """The model on the device, with the initial weights."""
-    optimizer: Optimizer
-    batches: Batches
-    batch_loss: BatchLoss
-    """From a batch on the device to the scalar loss that range test and training minimise.
-
-    It is the mean cross entropy; with the task's ``l2`` above 0, plus ``l2`` times the sum of
-    squares of all trainable weights of linear and convolutional layers, as Keras' kernel
-    regularisers add it (no biases, no norm layers; a weight that layers share counts once). So
-    the recorded training loss includes the penalty, and so does the gradient that is clipped."""
+__all__ = ["PreparedTask"]
 
 
 class PreparedTask:
-    """A task on a device; ``data`` is its dataset, if it is loaded already.
+    """A task on a device; ``data`` is its built-in dataset, if it is loaded already.
 
     Raises
     ------
     LRRTError
-        If the data, the model, the batch size or the device cannot be used, before any work.
-        From splits on disk, only the first validation batch is read here; ``train`` reads the
-        complete validation split before its first epoch.
+        If the data, the setup or the device cannot be used, before any work; in particular, if two
+        calls of a setup's factory do not give equal weights and an equal first batch. From splits
+        on disk, only the first validation batch is read here.
     """
-
-    loss_fn = staticmethod(cross_entropy)
 
     def __init__(
         self, task: Task, runtime: Runtime | None = None, data: Data | None = None
@@ -71,39 +46,39 @@ class PreparedTask:
         runtime = runtime or Runtime()
         self.task, self.runtime = task, runtime
         self.device = resolve_device(runtime.device)
-        data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
-        # Moved once, for all starts.
-        self.data = data.to(self.device)
-        self.val_batches = self._batches(train=False)
-        self._batches(train=True)  # raises if they cannot be made
-        inputs, _ = next(iter(self.val_batches))
-        # Two examples if training has as many, even if the validation split has only one.
-        inputs = torch.cat([inputs[:2]] * 2)[: min(2, task.batch_size)]
-        model = self.model().to(self.device)
-        # Checked before the model runs: parameters that it makes in its first forward pass would
-        # be missing from the initial weights.
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise LRRTError(
-                f"model {task.model!r} has no trainable parameter: set requires_grad on some, and "
-                "have the constructor make all of them (give the shape of the inputs there)"
-            )
-        require(
-            task.l2 == 0 or bool(_kernels(model)),
-            f"l2={task.l2} has no effect, model {task.model!r} has no trainable linear or "
-            "convolutional torch layer: use l2=0 and weight_decay",
-        )
-        with seeded(task.seed):
-            check_output(model, inputs, self.data.num_classes, task.model)
+        if task.setup is None:
+            data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
+            # Moved once, for all starts.
+            self.data: Data | None = data.to(self.device)
+            made = self.setup()
+            with seeded(task.seed):
+                check_builtin(task, self.data, made, self.device)
+            self.data_digest = self.data.digest
+        else:
+            self.data = None
+            with errors_of(task.setup):
+                self.data_digest = self._check_setup(task.setup)
 
-    def model(self) -> nn.Module:
-        """Return a new model on the CPU, as its constructor makes it with the task's seed."""
-        with seeded(self.task.seed):
-            return build_model(
-                self.task.model,
-                self.task.model_args,
-                self.data.input_shape,
-                self.data.num_classes,
-            )
+    def setup(self) -> Setup:
+        """Return a new setup, its model on the CPU with the weights that the task's seed gives."""
+        task = self.task
+        with seeded(task.seed):
+            if self.data is not None:
+                return builtin_setup(
+                    task,
+                    self.data,
+                    self.device,
+                    data_seed=task.data_seed,
+                    loader_workers=self.runtime.loader_workers,
+                )
+            assert task.setup is not None
+            made = call_factory("setup", task.setup, task.setup_args)
+        require(
+            isinstance(made, Setup),
+            f"setup {task.setup!r} returned {describe(made)}: return pipeline.Setup(model=…, "
+            "optimizer=…, train_batches=…, val_batches=…, loss_fn=…)",
+        )
+        return made
 
     def initial_weights(self, pretrained: weights.State | None = None) -> dict[str, Tensor]:
         """Return parameters and buffers before the first step, on the CPU.
@@ -111,31 +86,31 @@ class PreparedTask:
         They are drawn with the task's seed, or those of ``pretrained``, which must be given for an
         ``init`` of ``run:ID`` (only the caller knows where runs are).
         """
-        model = self.model()
-        if self.task.init.startswith("file:"):
-            pretrained = weights.load(self.task.init.removeprefix("file:"))
+        model, init = self.setup().model, self.task.initial
+        if init.startswith("file:"):
+            pretrained = weights.load(init.removeprefix("file:"))
         require(
-            pretrained is not None or not self.task.init.startswith("run:"),
-            f"init={self.task.init!r} names a run: pass its weights as pretrained",
+            pretrained is not None or not init.startswith("run:"),
+            f"init={init!r} names a run: pass its weights as pretrained",
         )
         if pretrained is not None:
             weights.load_into(model, pretrained)
         else:
-            initialize(model, self.task.init, self.task.seed)
+            initialize(model, init, self.task.seed)
         return weights.state_of(model)
 
-    def start(self, state: weights.State) -> Start:
-        """Return a model with the weights ``state``, a new optimizer, batches and their loss.
+    def start(self, state: weights.State) -> Setup:
+        """Return a setup whose model is on the device and has the weights ``state``.
 
         Every call returns an equal start, so that experiments differ only in what follows.
         """
-        model = self.model()
-        weights.load_into(model, state)
-        model.to(self.device).to(memory_format=self.task.memory_format)
-        optimizer = build_optimizer(
-            self.task.optimizer, model.parameters(), self.task.momentum, self.task.weight_decay
-        )
-        return Start(model, optimizer, self._batches(train=True), self._batch_loss(model))
+        setup = self.setup()
+        weights.load_into(setup.model, state)
+        setup.model.to(self.device).to(memory_format=self.task.memory_format)
+        for loss in (setup.loss_fn, setup.batch_loss):
+            if isinstance(loss, nn.Module):
+                loss.to(self.device)
+        return setup
 
     def range_test(
         self,
@@ -146,83 +121,127 @@ class PreparedTask:
         """Run the range test from the weights ``state``."""
         start = self.start(state)
         plan = plan or RangeTestPlan()
-        iterations = plan.ramp.iterations_for(start.batches, self.task.accumulate)
+        iterations = plan.ramp.iterations_for(start.train_batches, self.task.accumulate)
         # Separate, so that the test draws the same numbers whatever is evaluated.
-        with seeded(self.task.data_seed), preserved_sources(self.data):
-            probe_size = plan.validation.probe_size(self.task.batch_size, self.val_batches.size)
-            probe = self._sample(probe_size) if probe_size > 0 else None
-            validation = self._validation(start.model, plan.validation, iterations)
+        with seeded(self.task.data_seed), preserved_sources(start.val_batches):
+            probe = self._held_out(start, plan.validation.probe_size, plan.validation.probe)
+            if probe is not None and examples_in(probe) < 2:
+                probe = None  # batch norm needs two examples
+            validation = self._validation(start, plan.validation, iterations)
         with seeded(self.task.data_seed):
             return range_test(
                 start.model,
                 start.optimizer,
-                self.loss_fn,
-                start.batches,
+                start.loss_fn,
+                start.train_batches,
                 plan.ramp,
                 step=self.task,
                 smoothing=plan.smoothing,
-                batch_loss=start.batch_loss,
+                batch_loss=start.training_loss,
                 probe=probe,
                 validation=validation,
                 progress=progress,
             )
 
-    def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """Return mean loss and accuracy (0 … 1) over the validation split, in eval mode."""
-        model.eval()
-        loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
-        with torch.no_grad():
-            for inputs, labels in self.val_batches:
-                output = model(inputs)
-                loss += self.loss_fn(output, labels, reduction="sum")
-                correct += (output.argmax(dim=1) == labels).sum()
-        # Both are read from the device at once.
-        loss_sum, correct_sum = torch.stack([loss, correct]).tolist()
-        return loss_sum / self.val_batches.size, correct_sum / self.val_batches.size
+    def evaluate(self, setup: Setup) -> tuple[float, dict[str, float]]:
+        """Return loss and metrics over the validation batches, in evaluation mode."""
+        setup.model.eval()
+        return setup.evaluate(self.on_device)
 
-    def _sample(self, size: int) -> tuple[Tensor, Tensor]:
-        return self.val_batches.chosen(stratified(self.data.val_labels, size))
+    def on_device(self, batch: Any) -> Any:
+        """Return a batch on the device, in the layout of the task."""
+        return to_device(batch, self.device, self.task.memory_format)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Examples in a training batch."""
+        if self.task.setup is None:
+            return self.task.batch_size
+        return examples_in(self._first_batch(self.setup()))
+
+    def check_validation(self) -> None:
+        """Evaluate once, so that errors in the validation data are raised before a training.
+
+        This takes a fraction of an epoch, once per prepared task.
+        """
+        if not self._validated:
+            setup = self.start(self.setup().model.state_dict())
+            with seeded(self.task.data_seed), preserved_sources(setup.val_batches):
+                self.evaluate(setup)
+            self._validated = True
+
+    _validated = False
+
+    def _held_out(self, setup: Setup, size_of: Callable[[int], int], asked: int | None) -> Any:
+        """Return a batch of held-out examples; None if there is none, or none is asked for."""
+        if setup.val_batches is None or size_of(self.batch_size) == 0:
+            return None
+        if setup.probe is not None:
+            return setup.probe(size_of(self.batch_size))
+        require(
+            asked is None,
+            f"setup {self.task.setup!r} has no probe function, so that {asked} examples cannot be "
+            "chosen: leave the number out, for the first validation batch",
+        )
+        return next(iter(setup.val_batches))
 
     def _validation(
-        self, model: nn.Module, options: ValidationOptions, iterations: int
+        self, setup: Setup, options: ValidationOptions, iterations: int
     ) -> Validation | None:
         if options.validation == "none":
             return None
-        batch_loss = batch_loss_of(model, self.loss_fn)
-        if options.validation == "full":
-            return Validation(list(self.val_batches), batch_loss=batch_loss)
-        size = options.sample_size(self.task.batch_size, self.val_batches.size)
-        trained = iterations * self.task.batch_size * self.task.accumulate
-        evaluations = full_evaluations(trained, self.val_batches.size)
-        return Validation([self._sample(size)], self.val_batches, evaluations, batch_loss)
-
-    def _batch_loss(self, model: nn.Module) -> BatchLoss:
-        plain, l2 = batch_loss_of(model, self.loss_fn), self.task.l2
-
-        def penalised(batch: Any) -> Tensor:
-            # One vector, so that the cost does not grow with the number of layers.
-            kernels = torch.cat([kernel.flatten() for kernel in _kernels(model)])
-            return plain(batch) + l2 * kernels.square().sum()
-
-        return penalised if l2 > 0 else plain
-
-    def _batches(self, *, train: bool) -> Batches:
-        return Batches(
-            self.data,
-            self.task.batch_size,
-            self.device,
-            train=train,
-            seed=self.task.data_seed if train else 0,
-            augment=self.task.augment if train else "none",
-            normalize=self.task.normalize,
-            loader_workers=self.runtime.loader_workers,
+        require(
+            setup.val_batches is not None,
+            f"validation={options.validation!r}, but setup {self.task.setup!r} has no val_batches",
         )
+        assert setup.val_batches is not None
+        if options.validation == "full":
+            return Validation(list(setup.val_batches), batch_loss=setup.evaluation_loss)
+        sample = self._held_out(setup, options.sample_size, options.validation_sample)
+        trained = iterations * self.batch_size * self.task.accumulate
+        available = epoch_length(setup.val_batches) * examples_in(next(iter(setup.val_batches)))
+        evaluations = full_evaluations(trained, available)
+        return Validation([sample], setup.val_batches, evaluations, setup.evaluation_loss)
+
+    def _first_batch(self, setup: Setup) -> Any:
+        with seeded(self.task.data_seed):
+            return next(iter(setup.train_batches))
+
+    def _check_setup(self, name: str) -> str:
+        """Check what a factory makes, and return the digest of its data."""
+        one, other = self.setup(), self.setup()
+        ours, theirs = (weights.digest(weights.state_of(made.model)) for made in (one, other))
+        require(
+            ours == theirs,
+            "two calls with one seed gave different weights: draw them from torch's global random "
+            "state, which is seeded before the call, and make a new model at every call",
+        )
+        batches = [self._first_batch(made) for made in (one, other)]
+        require(
+            len({_content(batch) for batch in batches}) == 1,
+            "two calls with one seed gave different first batches: shuffle by torch's global "
+            "random state, or by a generator that the factory makes and seeds",
+        )
+        start = self.start(weights.state_of(one.model))
+        with seeded(self.task.data_seed), torch.no_grad():
+            require_scalar(start.training_loss(self.on_device(batches[0])))
+            held = [] if other.val_batches is None else [next(iter(other.val_batches))]
+            for batch in held:
+                require_scalar(start.evaluation_loss(self.on_device(batch)))
+        return one.data_digest or _content([batches[0], *held])
 
 
-def _kernels(model: nn.Module) -> list[Tensor]:
-    """Return the trainable weights of linear and convolutional layers, each once."""
-    kernels = (
-        layer.weight for layer in model.modules() if isinstance(layer, weights.KERNEL_LAYERS)
-    )
-    return list({id(kernel): kernel for kernel in kernels if kernel.requires_grad}.values())
+def _content(batch: Any) -> str:
+    """Return a digest of everything in a batch that has values."""
+    leaves: dict[str, Tensor] = {}
+
+    def collect(part: Any) -> None:
+        if isinstance(part, Tensor):
+            leaves[f"{len(leaves):06}"] = part
+        elif hasattr(part, "values") and callable(part.values):
+            list(map(collect, part.values()))
+        elif isinstance(part, (tuple, list)):
+            list(map(collect, part))
+
+    collect(batch)
+    return weights.digest(leaves)

@@ -3,63 +3,103 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from lrrt_stage.errors import LRRTError, unknown_name
 from lrrt_stage.measure.step import StepOptions
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import Options, option_text, require, setting
 from lrrt_stage.state.weights import INITIALIZERS
-from pipeline.data.augmentation import AUGMENTATIONS
-from pipeline.models.optimizers import OPTIMIZERS
+from pipeline.data.datasets import is_dataset_factory
+from pipeline.data.factories import is_factory
+from pipeline.task.builtin import BuiltinOptions
 
-__all__ = ["Runtime", "Task"]
+__all__ = ["BUILTIN", "Runtime", "Task"]
+
+BUILTIN = frozenset(field.name for field in fields(BuiltinOptions))
+"""Names of the options of the built-in setup."""
 
 
 @dataclass(frozen=True)
-class Task(StepOptions):
-    """Data, model, optimizer, batches and seeds. Frozen; goes to JSON and back unchanged."""
+class Task(BuiltinOptions, StepOptions):
+    """The setup, the initial weights, the seeds, and how a step is taken.
 
-    dataset: str = setting(
-        "digits",
-        "digits, photographs, cifar10, cifar100, mnist, fashion_mnist, imagefolder:PATH, or "
-        "module:factory.",
+    Frozen; goes to JSON and back unchanged. With a ``setup`` of the user's, the options of the
+    built-in one must be left alone.
+    """
+
+    setup: str | None = setting(
+        None,
+        "module:factory that makes model, optimizer, batches, loss, and metrics; none: the "
+        "built-in setup.",
     )
-    dataset_args: dict[str, Any] = setting({}, "Keyword arguments of the dataset, as JSON.")
-    model: str = setting(
-        "cnn", "cnn, mlp, resnet20/32/44/56/110, a torchvision classifier, or module:factory."
-    )
-    model_args: dict[str, Any] = setting({}, "Keyword arguments of the model, as JSON.")
-    init: str = setting(
-        "kaiming_uniform",
-        "Initial weights: kaiming_uniform, kaiming_normal, xavier_uniform, own (the model's "
-        "constructor), file:PATH (safetensors) or run:ID (a pretrained start).",
+    setup_args: dict[str, Any] = setting({}, "Keyword arguments of the setup, as JSON.")
+    init: str | None = setting(
+        None,
+        "Initial weights: kaiming_uniform, kaiming_normal, xavier_uniform, own (as the model is "
+        "made), file:PATH (safetensors) or run:ID (a pretrained start); none: own with a setup, "
+        "kaiming_uniform without.",
     )
     seed: int = setting(0, "Seed of the initial weights.", minimum=0, below=2**63)
     data_seed: int = setting(
         0, "Seed of data order, augmentation and dropout.", minimum=0, below=2**63
     )
-    optimizer: str = setting("sgd", "Optimizer.", choices=OPTIMIZERS)
-    momentum: float = setting(0.9, "SGD's momentum, Adam's beta1.", minimum=0, below=1)
-    weight_decay: float = setting(
-        1e-4, "L2 penalty of sgd and adam, decoupled decay of adamw.", minimum=0
-    )
-    l2: float = setting(
-        0.0,
-        "L2 penalty on the weights of linear and convolutional layers, added to the loss.",
-        minimum=0,
-    )
-    batch_size: int = setting(64, "Examples in a batch.", minimum=1)
-    augment: str = setting("none", "Augmentation of training images.", choices=AUGMENTATIONS)
-    normalize: bool = setting(
-        True, "Bring every channel to mean 0 and deviation 1; false: images are scaled to 0 … 1."
-    )
 
     def __post_init__(self) -> None:
+        if self.init is None:
+            object.__setattr__(self, "init", "own" if self.setup else "kaiming_uniform")
         super().__post_init__()
         names = [*INITIALIZERS, "own", "file:PATH", "run:ID"]
-        if not self.init.startswith(("file:", "run:")) and self.init not in names:
-            raise unknown_name("init", self.init, names)
+        if not self.initial.startswith(("file:", "run:")) and self.init not in names:
+            raise unknown_name("init", self.initial, names)
+        require(
+            self.setup is None or is_factory(self.setup),
+            f"setup={self.setup!r} is not a factory: give package.module:factory",
+        )
+        require(
+            self.setup is not None or not self.setup_args,
+            f"setup_args={self.setup_args} without a setup: name it, or use model_args",
+        )
+        without_use = [] if self.setup is None else _changed_options(self)
+        require(
+            not without_use,
+            f"{', '.join(without_use)} belongs to the built-in setup: give it to setup "
+            f"{self.setup!r} in setup_args",
+        )
+
+    @property
+    def initial(self) -> str:
+        """The option ``init``, which is not None after construction."""
+        assert self.init is not None
+        return self.init
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data: the dataset without a folder, or the setup."""
+        if self.setup is not None:
+            return self.setup
+        own = is_dataset_factory(self.dataset)
+        return self.dataset if own else self.dataset.partition(":")[0]
+
+    @property
+    def short_name(self) -> str:
+        """Name of data and model."""
+        return self.data_name if self.setup is not None else f"{self.data_name} {self.model}"
+
+    def changed(self, **changes: Any) -> Task:
+        """Return the task with other values; a setup of the user's gets them as its arguments."""
+        own = {name: changes.pop(name) for name in BUILTIN & set(changes) if self.setup is not None}
+        return replace(self, setup_args=self.setup_args | own, **changes)
+
+    def flat(self) -> dict[str, Any]:
+        """Return the options that say what the task is: with a setup, its arguments by name."""
+        values = asdict(self)
+        if self.setup is None:
+            return {k: v for k, v in values.items() if k not in ("setup", "setup_args")}
+        arguments = values.pop("setup_args")
+        return {k: v for k, v in values.items() if k not in BUILTIN} | {
+            f"setup_args.{name}": value for name, value in arguments.items()
+        }
 
     def to_json(self) -> str:
         """Return the task as JSON, keys sorted."""
@@ -101,3 +141,9 @@ class Runtime(Options):
     loader_workers: int = setting(
         0, "Processes that read data which does not fit in memory.", minimum=0
     )
+
+
+def _changed_options(options: BuiltinOptions) -> list[str]:
+    default = BuiltinOptions()
+    changed = (name for name in BUILTIN if getattr(options, name) != getattr(default, name))
+    return sorted(f"{name}={option_text(getattr(options, name))}" for name in changed)

@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
-from math import isfinite
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,39 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
+from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
+from lrrt_stage.state.preserve import generators
 from lrrt_stage.state.weights import State
-from pipeline.task.prepared import PreparedTask, Start
-from pipeline.training.schedules import SCHEDULES, build_schedule
+from pipeline.task.prepared import PreparedTask
+from pipeline.task.setup import Setup
+from pipeline.training.schedules import build_schedule, find_schedule
 
-__all__ = ["Epoch", "TrainOptions", "Training", "TrainingHistory", "train"]
+__all__ = ["Epoch", "ScheduleOptions", "TrainOptions", "Training", "TrainingHistory", "train"]
 
 
 @dataclass(frozen=True)
-class TrainOptions(Options):
+class ScheduleOptions(Options):
+    """How the learning rate moves inside its range."""
+
+    schedule: str = setting(
+        "one-cycle",
+        "How the learning rate moves: one-cycle, triangular, warm-restarts, constant, or a class "
+        "of torch.optim.lr_scheduler.",
+    )
+    schedule_args: dict[str, Any] = setting({}, "Keyword arguments of the schedule, as JSON.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_schedule(self.schedule)
+
+
+@dataclass(frozen=True)
+class TrainOptions(ScheduleOptions):
     """The length of a training, and its schedule."""
 
     epochs: int = setting(20, "Passes over the training data.", minimum=1)
-    schedule: str = setting("one-cycle", "How the learning rate moves.", choices=SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -38,8 +56,15 @@ class Epoch:
     """Validation after an epoch; ``iteration`` is the number of steps taken by then."""
 
     iteration: int
-    val_loss: float
-    val_accuracy: float
+    val_loss: float | None
+    """None without validation batches."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Name without ``val_`` -> value."""
+
+    def values(self) -> dict[str, float]:
+        """Return loss and metrics by the names that they are logged by."""
+        loss = {} if self.val_loss is None else {"val_loss": self.val_loss}
+        return loss | {f"val_{name}": value for name, value in self.metrics.items()}
 
 
 @dataclass
@@ -53,21 +78,29 @@ class TrainingHistory:
     @property
     def diverged(self) -> bool:
         """Whether a loss was not finite, which ends the training."""
-        losses = [*self.train_loss, *(epoch.val_loss for epoch in self.epochs)]
-        return not all(map(isfinite, losses))
+        validated = [epoch.val_loss for epoch in self.epochs if epoch.val_loss is not None]
+        return not all(map(isfinite, [*self.train_loss, *validated]))
 
     @property
     def val_loss(self) -> float:
-        """Validation loss after the last epoch; infinite if training diverged."""
-        return float("inf") if self.diverged or not self.epochs else self.epochs[-1].val_loss
+        """Validation loss after the last epoch; infinite if training diverged, NaN without one."""
+        if self.diverged or not self.epochs:
+            return inf
+        last = self.epochs[-1].val_loss
+        return nan if last is None else last
 
 
 @dataclass(repr=False, kw_only=True)
 class Training(TrainingHistory):
-    """The progress of a training: its history so far, and the model."""
+    """The progress of a training: its history so far, and the setup with the model."""
 
-    model: nn.Module
+    setup: Setup
     total_steps: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.setup.model
 
     def __repr__(self) -> str:
         steps = f"{len(self.lr)} of {self.total_steps} steps"
@@ -103,18 +136,20 @@ def train(
     Raises
     ------
     LRRTError
-        If an example of a split that is not in memory cannot be used. The validation split is read
-        completely before the first epoch, the training split during the epochs.
+        If a batch, the loss, or a metric cannot be used. The validation batches are read completely
+        before the first epoch, the training batches during the epochs.
     """
-    start = prepared.start(state)
-    model, optimizer, batches = start.model, start.optimizer, start.batches
-    steps_per_epoch = max(len(batches) // prepared.task.accumulate, 1)
-    training = Training(model=model, total_steps=options.epochs * steps_per_epoch)
-    schedule = build_schedule(options.schedule, optimizer, lr_range, training.total_steps)
     # This takes a fraction of an epoch, once per prepared task, and saves a training that would
     # fail at the end of its first epoch.
-    prepared.val_batches.check()
-    take_step = TrainingStep(model, optimizer, start.batch_loss, prepared.task, prepared.device)
+    prepared.check_validation()
+    start = prepared.start(state)
+    model, optimizer, batches = start.model, start.optimizer, start.train_batches
+    steps_per_epoch = max(epoch_length(batches) // prepared.task.accumulate, 1)
+    training = Training(setup=start, total_steps=options.epochs * steps_per_epoch)
+    schedule = build_schedule(
+        options.schedule, optimizer, lr_range, training.total_steps, **options.schedule_args
+    )
+    take_step = TrainingStep(model, optimizer, start.training_loss, prepared.task, prepared.device)
     with seeded(prepared.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 skips
         # steps that overflow, and a resumed schedule counts up to where it was.
@@ -130,7 +165,8 @@ def train(
                 losses.append(take_step(stream))
                 schedule.step()
             training.train_loss += torch.stack(losses).tolist()
-            training.epochs.append(Epoch(len(training.train_loss), *prepared.evaluate(model)))
+            validated = prepared.evaluate(start) if start.val_batches is not None else (None, {})
+            training.epochs.append(Epoch(len(training.train_loss), *validated))
             if checkpoint is not None:
                 _save_checkpoint(checkpoint, training, start, take_step)
             if on_epoch is not None:
@@ -138,7 +174,7 @@ def train(
     return training
 
 
-def _save_checkpoint(path: Path, training: Training, start: Start, take_step: TrainingStep) -> None:
+def _save_checkpoint(path: Path, training: Training, start: Setup, take_step: TrainingStep) -> None:
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     content = {
         "lr": training.lr,
@@ -147,7 +183,7 @@ def _save_checkpoint(path: Path, training: Training, start: Start, take_step: Tr
         "model": start.model.state_dict(),
         "optimizer": start.optimizer.state_dict(),
         "scaler": take_step.scaler.state_dict(),
-        "batches": start.batches.generator.get_state(),
+        "batches": [generator.get_state() for generator in generators(start.train_batches)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
@@ -165,7 +201,7 @@ def _save_checkpoint(path: Path, training: Training, start: Start, take_step: Tr
 def _load_checkpoint(
     path: Path,
     training: Training,
-    start: Start,
+    start: Setup,
     take_step: TrainingStep,
     schedule: LRScheduler,
 ) -> None:
@@ -178,7 +214,10 @@ def _load_checkpoint(
     # After the schedule, so that the learning rates are bit-equal.
     start.optimizer.load_state_dict(content["optimizer"])
     take_step.scaler.load_state_dict(content["scaler"])
-    start.batches.generator.set_state(content["batches"])
+    for generator, generated in zip(
+        generators(start.train_batches), content["batches"], strict=True
+    ):
+        generator.set_state(generated)
     torch.set_rng_state(content["torch"])
     if content["cuda"]:
         torch.cuda.set_rng_state_all(content["cuda"])

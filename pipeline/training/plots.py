@@ -22,14 +22,16 @@ __all__ = ["plot_training", "search_figures", "summary_figure", "training_figure
 
 def plot_training(training: TrainingHistory, ax: Axes) -> Axes:
     """Draw the losses and, on a second y axis, the learning rate over the iterations."""
-    losses, epochs = training.train_loss, training.epochs
-    steps, val_loss = [e.iteration for e in epochs], [e.val_loss for e in epochs]
+    losses = training.train_loss
+    validated = [(e.iteration, e.val_loss) for e in training.epochs if e.val_loss is not None]
+    steps, val_loss = [each[0] for each in validated], [each[1] for each in validated]
     positive = all(loss > 0 for loss in [*losses, *val_loss])
     final = f", last validation loss {val_loss[-1]:.4g}" if val_loss else ""
     title = f"Training: {len(losses)} iterations{final}"
     drawing.label_axes(ax, title, "iteration", "loss", log="y" if positive else "")
     ax.plot(range(len(losses)), losses, color=drawing.PALE, lw=1, label="training loss")
-    ax.plot(steps, val_loss, "o-", color=drawing.VERMILION, lw=2, ms=3, label="validation loss")
+    if validated:
+        ax.plot(steps, val_loss, "o-", color=drawing.VERMILION, lw=2, ms=3, label="validation loss")
     label = "learning rate (right axis)"
     style: dict[str, Any] = {"color": drawing.GREEN, "ls": "--", "lw": 1.5, "label": label}
     rate = ax.twinx()

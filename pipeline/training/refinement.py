@@ -5,18 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import inf, isfinite
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.errors import first_line
+from lrrt_stage.errors import first_line, unknown_name
 from lrrt_stage.settings import Options, hide_passwords, require, setting
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
-from pipeline.training.loop import Training, TrainOptions, train
+from pipeline.task.setup import Direction
+from pipeline.training.loop import ScheduleOptions, Training, TrainOptions, train
 
 __all__ = ["AfterEpoch", "RefineOptions", "best_range", "peak_range", "refine"]
 
@@ -36,6 +38,9 @@ class RefineOptions(Options):
         8, "Trials of the search, including those of an interrupted search.", minimum=1
     )
     trial_epochs: int = setting(1, "Epochs of each trial's short training.", minimum=1)
+    metric: str | None = setting(
+        None, "Validation metric that is improved, such as accuracy; none: the validation loss."
+    )
     search_seed: int = setting(0, "Seed of the search.", minimum=0)
     storage: str = setting(
         "sqlite:///optuna.db", "Optuna storage URL; an interrupted search continues from there."
@@ -62,19 +67,21 @@ def refine(
     state: State,
     narrowed: LRRange,
     options: RefineOptions,
-    schedule: str = "one-cycle",
+    schedule: ScheduleOptions | None = None,
     *,
     study_name: str,
     fingerprint: str | None = None,
     on_trial: OnTrial | None = None,
 ) -> optuna.Study:
-    """Search the peak LR (log scale) for the lowest validation loss; return the Optuna study.
+    """Search the peak LR (log scale) for the best validation; return the Optuna study.
+
+    The lowest validation loss is best, or the best value of ``options.metric``.
 
     Every trial is a short training from the weights ``state``, with the ``schedule`` of the
     training that follows. The first trial uses the narrowed maximum; TPE proposes the others, and
     the median pruner ends those that fall behind in the second half of their schedule. A trial
-    that diverges has an infinite loss. An interrupted search that is run again proposes what it
-    would have proposed. Searches may share an Optuna study at the same time.
+    that diverges has the worst value, an infinite one. An interrupted search that is run again
+    proposes what it would have proposed. Searches may share an Optuna study at the same time.
 
     ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
@@ -85,19 +92,28 @@ def refine(
     Raises
     ------
     LRRTError
-        If the storage cannot be used, or holds an Optuna study of this name with a different
-        fingerprint.
+        If there are no validation batches or no such metric; if the storage cannot be used, or
+        holds an Optuna study of this name with a different fingerprint.
     """
+    direction = _direction(prepared, options.metric)
+    worst = -inf if direction == "max" else inf
+
+    def value_of(training: Training) -> float:
+        if training.diverged or options.metric is None:
+            return worst if training.diverged else training.val_loss
+        return training.epochs[-1].metrics[options.metric]
 
     def objective(trial: optuna.Trial) -> float:
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
-        trial_options = TrainOptions(epochs=options.trial_epochs, schedule=schedule)
+        trial_options = TrainOptions(
+            **asdict(schedule or ScheduleOptions()), epochs=options.trial_epochs
+        )
         around = on_trial(_finished(trial.study), lr_range) if on_trial else nullcontext()
         with around as after_epoch:
 
             def on_epoch(training: Training) -> None:
-                trial.report(training.val_loss, len(training.epochs))
+                trial.report(value_of(training), len(training.epochs))
                 ended = len(training.epochs) == options.trial_epochs
                 pruned = not ended and not training.diverged and trial.should_prune()
                 if after_epoch is not None:
@@ -106,14 +122,14 @@ def refine(
                     raise optuna.TrialPruned
 
             try:
-                return train(prepared, state, lr_range, trial_options, on_epoch=on_epoch).val_loss
+                return value_of(train(prepared, state, lr_range, trial_options, on_epoch=on_epoch))
             except optuna.TrialPruned:
                 pass  # raised outside of the context, for which a pruned trial is no failure
         raise optuna.TrialPruned
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's for the heartbeat
-        optuna_study = _open_optuna_study(study_name, options)
+        optuna_study = _open_optuna_study(study_name, options, direction)
         if fingerprint is not None:
             _check_fingerprint(optuna_study, fingerprint)
         while (done := _finished(optuna_study)) < options.trials:
@@ -132,11 +148,9 @@ def refine(
 def best_range(optuna_study: optuna.Study, narrowed: LRRange) -> LRRange | None:
     """Return the range of the best trial, or None if every trial diverged or was pruned."""
     complete = optuna_study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    finite = [trial for trial in complete if trial.value is not None and trial.value < float("inf")]
-    if not finite:
+    if not any(trial.value is not None and isfinite(trial.value) for trial in complete):
         return None
-    best = min(finite, key=lambda trial: trial.value or 0.0)
-    return peak_range(best.params["peak_lr"], narrowed)
+    return peak_range(optuna_study.best_trial.params["peak_lr"], narrowed)
 
 
 def peak_range(peak: float, narrowed: LRRange) -> LRRange:
@@ -144,7 +158,9 @@ def peak_range(peak: float, narrowed: LRRange) -> LRRange:
     return LRRange(peak * narrowed.min / narrowed.max, peak)
 
 
-def _open_optuna_study(study_name: str, options: RefineOptions) -> optuna.Study:
+def _open_optuna_study(
+    study_name: str, options: RefineOptions, direction: Direction
+) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(
         n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-options.trial_epochs // 2)
     )
@@ -153,7 +169,11 @@ def _open_optuna_study(study_name: str, options: RefineOptions) -> optuna.Study:
             options.storage, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
         )
         return optuna.create_study(
-            study_name=study_name, storage=storage, load_if_exists=True, pruner=pruner
+            study_name=study_name,
+            storage=storage,
+            load_if_exists=True,
+            pruner=pruner,
+            direction=f"{direction}imize",
         )
     except Exception as error:  # SQLAlchemy's, a driver's, Optuna's
         raise LRRTError(
@@ -162,6 +182,20 @@ def _open_optuna_study(study_name: str, options: RefineOptions) -> optuna.Study:
                 "storage URL such as sqlite:///optuna.db"
             )
         ) from error
+
+
+def _direction(prepared: PreparedTask, metric: str | None) -> Direction:
+    setup = prepared.setup()
+    require(
+        setup.val_batches is not None,
+        "refine compares short trainings by validation, and the setup has no val_batches: add "
+        "them, or train without refine",
+    )
+    if metric is None:
+        return "min"
+    if metric not in setup.directions:
+        raise unknown_name("metric", metric, setup.directions)
+    return setup.directions[metric]
 
 
 def _check_fingerprint(optuna_study: optuna.Study, fingerprint: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -16,31 +20,71 @@ from torch.optim.lr_scheduler import (
 )
 
 from lrrt_stage import LRRange
-from lrrt_stage.errors import unknown_name
+from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.measure.step import lr_ratios
 
-__all__ = ["SCHEDULES", "build_schedule"]
+__all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
 
 Rates = list[float]
 """One learning rate per parameter group."""
 
 
+def find_schedule(name: str) -> Callable[..., LRScheduler]:
+    """Return the function of a schedule; raise LRRTError for an unknown name.
+
+    It takes the optimizer, the minima, the maxima, the number of steps, and keyword arguments.
+    """
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    kinds = vars(torch.optim.lr_scheduler)
+    classes = {
+        each: kind
+        for each, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, LRScheduler) and not each.startswith("_")
+    }
+    for no_schedule in ("LRScheduler", "ReduceLROnPlateau"):  # needs a metric at every step
+        classes.pop(no_schedule, None)
+    if name not in classes:
+        raise unknown_name("schedule", name, [*SCHEDULES, *classes])
+    return partial(_of_torch, classes[name])
+
+
 def build_schedule(
-    name: str, optimizer: Optimizer, lr_range: LRRange, total_steps: int
+    name: str, optimizer: Optimizer, lr_range: LRRange, total_steps: int, **arguments: Any
 ) -> LRScheduler:
     """Return a torch scheduler for ``total_steps`` iterations; call ``step()`` after each one.
 
     The parameter group with the largest learning rate goes through ``lr_range``; the other groups
-    keep their ratio to it.
+    keep their ratio to it. A class of ``torch.optim.lr_scheduler`` starts from the maximum; its
+    ``T_max``, ``total_iters`` or ``total_steps`` is the number of steps, and its ``eta_min`` the
+    minimum, unless they are in ``arguments``.
     """
-    if name not in SCHEDULES:
-        raise unknown_name("schedule", name, SCHEDULES)
+    function = find_schedule(name)
     ratios = lr_ratios(optimizer)
     low, high = ([lr * ratio for ratio in ratios] for lr in (lr_range.min, lr_range.max))
     for group, peak in zip(optimizer.param_groups, high, strict=True):
         group["lr"] = peak
         group.pop("initial_lr", None)
-    return SCHEDULES[name](optimizer, low, high, max(total_steps, 2))
+    try:
+        return function(optimizer, low, high, max(total_steps, 2), **arguments)
+    except (TypeError, ValueError) as error:
+        raise LRRTError(
+            f"schedule {name!r}: {first_line(error)}: check schedule_args {arguments}"
+        ) from None
+
+
+def _of_torch(
+    kind: type[LRScheduler],
+    optimizer: Optimizer,
+    low: Rates,
+    high: Rates,
+    steps: int,
+    **arguments: Any,
+) -> LRScheduler:
+    known: dict[str, Any] = dict.fromkeys(("T_max", "total_iters", "total_steps"), steps)
+    known |= {"eta_min": max(low), "max_lr": high, "base_lr": low}
+    declared = inspect.signature(kind).parameters
+    return kind(optimizer, **{k: v for k, v in known.items() if k in declared} | arguments)
 
 
 def one_cycle(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
