@@ -31,7 +31,7 @@ from lrrt_stage.state.preserve import preserved
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
 
-__all__ = ["RangeTestInterrupted", "range_test"]
+__all__ = ["RangeTestInterrupted", "range_test", "require_trainable"]
 
 
 class RangeTestInterrupted(KeyboardInterrupt):
@@ -116,7 +116,7 @@ def range_test(
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
     """
     options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
-    _check_trainable(model, optimizer)
+    require_trainable(model, optimizer)
     batch_loss = batch_loss or batch_loss_of(model, loss_fn)
     eval_loss = None if validation is None else validation.batch_loss
     candidates = (loss_fn, batch_loss, eval_loss)
@@ -178,7 +178,8 @@ def _with_changes(
     )
 
 
-def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
+def require_trainable(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise LRRTError unless ``model`` has trainable parameters, and ``optimizer`` holds some."""
     require(
         any(parameter.requires_grad for parameter in model.parameters()),
         "the model has no trainable parameter: set requires_grad on some, or first run a batch "

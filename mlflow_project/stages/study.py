@@ -89,7 +89,7 @@ def study_stage(
             "the run and give init=file:PATH",
         )
         prepared = PreparedTask(task, runtime)
-        name_run(run, f"{options.kind} {short_name(task)}")
+        name_run(run, f"{options.kind} {task.short_name}")
         log_options(run, task, plan, training, options, device=str(prepared.device))
         log_dataset(prepared)
         source_id, source = None, None
@@ -134,7 +134,7 @@ def study_stage(
             write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
             # The report has the latest study of every other kind as well.
             sections = _latest_sections(subject) | {options.kind: section(folder)}
-            write_report(sections, short_name(task), folder / "report.html")
+            write_report(sections, task.short_name, folder / "report.html")
         failed = sum(isinstance(each, FailedJob) for each in tests.results)
         known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
         mlflow.log_metrics({**known, "failed_tests": failed})

@@ -41,6 +41,11 @@ def build_model(
                 "class, its weights or several objects"
             )
         require_no_lazy(made, f"model {name!r}")
+        require(
+            any(parameter.requires_grad for parameter in made.parameters()),
+            f"model {name!r} has no trainable parameter: set requires_grad on some, and have the "
+            "constructor make all of them (give the shape of the inputs there)",
+        )
         return made
     try:
         if name in MODELS:
@@ -213,7 +218,7 @@ def check_output(
             raise LRRTError(
                 f"model {name!r} returns {got} for {len(inputs)} inputs"
                 f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {outputs}), {what}: "
-                "set its number of outputs and switch off all others"
+                "set its number of classes or outputs, and switch off all others"
             )
         rows = output.float()
         if (

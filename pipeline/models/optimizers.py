@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
 from pipeline.data.factories import call_factory, is_factory
 
-__all__ = ["OPTIMIZERS", "build_optimizer"]
+__all__ = ["OPTIMIZERS", "build_optimizer", "require_optimizer"]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
@@ -22,6 +22,12 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 """Name in lower case -> the optimizers of ``torch.optim``."""
 FUSED_PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def require_optimizer(name: str) -> None:
+    """Raise LRRTError unless ``name`` has the form of a factory, or is in :data:`OPTIMIZERS`."""
+    if not is_factory(name) and name.lower() not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, [*OPTIMIZERS, "package.module:factory"])
 
 
 def build_optimizer(
@@ -48,8 +54,7 @@ def build_optimizer(
                 f"optimizer {name!r} returned {describe(made)}: return a torch.optim.Optimizer"
             )
         return made
-    if name.lower() not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, [*OPTIMIZERS, "package.module:factory"])
+    require_optimizer(name)
     kind = OPTIMIZERS[name.lower()]
     declared = inspect.signature(kind).parameters
     options: dict[str, Any] = {"lr": 1e-3}

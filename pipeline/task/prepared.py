@@ -128,7 +128,7 @@ class PreparedTask:
             if probe is not None and examples_in(probe) < 2:
                 probe = None  # batch norm needs two examples
             validation = self._validation(start, plan.validation, iterations)
-        with seeded(self.task.data_seed):
+        with seeded(self.task.data_seed), errors_of(self.task.setup):
             return range_test(
                 start.model,
                 start.optimizer,
@@ -146,7 +146,8 @@ class PreparedTask:
     def evaluate(self, setup: Setup) -> tuple[float, dict[str, float]]:
         """Return loss and metrics over the validation batches, in evaluation mode."""
         setup.model.eval()
-        return setup.evaluate(self.on_device)
+        with errors_of(self.task.setup):
+            return setup.evaluate(self.on_device)
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the device, in the layout of the task."""
@@ -164,11 +165,12 @@ class PreparedTask:
 
         This takes a fraction of an epoch, once per prepared task.
         """
-        if not self._validated:
-            setup = self.start(self.setup().model.state_dict())
+        setup = self.setup()
+        if not self._validated and setup.val_batches is not None:
+            setup.model.to(self.device)
             with seeded(self.task.data_seed), preserved_sources(setup.val_batches):
                 self.evaluate(setup)
-            self._validated = True
+        self._validated = True
 
     _validated = False
 

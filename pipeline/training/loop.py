@@ -22,7 +22,7 @@ from lrrt_stage.settings import Options, setting
 from lrrt_stage.state.preserve import generators
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
-from pipeline.task.setup import Setup
+from pipeline.task.setup import Setup, errors_of
 from pipeline.training.schedules import build_schedule, find_schedule
 
 __all__ = ["Epoch", "ScheduleOptions", "TrainOptions", "Training", "TrainingHistory", "train"]
@@ -160,10 +160,11 @@ def train(
             stream = endless(batches)
             model.train()
             losses: list[Tensor] = []
-            for _ in range(steps_per_epoch):
-                training.lr.append(max(group["lr"] for group in optimizer.param_groups))
-                losses.append(take_step(stream))
-                schedule.step()
+            with errors_of(prepared.task.setup):
+                for _ in range(steps_per_epoch):
+                    training.lr.append(max(group["lr"] for group in optimizer.param_groups))
+                    losses.append(take_step(stream))
+                    schedule.step()
             training.train_loss += torch.stack(losses).tolist()
             validated = prepared.evaluate(start) if start.val_batches is not None else (None, {})
             training.epochs.append(Epoch(len(training.train_loss), *validated))

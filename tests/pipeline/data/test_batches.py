@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import random
-
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -268,16 +267,37 @@ def test_an_example_that_cannot_be_used_is_named_in_one_line(complains, fault, w
 
 
 @pytest.mark.parametrize("fault", ["label", "nan", "file", "own", "kind"])
-def test_a_chosen_example_that_cannot_be_used_is_named_too(complains, fault):
+def test_an_example_of_a_representative_batch_that_cannot_be_used_is_named_too(complains, fault):
     batches = Batches(Data(Faulty(), Faulty(fault), 5), 4, CPU, train=False)
 
-    assert batches.chosen([2, 12])[1].tolist() == [2, 2]
     with complains("13"):
-        batches.chosen([2, 13])
+        batches.representative(batches.size)
+
+
+@pytest.mark.parametrize("size", [10, 33, 100])
+def test_every_class_has_its_share_of_a_representative_batch(size):
+    labels = torch.tensor(np.repeat([0, 1, 2, 1], [50, 20, 100, 30]))  # 25 %, 25 %, 50 %
+    split = torch.rand(200, 2), labels[torch.randperm(200)]
+    batches = Batches(Data(split, split, 3), 4, CPU, train=False, normalize=False)
+    inputs, chosen = batches.representative(size)
+
+    assert len({tuple(row) for row in inputs.tolist()}) == size
+    counts = np.bincount(chosen, minlength=3)
+    assert np.abs(counts - size * np.array([0.25, 0.25, 0.5])).max() <= 1
+    assert torch.equal(batches.representative(size)[0], inputs)
+
+
+def test_a_representative_batch_of_numbers_spreads_over_them_and_is_at_most_all():
+    targets = torch.arange(20.0)[torch.randperm(20)][:, None]
+    split = torch.rand(20, 2), targets
+    batches = Batches(Data(split, split, None), 4, CPU, train=False)
+
+    assert sorted(batches.representative(4)[1].flatten().tolist()) == [2, 7, 12, 17]
+    assert torch.equal(batches.representative(99)[1], targets)
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"), [("file", ["OSError"]), ("kind", ["(input tensor, int label)"])]
+    ("fault", "words"), [("file", ["OSError"]), ("kind", ["(input tensor, target)"])]
 )
 def test_the_first_example_of_a_split_that_cannot_be_read_is_named(complains, fault, words):
     with complains("train split", "0", *words):
@@ -289,32 +309,6 @@ def test_values_whose_sum_overflows_are_no_fault():
     large.inputs[:] = 3e38
 
     assert len(list(Batches(Data(large, large, 5), 4, CPU, train=True))) == 5
-
-
-def test_a_split_is_checked_whole_and_once_and_no_random_state_changes():
-    read: list[int] = []
-    rng = random.Random()
-
-    class Counted(Lazy):
-        rng: random.Random
-
-        def __getitem__(self, index: int):
-            read.append(index)
-            self.rng.random(), torch.rand(1)
-            return super().__getitem__(index)
-
-    split = Counted(torch.zeros(9, 1), torch.zeros(9, dtype=torch.long))
-    split.rng = rng
-    batches = Batches(Data(split, split, 1), 4, CPU, train=False)
-    read.clear()
-    rng.seed(4)
-    state = torch.get_rng_state()
-    batches.check()
-    batches.check()
-
-    assert read == list(range(9))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert rng.random() == random.Random(4).random()
 
 
 class Noise(Lazy):

@@ -119,7 +119,9 @@ def trained():
         job: TrainingJob, val_losses: Sequence[float], train_loss: Sequence[float] = (2.0, 1.0)
     ) -> TrainingResult:
         steps = len(train_loss) // len(val_losses)
-        epochs = [Epoch(steps * (k + 1), loss, 0.5) for k, loss in enumerate(val_losses)]
+        epochs = [
+            Epoch(steps * (k + 1), loss, {"accuracy": 0.5}) for k, loss in enumerate(val_losses)
+        ]
         history = TrainingHistory([0.1] * len(train_loss), list(train_loss), epochs)
         return TrainingResult(job, history)
 

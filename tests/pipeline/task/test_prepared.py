@@ -33,9 +33,9 @@ class TestStart:
         made = prepared(optimizer=optimizer, augment="crop-flip")
         state = made.initial_weights()
         first = made.start(state)
-        batches = [tensor for batch in first.batches for tensor in batch]
+        batches = [tensor for batch in first.train_batches for tensor in batch]
         # What is done with one start must not show in the next.
-        for inputs, labels in first.batches:
+        for inputs, labels in first.train_batches:
             cross_entropy(first.model(inputs), labels).backward()
             first.optimizer.step()
         second = made.start(state)
@@ -44,14 +44,14 @@ class TestStart:
         assert digest(weights.state_of(first.model)) != digest(state)
         assert all(parameter.grad is None for parameter in second.model.parameters())
         assert not second.optimizer.state
-        again = [tensor for batch in second.batches for tensor in batch]
+        again = [tensor for batch in second.train_batches for tensor in batch]
         assert all(map(torch.equal, batches, again))
 
     def test_the_data_seed_decides_the_order_and_the_seed_does_not(self):
         def order(**seeds) -> list[int]:
             made = prepared(**seeds)
             start = made.start(made.initial_weights())
-            return [int(label) for _, labels in start.batches for label in labels]
+            return [int(label) for _, labels in start.train_batches for label in labels]
 
         assert order(seed=1) == order(seed=2)
         assert order(data_seed=1) != order(data_seed=2)
@@ -130,26 +130,28 @@ class TestEvaluate:
     def test_loss_and_accuracy_are_those_of_all_images_at_once(self):
         # 360 images in batches of 64: the last one is smaller and must not count more.
         made = prepared(model="cnn", model_args={"width": 4})
-        model = made.start(made.initial_weights()).model
-        for inputs, _ in made.start(made.initial_weights()).batches:
+        start = made.start(made.initial_weights())
+        model = start.model
+        for inputs, _ in made.start(made.initial_weights()).train_batches:
             model(inputs)  # statistics for the batch norm
         images, labels = made.data.val
         model.eval()
         with torch.no_grad():
             mean, std = made.data.mean[0], made.data.std[0]
             logits = model((images - mean) / std)
-        loss, accuracy = made.evaluate(model)
+        loss, metrics = made.evaluate(start)
 
         assert loss == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-5)
-        assert accuracy == pytest.approx(
+        assert metrics["accuracy"] == pytest.approx(
             sum(logits.argmax(1).tolist()[i] == labels.tolist()[i] for i in range(360)) / 360
         )
 
     def test_it_changes_no_weight_and_no_statistic(self):
         made = prepared(model="cnn", model_args={"width": 4})
-        model = made.start(made.initial_weights()).model.train()
+        start = made.start(made.initial_weights())
+        model = start.model.train()
         before = digest(weights.state_of(model))
-        made.evaluate(model)
+        made.evaluate(start)
 
         assert digest(weights.state_of(model)) == before
 
@@ -168,7 +170,7 @@ class TestRangeTest:
         made = prepared()
         state = made.initial_weights()
         start = made.start(state)
-        inputs, labels = next(iter(start.batches))
+        inputs, labels = next(iter(start.train_batches))
         expected = cross_entropy(start.model(inputs), labels).item()
 
         curve = made.range_test(state, RangeTestPlan(RangeTestOptions(iterations=10)))
@@ -195,8 +197,8 @@ class TestRangeTest:
         write_module("penalised_models", PENALISED)
         made = prepared(model="penalised_models:make", model_args={}, l2=1.0, init="own")
         start = made.start(made.initial_weights())
-        batch = images, labels = next(iter(made.val_batches))
-        excess = start.batch_loss(batch) - cross_entropy(start.model(images), labels)
+        batch = images, labels = next(iter(start.val_batches))
+        excess = start.training_loss(batch) - cross_entropy(start.model(images), labels)
 
         # 64 × 64 entries of 1/16, in the layer that is called twice and in its twin.
         assert excess.item() == pytest.approx(64 * 64 / 256)
@@ -229,8 +231,7 @@ class TestRangeTest:
         assert np.allclose(sampled.full_val_loss[at], full.val_loss[at], rtol=1e-5)
         assert np.array_equal(sampled.loss, full.loss)
         assert np.array_equal(sampled.loss, made.range_test(state, RangeTestPlan(ramp)).loss)
-        model = made.start(state).model
-        assert full.val_loss[0] == pytest.approx(made.evaluate(model)[0], rel=1e-5)
+        assert full.val_loss[0] == pytest.approx(made.evaluate(made.start(state))[0], rel=1e-5)
 
     def test_accumulated_batches_afford_more_evaluations_of_the_full_set(self):
         made, ramp = prepared(accumulate=4), RangeTestOptions(iterations=40, stop_multiple=None)
@@ -397,6 +398,6 @@ def test_a_batch_norm_is_fine_with_one_example_to_validate_on(write_module, comp
     write_module("norm_for_tests", BATCH_NORM)
     changes = {"dataset": "norm_for_tests:data", "model": "norm_for_tests:model", "model_args": {}}
 
-    assert prepared(**changes, batch_size=4).val_batches.size == 1
+    assert prepared(**changes, batch_size=4).setup().val_batches.size == 1
     with complains("'norm_for_tests:model'", "more than 1 value"):
         prepared(**changes, batch_size=1)

@@ -26,10 +26,14 @@ OTHER = Task(
     channels_last=True,
     l2=1e-4,
     normalize=False,
+    optimizer_args={"amsgrad": True},
+    loss="CrossEntropyLoss",
+    loss_args={"label_smoothing": 0.1},
 )
+OWN = Task(setup="mine:make", setup_args={"width": 3, "batch_size": 8}, seed=4, accumulate=2)
 
 
-@pytest.mark.parametrize("task", [Task(), OTHER])
+@pytest.mark.parametrize("task", [Task(), OTHER, OWN])
 def test_a_task_comes_back_from_json_unchanged(task):
     assert Task.from_json(task.to_json()) == task
 
@@ -79,9 +83,38 @@ def test_differences_name_the_fields_and_both_values():
 
 
 def test_every_field_counts_as_a_difference():
-    assert {line.partition(":")[0] for line in OTHER.differences(Task())} == set(
-        json.loads(Task().to_json())
-    )
+    differing = {
+        line.partition(":")[0] for each in (OTHER, OWN) for line in each.differences(Task())
+    }
+    assert differing == set(json.loads(Task().to_json()))
+
+
+def test_initial_weights_are_drawn_by_default_and_those_of_a_setup_are_kept():
+    assert (Task().init, OWN.init) == ("kaiming_uniform", "own")
+
+
+def test_options_of_the_built_in_setup_are_refused_beside_another(complains):
+    with complains("batch_size=32, model=mlp", "'mine:make'", "setup_args"):
+        Task(setup="mine:make", batch_size=32, model="mlp")
+    with complains("setup='mine'", "package.module:factory"):
+        Task(setup="mine")
+    with complains("setup_args={'width': 3} without a setup"):
+        Task(setup_args={"width": 3})
+
+
+def test_changes_of_these_options_become_arguments_of_a_setup():
+    changed = OWN.changed(batch_size=16, seed=5)
+
+    assert changed.setup_args == {"width": 3, "batch_size": 16}
+    assert (changed.seed, changed.batch_size) == (5, Task().batch_size)
+    assert OTHER.changed(batch_size=16).batch_size == 16
+
+
+def test_what_is_shown_of_a_task_are_the_options_of_its_setup():
+    assert "setup" not in Task().flat()
+    shown = OWN.flat()
+    assert shown["setup_args.width"] == 3
+    assert not {"dataset", "model", "setup_args"} & set(shown)
 
 
 def test_a_task_cannot_be_changed():
@@ -141,7 +174,7 @@ def test_an_unknown_name_brings_the_nearest(complains, field, value, nearest):
 
 
 def test_a_name_that_is_near_to_none_brings_all(complains):
-    with complains("unknown optimizer 'xyzzy'", "adam, adamw, sgd"):
+    with complains("unknown optimizer 'xyzzy'", "adam, adamax, adamw"):
         Task(optimizer="xyzzy")
 
 

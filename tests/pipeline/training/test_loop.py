@@ -44,7 +44,7 @@ def trained(task: PreparedTask, lr_range: LRRange = RANGE, **options) -> Trainin
 def test_digits_are_learned_in_five_epochs():
     training = trained(prepared(model="mlp"), LRRange(0.01, 0.1), epochs=5)
 
-    assert training.epochs[-1].val_accuracy > 0.95
+    assert training.epochs[-1].metrics["accuracy"] > 0.95
     assert training.val_loss < 0.2
     assert not training.diverged
 
@@ -157,9 +157,9 @@ class TestHistory:
         made = prepared(**MLP)
         training = trained(made, epochs=2)
 
-        assert made.evaluate(training.model) == (
+        assert made.evaluate(training.setup) == (
             training.epochs[-1].val_loss,
-            training.epochs[-1].val_accuracy,
+            training.epochs[-1].metrics,
         )
         assert training.val_loss == training.epochs[-1].val_loss
 
@@ -173,7 +173,7 @@ class TestHistory:
         optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
         losses = []
         for _ in range(2):
-            for inputs, labels in start.batches:
+            for inputs, labels in start.train_batches:
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(inputs), labels)
                 loss.backward()
@@ -195,7 +195,7 @@ class TestHistory:
                         lr=0.02, momentum=0.9)  # fmt: skip
         start.model.train()
         losses = []
-        for inputs, labels in start.batches:
+        for inputs, labels in start.train_batches:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(start.model(inputs), labels)
             penalty = 0.05 * sum(
@@ -211,7 +211,7 @@ class TestHistory:
         for ours, theirs in zip(training.model.parameters(), start.model.parameters(), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4)
         # Validation is the cross entropy alone.
-        assert training.val_loss == pytest.approx(made.evaluate(start.model)[0], rel=1e-3)
+        assert training.val_loss == pytest.approx(made.evaluate(start)[0], rel=1e-3)
 
     def test_epochs_are_told_one_after_the_other(self):
         made, seen = prepared(**MLP), []
@@ -361,15 +361,15 @@ class TestDivergence:
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_one_loss_that_is_not_finite_is_enough(self, bad):
-        of_step = TrainingHistory([0.1], [bad], [Epoch(1, 0.5, 1.0)])
-        of_epoch = TrainingHistory([0.1], [0.5], [Epoch(1, bad, 1.0)])
+        of_step = TrainingHistory([0.1], [bad], [Epoch(1, 0.5)])
+        of_epoch = TrainingHistory([0.1], [0.5], [Epoch(1, bad)])
 
         for training in (of_step, of_epoch):
             assert training.diverged
             assert training.val_loss == math.inf
 
     def test_a_training_without_an_epoch_has_not_diverged_but_has_no_loss_yet(self):
-        training = Training(model=nn.Linear(1, 1), total_steps=9)
+        training = Training(setup=prepared(**MLP).setup(), total_steps=9)
 
         assert not training.diverged
         assert training.val_loss == math.inf
@@ -427,5 +427,7 @@ def test_a_validation_split_is_read_by_as_many_processes_as_training(write_modul
     task = Task(dataset="late_for_tests:data", dataset_args={"bad": 99}, model="mlp", batch_size=4)
     prepared = PreparedTask(task, Runtime("cpu", "data", 1))
 
-    in_this_process = [label for _, labels in prepared.val_batches for label in labels.tolist()]
+    in_this_process = [
+        label for _, labels in prepared.setup().val_batches for label in labels.tolist()
+    ]
     assert in_this_process == [0] * 12

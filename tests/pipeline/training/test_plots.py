@@ -22,7 +22,9 @@ STEPS, VAL = [2, 4], [1.6, 1.125]
 
 
 def training(lr=LR, train_loss=LOSS, steps=STEPS, val_loss=VAL) -> TrainingHistory:
-    epochs = [Epoch(step, loss, 0.5) for step, loss in zip(steps, val_loss, strict=True)]
+    epochs = [
+        Epoch(step, loss, {"accuracy": 0.5}) for step, loss in zip(steps, val_loss, strict=True)
+    ]
     return TrainingHistory(lr, train_loss, epochs)
 
 

@@ -14,7 +14,7 @@ from lrrt_stage import LRRange
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
 from pipeline.training import refinement
-from pipeline.training.loop import Training
+from pipeline.training.loop import ScheduleOptions, Training
 from pipeline.training.refinement import RefineOptions, best_range, peak_range, refine
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -312,7 +312,7 @@ def test_trials_take_the_schedule_that_training_will(prepared, tmp_path, schedul
         prepared.initial_weights(),
         LRRange(0.01, 0.1),
         RefineOptions(trials=1, trial_epochs=1, storage=f"sqlite:///{tmp_path}/s.db"),
-        schedule,
+        ScheduleOptions(schedule),
         study_name="s",
         on_trial=follow,
     )

@@ -1,0 +1,218 @@
+"""What a training consists of: a :class:`Setup`, made by a factory of the user's or built in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrrt_stage.errors import LRRTError, describe
+from lrrt_stage.measure.evaluations import examples_in
+from lrrt_stage.measure.ramp_loop import require_trainable
+from lrrt_stage.measure.ramps import epoch_length
+from lrrt_stage.measure.step import BatchLoss, batch_loss_of
+from lrrt_stage.settings import require
+from pipeline.data.factories import cause_of
+
+__all__ = ["Deployed", "Metric", "Setup", "SetupFactory"]
+
+Direction = Literal["max", "min"]
+Metric: TypeAlias = Any
+"""A ``torchmetrics.Metric``, or a function ``(output, target)`` to the mean over a batch. A pair
+``(metric, "max")`` or ``(metric, "min")`` says which values are better; only a torchmetrics.Metric
+with a ``higher_is_better`` can do without."""
+
+Deployed: TypeAlias = tuple[nn.Module, Tensor]
+"""A model as it is logged, which may include preprocessing, and an example of its inputs."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Setup:
+    """A training: model, optimizer, batches, loss, and metrics.
+
+    Parameters
+    ----------
+    model, optimizer
+        A new model on the CPU with its initial weights, and an optimizer of its parameters.
+        Parameter groups keep the ratio of their learning rates.
+    train_batches, val_batches
+        ``DataLoader`` objects or anything else with a length that can be iterated repeatedly; every
+        iteration is an epoch. Without validation batches, rules read the training loss, and a
+        refinement is not possible.
+    loss_fn
+        ``loss_fn(output, target)``, a scalar; None for a model whose output has ``.loss``. See
+        :func:`lrrt_stage.measure.step.batch_loss_of` for the supported batches.
+    batch_loss
+        ``batch_loss(model, batch)``, the training loss of batches of any other form, or a training
+        loss with a penalty. The validation loss is that of ``loss_fn``, where it is given as well.
+    metrics
+        Name -> :data:`Metric`, computed over the validation batches and logged as ``val_<name>``.
+        They get the output of the model and the target, or the whole batch if there is no
+        ``loss_fn``.
+    probe
+        Function from a number to a batch of that many held-out examples, for the rule ``robust``;
+        None: the first validation batch.
+    data_digest
+        Identifies the content of the data; None: a digest of the first batches.
+    deployed
+        Function from the trained model to what is logged; None: the model, if it takes one tensor.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    train_batches: Iterable[Any]
+    val_batches: Iterable[Any] | None = None
+    loss_fn: Callable[..., Tensor] | None = None
+    batch_loss: Callable[[nn.Module, Any], Tensor] | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    probe: Callable[[int], Any] | None = None
+    data_digest: str | None = None
+    deployed: Callable[[nn.Module], Deployed] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        require_trainable(self.model, self.optimizer)
+        for name in ("train_batches", "val_batches"):
+            batches = getattr(self, name)
+            require(
+                batches is None or epoch_length(batches) > 0,
+                f"{name} has no batch or no length: give a DataLoader, or any other object with a "
+                "length that can be iterated repeatedly",
+            )
+        self.directions = {name: _direction(name, each) for name, each in self.metrics.items()}
+
+    def _check_kinds(self) -> None:
+        kinds = {"model": nn.Module, "optimizer": Optimizer}
+        kinds |= {"train_batches": Iterable, "val_batches": Iterable, "metrics": Mapping}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value is None and name == "val_batches":
+                continue
+            wanted = f"a {'torch.' if kind in (nn.Module, Optimizer) else ''}{kind.__name__}"
+            require(isinstance(value, kind), f"{name} is {describe(value)}: give {wanted}")
+        for name in ("loss_fn", "batch_loss", "probe", "deployed"):
+            value = getattr(self, name)
+            require(
+                value is None or (callable(value) and not isinstance(value, type)),
+                f"{name} is {describe(value)}: give a function, or an instance that can be called",
+            )
+
+    @property
+    def training_loss(self) -> BatchLoss:
+        """The loss that is minimised, from a batch on the device."""
+        if self.batch_loss is None:
+            return self.evaluation_loss
+        model, batch_loss = self.model, self.batch_loss
+        return lambda batch: batch_loss(model, batch)
+
+    @property
+    def evaluation_loss(self) -> BatchLoss:
+        """The loss of held-out batches: that of training, without a penalty."""
+        if self.batch_loss is not None and self.loss_fn is None:
+            return self.training_loss
+        return batch_loss_of(self.model, self.loss_fn)
+
+    def evaluate(self, on_device: Callable[[Any], Any]) -> tuple[float, dict[str, float]]:
+        """Return mean loss and metrics over the validation batches, at the model's weights.
+
+        The loss and plain functions are means over the batches, weighted by their examples. The
+        device is waited for once, at the end. Modes are the caller's.
+        """
+        assert self.val_batches is not None
+        total, count = torch.zeros(()), 0
+        sums: dict[str, Any] = dict.fromkeys(self.metrics, 0.0)
+        functions = {name: _function(metric) for name, metric in self.metrics.items()}
+        device = next(self.model.parameters()).device
+        for metric in filter(_has_state, functions.values()):
+            metric.to(device).reset()
+        with torch.no_grad():
+            for each in self.val_batches:
+                batch = on_device(each)
+                examples = examples_in(batch)
+                loss, output, target = self._loss_and_output(batch)
+                total, count = total.to(device) + loss.float() * examples, count + examples
+                for name, function in functions.items():
+                    if _has_state(function):
+                        function.update(output, target)
+                    else:
+                        value = _one_number(name, function(output, target))
+                        sums[name] = sums[name] + value * examples
+            means = {
+                name: function.compute() if _has_state(function) else sums[name] / count
+                for name, function in functions.items()
+            }
+            metrics = {name: float(_one_number(name, mean)) for name, mean in means.items()}
+            return float(total / count), metrics
+
+    def _loss_and_output(self, batch: Any) -> tuple[Tensor, Any, Any]:
+        seen: list[tuple[Any, Any]] = []
+        if self.loss_fn is not None:
+            loss_fn = self.loss_fn
+
+            def keep(output: Any, target: Any) -> Tensor:
+                seen.append((output, target))
+                return loss_fn(output, target)
+
+            loss = batch_loss_of(self.model, keep)(batch)
+        else:
+            hook = self.model.register_forward_hook(lambda _, __, out: seen.append((out, batch)))
+            try:
+                loss = self.evaluation_loss(batch)
+            finally:
+                hook.remove()
+        return loss.reshape(()), *(seen[-1] if seen else (None, batch))
+
+
+SetupFactory: TypeAlias = Callable[..., Setup]
+"""A function that ``setup`` may name. It is called with ``setup_args`` as keyword arguments, under
+the task's seed, and draws initial weights from the global random states only. Every call returns an
+equal :class:`Setup`: the same weights, and with the same data seed the same batches."""
+
+
+@contextmanager
+def errors_of(name: str | None) -> Iterator[None]:
+    """Turn errors of the block into one line that names the setup; None: the built-in one."""
+    try:
+        yield
+    except Exception as error:  # also whatever a user's batches, loss, or metrics raise
+        if name is None or str(error).startswith("setup "):
+            raise
+        if isinstance(error, LRRTError):
+            raise LRRTError(f"setup {name!r}: {error}") from error
+        raise LRRTError(
+            f"setup {name!r} raised {cause_of(error)}: correct the factory or what it returns"
+        ) from error
+
+
+def _function(metric: Metric) -> Any:
+    return metric[0] if isinstance(metric, (tuple, list)) else metric
+
+
+def _has_state(function: Any) -> bool:
+    """Return whether a metric is of torchmetrics: it is accumulated, not averaged."""
+    return all(hasattr(function, name) for name in ("update", "compute", "reset"))
+
+
+def _direction(name: str, metric: Metric) -> Direction:
+    function, direction = _function(metric), None
+    if isinstance(metric, (tuple, list)):
+        direction = metric[1] if len(metric) == 2 else None
+    elif isinstance(getattr(function, "higher_is_better", None), bool):
+        direction = "max" if function.higher_is_better else "min"
+    require(
+        direction in ("max", "min") and callable(function) and not isinstance(function, type),
+        f"metric {name!r} is {describe(metric)}: give a pair of a function (output, target) and "
+        '"max" or "min", or a torchmetrics.Metric that has higher_is_better',
+    )
+    return direction  # type: ignore[return-value]
+
+
+def _one_number(name: str, value: Any) -> Any:
+    numbers = value.numel() if isinstance(value, Tensor) else int(isinstance(value, (int, float)))
+    require(numbers == 1, f"metric {name!r} is {describe(value)}: return one number")
+    return value.reshape(()) if isinstance(value, Tensor) else value
