@@ -31,7 +31,7 @@ from lrrt_stage.state.preserve import preserved
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
 
-__all__ = ["RangeTestInterrupted", "range_test", "require_trainable"]
+__all__ = ["RangeTestInterrupted", "range_test", "require_trainable", "with_changes"]
 
 
 class RangeTestInterrupted(KeyboardInterrupt):
@@ -115,7 +115,7 @@ def range_test(
     ----------
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
     """
-    options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
+    options, step = with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
     require_trainable(model, optimizer)
     batch_loss = batch_loss or batch_loss_of(model, loss_fn)
     eval_loss = None if validation is None else validation.batch_loss
@@ -163,7 +163,7 @@ def range_test(
     return curve
 
 
-def _with_changes(
+def with_changes(
     options: RangeTestOptions, step: StepOptions, changes: dict[str, Any]
 ) -> tuple[RangeTestOptions, StepOptions]:
     """Return both with the fields in ``changes`` replaced, in whichever has a field."""

@@ -9,7 +9,7 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion, unknown_name
 from lrrt_stage.rules.consensus import Consensus
-from lrrt_stage.rules.registry import RULES
+from lrrt_stage.rules.registry import RULES, smoothed_loss
 from lrrt_stage.rules.uncertainty import Suggestion, assess
 
 __all__ = ["Reading"]
@@ -65,6 +65,18 @@ class Reading:
             return Suggestion.missing(self.consensus)
         verdict = self.chosen.confidence.verdict
         return Suggestion(self.consensus.range, self.consensus.confidence(verdict))
+
+    @property
+    def lacks_probe(self) -> bool:
+        """Whether the rule read the training loss for want of a probe, whose noise is less."""
+        reads_probe = RULES[self.rule].reads is not smoothed_loss
+        return reads_probe and self.curve.probe_loss is None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on the final suggestion, and whether it was read without a probe."""
+        verdict = str(self.final.confidence.verdict)
+        return f"{verdict} (training loss)" if self.lacks_probe else verdict
 
     def with_rule(self, rule: str) -> Reading:
         """Return the reading with a different rule chosen, one of :attr:`suggestions`."""

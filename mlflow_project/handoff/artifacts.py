@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,20 +40,23 @@ T = TypeVar("T")
 CONTRACT_VERSION = 2
 
 
-def find_run(run_id: str, *stages: str) -> Run:
+def find_run(run_id: str, *stages: str, latest: Sequence[str] = ()) -> Run:
     """Return the finished run ``run_id`` of one of ``stages``.
 
-    ``latest`` is the newest run of the first of them in the experiment.
+    The word ``latest`` is the newest run in the experiment of the stages ``latest``; by default, of
+    the first of ``stages``.
     """
     if run_id == "latest":
-        stage = stages[0]
-        found = find_runs({tags.STAGE: stage}, finished=True, limit=1)
+        found = []
+        for stage in latest or stages[:1]:
+            found += find_runs({tags.STAGE: stage}, finished=True, limit=1)
+        found.sort(key=lambda run: run.info.start_time, reverse=True)
         if not found:
             name = mlflow.get_experiment(experiment_id()).name
             raise LRRTError(
                 f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no "
-                f"finished {stage} run: run {stage} first, or name the experiment that has one "
-                "with --experiment or MLFLOW_EXPERIMENT_NAME"
+                f"finished {stages[0]} run: run {stages[0]} first, or name the experiment that has "
+                "one with --experiment or MLFLOW_EXPERIMENT_NAME"
             )
         return found[0]
     run = get_run(run_id)

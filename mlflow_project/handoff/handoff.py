@@ -18,34 +18,63 @@ from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import find_run, read_weights, readable
 from mlflow_project.handoff.publishing import TASK, WEIGHTS, read_published
 from mlflow_project.tracking import tags
+from mlflow_project.tracking.runs import log_range
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.decide.several_tests import ConsensusOptions
 
 __all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
 
+OWN_TRAINING = "own-training"
+"""The stage of a run that :meth:`Handoff.track_training` marked."""
 RANGE_TEST_OF = {
     "lrrt": None,
     "test": None,
     "main": tags.STEPS["lrrt"],
     "train": tags.SOURCE,
+    OWN_TRAINING: tags.SOURCE,
     "refine": tags.SOURCE,
     "check": tags.STEPS["lrrt"],
 }
 """Stage -> the tag for the range test that its run contains or starts from; None: it is one."""
 
 
-@dataclass(frozen=True)
+TRAININGS = ("train", OWN_TRAINING)
+
+
+@dataclass(frozen=True, repr=False)
 class Handoff:
     """What a range-test run published, checked against its digests: a training starts from it."""
 
     run_id: str
-    task: Task
+    task: Task | None
+    """None for a range test of objects in hand (``track_range_test``)."""
     data_sha256: str
     device: str
     weights: weights.State
     plan: RangeTestPlan
     reading: Reading
     """The curve, the suggestions of all rules, and the consensus of several tests."""
+
+    def __repr__(self) -> str:
+        final = self.reading.final
+        return f"Handoff({self.run_id!r}, {final.range}, {self.rule}: {self.reading.verdict})"
+
+    @property
+    def recipe(self) -> Task:
+        """The task, by which the range test can be run again.
+
+        Raises
+        ------
+        LRRTError
+            For a range test of objects in hand, which has none.
+        """
+        if self.task is None:
+            raise LRRTError(
+                f"run {self.run_id} is a range test of objects in hand, which cannot be made "
+                "again: write a function that makes them, and give it to lrrt with --setup "
+                "package.module:factory"
+            )
+        return self.task
 
     @property
     def curve(self) -> LRCurve:
@@ -103,9 +132,36 @@ class Handoff:
         """Return torch's scheduler over the narrowed range; call ``step()`` every iteration."""
         return build_schedule(schedule, optimizer, self.narrowed(), total_steps)
 
+    def track_training(self, lr_range: LRRange | None = None) -> None:
+        """Record on the active run, a training of one's own, that it starts from this hand-off.
+
+        The run gets the tags, ranges and digest by which ``check`` and ``compare`` find the range
+        test. ``lr_range`` is what is trained; None: the narrowed range, as of :meth:`scheduler`.
+
+        Raises
+        ------
+        LRRTError
+            If no run is active.
+        """
+        run = mlflow.active_run()
+        if run is None:
+            raise LRRTError("there is no active run: call track_training inside mlflow.start_run()")
+        narrowed = self.narrowed()
+        mlflow.set_tags(
+            {
+                tags.STAGE: OWN_TRAINING,
+                tags.SOURCE: self.run_id,
+                tags.WEIGHTS: self.weights_sha256,
+                tags.RULE: self.rule,
+            }
+        )
+        log_range("suggested", self.range)
+        log_range("narrowed", narrowed)
+        log_range("trained", lr_range or narrowed)
+
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
         """Return how ``task`` or its data differs from the range test's, in words."""
-        differences = task.differences(self.task)
+        differences = task.differences(self.recipe)
         if not differences and data_sha256 not in (None, self.data_sha256):
             return [f"content of dataset {task.data_name!r}"]
         return differences
@@ -150,12 +206,12 @@ def read_handoff(run: Run) -> Handoff:
     """Return what a range-test run published, which may have no suggestion."""
     inputs, reading = read_published(run)
     with readable(run, TASK):
-        task = json.dumps(inputs["task"])
+        task = None if inputs["task"] is None else json.dumps(inputs["task"])
         data_sha256, device = inputs["data_sha256"], inputs["device"]
         plan = RangeTestPlan.from_dict(inputs["range_test"])
     return Handoff(
         run_id=run.info.run_id,
-        task=Task.from_json(task),
+        task=None if task is None else Task.from_json(task),
         data_sha256=data_sha256,
         device=device,
         weights=read_weights(run, WEIGHTS, tags.WEIGHTS),
@@ -168,10 +224,10 @@ def source_of(name: str) -> tuple[Run, Handoff]:
     """Return a run, by its id or that of a model, and the range test behind it.
 
     A model is ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``. Of a run of ``main`` it is the
-    training; ``latest`` is the experiment's newest finished training.
+    training; ``latest`` is the experiment's newest finished training, also of one's own program.
     """
     run_id = _run_of_model(name) if name.startswith("models:/") else name
-    run = find_run(run_id, *dict.fromkeys(["train", *RANGE_TEST_OF]))
+    run = find_run(run_id, *dict.fromkeys(["train", *RANGE_TEST_OF]), latest=TRAININGS)
     if run.data.tags[tags.STAGE] == "main":
         run = find_run(run.data.tags[tags.STEPS["train"]], "train")
     return run, load_handoff(run.info.run_id)

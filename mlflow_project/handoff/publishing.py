@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,7 @@ from mlflow_project.handoff.artifacts import (
     write_json,
 )
 from mlflow_project.tracking import tags
-from pipeline import PreparedTask, RangeTestPlan, Task
+from pipeline import RangeTestPlan, Task
 
 __all__ = ["publish_inputs", "publish_reading", "read_published"]
 
@@ -47,21 +48,29 @@ SUGGESTIONS, SUGGESTIONS_TAG = "suggestions.json", "lrrt.suggestions_sha256"
 
 
 def publish_inputs(
-    folder: Path, task: Task, prepared: PreparedTask, plan: RangeTestPlan, state: weights.State
+    folder: Path,
+    task: Task | None,
+    plan: RangeTestPlan,
+    state: weights.State,
+    data_digest: str,
+    device: str,
+    objects: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Write what a range test of ``task`` starts from, and return the tags of the digests.
 
-    ``prepared`` is this task, or a different one on the same data and device.
+    A test of objects in hand has no task, and says what the ``objects`` are.
     """
     weights.save(state, folder / WEIGHTS)
     content = {
         "contract_version": CONTRACT_VERSION,
         "task": task,
         "range_test": plan,
-        "data_sha256": prepared.data_digest,
-        "device": str(prepared.device),
-        "environment": _environment(prepared.device),
+        "data_sha256": data_digest,
+        "device": device,
+        "environment": _environment(torch.device(device)),
     }
+    if objects is not None:
+        content["objects"] = dict(objects)
     digest = write_json(folder / TASK, content, sort_keys=True)
     return {tags.WEIGHTS: weights.digest(state), TASK_TAG: digest}
 

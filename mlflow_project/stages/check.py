@@ -71,7 +71,7 @@ def check_stage(
         "or give lr",
     )
     consensus = replace(then.consensus_options, **consensus_changes or {})
-    task = replace(then.task, **changes or {})
+    task = replace(then.recipe, **changes or {})
     # The rule that was used, which may differ from the one that was asked for.
     plan = replace(then.plan, suggestion=replace(then.plan.suggestion, rule=then.rule))
     lr = _peak_lr(baseline, then) if options.lr is None else options.lr
@@ -102,7 +102,7 @@ def check_stage(
                 tags.REASON: result.reason,
                 tags.RULE: then.rule,
                 tags.STEPS["lrrt"]: now.run_id,
-                tags.VERDICT: str(today.final.confidence.verdict),
+                tags.VERDICT: today.verdict,
             }
         )
         if today.final.range is not None:
@@ -120,16 +120,16 @@ def _peak_lr(baseline: Run, then: Handoff) -> float:
 
 
 def _describe(run: Run, baseline: Run, then: Handoff, now: Handoff, result: CheckResult) -> None:
-    changed = now.task.differences(then.task)
+    changed = now.recipe.differences(then.recipe)
     if now.data_sha256 != then.data_sha256:
-        changed.append(f"the content of dataset {now.task.data_name!r}")
+        changed.append(f"the content of dataset {now.recipe.data_name!r}")
     if now.weights_sha256 != then.weights_sha256:
         changed.append("the initial weights, and so the model or its initialisation")
     verdict = "still fits" if result.fits else "no longer fits"
     set_description(
         run,
         f"The learning rate in use by {link(baseline)} **{verdict}** "
-        f"{task_words(now.task)}: {result.reason}.",
+        f"{task_words(now.recipe)}: {result.reason}.",
         f"The baseline's range test is {link(then.run_id)}, today's is {link(now.run_id)}.",
         f"Known differences: {hide_passwords('; '.join(changed)) or 'nothing'}.",
     )

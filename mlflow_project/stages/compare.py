@@ -55,12 +55,13 @@ def compare_stage(*, runs: Sequence[str]) -> str:
 
 def _names(handoffs: Sequence[Handoff]) -> list[str]:
     """Return the fields by which the tasks differ; else the name and the id of each run."""
-    tasks = [asdict(handoff.task) for handoff in handoffs]
+    recipes = [handoff.task for handoff in handoffs]
+    tasks = [{} if None in recipes or task is None else asdict(task) for task in recipes]
     differing = [field for field in tasks[0] if any(t[field] != tasks[0][field] for t in tasks)]
     names = [", ".join(f"{field}={shown(task[field])}" for field in differing) for task in tasks]
     if len(set(names)) == len(names):
         return names
-    # Tests of the same task, with different data, code, or options.
+    # Tests of the same task with different data, code, or options; or tests without a task.
     return [
         f"{name or get_run(handoff.run_id).info.run_name} ({handoff.run_id[:6]})"
         for name, handoff in zip(names, handoffs, strict=True)

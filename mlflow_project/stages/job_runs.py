@@ -176,7 +176,8 @@ def _log_test(
     run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path
 ) -> dict[str, Any]:
     plan, curve = test.job.plan, test.curve
-    inputs = publish_inputs(folder, test.job.task, prepared, plan, test.weights)
+    digest, device = prepared.data_digest, str(prepared.device)
+    inputs = publish_inputs(folder, test.job.task, plan, test.weights, digest, device)
     mlflow.set_tags(inputs | publish_reading(folder, test.reading))
     log_curve(run, curve, plan.smoothing)
     log_reading(test.reading)
@@ -188,7 +189,7 @@ def read_test(run: Run) -> RangeTestResult:
     """Return the range test that a child run holds, without its weights."""
     content, published = load_artifact(run, JOB, _load_json), read_handoff(run)
     name, labels = content["job"]["name"], content["job"]["labels"]
-    job = RangeTestJob(name, published.task, published.plan, labels)
+    job = RangeTestJob(name, published.recipe, published.plan, labels)
     return RangeTestResult(job, published.reading, content["result"]["seconds"], published.device)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -47,7 +49,7 @@ from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
 from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestResult
 
-__all__ = ["lrrt_fingerprint", "range_test_stage"]
+__all__ = ["Subject", "lrrt_fingerprint", "measure", "publish_suggestion", "range_test_stage"]
 
 
 def range_test_stage(
@@ -74,8 +76,9 @@ def range_test_stage(
         state = _initial_weights(prepared)
         with staged_files(run) as folder:
             # Published before the test, so that the weights are kept however it ends.
-            mlflow.set_tags(publish_inputs(folder, task, prepared, plan, state))
-            first = plan.read(_measure(run, prepared, state, plan, folder))
+            digest, device = prepared.data_digest, str(prepared.device)
+            mlflow.set_tags(publish_inputs(folder, task, plan, state, digest, device))
+            first = plan.read(measure(run, plan, folder, partial(prepared.range_test, state, plan)))
             others = []
             if jobs:
                 earlier = same_runs(test_fingerprint, "lrrt", "FAILED", "KILLED")
@@ -83,9 +86,9 @@ def range_test_stage(
                 tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
                 others = [_reading(result) for result in tests(jobs)]
             reading = combined_reading([first, *others], consensus)
-            mlflow.set_tags(publish_reading(folder, reading))
-        log_reading(reading)
-        _describe_suggestion(run, task, plan, consensus, reading)
+            train = f"train from them with `lrrt-stage train --lrrt-run-id {run.info.run_id}`"
+            subject = Subject(task_words(task), train, _more_tests(task, plan, reading))
+            publish_suggestion(run, subject, plan, reading, folder)
     return run.info.run_id
 
 
@@ -114,8 +117,11 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
     return prepared.initial_weights(read_weights(run, name, tag))
 
 
-def _measure(
-    run: Run, prepared: PreparedTask, state: weights.State, plan: RangeTestPlan, folder: Path
+def measure(
+    run: Run,
+    plan: RangeTestPlan,
+    folder: Path,
+    run_test: Callable[[Callable[[int, int], None]], LRCurve],
 ) -> LRCurve:
     """Return the curve of the range test; it is kept at once, also where Ctrl-C ends the test."""
 
@@ -125,7 +131,7 @@ def _measure(
 
     try:
         with console.progress("range test") as progress:
-            curve = prepared.range_test(state, plan, progress)
+            curve = run_test(progress)
     except RangeTestInterrupted as interrupt:
         if len(interrupt.curve):
             keep(interrupt.curve)
@@ -141,47 +147,73 @@ def _reading(result: JobResult) -> Reading | NoSuggestion:
     return NoSuggestion(f"{result.job.name} failed: {result.reason}")
 
 
-def _describe_suggestion(
-    run: Run,
-    task: Task,
-    plan: RangeTestPlan,
-    consensus: ConsensusOptions,
-    reading: Reading,
+@dataclass(frozen=True)
+class Subject:
+    """What a range test is of, as its description says it."""
+
+    words: str
+    train: str = "`mlflow_project.load_handoff` loads them"
+    """How to train from the initial weights."""
+    more_tests: str = ""
+    """How to ask for more tests of an uncertain suggestion."""
+
+
+def publish_suggestion(
+    run: Run, subject: Subject, plan: RangeTestPlan, reading: Reading, folder: Path
 ) -> None:
-    """Print and describe the suggestion; raise NoSuggestion if there is none."""
-    rule, asked, final = reading.rule, plan.suggestion.rule, reading.final
-    verdict = final.confidence.verdict
+    """Publish, log, print and describe a reading; raise NoSuggestion if it has no range."""
+    mlflow.set_tags(publish_reading(folder, reading))
+    log_reading(reading)
+    asked, final = plan.suggestion.rule, reading.final
     if final.range is None:
+        verdict = final.confidence.verdict
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {final.reason}", verdict)
+    for note in _notes(subject, asked, reading):
+        console.note(note)
+    curve, rule = reading.curve, reading.rule
+    source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
+    start = f", from the weights of {link(source)}" if source else ""
+    found = _found(reading)
+    set_description(
+        run,
+        f"LR range test of {subject.words}{start}: {len(curve)} iterations ({curve.stop}).",
+        f"Rule `{rule}` suggests learning rates from **{final.range}**"
+        f"{found.removeprefix(str(final.range))}. {RULES[rule].explanation}",
+        f"The initial weights are the artifact `{WEIGHTS}`: {subject.train}.",
+        f"[Runs that start from this one]({followers_page(run)}).",
+    )
+
+
+def _found(reading: Reading) -> str:
+    """Return the suggested range with its confidence, or the consensus of several tests."""
+    final = reading.final
+    if not isinstance(reading.consensus, Consensus):
+        return f"{final.range}: {final.confidence}"
+    falling = final.confidence.verdict is Verdict.STILL_FALLING
+    more = f"; {final.confidence.verdict}" if falling else ""
+    return f"{reading.consensus}; the tests differ in {VARIED[reading.consensus.vary]}{more}"
+
+
+def _notes(subject: Subject, asked: str, reading: Reading) -> Iterator[str]:
+    """Yield what a person who reads the suggestion has to know."""
+    rule, final = reading.rule, reading.final
     if rule != asked:
         reason = reading.suggestions[asked].reason or "too few of the tests have one"
-        console.note(f"rule {asked} has no suggestion: {reason}; rule {rule} is used instead")
+        yield f"rule {asked} has no suggestion: {reason}; rule {rule} is used instead"
     if isinstance(reading.consensus, Consensus):
-        found = f"{reading.consensus}; the tests differ in {VARIED[consensus.vary]}"
-        if verdict is Verdict.STILL_FALLING:
-            found += f"; {verdict}"
-        console.note(f"rule {rule} suggests {found}")
-    else:
-        found = f"{final.range}: {final.confidence}"
-        if not final.confidence.clear:
-            console.note(f"the suggestion is {final.confidence}{_more_tests(task, plan, reading)}")
+        yield f"rule {rule} suggests {_found(reading)}"
+    elif not final.confidence.clear:
+        yield f"the suggestion is {final.confidence}{subject.more_tests}"
+    if reading.lacks_probe:
+        yield (
+            f"rule {rule} had no probe and read the training loss, which is noisier: give "
+            "held-out examples for a surer suggestion"
+        )
     if moved := ramp_movement(reading.curve, rule):
-        console.note(
+        yield (
             f"this ramp is known to move the maximum of rule {rule} by about {moved:.2g} decades, "
             "compared with 100 iterations from 1e-7"
         )
-    source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
-    start = f", from the weights of {link(source)}" if source else ""
-    curve = reading.curve
-    set_description(
-        run,
-        f"LR range test of {task_words(task)}{start}: {len(curve)} iterations ({curve.stop}).",
-        f"Rule `{rule}` suggests learning rates from **{final.range}**"
-        f"{found.removeprefix(str(final.range))}. {RULES[rule].explanation}",
-        f"The initial weights are the artifact `{WEIGHTS}`: train from them with "
-        f"`lrrt-stage train --lrrt-run-id {run.info.run_id}`.",
-        f"[Runs that start from this one]({followers_page(run)}).",
-    )
 
 
 def _more_tests(task: Task, plan: RangeTestPlan, reading: Reading) -> str:

@@ -149,7 +149,7 @@ def _copy_results(
     with staged_files(parent) as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
         figure.savefig(folder / "summary.png")
-    verdict = str(handoff.confidence.verdict)
+    verdict = handoff.reading.verdict
     mlflow.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
     model = registered_model(train_id)
     registered = ""
@@ -159,8 +159,8 @@ def _copy_results(
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     set_description(
         parent,
-        f"Range test {link(handoff.run_id)} of {task_words(handoff.task)} suggests learning rates "
-        f"from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
+        f"Range test {link(handoff.run_id)} of {task_words(handoff.recipe)} suggests learning "
+        f"rates from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
         f"Training {link(train_id)} started from the initial weights of the range test, with "
         f"learning rates from {lr_range}{refined}.",
         f"{validation_words(metrics)}{registered}",

@@ -45,7 +45,7 @@ def open_handoff(
     and what all stages after a range test log.
     """
     handoff = load_handoff(options.lrrt_run_id)
-    task: Task = replace(handoff.task, **changes or {})
+    task: Task = replace(handoff.recipe, **changes or {})
     if not options.allow_mismatch:
         # The fields first, because they cost nothing; then the content of the data.
         handoff.check(task)

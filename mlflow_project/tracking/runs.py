@@ -251,10 +251,8 @@ def log_reading(reading: Reading) -> None:
         scalars["suggestion_decades"] = final.confidence.decades
         log_range("suggested", final.range)
     mlflow.log_metrics(scalars)
-    verdict = str(final.confidence.verdict)
-    mlflow.set_tags(
-        {"lrrt.stop": reading.curve.stop, tags.RULE: reading.rule, tags.VERDICT: verdict}
-    )
+    stop, verdict = reading.curve.stop, reading.verdict
+    mlflow.set_tags({"lrrt.stop": stop, tags.RULE: reading.rule, tags.VERDICT: verdict})
 
 
 def log_dataset(prepared: PreparedTask) -> None:
