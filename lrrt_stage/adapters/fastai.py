@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from lrrt_stage.adapters.arguments import (
     RangeTestArguments,
     check_kind,
     range_test_arguments,
+    warn_not_applied,
 )
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
@@ -64,18 +64,12 @@ def from_fastai(learn: Any) -> RangeTestArguments:
         ``ranger``).
     """
     check_kind(learn, "Learner", ("create_opt", "fit"))
-    ignored = [
+    warn_not_applied(
         type(callback).__name__
         for callback in learn.cbs
         if type(callback).__name__ not in DEFAULT_CALLBACKS
         and any(hasattr(callback, event) for event in STEP_EVENTS)
-    ]
-    if ignored:
-        warnings.warn(
-            f"callbacks are not run in the range test: {', '.join(ignored)}; clip_norm, accumulate "
-            "and precision are options of range_test",
-            stacklevel=2,
-        )
+    )
     with preserved_randomness():
         optimizer = _torch_optimizer(_fastai_optimizer(learn))
     loaders = learn.dls.loaders
