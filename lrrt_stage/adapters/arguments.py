@@ -37,7 +37,8 @@ class RangeTestArguments(TypedDict):
     batches: Iterable[Any]
     batch_loss: BatchLoss
     step: StepOptions
-    """What the trainer of the framework sets. ``range_test(**arguments, clip_norm=1.0)`` changes it."""
+    """As the framework's trainer takes a step. A keyword of ``range_test``, such as
+    ``clip_norm=1.0``, has precedence."""
     probe: Any | None
     """The first batch of the validation data; None if there is none."""
 
