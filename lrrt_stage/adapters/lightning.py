@@ -34,15 +34,25 @@ PACKAGES = ("lightning.pytorch.", "pytorch_lightning.")
 LOGGING_METHODS = ("log", "log_dict", "print")
 PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
 STEP_HOOKS = (
-    *("on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start"),
-    *("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
-    *("backward", "configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad"),
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_backward",
+    "backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+    "optimizer_step",
     "freeze_before_training",
 )
 """Hooks of a module or a callback that can change a step."""
-STEP_CALLBACKS = (
-    *("BackboneFinetuning", "BatchSizeFinder", "GradientAccumulationScheduler", "ModelPruning"),
-)
+STEP_CALLBACKS = {
+    "BackboneFinetuning",
+    "BatchSizeFinder",
+    "GradientAccumulationScheduler",
+    "ModelPruning",
+}
 """Callbacks of Lightning that change a step."""
 
 
@@ -144,8 +154,7 @@ def from_lightning(
     if isinstance(val, several):
         val = next(iter((val if isinstance(val, kind) else kind(val)).flattened), None)
     if isinstance(train, several):
-        # A copy, since iterating it changes it.
-        train = copy.copy(train) if isinstance(train, kind) else kind(train, "max_size_cycle")
+        train = train if isinstance(train, kind) else kind(train, "max_size_cycle")
         step_loss.batches, val = _CombinedLoader(train), None
     else:
         step_loss.batches = _CountedLoader(train)
@@ -197,12 +206,13 @@ class _CombinedLoader(_CountedLoader):
     """A ``CombinedLoader`` of Lightning, which yields a batch and two indices."""
 
     def __iter__(self) -> Iterator[Any]:
-        for batch, index, _ in self.loader:
+        # A copy, since a CombinedLoader keeps its iterator.
+        for batch, index, _ in copy.copy(self.loader):
             self.index = index
             yield batch
 
     def __len__(self) -> int:
-        # A CombinedLoader knows its length only after it is iterated.
+        # A CombinedLoader has a length only while it is iterated.
         loader: Any = self.loader
         return (min if loader._mode == "min_size" else max)(map(len, loader.flattened))
 
@@ -327,12 +337,13 @@ def _step_options(trainer: Any | None) -> tuple[StepOptions, list[str]]:
     if trainer is None:
         return StepOptions(), []
     precision, plugin = trainer.precision, type(trainer.precision_plugin)
+    strategy = type(trainer.strategy).__name__
     by_value = trainer.gradient_clip_algorithm == "value"
-    shown = {
+    not_applied = {
         "gradient_clip_algorithm='value'": by_value and trainer.gradient_clip_val,
         f"precision={precision!r}": precision not in PRECISIONS,
         plugin.__name__: not plugin.__module__.startswith(PACKAGES),
-        type(trainer.strategy).__name__: type(trainer.strategy).__name__ != "SingleDeviceStrategy",
+        strategy: strategy != "SingleDeviceStrategy",
         # 1.0 is all batches, and 1 is one batch.
         "limit_train_batches": repr(trainer.limit_train_batches) != "1.0",
         "overfit_batches": trainer.overfit_batches != 0,
@@ -340,13 +351,13 @@ def _step_options(trainer: Any | None) -> tuple[StepOptions, list[str]]:
     for callback in trainer.callbacks:
         name = type(callback).__name__
         hooks = [hook for hook in STEP_HOOKS if _user_hook([callback], hook)]
-        shown[name] = bool(hooks) or name in STEP_CALLBACKS
+        not_applied[name] = bool(hooks) or name in STEP_CALLBACKS
     step = StepOptions(
         accumulate=trainer.accumulate_grad_batches,
         clip_norm=None if by_value else trainer.gradient_clip_val or None,
         precision=PRECISIONS.get(precision, "fp32"),
     )
-    return step, [name for name, is_shown in shown.items() if is_shown]
+    return step, [name for name, applies in not_applied.items() if applies]
 
 
 def _single_optimizer(name: str, configured: Any, index: int | None) -> Optimizer:
