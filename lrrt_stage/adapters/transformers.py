@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -82,12 +82,16 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
         clip_norm=args.max_grad_norm or None,
         precision=PRECISIONS.get(args.mixed_precision, "fp32"),
     )
+
+    def draw(batches: Iterator[Any], count: int = args.gradient_accumulation_steps) -> Any:
+        return trainer.get_batch_samples(batches, count, args.device)
+
     with preserved_randomness():
         optimizer = trainer.optimizer
         if optimizer is None:
             optimizer = trainer.create_optimizer()
             trainer.optimizer = None
-        batches = _StepLoader(trainer, trainer.get_train_dataloader())
+        batches = _StepLoader(trainer.get_train_dataloader(), draw)
         eval_data, val = trainer.eval_dataset, None
         if eval_data is not None:
             # Of several data sets, by name, the first.
@@ -98,7 +102,7 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
         if torch.is_grad_enabled():
             count, items = batches.count, batches.items
         else:  # of the probe
-            count, items = 1, trainer.get_batch_samples(iter([batch]), 1, args.device)[1]
+            count, items = 1, draw(iter([batch]), 1)[1]
         with trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(
                 trainer.model, trainer._prepare_inputs(batch), num_items_in_batch=items
@@ -132,17 +136,13 @@ class _StepLoader(_AcceleratedLoader):
 
     count, items = 1, None
 
-    def __init__(self, trainer: Any, loader: Any) -> None:
+    def __init__(self, loader: Iterable[Any], draw: Callable[[Iterator[Any]], Any]) -> None:
         super().__init__(loader)
-        self.trainer = trainer
+        self.draw = draw
 
     def __iter__(self) -> Iterator[Any]:
-        args, batches = self.trainer.args, super().__iter__()
-        while True:
-            step, self.items = self.trainer.get_batch_samples(
-                batches, args.gradient_accumulation_steps, args.device
-            )
-            if not step:
-                return
+        batches = super().__iter__()
+        while (drawn := self.draw(batches))[0]:
+            step, self.items = drawn
             self.count = len(step)
             yield from step
