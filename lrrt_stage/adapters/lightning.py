@@ -239,7 +239,10 @@ class _StepLoss:
         for part in self.in_evaluation:
             part.training = False
         with self.attached(training):
-            batch = self._transferred(batch)
+            # These call the hooks of the module or of the datamodule.
+            batch = self.module._on_before_batch_transfer(batch)
+            device = next(self.module.parameters()).device
+            batch = self.module._apply_batch_transfer_handler(batch, device)
             takes = inspect.signature(self.module.training_step).parameters.values()
             only_batch = len(takes) == 1 and all(p.kind != p.VAR_POSITIONAL for p in takes)
             output = self.module.training_step(*([batch] if only_batch else [batch, index]))
@@ -253,18 +256,6 @@ class _StepLoss:
                 "return the loss, or a dict with it as 'loss'"
             )
         return loss
-
-    def _transferred(self, batch: Any) -> Any:
-        """Return a batch after the user's hooks of its transfer to the device."""
-        owners = [self.datamodule, self.module]
-        device = next(self.module.parameters()).device
-        if hook := _user_hook(owners, "on_before_batch_transfer"):
-            batch = hook(batch, 0)
-        if hook := _user_hook(owners, "transfer_batch_to_device"):
-            batch = hook(batch, device, 0)
-        if hook := _user_hook(owners, "on_after_batch_transfer"):
-            batch = hook(batch, 0)
-        return batch
 
     @contextmanager
     def attached(self, training: bool = True) -> Iterator[None]:
