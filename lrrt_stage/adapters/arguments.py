@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lrrt_stage.errors import describe
-from lrrt_stage.measure.step import BatchLoss
+from lrrt_stage.measure.step import BatchLoss, StepOptions
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_sources
 from lrrt_stage.state.randomness import seeded
 
-__all__ = ["AdaptedLoader", "RangeTestArguments", "check_kind", "range_test_arguments"]
+__all__ = [
+    "AdaptedLoader",
+    "RangeTestArguments",
+    "check_kind",
+    "range_test_arguments",
+    "warn_not_applied",
+]
 
 
 class RangeTestArguments(TypedDict):
@@ -28,6 +36,9 @@ class RangeTestArguments(TypedDict):
     loss_fn: None
     batches: Iterable[Any]
     batch_loss: BatchLoss
+    step: StepOptions
+    """As the framework's trainer takes a step. A keyword of ``range_test``, such as
+    ``clip_norm=1.0``, has precedence."""
     probe: Any | None
     """The first batch of the validation data; None if there is none."""
 
@@ -51,6 +62,7 @@ def range_test_arguments(
     batches: Iterable[Any],
     batch_loss: BatchLoss,
     val_batches: Iterable[Any] | None,
+    step: StepOptions | None = None,
 ) -> RangeTestArguments:
     """Return the arguments; drawing the probe changes no random state."""
     probe = None
@@ -63,6 +75,7 @@ def range_test_arguments(
         "loss_fn": None,
         "batches": batches,
         "batch_loss": batch_loss,
+        "step": step or StepOptions(),
         "probe": probe,
     }
 
@@ -74,3 +87,13 @@ def check_kind(given: Any, kind: str, attributes: Iterable[str]) -> None:
         f"{describe(given)} was given, which is no {kind}: pass the {kind} itself, not its class "
         "or model",
     )
+
+
+def warn_not_applied(names: Iterable[str]) -> None:
+    """Warn the caller of the adapter of what has no effect in the range test, if anything."""
+    if listed := ", ".join(names):
+        warnings.warn(
+            f"not applied in the range test: {listed}; of a step, range_test has the options "
+            f"{', '.join(field.name for field in fields(StepOptions))}",
+            stacklevel=3,
+        )

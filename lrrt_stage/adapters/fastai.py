@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +14,7 @@ from lrrt_stage.adapters.arguments import (
     RangeTestArguments,
     check_kind,
     range_test_arguments,
+    warn_not_applied,
 )
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
@@ -37,11 +38,11 @@ DEFAULT_CALLBACKS = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressC
 def from_fastai(learn: Any) -> RangeTestArguments:
     """Return the arguments of a range test for a fastai ``Learner``.
 
-    The optimizer is the one that ``fit`` would use: that of the learner, or one that is made in
-    the same way, with ``opt_func``, ``splitter``, ``wd`` and ``lr``, and dropped afterwards.
-    Parameter groups keep the ratio of their learning rates, which ``learn.lr = slice(low, high)``
-    sets. The optimizers of fastai are not torch optimizers; such an optimizer is wrapped in one
-    that holds a copy of its groups and state.
+    The optimizer is a copy of the one that ``fit`` would use: that of the learner, or one that is
+    made in the same way, with ``opt_func`` and ``splitter``. As by ``fit``, its learning rates are
+    set to ``learn.lr`` and its weight decay to ``learn.wd``: with ``learn.lr = slice(low, high)``,
+    parameter groups get different learning rates, and keep their ratio in the test. The
+    optimizers of fastai are not torch optimizers; such an optimizer is wrapped in one.
 
     Callbacks are not run, and a warning names those that would change a step, such as Mixup.
     Clipping, accumulation and precision are options of ``range_test``.
@@ -64,20 +65,14 @@ def from_fastai(learn: Any) -> RangeTestArguments:
         ``ranger``).
     """
     check_kind(learn, "Learner", ("create_opt", "fit"))
-    ignored = [
+    warn_not_applied(
         type(callback).__name__
         for callback in learn.cbs
         if type(callback).__name__ not in DEFAULT_CALLBACKS
         and any(hasattr(callback, event) for event in STEP_EVENTS)
-    ]
-    if ignored:
-        warnings.warn(
-            f"callbacks are not run in the range test: {', '.join(ignored)}; clip_norm, accumulate "
-            "and precision are options of range_test",
-            stacklevel=2,
-        )
+    )
     with preserved_randomness():
-        optimizer = _torch_optimizer(_fastai_optimizer(learn))
+        optimizer = _torch_optimizer(learn)
     loaders = learn.dls.loaders
     val = _FastaiLoader(loaders[1]) if len(loaders) > 1 and loaders[1] is not None else None
 
@@ -110,40 +105,39 @@ def _plain(values: Any) -> Any:
     return values.as_subclass(Tensor) if isinstance(values, Tensor) else values
 
 
-def _fastai_optimizer(learn: Any) -> Any:
-    """Return the optimizer that ``fit`` would use; the learner does not keep a new one."""
-    if learn.opt is not None:
-        return learn.opt
-    if hasattr(learn.opt_func, "param_groups"):  # made by the user from a torch optimizer
-        return learn.opt_func
-    lr = learn.lr
+def _torch_optimizer(learn: Any) -> Optimizer:
+    """Return a copy of the optimizer that ``fit`` would use, with the options that it would set."""
+    found = learn.opt, learn.lr
     try:
-        learn.create_opt()
-        made: Any = learn.opt
-        if learn.wd is not None:
-            made.set_hypers(wd=learn.wd)
-        made.set_hypers(lr=learn.lr)
+        if learn.opt is None and hasattr(learn.opt_func, "param_groups"):
+            learn.opt = learn.opt_func  # made by the user from a torch optimizer
+        elif learn.opt is None:
+            learn.create_opt()
+        optimizer, lr = copy.copy(learn.opt), learn.lr
     finally:
-        learn.opt, learn.lr = None, lr
-    return made
-
-
-def _torch_optimizer(optimizer: Any) -> Optimizer:
-    inner = getattr(optimizer, "opt", optimizer)
-    if isinstance(inner, Optimizer):  # in an OptimWrapper
-        return inner
-    name = type(optimizer).__name__
+        learn.opt, learn.lr = found
+    name, inner = type(optimizer).__name__, getattr(optimizer, "opt", optimizer)
     require(
-        inner is optimizer,
+        hasattr(optimizer, "hypers"),
+        f"the learner's optimizer is {name}, which is not fastai's: wrap one of torch's, "
+        "opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)",
+    )
+    in_torch = isinstance(inner, Optimizer)  # in an OptimWrapper
+    require(
+        in_torch or inner is optimizer,
         f"{name} keeps weights of its own, which a range test cannot restore: use the optimizer "
         "inside it, such as opt_func=RAdam",
     )
-    require(
-        hasattr(optimizer, "hypers"),
-        f"the learner's optimizer is {name}, which is neither fastai's nor torch's: wrap one of "
-        "torch's, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)",
-    )
-    return _WrappedOptimizer(optimizer)
+    if in_torch:
+        optimizer.opt = object.__new__(type(inner))
+        vars(optimizer.opt).update(vars(inner))
+        optimizer.opt.param_groups = [dict(group) for group in inner.param_groups]
+    else:
+        optimizer.hypers = [dict(hypers) for hypers in inner.hypers]
+    if learn.wd is not None:
+        optimizer.set_hypers(wd=learn.wd)
+    optimizer.set_hypers(lr=lr)
+    return optimizer.opt if in_torch else _WrappedOptimizer(optimizer)
 
 
 class _WrappedOptimizer(Optimizer):
@@ -157,15 +151,10 @@ class _WrappedOptimizer(Optimizer):
         self.state.update({p: dict(state) for p, state in fastai_optimizer.state.items()})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Lend the groups and the state to the fastai optimizer for one step."""
-        inner = self.fastai_optimizer
-        found = inner.state, inner.hypers
-        inner.state = self.state
-        inner.hypers = [
+        """Step with the present groups and state."""
+        self.fastai_optimizer.state = self.state
+        self.fastai_optimizer.hypers = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.param_groups
         ]
-        try:
-            inner.step()
-        finally:
-            inner.state, inner.hypers = found
+        self.fastai_optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
@@ -13,44 +14,68 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from lrrt_stage.adapters.arguments import (
     AdaptedLoader,
     RangeTestArguments,
     check_kind,
     range_test_arguments,
+    warn_not_applied,
 )
 from lrrt_stage.errors import LRRTError
+from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 
-__all__ = ["from_lightning"]
+__all__ = ["from_lightning", "set_lightning_lr"]
 
 PACKAGES = ("lightning.pytorch.", "pytorch_lightning.")
 """The two names under which Lightning is published."""
 LOGGING_METHODS = ("log", "log_dict", "print")
+PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+STEP_HOOKS = (
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_backward",
+    "backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+    "optimizer_step",
+    "freeze_before_training",
+)
+"""Hooks of a module or a callback that can change a step."""
+STEP_CALLBACKS = {
+    "BackboneFinetuning",
+    "BatchSizeFinder",
+    "GradientAccumulationScheduler",
+    "ModelPruning",
+}
+"""Callbacks of Lightning that change a step."""
 
 
 def from_lightning(
     module: Any,
     datamodule: Any | None = None,
     *,
+    trainer: Any | None = None,
     train_dataloaders: Any | None = None,
     val_dataloaders: Any | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | int | None = None,
 ) -> RangeTestArguments:
     """Return the arguments of a range test for a LightningModule and its data.
 
     The hooks that prepare the data, the module and the optimizer are called as ``Trainer.fit``
     calls them: ``prepare_data``, ``setup("fit")``, ``configure_model``, ``configure_optimizers``,
     and those that transfer a batch. The loss is that of ``training_step``, for the probe too, in
-    evaluation mode, since a ``validation_step`` need not return its loss. During these calls a
-    ``Trainer`` that does not run is attached, and ``self.log``, ``self.log_dict`` and
-    ``self.print`` do nothing.
+    evaluation mode, since a ``validation_step`` need not return its loss. As in ``fit``, modules
+    that are in evaluation mode train in it. During these calls a ``Trainer`` that does not run is
+    attached. Its logger, ``self.log``, ``self.log_dict`` and ``self.print`` do nothing.
 
-    Schedulers, callbacks, and the other hooks of a Trainer are not run. Precision, clipping and
-    accumulation are options of ``range_test``.
+    Schedulers, callbacks, and the other hooks of a Trainer are not run. A warning names those that
+    can change a step, and the arguments of ``trainer`` that have no effect.
 
     Parameters
     ----------
@@ -58,15 +83,21 @@ def from_lightning(
         A LightningModule with automatic optimization, of ``lightning`` or ``pytorch_lightning``.
     datamodule, train_dataloaders, val_dataloaders
         As in ``Trainer.fit``: loaders that are given have precedence over those of the
-        datamodule, and these over those of the module. The first of several validation loaders is
-        used.
+        datamodule, and these over those of the module. A training loader may take the place of
+        the datamodule. Several training loaders, in a list, a dict, or a ``CombinedLoader``, are
+        combined as in ``fit``. The first of several validation loaders is used.
+    trainer
+        The Trainer to train with. It is not run; ``gradient_clip_val``,
+        ``accumulate_grad_batches`` and ``precision`` become the ``step`` of the range test.
     optimizer
-        Used instead of the result of ``configure_optimizers``, which is then not called.
+        Used instead of the result of ``configure_optimizers``, which is then not called; or the
+        index of the optimizer in this result.
 
     Returns
     -------
     RangeTestArguments
-        The ``probe`` is the first validation batch.
+        The ``probe`` is the first validation batch. There is none with several training loaders,
+        since ``training_step`` then takes batches of another form.
 
     Raises
     ------
@@ -86,30 +117,78 @@ def from_lightning(
         "dataloader_iter" not in inspect.signature(module.training_step).parameters,
         f"{name}.training_step takes dataloader_iter: pass range_test batches and batch_loss",
     )
+    if trainer is not None:
+        check_kind(trainer, "Trainer", ("fit", "strategy"))
+    if datamodule is not None and not hasattr(datamodule, "prepare_data"):
+        train_dataloaders, datamodule = datamodule, None
     owners = [owner for owner in (datamodule, module) if owner is not None]
-    step_loss = _StepLoss(module, datamodule, train_dataloaders, val_dataloaders)
+    not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
+    step, of_trainer = _step_options(trainer)
+    warn_not_applied(not_applied + of_trainer)
+    package = _package(module)
+    step_loss = _StepLoss(
+        module, datamodule, _silent_trainer(package, trainer), train_dataloaders, val_dataloaders
+    )
     with preserved_randomness(), step_loss.attached():
         for owner in owners:
             owner.prepare_data()
         for owner in owners:
             owner.setup("fit")
         module.configure_model()
-        if optimizer is None:
-            optimizer = _single_optimizer(name, module.configure_optimizers())
+        if not isinstance(optimizer, Optimizer):
+            optimizer = _single_optimizer(name, module.configure_optimizers(), optimizer)
         step_loss.trainer.strategy.optimizers = [optimizer]
         train, val = train_dataloaders, val_dataloaders
         if train is None and (hook := _user_hook(owners, "train_dataloader")):
             train = hook()
         if val is None and (hook := _user_hook(owners, "val_dataloader")):
             val = hook()
-    if train is None or _loaders_in(train):
+        step_loss.in_evaluation = [part for part in module.modules() if not part.training]
+    if train is None:
         raise LRRTError(
-            f"{name} has {'no' if train is None else 'several'} training loaders: pass a "
-            "datamodule with train_dataloader, or one loader as train_dataloaders"
+            f"{name} has no training loaders: pass a datamodule with train_dataloader, or a loader "
+            "as train_dataloaders"
         )
-    val = next(iter(_loaders_in(val)), val)
-    step_loss.batches = _CountedLoader(train)
-    return range_test_arguments(module, optimizer, step_loss.batches, step_loss, val)
+    kind = package.utilities.CombinedLoader
+    several = (kind, dict, list, tuple)
+    if isinstance(val, several):
+        val = next(iter((val if isinstance(val, kind) else kind(val)).flattened), None)
+    if isinstance(train, several):
+        train = train if isinstance(train, kind) else kind(train, "max_size_cycle")
+        step_loss.batches, val = _CombinedLoader(train), None
+    else:
+        step_loss.batches = _CountedLoader(train)
+    return range_test_arguments(module, optimizer, step_loss.batches, step_loss, val, step)
+
+
+def set_lightning_lr(module: Any, lr: float) -> None:
+    """Set the learning rate of a LightningModule, also where loggers read it.
+
+    Every ``lr`` and ``learning_rate`` is set: the attribute, the entry of ``hparams``, and that of
+    ``hparams_initial``, which ``Trainer.fit`` logs. Without the last one, an experiment shows the
+    learning rate that the module was made with.
+
+    Parameters
+    ----------
+    module
+        A LightningModule whose ``configure_optimizers`` reads one of them.
+    lr
+        The learning rate, such as ``suggest(curve).max``.
+
+    Raises
+    ------
+    LRRTError
+        If the module has neither.
+    """
+    stores = vars(module), module.hparams, getattr(module, "_hparams_initial", {})
+    found = [(s, key) for s in stores for key in ("lr", "learning_rate") if key in s]
+    require(
+        bool(found),
+        f"{type(module).__name__} has neither lr nor learning_rate, as an attribute or in hparams: "
+        "give it one that configure_optimizers reads",
+    )
+    for store, key in found:
+        store[key] = lr
 
 
 class _CountedLoader(AdaptedLoader):
@@ -123,14 +202,32 @@ class _CountedLoader(AdaptedLoader):
             yield batch
 
 
+class _CombinedLoader(_CountedLoader):
+    """A ``CombinedLoader`` of Lightning, which yields a batch and two indices."""
+
+    def __iter__(self) -> Iterator[Any]:
+        # A copy, since a CombinedLoader keeps its iterator.
+        for batch, index, _ in copy.copy(self.loader):
+            self.index = index
+            yield batch
+
+    def __len__(self) -> int:
+        # A CombinedLoader has a length only while it is iterated.
+        loader: Any = self.loader
+        return (min if loader._mode == "min_size" else max)(map(len, loader.flattened))
+
+
 class _StepLoss:
     """``training_step`` as a function from a batch to its loss."""
 
     batches: _CountedLoader
+    in_evaluation: list[Any]
+    """Modules that are in evaluation mode in training, too."""
 
-    def __init__(self, module: Any, datamodule: Any | None, train: Any, val: Any) -> None:
-        self.module, self.datamodule = module, datamodule
-        self.trainer = _silent_trainer(module)
+    def __init__(
+        self, module: Any, datamodule: Any | None, trainer: Any, train: Any, val: Any
+    ) -> None:
+        self.module, self.datamodule, self.trainer = module, datamodule, trainer
         with self.attached():
             # For `estimated_stepping_batches`, which many schedulers are made with.
             self.trainer.strategy.connect(module)
@@ -139,8 +236,13 @@ class _StepLoss:
     def __call__(self, batch: Any) -> Tensor:
         training = torch.is_grad_enabled()  # not for the probe
         index = self.batches.index if training else 0
+        for part in self.in_evaluation:
+            part.training = False
         with self.attached(training):
-            batch = self._transferred(batch)
+            # These call the hooks of the module or of the datamodule.
+            batch = self.module._on_before_batch_transfer(batch)
+            device = next(self.module.parameters()).device
+            batch = self.module._apply_batch_transfer_handler(batch, device)
             takes = inspect.signature(self.module.training_step).parameters.values()
             only_batch = len(takes) == 1 and all(p.kind != p.VAR_POSITIONAL for p in takes)
             output = self.module.training_step(*([batch] if only_batch else [batch, index]))
@@ -154,18 +256,6 @@ class _StepLoss:
                 "return the loss, or a dict with it as 'loss'"
             )
         return loss
-
-    def _transferred(self, batch: Any) -> Any:
-        """Return a batch after the user's hooks of its transfer to the device."""
-        owners = [self.datamodule, self.module]
-        device = next(self.module.parameters()).device
-        if hook := _user_hook(owners, "on_before_batch_transfer"):
-            batch = hook(batch, 0)
-        if hook := _user_hook(owners, "transfer_batch_to_device"):
-            batch = hook(batch, device, 0)
-        if hook := _user_hook(owners, "on_after_batch_transfer"):
-            batch = hook(batch, 0)
-        return batch
 
     @contextmanager
     def attached(self, training: bool = True) -> Iterator[None]:
@@ -199,16 +289,21 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Replace the methods that log."""
 
 
-def _silent_trainer(module: Any) -> Any:
-    """Return a Trainer that writes nothing, of the package that the module comes from."""
+def _package(module: Any) -> Any:
+    """Return the package, of the two of Lightning, that the module comes from."""
     bases = [base.__module__ for base in type(module).__mro__]
     roots = [name for name in PACKAGES if any(base.startswith(name) for base in bases)]
     require(
         bool(roots),
         f"{type(module).__name__} is no LightningModule: derive it from lightning.LightningModule",
     )
-    (root, *_) = roots
-    package = importlib.import_module(root.rstrip("."))
+    return importlib.import_module(roots[0].rstrip("."))
+
+
+def _silent_trainer(package: Any, trainer: Any | None) -> Any:
+    """Return a Trainer that writes nothing, and counts steps and epochs as ``trainer`` does."""
+    counted = ("max_epochs", "max_steps", "accumulate_grad_batches")
+    options = {"max_epochs": 1} if trainer is None else {n: getattr(trainer, n) for n in counted}
     # The two packages share one logger, of the name of the one that was imported last.
     level = logging.root.manager.disable
     with warnings.catch_warnings():
@@ -216,30 +311,61 @@ def _silent_trainer(module: Any) -> Any:
         logging.disable(logging.WARNING)
         try:
             return package.Trainer(
-                max_epochs=1,
                 devices=1,
-                logger=False,
+                logger=package.loggers.logger.DummyLogger(),
+                log_every_n_steps=1,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
+                **options,
             )
         finally:
             logging.disable(level)
 
 
-def _single_optimizer(name: str, configured: Any) -> Optimizer:
-    """Return the optimizer from the result of ``configure_optimizers``, as without a scheduler."""
+def _step_options(trainer: Any | None) -> tuple[StepOptions, list[str]]:
+    """Return how a Trainer takes a step, and the names of what has no effect in a range test."""
+    if trainer is None:
+        return StepOptions(), []
+    precision, plugin = trainer.precision, type(trainer.precision_plugin)
+    strategy = type(trainer.strategy).__name__
+    by_value = trainer.gradient_clip_algorithm == "value"
+    not_applied = {
+        "gradient_clip_algorithm='value'": by_value and trainer.gradient_clip_val,
+        f"precision={precision!r}": precision not in PRECISIONS,
+        plugin.__name__: not plugin.__module__.startswith(PACKAGES),
+        strategy: strategy != "SingleDeviceStrategy",
+        # 1.0 is all batches, and 1 is one batch.
+        "limit_train_batches": repr(trainer.limit_train_batches) != "1.0",
+        "overfit_batches": trainer.overfit_batches != 0,
+    }
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        hooks = [hook for hook in STEP_HOOKS if _user_hook([callback], hook)]
+        not_applied[name] = bool(hooks) or name in STEP_CALLBACKS
+    step = StepOptions(
+        accumulate=trainer.accumulate_grad_batches,
+        clip_norm=None if by_value else trainer.gradient_clip_val or None,
+        precision=PRECISIONS.get(precision, "fp32"),
+    )
+    return step, [name for name, applies in not_applied.items() if applies]
+
+
+def _single_optimizer(name: str, configured: Any, index: int | None) -> Optimizer:
+    """Return an optimizer from the result of ``configure_optimizers``, as without a scheduler."""
     found = configured
     if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[0], (list, tuple)):
         found = found[0]  # ([optimizer], [scheduler])
     found = list(found) if isinstance(found, (list, tuple)) else [found]
     found = [entry["optimizer"] if isinstance(entry, dict) else entry for entry in found]
     found = [getattr(entry, "optimizer", entry) for entry in found]  # inside a LightningOptimizer
+    kinds = ", ".join(type(entry).__name__ for entry in found) or "nothing"
+    if index is not None:
+        found = found[index : index + 1]
     if len(found) != 1 or not isinstance(found[0], Optimizer):
-        kinds = ", ".join(type(entry).__name__ for entry in found) or "nothing"
         raise LRRTError(
             f"{name}.configure_optimizers returned {kinds}, but a range test needs one optimizer: "
-            "pass one as from_lightning(..., optimizer=...)"
+            "pass one, or its index from 0, as from_lightning(..., optimizer=...)"
         )
     for group in found[0].param_groups:
         # A scheduler has set its own first learning rate, which in a warm-up is zero.
@@ -254,11 +380,3 @@ def _user_hook(owners: list[Any], name: str) -> Callable[..., Any] | None:
         if hook is not None and not hook.__module__.startswith(PACKAGES):
             return hook
     return None
-
-
-def _loaders_in(loaders: Any) -> list[Any]:
-    """Return the DataLoaders in a list, tuple or dict; none if ``loaders`` is something else."""
-    if isinstance(loaders, dict):
-        loaders = list(loaders.values())
-    several = isinstance(loaders, (list, tuple))
-    return [loader for loader in loaders if isinstance(loader, DataLoader)] if several else []

@@ -134,8 +134,22 @@ def test_an_optimizer_in_use_keeps_state_and_rates():
     assert first == second
 
 
-def test_groups_keep_the_ratio_that_the_learners_slice_sets():
-    learn = make(lr=slice(1e-4, 1e-2))
+READY = {
+    # fastai cannot make torch's optimizers with a slice.
+    "as made": lambda learn: learn.opt_func is optimizers.Adam or learn.create_opt(),
+    "frozen": lambda learn: learn.freeze(),
+    "unfrozen": lambda learn: (learn.freeze(), learn.unfreeze()),
+    "trained at equal rates": train,
+}
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "torch's AdamW"])
+@pytest.mark.parametrize("lr", [slice(1e-4, 1e-2), slice(1e-2), 1e-2])
+@pytest.mark.parametrize("ready", READY)
+def test_groups_have_the_ratio_and_the_decay_that_fit_sets(ready, lr, optimizer):
+    learn = make(optimizer, examples=128)
+    READY[ready](learn)
+    learn.lr, learn.wd = lr, 0.03
     arguments = from_fastai(learn)
     rates = []
     groups = arguments["optimizer"].param_groups
@@ -143,8 +157,11 @@ def test_groups_keep_the_ratio_that_the_learners_slice_sets():
         **arguments, iterations=10, lr_end=1.0,
         progress=lambda *_: rates.append([group["lr"] for group in groups]),
     )  # fmt: skip
-    assert rates[-1] == pytest.approx([0.01, 1.0])
-    assert [group["wd"] for group in groups] == [0.01, 0.01]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert rates[-1] == pytest.approx([hypers["lr"] / 1e-2 for hypers in learn.opt.hypers])
+    decay = "wd" if optimizer == "Adam" else "weight_decay"
+    assert [group[decay] for group in groups] == [0.03, 0.03]
 
 
 def test_norms_and_biases_are_exempt_from_decay_as_in_fit():
@@ -195,12 +212,13 @@ def test_callbacks_that_change_a_step_are_named():
 
 def test_a_ready_optimizer_of_torch_is_used_and_kept():
     learn = make()
-    ready = torch.optim.SGD(learn.model.parameters(), lr=0.1)
+    ready = torch.optim.SGD(learn.model.parameters(), lr=0.1, momentum=0.9)
     learn.opt_func = optimizers.OptimWrapper(opt=ready)
     arguments = from_fastai(learn)
-    assert arguments["optimizer"] is ready
+    assert type(arguments["optimizer"]) is torch.optim.SGD
     range_test(**arguments, iterations=10)
     assert ready.param_groups[0]["lr"] == 0.1
+    assert not ready.state
 
 
 def with_optimizer():

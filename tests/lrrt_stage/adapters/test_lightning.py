@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import LRRTError, digest, range_test, seeded, suggest
-from lrrt_stage.adapters import from_lightning
+from lrrt_stage.adapters import from_lightning, set_lightning_lr
+from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.state.weights import state_of
 
 with warnings.catch_warnings():
@@ -97,24 +98,35 @@ def variant(**methods):
 
 
 def trainer(folder, **options):
-    return lightning.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lightning.Trainer(
+            default_root_dir=folder, accelerator="cpu", devices=1, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+            **{"max_epochs": 1, "logger": False} | options,
+        )  # fmt: skip
 
 
 def fit(module, data, folder, **options):
+    fit_with(trainer(folder, **options), module, data)
+
+
+def fit_with(trainer, module, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(folder, **options).fit(module, data)
+        trainer.fit(module, data)
+
+
+def ordered(examples=1400):
+    """A loader with the same order at every call, wherever the global random states are."""
+    data = TensorDataset(*DATA[:examples])
+    return DataLoader(data, 64, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_first_loss_is_that_of_lightnings_own_training(pair, tmp_path):
     class Ordered(Digits):
-        """The same order at every call, wherever the global random states are."""
-
         def train_dataloader(self):
-            return DataLoader(DATA, 64, shuffle=True, generator=torch.Generator().manual_seed(0))
+            return ordered(len(DATA))
 
     module, data = pair[0], Ordered()
     module.net[3].p = 0.0
@@ -125,6 +137,151 @@ def test_the_first_loss_is_that_of_lightnings_own_training(pair, tmp_path):
     fit(module, data, tmp_path, limit_train_batches=2, num_sanity_val_steps=0)
     assert LOSSES[0] == curve.loss[0]
     assert len(LOSSES) == 2
+
+
+SETTINGS = {
+    "nothing": {},
+    "clipping": {"gradient_clip_val": 0.05},
+    "its algorithm": {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "norm"},
+    "no clipping": {"gradient_clip_val": 0},
+    "accumulation": {"accumulate_grad_batches": 3},
+    "precision": {"precision": "bf16-mixed"},
+}
+
+
+def losses_of_both(module, make_data, folder, **options):
+    """Losses of the test, at the learning rate of the training, and those of the training."""
+    with_trainer, ramp = trainer(folder, **options), {"lr_start": 0.1, "lr_end": 0.100001}
+    range_test(**from_lightning(module, make_data(), trainer=with_trainer), iterations=10, **ramp)
+    tested = LOSSES[:9]  # of three steps, with accumulation
+    LOSSES.clear()
+    fit_with(with_trainer, module, make_data())
+    return tested, LOSSES[: len(tested)]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_steps_are_those_of_the_trainer(setting, pair, tmp_path):
+    pair[0].net[3].p = 0.0
+    tested, trained = losses_of_both(pair[0], ordered, tmp_path, **SETTINGS[setting])
+    assert len(tested) == 9
+    assert tested == pytest.approx(trained, rel=1e-4)
+
+
+def test_a_keyword_has_precedence_over_the_trainer(pair, tmp_path):
+    options = {"gradient_clip_val": 0.5, "precision": "16-mixed", "accumulate_grad_batches": 2}
+    arguments = from_lightning(*pair, trainer=trainer(tmp_path, **options))
+    assert arguments["step"].clip_norm == 0.5
+    assert arguments["step"].accumulate == 2
+    range_test(**arguments, iterations=10, accumulate=1)
+    assert len(LOSSES) == 10
+    assert from_lightning(*pair)["step"] == StepOptions()
+
+
+def test_modules_in_evaluation_mode_stay_in_it_as_in_fit(pair, tmp_path):
+    module = pair[0]
+    module.net[1].eval()
+    module.net[3].eval()
+    tested, trained = losses_of_both(module, ordered, tmp_path)
+    assert tested == pytest.approx(trained, rel=1e-4)
+    assert [part.training for part in module.net] == [True, False, True, False, True]
+
+
+def several(self, batch, batch_idx):
+    parts = batch.values() if isinstance(batch, dict) else batch
+    loss = sum(cross_entropy(self.net(x), y) for x, y in parts)
+    LOSSES.append(loss.item())
+    INDICES.append(batch_idx)
+    return loss
+
+
+COMBINED = {
+    "list": lambda: [ordered(), ordered(300)],
+    "one in a list": lambda: [ordered()],
+    "dict": lambda: {"a": ordered(200), "b": ordered(300)},
+    "shortest": lambda: lightning.utilities.CombinedLoader([ordered(), ordered(200)], "min_size"),
+}
+
+
+@pytest.mark.parametrize("form", COMBINED)
+def test_several_training_loaders_are_combined_as_in_fit(form, tmp_path):
+    with seeded(0):
+        module = variant(training_step=several)
+    module.net[3].p = 0.0
+    tested, trained = losses_of_both(module, COMBINED[form], tmp_path, max_epochs=4)
+    assert tested == pytest.approx(trained, rel=1e-4)
+    given = COMBINED[form]()
+    arguments = from_lightning(module, given, val_dataloaders=ordered())
+    assert len(arguments["batches"]) == {"dict": 5, "shortest": 4}.get(form, 22)
+    assert arguments["probe"] is None
+    assert getattr(given, "_iterator", None) is None
+
+
+class Keeping(lightning.Callback):
+    def on_after_backward(self, trainer, module):
+        """Have a hook."""
+
+
+class Harmless(lightning.Callback):
+    def on_train_end(self, trainer, module):
+        """Have a hook."""
+
+
+def test_what_has_no_effect_is_named_in_one_warning(pair, tmp_path):
+    callbacks = [
+        Keeping(), Harmless(), lightning.callbacks.EarlyStopping("loss"),
+        lightning.callbacks.GradientAccumulationScheduler({4: 2}),
+    ]  # fmt: skip
+    module = variant(on_train_start=lambda self: None)
+    unusual = trainer(
+        tmp_path, callbacks=callbacks, precision="64-true", limit_train_batches=1, strategy="ddp",
+        gradient_clip_val=0.1, gradient_clip_algorithm="value",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="not applied") as caught:
+        arguments = from_lightning(module, pair[1], trainer=unusual)
+    assert arguments["step"] == StepOptions()
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert (
+        "not applied in the range test: Variant.on_train_start, gradient_clip_algorithm='value', "
+        "precision='64-true', DDPStrategy, limit_train_batches, Keeping, "
+        "GradientAccumulationScheduler;" in str(warning.message)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        from_lightning(*pair, trainer=trainer(tmp_path, max_steps=50))
+
+
+def test_loggers_may_be_called_and_write_nothing(pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def training_step(self, batch, batch_idx):
+        loss = cross_entropy(self.net(batch[0]), batch[1])
+        self.logger.experiment.add_scalar("loss", loss, self.global_step)
+        self.logger.log_image("images", [batch[0]])
+        self.logger.log_metrics({"loss": loss})
+        self.loggers[0].experiment.log({"loss": loss})
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    curve = range_test(**from_lightning(variant(training_step=training_step), pair[1]))
+    assert len(curve) > 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_learning_rate_is_set_where_loggers_read_it(pair, tmp_path):
+    class Saved(Classifier):
+        def __init__(self, learning_rate=0.1, width=3):
+            super().__init__()
+            self.save_hyperparameters()
+            self.lr = learning_rate
+
+    module, logger = Saved(), lightning.loggers.CSVLogger(tmp_path)
+    set_lightning_lr(module, 0.25)
+    fit(module, pair[1], tmp_path, logger=logger, max_steps=1, log_every_n_steps=1)
+    assert dict(logger.experiment.hparams) == {"learning_rate": 0.25, "width": 3}
+    assert module.lr == module.hparams.learning_rate == 0.25
+    with pytest.raises(LRRTError, match="Classifier has neither lr nor learning_rate"):
+        set_lightning_lr(Classifier(), 0.25)
 
 
 def test_training_afterwards_is_bit_equal_to_training_without(tmp_path):
@@ -326,9 +483,13 @@ WRONG = {
         "returned NoneType",
     ),
     "no data": (lambda data: from_lightning(Classifier()), "no training loaders"),
-    "several loaders": (
-        lambda data: from_lightning(Classifier(), train_dataloaders=[DataLoader(DATA)] * 2),
-        "several training loaders",
+    "no such optimizer": (
+        lambda data: from_lightning(variant(configure_optimizers=two), data, optimizer=2),
+        "returned SGD, SGD",
+    ),
+    "another trainer": (
+        lambda data: from_lightning(Classifier(), data, trainer=Digits()),
+        "Digits was given, which is no Trainer",
     ),
     "a step without loss": (
         lambda data: range_test(
@@ -353,8 +514,10 @@ def test_what_cannot_be_tested_is_refused_in_one_line(what, pair):
     assert "\n" not in str(caught.value)
 
 
-def test_several_optimizers_are_helped_by_giving_one(pair):
-    module = variant(configure_optimizers=two)
+def test_several_optimizers_are_helped_by_giving_one_or_its_index(pair):
+    module = variant(configure_optimizers=lambda self: [sgd(self), sgd(self, momentum=0.5)])
+    second = from_lightning(module, pair[1], optimizer=1)["optimizer"]
+    assert second.param_groups[0]["momentum"] == 0.5
     arguments = from_lightning(module, pair[1], optimizer=sgd(module))
     assert len(range_test(**arguments, iterations=10)) == 10
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lrrt_stage import LRRTError, digest, range_test, seeded, suggest
 from lrrt_stage.adapters import from_transformers
+from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.state.weights import state_of
 
 with warnings.catch_warnings():
@@ -48,32 +49,107 @@ class Losses(transformers.TrainerCallback):
 @pytest.fixture
 def make(tmp_path):
     def make(model=None, evaluated=True, kind=transformers.Trainer, more=None, **options):
-        arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path), per_device_train_batch_size=32, num_train_epochs=1,
-            per_device_eval_batch_size=64, report_to=[], disable_tqdm=True, save_strategy="no",
-            logging_steps=1, use_cpu=True, learning_rate=3e-3, **options,
-        )  # fmt: skip
-        model = model or vit()
         eval_dataset = ROWS[1400:] if evaluated else None
         more = {"train_dataset": ROWS[:1400], "eval_dataset": eval_dataset} | (more or {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return kind(model, arguments, **more)
+            arguments = transformers.TrainingArguments(
+                output_dir=str(tmp_path), num_train_epochs=1, per_device_eval_batch_size=64,
+                report_to=[], disable_tqdm=True, save_strategy="no", logging_steps=1, use_cpu=True,
+                **{"per_device_train_batch_size": 32, "learning_rate": 3e-3} | options,
+            )  # fmt: skip
+            return kind(model or vit(), arguments, **more)
 
     return make
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_first_loss_is_that_of_the_trainers_own_training(make, smoothing):
-    trainer = make(label_smoothing_factor=smoothing, max_steps=2)
-    # Its optimizer's learning rate, in the test's first steps.
-    curve = range_test(
-        **from_transformers(trainer), iterations=10, lr_start=3e-3, lr_end=3.01e-3, clip_norm=1.0
-    )
+SENTENCES = [
+    {"input_ids": torch.arange(9) % 7, "labels": torch.tensor([-100] * hidden + [3] * (9 - hidden))}
+    for hidden in (0, 8, 3, 7, 1, 8, 6, 2, 4, 8, 0, 5)
+]
+
+
+def sum_over_labels(outputs, labels, num_items_in_batch=None):
+    logits, targets = outputs.logits.flatten(0, -2), labels.flatten()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
+
+
+def mean_over_labels(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def language_model():
+    config = transformers.GPT2Config(
+        vocab_size=16, n_embd=16, n_layer=1, n_head=2, n_positions=16,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    with seeded(0):
+        return transformers.GPT2LMHeadModel(config)
+
+
+def language(make, **options):
+    data = {"train_dataset": SENTENCES, "eval_dataset": SENTENCES}
+    return make(language_model(), per_device_train_batch_size=2, more=data, **options)
+
+
+TRAINERS = {
+    "plain": lambda make: make(max_steps=3),
+    "smoothed labels": lambda make: make(label_smoothing_factor=0.2, max_steps=3),
+    "accumulation": lambda make: make(gradient_accumulation_steps=3, max_steps=3),
+    "a share of all labels": lambda make: language(make, gradient_accumulation_steps=2),
+    "of smoothed ones": lambda make: language(
+        make, gradient_accumulation_steps=2, label_smoothing_factor=0.2
+    ),
+    "a function that divides": lambda make: make(
+        gradient_accumulation_steps=2, max_steps=3, more={"compute_loss_func": sum_over_labels}
+    ),
+    "a function that does not": lambda make: make(
+        gradient_accumulation_steps=2, max_steps=3, more={"compute_loss_func": mean_over_labels}
+    ),
+    "weak clipping": lambda make: make(max_grad_norm=0.1, optim="sgd", max_steps=3),
+    "no clipping": lambda make: make(max_grad_norm=0.0, optim="sgd", max_steps=3),
+    "bf16": lambda make: make(bf16=True, max_steps=3),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_losses_are_those_of_the_trainers_own_training(make, kind):
+    trainer = TRAINERS[kind](make)
+    trainer.args.lr_scheduler_type, trainer.args.learning_rate = "constant", 0.05
+    # Its learning rate, in the test's first steps.
+    curve = range_test(**from_transformers(trainer), iterations=10, lr_start=0.05, lr_end=0.050001)
     losses = Losses()
     trainer.add_callback(losses)
     trainer.train()
-    assert losses.kept[:2] == pytest.approx(curve.loss[:2].tolist(), rel=1e-4)
+    assert losses.kept[:3] == pytest.approx(curve.loss[:3].tolist(), rel=1e-3)
+
+
+def test_a_keyword_has_precedence_over_the_trainers_arguments(make):
+    arguments = from_transformers(make(gradient_accumulation_steps=2, fp16=True, max_grad_norm=0.3))
+    assert arguments["step"] == StepOptions(accumulate=2, clip_norm=0.3, precision="fp16")
+    plain = range_test(**from_transformers(make(max_grad_norm=0)), iterations=12)
+    changed = range_test(
+        **from_transformers(make(max_grad_norm=0.01)), iterations=12, clip_norm=None
+    )
+    assert changed == plain
+
+
+class OwnStep(transformers.Trainer):
+    def training_step(self, *args, **kwargs):
+        return super().training_step(*args, **kwargs)
+
+
+def test_what_has_no_effect_is_named_in_one_warning(make):
+    trainer = make(kind=OwnStep, gradient_checkpointing=True, neftune_noise_alpha=5.0)
+    with pytest.warns(UserWarning, match="not applied") as caught:
+        from_transformers(trainer)
+    (warning,) = caught
+    assert warning.filename == __file__
+    names = "neftune_noise_alpha, gradient_checkpointing, OwnStep.training_step;"
+    assert f"not applied in the range test: {names}" in str(warning.message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        from_transformers(make(label_smoothing_factor=0.1))
 
 
 def test_the_loss_of_a_subclass_or_a_function_is_used(make):
@@ -81,8 +157,8 @@ def test_the_loss_of_a_subclass_or_a_function_is_used(make):
         def compute_loss(self, *args, **kwargs):
             return 2 * super().compute_loss(*args, **kwargs)
 
-    def tripled(outputs, labels, num_items_in_batch=None):
-        return 3 * torch.nn.functional.cross_entropy(outputs.logits, labels)
+    def tripled(*args, **kwargs):
+        return 3 * mean_over_labels(*args, **kwargs)
 
     plain = range_test(**from_transformers(make()), iterations=10).loss[0]
     doubled = range_test(**from_transformers(make(kind=Doubled)), iterations=10).loss[0]
@@ -144,7 +220,7 @@ def test_the_optimizer_is_made_as_the_trainer_makes_it(make):
 
 def test_the_curve_has_a_suggestion_that_trains(make):
     trainer = make()
-    lr_range = suggest(range_test(**from_transformers(trainer), iterations=100, clip_norm=1.0))
+    lr_range = suggest(range_test(**from_transformers(trainer), iterations=100))
     trainer.args.learning_rate, trainer.args.num_train_epochs = lr_range.max, 2
     losses = Losses()
     trainer.add_callback(losses)
