@@ -1,1 +1,1 @@
-"""Trainings of one's own as setups: ``lrrt-stage main --setup examples.setups.regression:setup``."""
+"""Trainings as setups: ``lrrt-stage main --setup examples.setups.regression:setup``."""

@@ -88,7 +88,8 @@ def from_lightning(
         combined as in ``fit``. The first of several validation loaders is used.
     trainer
         The Trainer to train with. It is not run; ``gradient_clip_val``,
-        ``accumulate_grad_batches`` and ``precision`` become the ``step`` of the range test.
+        ``accumulate_grad_batches`` and ``precision`` become the ``step`` of the range test. A
+        callback of the Trainer that runs gets its loaders and its optimizer.
     optimizer
         Used instead of the result of ``configure_optimizers``, which is then not called; or the
         index of the optimizer in this result.
@@ -123,18 +124,25 @@ def from_lightning(
         train_dataloaders, datamodule = datamodule, None
     owners = [owner for owner in (datamodule, module) if owner is not None]
     not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
-    step, of_trainer = _step_options(trainer)
+    inside_fit = trainer is not None and getattr(module, "_trainer", None) is trainer
+    step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
     package = _package(module)
+    if inside_fit:
+        trainer.fit_loop.setup_data()
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
+        optimizer = optimizer or _single_optimizer(name, trainer.optimizers, None)
     step_loss = _StepLoss(
         module, datamodule, _silent_trainer(package, trainer), train_dataloaders, val_dataloaders
     )
     with preserved_randomness(), step_loss.attached():
-        for owner in owners:
-            owner.prepare_data()
-        for owner in owners:
-            owner.setup("fit")
-        module.configure_model()
+        if not inside_fit:  # which has called these
+            for owner in owners:
+                owner.prepare_data()
+            for owner in owners:
+                owner.setup("fit")
+            module.configure_model()
         if not isinstance(optimizer, Optimizer):
             optimizer = _single_optimizer(name, module.configure_optimizers(), optimizer)
         step_loss.trainer.strategy.optimizers = [optimizer]
@@ -323,7 +331,7 @@ def _silent_trainer(package: Any, trainer: Any | None) -> Any:
             logging.disable(level)
 
 
-def _step_options(trainer: Any | None) -> tuple[StepOptions, list[str]]:
+def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, list[str]]:
     """Return how a Trainer takes a step, and the names of what has no effect in a range test."""
     if trainer is None:
         return StepOptions(), []
@@ -339,9 +347,11 @@ def _step_options(trainer: Any | None) -> tuple[StepOptions, list[str]]:
         "limit_train_batches": repr(trainer.limit_train_batches) != "1.0",
         "overfit_batches": trainer.overfit_batches != 0,
     }
+    # Those of the start of a fit have been called, if this is called by a callback.
+    hooks_to_come = [hook for hook in STEP_HOOKS if not inside_fit or hook != "on_fit_start"]
     for callback in trainer.callbacks:
         name = type(callback).__name__
-        hooks = [hook for hook in STEP_HOOKS if _user_hook([callback], hook)]
+        hooks = [hook for hook in hooks_to_come if _user_hook([callback], hook)]
         not_applied[name] = bool(hooks) or name in STEP_CALLBACKS
     step = StepOptions(
         accumulate=trainer.accumulate_grad_batches,

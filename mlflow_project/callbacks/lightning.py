@@ -1,0 +1,71 @@
+"""The tracked range test as a callback of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import mlflow
+
+from lrrt_stage import LRRTError
+from lrrt_stage.adapters import from_lightning, set_lightning_lr
+from mlflow_project.callbacks.apply import test_and_apply
+from mlflow_project.handoff.handoff import Handoff
+
+try:
+    from lightning.pytorch import Callback
+except ImportError:  # the other name under which it is published
+    from pytorch_lightning import Callback
+
+__all__ = ["LRRangeTest"]
+
+
+class LRRangeTest(Callback):  # type: ignore[misc]
+    """Runs :func:`track_range_test` when ``fit`` starts, and trains with what it found.
+
+    The optimizer's learning rates and those of its schedulers are scaled so that the largest is the
+    maximum of the narrowed range. An ``lr`` or ``learning_rate`` of the module is set as well, so
+    that loggers record the one that is used. The run of the test is a child of the active run, or
+    of the run of an ``MLFlowLogger``.
+
+    Examples
+    --------
+    >>> Trainer(callbacks=[LRRangeTest(lr_end=10)]).fit(module, datamodule)  # doctest: +SKIP
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """Keep options of :func:`track_range_test`, such as ``rule``, ``name`` and ``lr_end``."""
+        self.options = options
+        self.handoff: Handoff | None = None
+        """The hand-off of the test, once ``fit`` has started."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Run the test, unless ``fit`` resumes from a checkpoint."""
+        if trainer.ckpt_path is not None or trainer.global_step > 0:
+            return
+        (optimizer,) = trainer.optimizers  # of a module with automatic optimization
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        arguments = partial(from_lightning, pl_module, trainer=trainer)
+        with _run_of_logger(trainer):
+            self.handoff = test_and_apply(arguments, optimizer, schedulers, self.options)
+        with suppress(LRRTError):  # a module without a learning rate that would be logged
+            set_lightning_lr(pl_module, self.handoff.narrowed().max)
+
+
+@contextmanager
+def _run_of_logger(trainer: Any) -> Iterator[None]:
+    """Make the run of an MLFlowLogger the active one, if it is in the same store."""
+    uri = mlflow.get_tracking_uri()
+    ours = [each for each in trainer.loggers if getattr(each, "_tracking_uri", None) == uri]
+    if mlflow.active_run() is not None or not ours:
+        yield
+        return
+    run_id = ours[0].run_id
+    try:
+        with mlflow.start_run(run_id):
+            yield
+    finally:
+        # The logger goes on with it.
+        mlflow.MlflowClient().update_run(run_id, status="RUNNING")
