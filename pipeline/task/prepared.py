@@ -23,7 +23,7 @@ from lrrt_stage import (
 from lrrt_stage.measure.step import BatchLoss, batch_loss_of
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from lrrt_stage.state.preserve import preserved_sources
+from lrrt_stage.state.preserve import evaluating, preserved_sources
 from pipeline.data.batches import Batches
 from pipeline.data.datasets import load_data
 from pipeline.data.splits import Data
@@ -168,11 +168,13 @@ class PreparedTask:
             )
 
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """Return mean loss and accuracy (0 … 1) over the validation split, in eval mode."""
-        model.eval()
+        """Return mean loss and accuracy (0 … 1) over the validation split, in eval mode.
+
+        The model is restored: the training that follows is the same as without.
+        """
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
-        with torch.no_grad():
+        with evaluating([model]):
             for inputs, labels in self.val_batches:
                 output = model(inputs)
                 loss += self.loss_fn(output, labels, reduction="sum")

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
 from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
+from lrrt_stage.state.preserve import set_training
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask, Start
 from pipeline.training.schedules import SCHEDULES, build_schedule
@@ -115,6 +116,7 @@ def train(
     # fail at the end of its first epoch.
     prepared.val_batches.check()
     take_step = TrainingStep(model, optimizer, start.batch_loss, prepared.task, prepared.device)
+    set_training(model)
     with seeded(prepared.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 skips
         # steps that overflow, and a resumed schedule counts up to where it was.
@@ -123,7 +125,6 @@ def train(
             _load_checkpoint(checkpoint, training, start, take_step, schedule)
         while len(training.epochs) < options.epochs and not training.diverged:
             stream = endless(batches)
-            model.train()
             losses: list[Tensor] = []
             for _ in range(steps_per_epoch):
                 training.lr.append(max(group["lr"] for group in optimizer.param_groups))
