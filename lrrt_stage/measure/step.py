@@ -104,7 +104,7 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     """Return the learning rate of every parameter group relative to the largest one."""
     rates = []
     for index, group in enumerate(optimizer.param_groups):
-        lr = group.get("lr")
+        lr: Any = group.get("lr")
         number = isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)
         require(
             number and 0 <= float(lr) < inf,

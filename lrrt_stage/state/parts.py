@@ -82,7 +82,7 @@ def preserved_parts(parts: Iterable[Any], skip: Collection[str] = ()) -> Iterato
     """
     with ExitStack() as stack:
         for part in parts:
-            kind = _kind(type(part))
+            kind = _kind(part)
             if kind is Tensor:
                 stack.callback(_saved_tensor(part))
             elif kind is np.ndarray:
@@ -96,7 +96,7 @@ def preserved_parts(parts: Iterable[Any], skip: Collection[str] = ()) -> Iterato
                 stack.callback(setattr, part, "training", part.training)
             if (attributes := _attributes(part)) is not None:
                 stack.callback(_restore_attributes, part, attributes.copy(), skip)
-            for name in _slots(type(part)):
+            for name in _slots(part):
                 if hasattr(part, name):
                     stack.callback(object.__setattr__, part, name, getattr(part, name))
         yield
@@ -109,9 +109,9 @@ def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
 
 
 def _entries(part: Any, longest: int) -> list[Any]:
-    kind = _kind(type(part))
+    kind = _kind(part)
     entries = list((_attributes(part) or {}).values())
-    entries += [getattr(part, name, None) for name in _slots(type(part))]
+    entries += [getattr(part, name, None) for name in _slots(part)]
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += part.values() if isinstance(part, dict) else part
     elif kind is None and isinstance(part, nn.Module):
@@ -119,9 +119,13 @@ def _entries(part: Any, longest: int) -> list[Any]:
     return entries
 
 
+def _kind(part: Any) -> type | None:
+    """Return the known type of a part, ``object`` for other ones; None if it is left alone."""
+    return _known_type(type(part))  # type: ignore[arg-type]
+
+
 @lru_cache(maxsize=1024)
-def _kind(kind: type) -> type | None:
-    """Return the known type of which ``kind`` is a subclass; None for what has no known parts."""
+def _known_type(kind: type) -> type | None:
     known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS)
     if base := next((base for base in known if issubclass(kind, base)), None):
         return base
@@ -134,13 +138,12 @@ def _kind(kind: type) -> type | None:
 
 
 def _attributes(part: Any) -> dict[str, Any] | None:
-    attributes = getattr(part, "__dict__", None) if _kind(type(part)) else None
+    attributes = getattr(part, "__dict__", None) if _kind(part) else None
     return attributes if isinstance(attributes, dict) else None
 
 
-@lru_cache(maxsize=1024)
-def _slots(kind: type) -> list[str]:
-    return copyreg._slotnames(kind) if _kind(kind) is object else []  # type: ignore[attr-defined]
+def _slots(part: Any) -> list[str]:
+    return copyreg._slotnames(type(part)) if _kind(part) is object else []  # type: ignore[attr-defined]
 
 
 def _saved_tensor(tensor: Tensor) -> Callable[[], object]:

@@ -102,7 +102,7 @@ def _assign(layer: nn.Module, name: str, drawn: Tensor) -> None:
         return
     require(is_parametrized(layer, name), f"its {name} is computed by a hook")
     setattr(layer, name, drawn.to(getattr(layer, name).device))
-    parametrization = layer.parametrizations[name]  # type: ignore[index]
+    parametrization: Any = layer.get_submodule(f"parametrizations.{name}")
     frozen = [module for module in parametrization.modules() if not module.training]
     parametrization.train()
     # Spectral norm estimates the norm better at every use; its constructor takes 15 steps as well.
