@@ -28,7 +28,8 @@ class Probe:
 
     The evaluation is without dropout, but layers that normalise over the batch use the statistics
     of the batch. The running statistics lag some ten steps behind, which in a short ramp is a
-    decade of learning rates. The model gets a copy of the batch, which it may change in place.
+    decade of learning rates. The model gets a copy of the batch, which it may change in place, and
+    is restored, so that the training continues as without a probe.
     """
 
     def __init__(

@@ -227,11 +227,11 @@ def _check_modules(
     ]
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     if count := sum(id(parameter) not in known for parameter in optimized):
-        found.append(f"the optimizer holds {count} parameters")
+        found.append(f"the optimizer holds parameters ({count})")
     for what in found:
         warnings.warn(
-            f"{what} outside the model: pass the module as modules=[…], so that its buffers and "
-            "modes are restored after the range test, and are its own after the probe",
+            f"{what} outside the model: pass the module as modules=[…], since its modes and buffers "
+            "are not restored otherwise",
             stacklevel=3,
         )
 

@@ -181,7 +181,7 @@ class TrainingStep:
 
     def __call__(self, batches: Iterator[Any]) -> Tensor:
         """Draw the batches, take the step, and return the loss, a detached scalar on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses = [self._backward(next(batches)) for _ in range(self.options.accumulate)]
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)

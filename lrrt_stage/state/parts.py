@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
@@ -38,7 +39,8 @@ LIVE = (
     *("torch.utils.tensorboard.", "tensorboardX.", "wandb.", "lightning.pytorch.trainer."),
     *("lightning.pytorch.loggers.", "pytorch_lightning.trainer.", "pytorch_lightning.loggers."),
 )
-"""Packages of objects that belong to a process, a compiler or a thread: they are left alone."""
+"""Packages of objects that belong to a process, a compiler or a thread. They are left alone, except
+for optimizers."""
 PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse")
 """Packages of the standard library whose objects hold values; others, such as ``threading``, are
 left alone."""
@@ -99,6 +101,8 @@ def preserved_parts(parts: Iterable[Any], skip: Collection[str] = ()) -> Iterato
             for name in _slots(part):
                 if hasattr(part, name):
                     stack.callback(object.__setattr__, part, name, getattr(part, name))
+                else:
+                    stack.callback(_delete, part, name)
         yield
 
 
@@ -133,7 +137,7 @@ def _known_type(kind: type) -> type | None:
     if package in sys.stdlib_module_names:
         is_live = package not in PLAIN_PACKAGES
     else:
-        is_live = f"{kind.__module__}.".startswith(LIVE)
+        is_live = f"{kind.__module__}.".startswith(LIVE) and not issubclass(kind, Optimizer)
     return None if is_live or issubclass(kind, OPAQUE) else object
 
 
@@ -144,6 +148,11 @@ def _attributes(part: Any) -> dict[str, Any] | None:
 
 def _slots(part: Any) -> list[str]:
     return copyreg._slotnames(type(part)) if _kind(part) is object else []  # type: ignore[attr-defined]
+
+
+def _delete(owner: Any, name: str) -> None:
+    if hasattr(owner, name):
+        object.__delattr__(owner, name)
 
 
 def _saved_tensor(tensor: Tensor) -> Callable[[], object]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
-from lrrt_stage.settings import require
+from lrrt_stage.errors import LRRTError
 from lrrt_stage.state.parts import CONTAINERS, GENERATORS, parts_of, preserved_parts
 from lrrt_stage.state.randomness import preserved_randomness
 
@@ -20,6 +20,8 @@ __all__ = ["evaluating", "preserved", "preserved_sources", "set_training"]
 
 MAX_ENTRIES = 64
 """Longer lists hold examples, not parts of a loader."""
+ITERATOR_PACKAGES = ("builtins", "itertools")
+"""Packages of generators and of iterators over values; others, such as files, are left alone."""
 
 
 @contextmanager
@@ -46,21 +48,18 @@ def preserved(
     Raises
     ------
     LRRTError
-        If an iterator is among the parts of the model or of the optimizer.
+        If an iterator is among the parts of the model, of ``others``, or of the optimizer.
     """
     others = list(others)
     for owner in (optimizer, model, *others):
         for part in parts_of([owner]):
+            iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
             # A generator that has ended does not change any more.
-            ended = getattr(part, "gi_frame", part) is None
-            kind = type(part)
-            require(
-                ended
-                or not isinstance(part, Iterator)
-                or kind.__module__ not in ("builtins", "itertools"),
-                f"{type(owner).__name__} holds an iterator ({kind.__name__}), whose position "
-                "cannot be restored: keep a counter or a list in its place",
-            )
+            if iterates and getattr(part, "gi_frame", part) is not None:
+                raise LRRTError(
+                    f"{type(owner).__name__} holds an iterator ({type(part).__name__}), whose "
+                    "position cannot be restored: keep a counter or a list in its place"
+                )
     loaders = [
         part for part in parts_of([batches], (), MAX_ENTRIES) if isinstance(part, DataLoader)
     ]

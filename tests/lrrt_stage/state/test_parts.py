@@ -17,7 +17,7 @@ from lrrt_stage.state.parts import parts_of, preserved_parts
 
 
 class WithSlots:
-    __slots__ = ("__hidden", "count", "seen")
+    __slots__ = ("__hidden", "count", "late", "seen")
 
     def __init__(self):
         self.count, self.seen, self.__hidden = 0, [torch.zeros(2)], 1
@@ -27,7 +27,8 @@ class WithSlots:
         self.seen[0] += 1
         self.seen.append(1)
         self.__hidden *= 1.01
-        return self.count + float(self.seen[0].sum()) + len(self.seen) + self.__hidden
+        self.late = getattr(self, "late", 0) + 1
+        return self.late + self.count + float(self.seen[0].sum()) + len(self.seen) + self.__hidden
 
 
 @dataclasses.dataclass
@@ -132,8 +133,8 @@ class Lookahead(torch.optim.Optimizer):
         self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, {}
         self.slow = {p: p.detach().clone() for group in self.param_groups for p in group["params"]}
 
-    def zero_grad(self, set_to_none=True):
-        self.inner.zero_grad(set_to_none)
+    def zero_grad(self):
+        self.inner.zero_grad()
 
     def step(self, closure=None):
         self.inner.step()
