@@ -228,10 +228,10 @@ def _check_modules(
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     if count := sum(id(parameter) not in known for parameter in optimized):
         found.append(f"the optimizer holds parameters ({count})")
-    for what in found:
+    for what in dict.fromkeys(found):
         warnings.warn(
-            f"{what} outside the model: pass the module as modules=[…], since its modes and buffers "
-            "are not restored otherwise",
+            f"{what} outside the model: pass the module as modules=[…], or its mode and buffers "
+            "are not restored",
             stacklevel=3,
         )
 

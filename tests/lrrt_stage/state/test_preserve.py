@@ -287,6 +287,7 @@ def test_attributes_of_any_kind_are_restored_and_never_cost_the_curve():
     assert not model.linear._forward_hooks
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer holds parameters")
 def test_parameters_of_the_loss_are_restored_too():
     model, scale = nn.Linear(4, 2), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
