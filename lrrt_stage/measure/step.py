@@ -190,8 +190,9 @@ class TrainingStep:
         try:
             self.scaler.step(self.optimizer)
         except Exception as error:
-            text = str(error)
-            if "closure" not in text and "'NoneType' object is not callable" not in text:
+            # SAM raises NotImplementedError; others say what they need, or call None.
+            words = ("closure", "'NoneType' object is not callable", "NotImplementedError")
+            if not any(word in repr(error) for word in words):
                 raise
             raise LRRTError(_needs_closure(self.optimizer)) from error
         self.scaler.update()

@@ -18,8 +18,10 @@ from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = ["evaluating", "preserved", "preserved_sources", "set_training"]
 
-MAX_ENTRIES = 64
+MAX_LOADER_ENTRIES = 64
 """Longer lists hold examples, not parts of a loader."""
+MAX_LOADER_ELEMENTS = 2**20
+"""Larger tensors and arrays of a loader are data, not states."""
 ITERATOR_PACKAGES = ("builtins", "itertools")
 """Packages of generators and of iterators over values; others, such as files, are left alone."""
 
@@ -61,7 +63,7 @@ def preserved(
                     "position cannot be restored: keep a counter or a list in its place"
                 )
     loaders = [
-        part for part in parts_of([batches], (), MAX_ENTRIES) if isinstance(part, DataLoader)
+        part for part in parts_of([batches], (), MAX_LOADER_ENTRIES) if isinstance(part, DataLoader)
     ]
     found = next(model.parameters()).device
     parts = parts_of([model, *others, optimizer])
@@ -88,14 +90,16 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     epochs. Parts are attributes and entries up to ten steps away: the loader in a wrapper, its
     samplers, datasets and transforms. The closure of a function is not searched.
     """
-    parts = parts_of([batches], (), MAX_ENTRIES)
+    parts = parts_of([batches], (), MAX_LOADER_ENTRIES)
     loaders = [part for part in parts if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
     samplers = [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
     samplers += [part for part in parts if isinstance(part, Sampler)]
     owners = [*loaders, *samplers]
     held = [v for owner in owners for v in getattr(owner, "__dict__", {}).values()]
-    plain = [value for value in held if isinstance(value, (Tensor, np.ndarray, *CONTAINERS))]
+    plain = [value for value in held if isinstance(value, CONTAINERS)]
+    arrays = [value for value in held if isinstance(value, (Tensor, np.ndarray))]
+    plain += [array for array in arrays if np.prod(array.shape) <= MAX_LOADER_ELEMENTS]
     generators = [part for part in parts if isinstance(part, GENERATORS)]
     unique = {id(part): part for part in (*owners, *plain, *generators)}.values()
     # Persistent worker processes that start inside the block are kept.

@@ -517,7 +517,12 @@ class CallsClosure(torch.optim.SGD):
         return closure()
 
 
-@pytest.mark.parametrize("kind", [Sharpness, CallsClosure])
+class InTwoSteps(torch.optim.SGD):
+    def step(self, closure=None):
+        raise NotImplementedError("call first_step and second_step")
+
+
+@pytest.mark.parametrize("kind", [Sharpness, CallsClosure, InTwoSteps])
 def test_an_optimizer_that_needs_a_closure_at_its_first_step_is_refused(kind):
     model = classifier()
     before = digest(model.state_dict())
