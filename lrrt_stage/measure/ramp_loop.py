@@ -222,7 +222,8 @@ def _check_modules(
     known = {id(part) for part in parts_of([model, *losses, *modules])}
     found = [
         f"the loss calls a {type(value).__name__}"
-        for value in (value for loss in losses for value in _known_to(loss))
+        for loss in losses
+        for value in _known_to(loss)
         if isinstance(value, nn.Module) and id(value) not in known and [*value.state_dict()]
     ]
     optimized = [p for group in optimizer.param_groups for p in group["params"]]

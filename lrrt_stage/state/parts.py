@@ -93,7 +93,7 @@ def preserved_parts(parts: Iterable[Any], skip: Collection[str] = ()) -> Iterato
             elif kind in GENERATORS:
                 stack.callback(_saved_generator(part))
             elif kind in CONTAINERS:
-                stack.callback(_refill, part, kind, _content(part))
+                stack.callback(_refill, part, kind, _content(part, kind))
             elif kind is None and isinstance(part, nn.Module):
                 stack.callback(setattr, part, "training", part.training)
             if (attributes := _attributes(part)) is not None:
@@ -117,7 +117,7 @@ def _entries(part: Any, longest: int) -> list[Any]:
     entries = list((_attributes(part) or {}).values())
     entries += [getattr(part, name, None) for name in _slots(part)]
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
-        entries += part.values() if isinstance(part, dict) else part
+        entries += dict.values(part) if isinstance(part, dict) else part
     elif kind is None and isinstance(part, nn.Module):
         entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
     return entries
@@ -133,7 +133,7 @@ def _known_type(kind: type) -> type | None:
     known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS)
     if base := next((base for base in known if issubclass(kind, base)), None):
         return base
-    package = kind.__module__.partition(".")[0]
+    package = str(kind.__module__).partition(".")[0]
     if package in sys.stdlib_module_names:
         is_live = package not in PLAIN_PACKAGES
     else:
@@ -205,18 +205,18 @@ def _saved_generator(generator: Any) -> Callable[[], object]:
     return partial(generator.set_state, generator.get_state())
 
 
-def _content(container: Any) -> list[Any]:
+def _content(container: Any, kind: Any) -> list[Any]:
+    """Return the entries, with the methods of the known type: those of a subclass may refuse."""
     if isinstance(container, dict):
         return [*dict.keys(container), *dict.values(container)]
-    return list(container)
+    return list(kind.__iter__(container))
 
 
 def _refill(container: Any, kind: Any, content: list[Any]) -> None:
-    present = _content(container)
+    present = _content(container, kind)
     # An unchanged container is not written to, since it may be iterated.
     if len(present) == len(content) and all(map(is_, present, content)):
         return
-    # The methods of a subclass may refuse.
     kind.clear(container)
     if isinstance(container, dict):
         half = len(content) // 2

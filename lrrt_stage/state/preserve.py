@@ -97,11 +97,14 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     samplers += [part for part in parts if isinstance(part, Sampler)]
     owners = [*loaders, *samplers]
     held = [v for owner in owners for v in getattr(owner, "__dict__", {}).values()]
-    plain = [value for value in held if isinstance(value, CONTAINERS)]
     arrays = [value for value in held if isinstance(value, (Tensor, np.ndarray))]
-    plain += [array for array in arrays if np.prod(array.shape) <= MAX_LOADER_ELEMENTS]
-    generators = [part for part in parts if isinstance(part, GENERATORS)]
-    unique = {id(part): part for part in (*owners, *plain, *generators)}.values()
+    restored: list[Any] = [
+        *owners,
+        *(value for value in held if isinstance(value, CONTAINERS)),
+        *(array for array in arrays if np.prod(array.shape) <= MAX_LOADER_ELEMENTS),
+        *(part for part in parts if isinstance(part, GENERATORS)),
+    ]
+    unique = {id(part): part for part in restored}.values()
     # Persistent worker processes that start inside the block are kept.
     with preserved_randomness(), preserved_parts(unique, skip={"_iterator"}):
         yield
