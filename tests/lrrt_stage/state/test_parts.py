@@ -363,3 +363,14 @@ def test_a_total_that_has_become_part_of_a_graph_is_a_plain_tensor_again():
     assert total.is_leaf
     assert not total.requires_grad
     assert total.item() == 0.0
+
+
+def test_a_list_that_iterates_in_its_own_way_is_restored_as_it_was():
+    class Doubled(list):
+        def __iter__(self):
+            return (2 * value for value in super().__iter__())
+
+    values = Doubled([1, 2])
+    with preserved_parts([values]):
+        values.append(3)
+    assert list(values) == [2, 4]
