@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.measure.step import BatchLoss, require_scalar
 from lrrt_stage.settings import require
-from lrrt_stage.state.preserve import preserved_modes
+from lrrt_stage.state.preserve import evaluating
 
 __all__ = ["Probe", "Validation", "examples_in", "validation_losses"]
 
@@ -29,7 +28,8 @@ class Probe:
 
     The evaluation is without dropout, but layers that normalise over the batch use the statistics
     of the batch. The running statistics lag some ten steps behind, which in a short ramp is a
-    decade of learning rates. The model gets a copy of the batch, which it may change in place.
+    decade of learning rates. The model gets a copy of the batch, which it may change in place, and
+    is restored, so that the training continues as without a probe.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Probe:
         model: nn.Module,
         batch: Any,
         loss_of: BatchLoss,
-        losses: Iterable[nn.Module] = (),
+        losses: Iterable[Any] = (),
     ) -> None:
         self.model, self.batch, self.loss_of, self.losses = model, batch, loss_of, list(losses)
         # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
@@ -54,35 +54,15 @@ class Probe:
 
     def __call__(self, iteration: int = 0) -> Tensor:
         """Return the loss, a scalar on the device; alike at every iteration."""
-        statistics = [(layer, layer.running_mean, layer.running_var) for layer in self.norms]
-        with _evaluating(self.model, self.losses):
+        with evaluating((self.model, *self.losses)):
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
             try:
-                return require_scalar(self.loss_of(copy.deepcopy(self.batch))).reshape(())
+                loss = require_scalar(self.loss_of(copy.deepcopy(self.batch)))
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
-            finally:
-                for layer, mean, variance in statistics:
-                    layer.running_mean, layer.running_var = mean, variance
-
-
-@contextmanager
-def _evaluating(model: nn.Module, losses: Sequence[nn.Module]) -> Iterator[None]:
-    """Put the model, and modules that compute its loss, into evaluation mode for the block.
-
-    Afterwards the model is in training mode, and the losses have their modes and buffers again.
-    """
-    buffers = [(buffer, buffer.clone()) for loss in losses for buffer in loss.buffers()]
-    with torch.no_grad(), preserved_modes(part for loss in losses for part in loss.modules()):
-        for module in (model, *losses):
-            module.eval()
-        try:
-            yield
-        finally:
-            model.train()
-            for buffer, values in buffers:
-                buffer.copy_(values)
+            # The model may hold this tensor, and then its value is restored.
+            return loss.reshape(()).clone()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,7 +109,7 @@ def validation_losses(
     validation: Validation,
     sample: Sequence[Any],
     batch_loss: BatchLoss,
-    losses: Sequence[nn.Module],
+    losses: Sequence[Any],
     iterations: int,
 ) -> Mapping[str, Callable[[int], Tensor]]:
     """Return functions from an iteration to a scalar on the device, by their names in a curve.
@@ -139,8 +119,11 @@ def validation_losses(
     """
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
-        with _evaluating(model, losses):
-            weighted = [(batch_loss(batch).float(), examples_in(batch)) for batch in batches]
+        with evaluating((model, *losses)):
+            weighted = [
+                (batch_loss(batch).to(torch.float32, copy=True), examples_in(batch))
+                for batch in batches
+            ]
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -27,7 +30,8 @@ from lrrt_stage.measure.step import (
 )
 from lrrt_stage.settings import require
 from lrrt_stage.state.device import deterministic, resolve_device
-from lrrt_stage.state.preserve import preserved
+from lrrt_stage.state.parts import parts_of
+from lrrt_stage.state.preserve import preserved, set_training
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
 
@@ -54,6 +58,7 @@ def range_test(
     batch_loss: BatchLoss | None = None,
     probe: Any | None = None,
     validation: Validation | None = None,
+    modules: Iterable[nn.Module] = (),
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
     **changes: Any,
@@ -62,7 +67,8 @@ def range_test(
 
     The model, the optimizer, a loss that is a module, the batches, and all random states are left
     exactly as they were found, also after an exception or Ctrl-C. See
-    :func:`lrrt_stage.state.preserve.preserved` for how far that reaches.
+    :func:`lrrt_stage.state.preserve.preserved` for how far that reaches. A network that only a
+    loss function knows, such as a teacher, is not restored unless it is among ``modules``.
 
     Parameters
     ----------
@@ -90,9 +96,13 @@ def range_test(
     validation
         What to evaluate at every iteration, at the weights of the training loss. It does not
         change the training losses.
+    modules
+        Further modules that take part, such as a teacher or a discriminator that the loss function
+        calls. Like a loss that is a module, they keep their modes during the steps, are in
+        evaluation mode for the probe and the validation, and are restored.
     device
-        ``auto``, the name of a device, or None for the device of the model. The model, and a loss
-        that is a module, are moved there for the test.
+        ``auto``, the name of a device, or None for the device of the model. The model, a loss that
+        is a module, and ``modules`` are moved there for the test.
     progress
         Called after every iteration with the number of iterations done and their total.
 
@@ -116,29 +126,33 @@ def range_test(
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
     """
     options, step = with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
-    require_trainable(model, optimizer)
-    batch_loss = batch_loss or batch_loss_of(model, loss_fn)
+    modules = [modules] if isinstance(modules, nn.Module) else list(modules)
     eval_loss = None if validation is None else validation.batch_loss
-    candidates = (loss_fn, batch_loss, eval_loss)
-    losses = [loss for loss in candidates if isinstance(loss, nn.Module)]
+    losses = [loss for loss in (loss_fn, batch_loss, eval_loss) if loss is not None]
+    others = [*losses, *modules]
+    require_trainable(model, optimizer)
+    _check_modules(model, optimizer, losses, modules)
+    ratios = lr_ratios(optimizer)
+    batch_loss = batch_loss or batch_loss_of(model, loss_fn)
     device = next(model.parameters()).device if device is None else resolve_device(device)
     lr = options.learning_rates(batches, step.accumulate)
     recorder = LossRecorder(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
-    everything_restored = preserved(model, optimizer, (batches, probe, validation), device, losses)
+    everything_restored = preserved(model, optimizer, (batches, probe, validation), device, others)
     with everything_restored, deterministic(), torch.enable_grad():
-        for loss in losses:
-            loss.to(device)
+        for other in others:
+            if isinstance(other, nn.Module):
+                other.to(device)
         model.to(device).to(memory_format=step.memory_format)
-        model.train()
+        set_training(model)
         take_step = TrainingStep(model, optimizer, batch_loss, step, device)
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
         evaluations: dict[str, Callable[[int], Tensor]] = {}
         if probe is not None:
-            evaluations["probe_loss"] = Probe(model, take_step.on_device(probe), loss_of, losses)
+            evaluations["probe_loss"] = Probe(model, take_step.on_device(probe), loss_of, others)
         if validation is not None:
             sample = [take_step.on_device(batch) for batch in validation.sample]
-            evaluations |= validation_losses(model, validation, sample, loss_of, losses, len(lr))
-        stream, ratios = endless(batches), lr_ratios(optimizer)
+            evaluations |= validation_losses(model, validation, sample, loss_of, others, len(lr))
+        stream = endless(batches)
         stop: Stop | None = None
         try:
             for iteration, value in enumerate(lr.tolist()):
@@ -191,6 +205,57 @@ def require_trainable(model: nn.Module, optimizer: Optimizer) -> None:
         any(id(parameter) in held for parameter in model.parameters()),
         "the optimizer holds none of this model's parameters: recreate it with model.parameters()",
     )
+
+
+def _check_modules(
+    model: nn.Module,
+    optimizer: Optimizer,
+    losses: Sequence[Callable[..., Any]],
+    modules: Sequence[nn.Module],
+) -> None:
+    """Check the further ``modules``, and warn of networks that take part and are not among them."""
+    for module in modules:
+        require(
+            isinstance(module, nn.Module),
+            f"modules has a {type(module).__name__}: give the torch modules that the loss calls",
+        )
+        require_no_lazy(module, "one of modules")
+    known = {id(part) for part in parts_of([model, *losses, *modules])}
+    found = [
+        f"the loss calls a {type(value).__name__}"
+        for loss in losses
+        for value in _known_to(loss)
+        if isinstance(value, nn.Module) and id(value) not in known and [*value.state_dict()]
+    ]
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    if count := sum(id(parameter) not in known for parameter in optimized):
+        found.append(f"the optimizer holds parameters ({count})")
+    for what in dict.fromkeys(found):
+        warnings.warn(
+            f"{what} outside the model: pass the module as modules=[…], or its mode and buffers "
+            "are not restored",
+            stacklevel=3,
+        )
+
+
+def _known_to(function: Any) -> list[Any]:
+    """Return what a function refers to: variables, the arguments of a partial, ``self``."""
+    values: list[Any] = []
+    while isinstance(function, partial):
+        values += [*function.args, *function.keywords.values()]
+        function = function.func
+    if isinstance(function, MethodType):
+        values += [function.__self__, *getattr(function.__self__, "__dict__", {}).values()]
+        function = function.__func__
+    if isinstance(function, FunctionType):
+        names, known = function.__code__.co_names, function.__globals__
+        values += [known[name] for name in names if name in known]
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # a variable without a value yet
+                values.append(cell.cell_contents)
+    containers = [value for value in values if type(value) in (list, tuple, dict)]
+    values += [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
+    return values
 
 
 def _evaluate(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
+from numbers import Real
 from typing import Any
 
 import torch
@@ -100,7 +102,16 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
     """Return the learning rate of every parameter group relative to the largest one."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    rates = []
+    for index, group in enumerate(optimizer.param_groups):
+        lr: Any = group.get("lr")
+        number = isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)
+        require(
+            number and 0 <= float(lr) < inf,
+            f"group {index} of {type(optimizer).__name__} has lr={lr!r}: make the optimizer with a "
+            "learning rate of its own, such as lr=0.1",
+        )
+        rates.append(float(lr))
     largest = max(rates)
     return [lr / largest if largest > 0 else 1.0 for lr in rates]
 
@@ -127,6 +138,13 @@ def endless(batches: Iterable[Any]) -> Iterator[Any]:
             )
 
 
+def _needs_closure(optimizer: Optimizer) -> str:
+    return (
+        f"{type(optimizer).__name__}.step() needs a closure, to evaluate the loss several times a "
+        "step: use an optimizer that needs one gradient, such as SGD or AdamW"
+    )
+
+
 class TrainingStep:
     """Takes one optimizer step, and returns its loss without waiting for the device.
 
@@ -139,7 +157,8 @@ class TrainingStep:
     Raises
     ------
     LRRTError
-        For an optimizer whose ``step()`` needs a closure, such as LBFGS.
+        For an optimizer whose ``step()`` needs a closure, such as LBFGS or SAM; if only its code
+        says so, at the first step.
     """
 
     def __init__(
@@ -153,8 +172,7 @@ class TrainingStep:
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         require(
             closure is None or closure.default is not inspect.Parameter.empty,
-            f"{type(optimizer).__name__}.step() needs a closure, to evaluate the loss several "
-            "times a step: use an optimizer that needs one gradient, such as SGD or AdamW",
+            _needs_closure(optimizer),
         )
         self.model, self.optimizer, self.batch_loss = model, optimizer, batch_loss
         self.options, self.device = options, device
@@ -163,13 +181,20 @@ class TrainingStep:
 
     def __call__(self, batches: Iterator[Any]) -> Tensor:
         """Draw the batches, take the step, and return the loss, a detached scalar on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses = [self._backward(next(batches)) for _ in range(self.options.accumulate)]
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.options.clip_norm)
-        self.scaler.step(self.optimizer)
+        try:
+            self.scaler.step(self.optimizer)
+        except Exception as error:
+            # SAM raises NotImplementedError; others say what they need, or call None.
+            words = ("closure", "'NoneType' object is not callable", "NotImplementedError")
+            if not any(word in repr(error) for word in words):
+                raise
+            raise LRRTError(_needs_closure(self.optimizer)) from error
         self.scaler.update()
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
-from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.settings import require
+from lrrt_stage.state.parts import bits_of
 
 __all__ = [
     "INITIALIZERS",
@@ -48,20 +52,72 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
     The global random state is neither read nor changed. All other parameters (norm layers,
     embeddings, attention projections) and buffers keep the values from the constructor, so build
     the model under :func:`lrrt_stage.seeded`. ``scheme="own"`` changes nothing.
+
+    A weight with a parametrization of torch (``torch.nn.utils.parametrizations``) is set through
+    it: with ``weight_norm`` it is what was drawn, with ``spectral_norm`` it is scaled.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such layer, or a weight that cannot be drawn: of a dtype without random
+        numbers, computed by a hook, or with a parametrization that changes more than its scale.
     """
     if scheme == "own":
         return
     if scheme not in INITIALIZERS:
         raise unknown_name("init", scheme, [*INITIALIZERS, "own"])
+    require_no_lazy(model, "the model")
+    layers = [
+        (name, module)
+        for name, module in sorted(model.named_modules(), key=lambda named: named[0])
+        if isinstance(module, KERNEL_LAYERS)
+    ]
+    require(
+        bool(layers),
+        f"init={scheme!r} draws the weights of linear and convolutional torch layers, and "
+        f"{type(model).__name__} has none: use init='own', the weights of its constructor",
+    )
     # Drawn on the CPU, so that the weights do not depend on the device.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, module in sorted(model.named_modules(), key=lambda named: named[0]):
-            if isinstance(module, KERNEL_LAYERS):
+        for name, module in layers:
+            try:
                 drawn = torch.empty(module.weight.shape, dtype=module.weight.dtype)
-                module.weight.copy_(INITIALIZERS[scheme](drawn, generator))
+                _assign(module, "weight", INITIALIZERS[scheme](drawn, generator))
                 if module.bias is not None:
-                    module.bias.zero_()
+                    _assign(module, "bias", torch.zeros_like(module.bias, device="cpu"))
+            except (LRRTError, RuntimeError, NotImplementedError, AttributeError) as error:
+                raise LRRTError(
+                    f"init={scheme!r} cannot be applied to layer {name or 'the model'!r}, "
+                    f"{type(module).__name__} ({first_line(error)}): use init='own'"
+                ) from error
+
+
+def _assign(layer: nn.Module, name: str, drawn: Tensor) -> None:
+    """Set a weight or a bias, through its parametrization if it has one."""
+    own = layer._parameters.get(name, layer._buffers.get(name))
+    if own is not None:
+        require(not own.is_meta, f"its {name} has no values, it is on the device meta")
+        own.copy_(drawn)
+        return
+    require(is_parametrized(layer, name), f"its {name} is computed by a hook")
+    setattr(layer, name, drawn.to(getattr(layer, name).device))
+    parametrization: Any = layer.get_submodule(f"parametrizations.{name}")
+    frozen = [module for module in parametrization.modules() if not module.training]
+    parametrization.train()
+    # Spectral norm estimates the norm better at every use; its constructor takes 15 steps as well.
+    for _ in range(15):
+        used = getattr(layer, name).cpu().double()
+    for module in frozen:
+        module.training = False
+    # A norm may scale what is drawn.
+    similarity = torch.nn.functional.cosine_similarity(
+        used.flatten(), drawn.double().flatten(), dim=0
+    )
+    require(
+        float(similarity) > 0.999 or not (used.any() or drawn.any()),
+        f"the parametrization of its {name} changes more than the scale of what is drawn",
+    )
 
 
 def require_no_lazy(model: nn.Module, what: str) -> None:
@@ -75,11 +131,24 @@ def require_no_lazy(model: nn.Module, what: str) -> None:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the parameters and persistent buffers, on the CPU, contiguous."""
-    return {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    """Return copies of the parameters and persistent buffers, on the CPU, contiguous.
+
+    Raises
+    ------
+    LRRTError
+        If an entry of the model's ``state_dict`` is not a dense tensor.
+    """
+    return {name: _dense(name, tensor) for name, tensor in model.state_dict().items()}
+
+
+def _dense(name: str, value: Any) -> Tensor:
+    dense = isinstance(value, Tensor) and value.layout is torch.strided
+    require(
+        dense and not (value.is_nested or value.is_quantized or value.is_meta),
+        f"{name!r} in the model's state is no dense tensor with values ({type(value).__name__}), "
+        "which can be neither identified nor saved: keep it out of the state_dict",
+    )
+    return value.detach().to("cpu", copy=True).resolve_conj().resolve_neg().contiguous()
 
 
 def digest(state: State) -> str:
@@ -91,19 +160,25 @@ def digest(state: State) -> str:
     """
     sha = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = _dense(name, state[name])
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = ",".join(map(str, tensor.shape))
         sha.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(bits_of(tensor).numpy().tobytes())
     return sha.hexdigest()
 
 
 def save(state: State, path: str | Path) -> Path:
     """Write ``state`` as a safetensors file, which holds plain data and no code."""
     # Tied weights are saved once per name: safetensors refuses tensors that share memory.
-    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-    save_file(copies, path, metadata={"format": "pt"})
+    copies = {name: _dense(name, tensor) for name, tensor in state.items()}
+    try:
+        save_file(copies, path, metadata={"format": "pt"})
+    except KeyError as error:
+        raise LRRTError(
+            f"safetensors cannot hold weights of {error}: convert them, for instance with "
+            "model.to(torch.complex64)"
+        ) from None
     return Path(path)
 
 
@@ -126,7 +201,7 @@ def load_into(model: nn.Module, state: State) -> None:
     An error lists the first differences, and says so if only the names differ, as with a
     constructor that numbers its layers.
     """
-    own = model.state_dict()
+    own = state_of(model)
     remedy = "use the model and arguments that the weights were made with"
     kinds, other_kinds = (sorted(map(_kind, tensors.values())) for tensors in (own, state))
     if set(own) != set(state) and kinds == other_kinds:
@@ -145,7 +220,11 @@ def load_into(model: nn.Module, state: State) -> None:
         raise LRRTError(
             f"the weights do not fit the model: {'; '.join(differences[:3])}{more}: {remedy}"
         )
-    model.load_state_dict(dict(state))
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise LRRTError(f"the weights cannot be loaded: {reason}") from error
 
 
 def _kind(tensor: Tensor) -> str:

@@ -17,7 +17,7 @@ from lrrt_stage.measure.step import require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
-from lrrt_stage.state.preserve import preserved_sources
+from lrrt_stage.state.preserve import evaluating, preserved_sources
 from pipeline.data.datasets import load_data
 from pipeline.data.factories import call_factory
 from pipeline.data.splits import Data
@@ -144,9 +144,12 @@ class PreparedTask:
             )
 
     def evaluate(self, setup: Setup) -> tuple[float, dict[str, float]]:
-        """Return loss and metrics over the validation batches, in evaluation mode."""
-        setup.model.eval()
-        with errors_of(self.task.setup):
+        """Return loss and metrics over the validation batches, in evaluation mode.
+
+        The model is restored: the training that follows is the same as without.
+        """
+        losses = [loss for loss in (setup.loss_fn, setup.batch_loss) if loss is not None]
+        with evaluating([setup.model, *losses]), errors_of(self.task.setup):
             return setup.evaluate(self.on_device)
 
     def on_device(self, batch: Any) -> Any:

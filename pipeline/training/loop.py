@@ -19,7 +19,7 @@ from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
-from lrrt_stage.state.preserve import generators
+from lrrt_stage.state.preserve import generators, set_training
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.setup import Setup, errors_of
@@ -150,6 +150,7 @@ def train(
         options.schedule, optimizer, lr_range, training.total_steps, **options.schedule_args
     )
     take_step = TrainingStep(model, optimizer, start.training_loss, prepared.task, prepared.device)
+    set_training(model)
     with seeded(prepared.task.data_seed), deterministic(), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 skips
         # steps that overflow, and a resumed schedule counts up to where it was.
@@ -158,7 +159,6 @@ def train(
             _load_checkpoint(checkpoint, training, start, take_step, schedule)
         while len(training.epochs) < options.epochs and not training.diverged:
             stream = endless(batches)
-            model.train()
             losses: list[Tensor] = []
             with errors_of(prepared.task.setup):
                 for _ in range(steps_per_epoch):

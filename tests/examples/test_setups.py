@@ -6,6 +6,7 @@ from mlflow_project import load_handoff
 
 pytestmark = pytest.mark.slow
 
+
 @pytest.mark.parametrize(
     ("name", "metric", "options"),
     [

@@ -1,11 +1,8 @@
 """Trainings of one's own with a tracked range test as a child run."""
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
-import mlflow
 import pytest
 from torch import nn
 

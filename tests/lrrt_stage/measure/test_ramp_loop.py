@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -502,6 +503,199 @@ def test_an_optimizer_that_needs_a_closure_is_refused():
     with pytest.raises(LRRTError, match="LBFGS.*closure") as error:
         range_test(model, optimizer, nn.functional.cross_entropy, loader())
     assert "\n" not in str(error.value)
+
+
+class Sharpness(torch.optim.SGD):
+    """Needs a closure, which its signature does not say."""
+
+    def step(self, closure=None):
+        assert closure is not None, "requires closure, but it was not provided"
+
+
+class CallsClosure(torch.optim.SGD):
+    def step(self, closure=None):
+        return closure()
+
+
+class InTwoSteps(torch.optim.SGD):
+    def step(self, closure=None):
+        raise NotImplementedError("call first_step and second_step")
+
+
+@pytest.mark.parametrize("kind", [Sharpness, CallsClosure, InTwoSteps])
+def test_an_optimizer_that_needs_a_closure_at_its_first_step_is_refused(kind):
+    model = classifier()
+    before = digest(model.state_dict())
+    optimizer = kind(model.parameters(), lr=0.1)
+    with pytest.raises(LRRTError, match=f"{kind.__name__}.*closure.*AdamW") as error:
+        range_test(model, optimizer, nn.functional.cross_entropy, loader())
+    assert "\n" not in str(error.value)
+    assert digest(model.state_dict()) == before
+
+
+def test_another_error_of_an_optimizer_is_passed_on():
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            raise TypeError("broken")
+
+    model = classifier()
+    with pytest.raises(TypeError, match="broken"):
+        range_test(model, Broken(model.parameters()), nn.functional.cross_entropy, loader())
+
+
+@pytest.mark.parametrize("lr", [None, "absent", "0.1", float("nan"), -1.0, torch.ones(2)])
+def test_an_optimizer_without_a_learning_rate_is_refused(lr):
+    model = classifier()
+    optimizer = sgd(model)
+    optimizer.param_groups[0]["lr"] = lr
+    if isinstance(lr, str) and lr == "absent":
+        del optimizer.param_groups[0]["lr"]
+    with pytest.raises(LRRTError, match=r"group 0 of SGD has lr=.*such as lr=0.1") as error:
+        range_test(model, optimizer, None, [], batch_loss=lambda batch: 1 / 0)
+    assert "\n" not in str(error.value)
+
+
+def frozen_model():
+    """A backbone that is kept in evaluation mode, and a head."""
+    backbone = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5))
+    return nn.Sequential(backbone.requires_grad_(False).eval(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_submodules_in_evaluation_mode_stay_in_it_in_every_step(watched):
+    with seeded(0):
+        model = frozen_model()
+    modes = []
+
+    def batch_loss(pair):
+        if torch.is_grad_enabled():
+            modes.append([module.training for module in model.modules()])
+        else:
+            assert not any(module.training for module in model.modules())
+        return nn.functional.cross_entropy(model(pair[0]), pair[1])
+
+    x, y = next(iter(loader()))
+    expected = nn.functional.cross_entropy(model[1](model[0](x)), y).item()
+    options = {"probe": (x, y), "validation": Validation([(x, y)])} if watched else {}
+    curve = range_test(
+        model, sgd(model), None, [(x, y)], batch_loss=batch_loss, iterations=10, **options
+    )
+    assert curve.loss[0] == pytest.approx(expected)
+    assert modes == [[True, False, False, False, False, True]] * 10
+    assert [module.training for module in model.modules()] == modes[0]
+
+
+def test_a_model_that_is_all_in_evaluation_mode_is_trained():
+    model = classifier().eval()
+    modes = []
+
+    def batch_loss(pair):
+        modes.append([module.training for module in model.modules()])
+        return model(pair[0]).square().mean()
+
+    range_test(model, sgd(model), None, loader(), batch_loss=batch_loss, iterations=10)
+    assert modes == [[True] * 6] * 10
+    assert not any(module.training for module in model.modules())
+
+
+class Teacher(nn.Module):
+    """A network with a mode and running statistics, which a loss function calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def distilled(model, teacher):
+    def batch_loss(pair):
+        return mse(model(pair[0]), teacher(pair[0]))
+
+    return batch_loss
+
+
+def test_further_modules_are_restored_and_evaluated_like_a_loss_that_is_a_module():
+    model, teacher = classifier(), Teacher()
+    before = digest(teacher.state_dict())
+    optimizer = torch.optim.SGD([*model.parameters(), *teacher.parameters()], lr=0.1)
+    modes = set()
+
+    def batch_loss(pair):
+        modes.add((torch.is_grad_enabled(), teacher.training, teacher.layers[2].training))
+        return mse(model(pair[0]), teacher(pair[0]))
+
+    curves = []
+    for probe in (None, next(iter(loader(seed=5)))):
+        with seeded(0):
+            curves.append(
+                range_test(
+                    model, optimizer, None, loader(), batch_loss=batch_loss, modules=[teacher],
+                    probe=probe, iterations=15, lr_end=0.1,
+                )
+            )  # fmt: skip
+    assert np.array_equal(curves[0].loss, curves[1].loss)
+    assert modes == {(True, True, True), (False, False, False)}
+    assert digest(teacher.state_dict()) == before
+    assert teacher.layers.training
+
+
+@pytest.mark.filterwarnings("error")
+def test_modules_that_are_given_or_known_are_not_warned_of():
+    model, teacher = classifier(), Teacher().eval()
+    arguments = (model, sgd(model), None, loader())
+    loss = distilled(model, teacher)
+    range_test(*arguments, batch_loss=loss, modules=teacher, iterations=10)
+    model[0].teacher = teacher
+    range_test(*arguments, batch_loss=loss, iterations=10)
+    norm = nn.CrossEntropyLoss()  # without parameters or buffers: there is nothing to restore
+    range_test(model, sgd(model), lambda out, y: norm(out, y), loader(), iterations=10)
+
+
+TEACHER = Teacher()
+
+
+class Losses:
+    def __init__(self):
+        self.teachers = [Teacher()]
+
+    def distilled(self, model, pair):
+        return mse(model(pair[0]), self.teachers[0](pair[0]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: distilled(model, Teacher()),
+        lambda model: partial(lambda *two: mse(model(two[1][0]), two[0](two[1][0])), Teacher()),
+        lambda model: partial(Losses().distilled, model),
+        lambda model: lambda pair: mse(model(pair[0]), TEACHER(pair[0])),
+    ],
+)
+def test_a_network_that_only_the_loss_knows_is_warned_of(make):
+    model = classifier()
+    with pytest.warns(UserWarning, match=r"calls a Teacher outside the model.*modules=") as caught:
+        range_test(model, sgd(model), None, loader(), batch_loss=make(model), iterations=10)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert "\n" not in str(caught[0].message)
+
+
+def test_parameters_that_are_not_the_models_are_warned_of():
+    model, teacher = classifier(), Teacher()
+    optimizer = torch.optim.SGD([*model.parameters(), *teacher.parameters()], lr=0.1)
+    with pytest.warns(UserWarning, match=r"holds parameters \(4\) outside the model"):
+        range_test(model, optimizer, nn.functional.cross_entropy, loader(), iterations=10)
+
+
+@pytest.mark.parametrize(
+    ("modules", "words"),
+    [([3], "modules has a int"), (["teacher"], "a str"), ([nn.LazyLinear(3)], "lazy module")],
+)
+def test_what_is_no_module_is_refused(modules, words):
+    with pytest.raises(LRRTError, match=words):
+        run(modules=modules)
 
 
 def test_an_optimizer_of_another_model_is_refused():

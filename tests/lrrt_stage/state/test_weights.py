@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from lrrt_stage import INITIALIZERS, LRRTError, digest, initialize, seeded
 from lrrt_stage.state import weights
@@ -152,3 +153,173 @@ def test_weights_that_do_not_fit_list_the_first_differences():
 def test_an_unknown_scheme_names_the_nearest():
     with pytest.raises(LRRTError, match="did you mean 'kaiming_normal'"):
         initialize(model(), "kaming_normal", 0)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+    def right_inverse(self, weight):
+        return weight / 2
+
+
+class Symmetric(nn.Module):
+    def forward(self, weight):
+        return weight.triu() + weight.triu(1).T
+
+    def right_inverse(self, weight):
+        return weight.triu()
+
+
+class WithoutInverse(nn.Module):
+    def forward(self, weight):
+        return weight.exp()
+
+
+def with_parametrization(kind, name="weight"):
+    return lambda layer: parametrize.register_parametrization(layer, name, kind())
+
+
+@pytest.mark.parametrize("scheme", INITIALIZERS)
+@pytest.mark.parametrize(
+    "wrap",
+    [parametrizations.weight_norm, with_parametrization(Doubled),
+     with_parametrization(Doubled, "bias")],
+)  # fmt: skip
+def test_a_weight_is_drawn_through_its_parametrization(wrap, scheme):
+    plain, layer = nn.Linear(24, 16), nn.Linear(24, 16)
+    wrap(layer)
+    initialize(plain, scheme, 3)
+    initialize(layer, scheme, 3)
+    assert torch.allclose(layer.weight, plain.weight, atol=1e-6)
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_spectral_norm_scales_what_is_drawn_to_a_norm_of_one(training):
+    plain, layer = nn.Conv2d(4, 8, 3), parametrizations.spectral_norm(nn.Conv2d(4, 8, 3))
+    layer.train(training)
+    initialize(plain, "kaiming_uniform", 3)
+    initialize(layer, "kaiming_uniform", 3)
+    with torch.no_grad():
+        norm = torch.linalg.matrix_norm(plain.weight.flatten(1), 2)
+        assert torch.allclose(layer.weight, plain.weight / norm, rtol=0.02, atol=0.002)
+    assert all(module.training == training for module in layer.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex64])
+def test_weights_of_any_dtype_with_random_numbers_are_drawn(dtype):
+    layer = nn.Linear(8, 8).to(dtype)
+    before = layer.weight.detach().clone()
+    initialize(layer, "kaiming_uniform", 0)
+    assert not torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("scheme", INITIALIZERS)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: parametrizations.orthogonal(nn.Linear(8, 8)), "changes more than the scale"),
+        (lambda: with_parametrization(Symmetric)(nn.Linear(8, 8)), "changes more than the scale"),
+        (lambda: with_parametrization(WithoutInverse)(nn.Linear(8, 8)), "right_inverse"),
+        (lambda: nn.utils.weight_norm(nn.Linear(8, 8)), "computed by a hook"),
+        (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "computed by a hook"),
+        (lambda: prune.random_unstructured(nn.Linear(8, 8), "weight", 0.5), "computed by a hook"),
+        (lambda: nn.Linear(8, 8).to(torch.float8_e4m3fn), "Float8"),
+        (lambda: nn.Linear(8, 8, device="meta"), "meta"),
+        (lambda: nn.LazyLinear(8), "lazy module"),
+        (lambda: nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4)), "Sequential has none"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm. is deprecated")
+def test_what_cannot_be_drawn_is_refused(make, words, scheme):
+    with pytest.raises(LRRTError, match=words) as error:
+        initialize(make(), scheme, 0)
+    assert "\n" not in str(error.value)
+    initialize(make(), "own", 0)
+
+
+def with_buffer(values, persistent=True):
+    layer = nn.Linear(2, 2)
+    layer.register_buffer("values", values, persistent)
+    return layer
+
+
+class Extra(nn.Linear):
+    extra: object = torch.ones(2)
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+class PlainExtra(Extra):
+    extra = {"calls": 1}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool,
+     torch.int8, torch.uint16, torch.int64],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+def test_tensors_of_every_dtype_and_shape_are_identified_saved_and_loaded(dtype, shape, tmp_path):
+    model = with_buffer(torch.ones(shape).to(dtype))
+    state = weights.state_of(model)
+    loaded = weights.load(weights.save(state, tmp_path / "w.safetensors"))
+    assert digest(loaded) == digest(state)
+    other = with_buffer(torch.zeros(shape).to(dtype))
+    assert shape == (0, 3) or digest(other.state_dict()) != digest(state)
+    weights.load_into(other, loaded)
+    assert digest(other.state_dict()) == digest(state)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Extra(2, 2),
+        with_buffer(torch.ones(2, dtype=torch.complex64).conj()),
+        with_buffer(torch.ones(3), persistent=False),
+    ],
+)
+def test_unusual_states_are_identified_saved_and_loaded(model, tmp_path):
+    state = weights.state_of(model)
+    loaded = weights.load(weights.save(state, tmp_path / "w.safetensors"))
+    weights.load_into(model, loaded)
+    assert digest(loaded) == digest(state) == digest(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        PlainExtra(2, 2),
+        with_buffer(torch.eye(2).to_sparse()),
+        with_buffer(torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)),
+        with_buffer(torch.ones(2, device="meta")),
+    ],
+)
+def test_a_state_that_is_no_dense_tensor_is_refused(model, tmp_path):
+    state = dict(model.state_dict())
+    for use in (
+        lambda: weights.state_of(model),
+        lambda: digest(state),
+        lambda: weights.save(state, tmp_path / "w.safetensors"),
+        lambda: weights.load_into(model, {}),
+    ):
+        with pytest.raises(LRRTError, match="in the model's state is no dense tensor") as error:
+            use()
+        assert "\n" not in str(error.value)
+
+
+def test_what_safetensors_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(LRRTError, match="torch.complex128"):
+        weights.save({"a": torch.ones(2, dtype=torch.complex128)}, tmp_path / "w.safetensors")
+
+
+def test_a_buffer_that_cannot_be_written_is_refused():
+    model = with_buffer(torch.ones(1).expand(4))
+    with pytest.raises(LRRTError, match="cannot be loaded.*clone") as error:
+        weights.load_into(model, weights.state_of(model))
+    assert "\n" not in str(error.value)

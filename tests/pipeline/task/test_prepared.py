@@ -155,6 +155,15 @@ class TestEvaluate:
 
         assert digest(weights.state_of(model)) == before
 
+    def test_every_module_keeps_its_mode(self):
+        made = prepared(model="cnn", model_args={"width": 4})
+        model = made.start(made.initial_weights()).model
+        model[0].eval()
+        before = [module.training for module in model.modules()]
+        made.evaluate(model)
+
+        assert [module.training for module in model.modules()] == before
+
 
 class TestRangeTest:
     def test_it_repeats_bit_for_bit(self):

@@ -182,6 +182,44 @@ class TestHistory:
 
         assert training.train_loss == pytest.approx(losses, rel=1e-4)
 
+    def test_a_backbone_that_its_factory_keeps_in_evaluation_mode_stays_in_it(self, write_module):
+        write_module(
+            "frozen_for_tests",
+            """
+from torch import nn
+
+MODES = []
+
+class Backbone(nn.Sequential):
+    def forward(self, x):
+        MODES.append((self.training, self[2].training))
+        return super().forward(x)
+
+def make():
+    backbone = Backbone(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout())
+    return nn.Sequential(backbone.requires_grad_(False).eval(), nn.Linear(16, 10))
+
+def make_all():
+    return make().eval()
+""",
+        )
+        made = prepared(model="frozen_for_tests:make")
+        import frozen_for_tests
+
+        frozen_for_tests.MODES.clear()
+        training = trained(made, epochs=2)
+        assert set(frozen_for_tests.MODES) == {(False, False)}
+        assert training.model.training
+        assert not training.model[0].training
+        # The first loss is that of the range test.
+        curve = made.range_test(made.initial_weights(), RangeTestPlan(RangeTestOptions(
+            iterations=10)))  # fmt: skip
+        assert curve.loss[0] == training.train_loss[0]
+        # A model that is in evaluation mode as a whole is trained as usual.
+        frozen_for_tests.MODES.clear()
+        trained(prepared(model="frozen_for_tests:make_all"), epochs=1)
+        assert (True, True) in frozen_for_tests.MODES
+
     def test_the_l2_penalty_is_a_decay_of_the_kernels_by_twice_its_coefficient(self):
         # The gradient of l2 · |w|² is 2 · l2 · w.
         made = prepared(

@@ -1,0 +1,233 @@
+"""The parts of an object: what it holds, what that holds, and how each is restored in place."""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
+from operator import is_
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+__all__ = ["GENERATORS", "bits_of", "parts_of", "preserved_parts"]
+
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+"""Types of random generators."""
+CONTAINERS = (list, deque, set, bytearray, OrderedDict, dict)
+"""Types whose content changes in place, subclasses first."""
+SOURCES = (DataLoader, Dataset, Sampler)
+"""What batches are drawn from; see :func:`lrrt_stage.state.preserve.preserved_sources`."""
+MAX_DEPTH = 10
+"""Steps from the batches to a generator: from the tuple of batches and validation to
+``wrapper.loader.dataset.dataset.dataset.transform.transforms[0].generator`` there are ten."""
+MAX_ENTRIES = 10_000
+"""Longer containers hold examples or words, which do not change."""
+LIVE = (
+    *("torch.nn.parallel.", "torch.distributed.", "torch.jit.", "torch._dynamo."),
+    *("torch.utils.tensorboard.", "tensorboardX.", "wandb.", "lightning.pytorch.trainer."),
+    *("lightning.pytorch.loggers.", "pytorch_lightning.trainer.", "pytorch_lightning.loggers."),
+)
+"""Packages of objects that belong to a process, a compiler or a thread. They are left alone, except
+for optimizers."""
+PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse")
+"""Packages of the standard library whose objects hold values; others, such as ``threading``, are
+left alone."""
+VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
+OPAQUE = (type, ModuleType, FunctionType, MethodType, _BaseDataLoaderIter)
+
+
+def parts_of(
+    roots: Iterable[Any], leave: tuple[type, ...] = SOURCES, longest: int = MAX_ENTRIES
+) -> list[Any]:
+    """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
+
+    They reach ten steps, where all the modules in a module are one step away. Functions and
+    containers of more than ``longest`` entries are not searched, nor are objects of the types
+    ``leave``, which are left out.
+    """
+    # The objects are kept, so that no other object gets the same id meanwhile.
+    seen: dict[int, Any] = {}
+    level = list(roots)
+    for _ in range(MAX_DEPTH + 1):
+        new: list[Any] = []
+        for part in level:
+            if id(part) in seen or type(part) in VALUES or isinstance(part, leave):
+                continue
+            whole = part.modules() if isinstance(part, nn.Module) else (part,)
+            found = {id(each): each for each in whole if id(each) not in seen}
+            seen |= found
+            new += found.values()
+        level = [entry for part in new for entry in _entries(part, longest)]
+    return list(seen.values())
+
+
+@contextmanager
+def preserved_parts(parts: Iterable[Any], skip: Collection[str] = ()) -> Iterator[None]:
+    """Restore each of ``parts`` in place at the end, except for the attributes in ``skip``.
+
+    Restored are the values, the memory, the gradient and ``requires_grad`` of tensors; the values
+    of arrays; the entries of containers; the states of random generators; and which attributes an
+    object has, with the objects that they name. What entries and attributes hold is restored only
+    if it is among the parts.
+    """
+    with ExitStack() as stack:
+        for part in parts:
+            kind = _kind(part)
+            if kind is Tensor:
+                stack.callback(_saved_tensor(part))
+            elif kind is np.ndarray:
+                if part.flags.writeable and not isinstance(part, np.memmap):
+                    stack.callback(np.copyto, part, part.copy())
+            elif kind in GENERATORS:
+                stack.callback(_saved_generator(part))
+            elif kind in CONTAINERS:
+                stack.callback(_refill, part, kind, _content(part, kind))
+            elif kind is None and isinstance(part, nn.Module):
+                stack.callback(setattr, part, "training", part.training)
+            if (attributes := _attributes(part)) is not None:
+                stack.callback(_restore_attributes, part, attributes.copy(), skip)
+            for name in _slots(part):
+                if hasattr(part, name):
+                    stack.callback(object.__setattr__, part, name, getattr(part, name))
+                else:
+                    stack.callback(_delete, part, name)
+        yield
+
+
+def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
+    """Return the values of a dense tensor as bytes, or as integers of its size, contiguous."""
+    dense = tensor.resolve_conj().resolve_neg().contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(kind)
+
+
+def _entries(part: Any, longest: int) -> list[Any]:
+    kind = _kind(part)
+    entries = list((_attributes(part) or {}).values())
+    entries += [getattr(part, name, None) for name in _slots(part)]
+    if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
+        entries += dict.values(part) if isinstance(part, dict) else part
+    elif kind is None and isinstance(part, nn.Module):
+        entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+    return entries
+
+
+def _kind(part: Any) -> type | None:
+    """Return the known type of a part, ``object`` for other ones; None if it is left alone."""
+    return _known_type(type(part))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1024)
+def _known_type(kind: type) -> type | None:
+    known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS)
+    if base := next((base for base in known if issubclass(kind, base)), None):
+        return base
+    package = str(kind.__module__).partition(".")[0]
+    if package in sys.stdlib_module_names:
+        is_live = package not in PLAIN_PACKAGES
+    else:
+        is_live = f"{kind.__module__}.".startswith(LIVE) and not issubclass(kind, Optimizer)
+    return None if is_live or issubclass(kind, OPAQUE) else object
+
+
+def _attributes(part: Any) -> dict[str, Any] | None:
+    attributes = getattr(part, "__dict__", None) if _kind(part) else None
+    return attributes if isinstance(attributes, dict) else None
+
+
+def _slots(part: Any) -> list[str]:
+    return copyreg._slotnames(type(part)) if _kind(part) is object else []  # type: ignore[attr-defined]
+
+
+def _delete(owner: Any, name: str) -> None:
+    if hasattr(owner, name):
+        object.__delattr__(owner, name)
+
+
+def _saved_tensor(tensor: Tensor) -> Callable[[], object]:
+    """Return a function that restores the present state of a tensor."""
+    memory, is_leaf, requires_grad = tensor.data, tensor.is_leaf, tensor.requires_grad
+    gradient = tensor.grad if is_leaf else None
+    values = _without_repeats(memory).clone()
+
+    def restore() -> None:
+        with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
+            if is_leaf and not tensor.is_leaf:
+                tensor.detach_()
+            # A move to a different device or layout has replaced the memory.
+            tensor.data = memory
+            present = _without_repeats(memory)
+            # On a device, comparing would wait for it. On the CPU, the memory may be a file's.
+            if present.device.type != "cpu" or not _are_equal(present, values):
+                present.copy_(values)
+            if is_leaf:
+                tensor.requires_grad_(requires_grad)
+                tensor.grad = gradient
+
+    return restore
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two dense tensors have the same bits; False for tensors of other kinds."""
+    if one.layout is not torch.strided or one.is_quantized or one.is_nested:
+        return False
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(one.itemsize, torch.uint8)
+    return torch.equal(bits_of(one, kind), bits_of(other, kind))
+
+
+def _without_repeats(tensor: Tensor) -> Tensor:
+    """Return a tensor without the repetitions that ``expand`` makes, which cannot be written."""
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if stride == 0 and size > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _saved_generator(generator: Any) -> Callable[[], object]:
+    """Return a function that restores the present state of a random generator."""
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    if isinstance(generator, np.random.Generator):
+        bits = generator.bit_generator
+        return partial(setattr, bits, "state", copy.deepcopy(bits.state))
+    return partial(generator.set_state, generator.get_state())
+
+
+def _content(container: Any, kind: Any) -> list[Any]:
+    """Return the entries, with the methods of the known type: those of a subclass may refuse."""
+    if isinstance(container, dict):
+        return [*dict.keys(container), *dict.values(container)]
+    return list(kind.__iter__(container))
+
+
+def _refill(container: Any, kind: Any, content: list[Any]) -> None:
+    present = _content(container, kind)
+    # An unchanged container is not written to, since it may be iterated.
+    if len(present) == len(content) and all(map(is_, present, content)):
+        return
+    kind.clear(container)
+    if isinstance(container, dict):
+        half = len(content) // 2
+        for key, value in zip(content[:half], content[half:], strict=True):
+            kind.__setitem__(container, key, value)
+    else:
+        (kind.update if kind is set else kind.extend)(container, content)
+
+
+def _restore_attributes(owner: Any, saved: dict[str, Any], skip: Collection[str]) -> None:
+    present = vars(owner)
+    for name in present.keys() - saved.keys() - {*skip}:
+        del present[name]
+    present.update((name, value) for name, value in saved.items() if name not in skip)
