@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.measure.step import BatchLoss, require_scalar
 from lrrt_stage.settings import require
-from lrrt_stage.state.preserve import evaluating
+from lrrt_stage.state.preserve import RepeatedEvaluation
 
 __all__ = ["Probe", "Validation", "examples_in", "validation_losses"]
 
@@ -39,7 +39,8 @@ class Probe:
         loss_of: BatchLoss,
         losses: Iterable[Any] = (),
     ) -> None:
-        self.model, self.batch, self.loss_of, self.losses = model, batch, loss_of, list(losses)
+        self.batch, self.loss_of = batch, loss_of
+        self.evaluating = RepeatedEvaluation([model, *losses])
         # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
         # without running statistics uses those of the batch anyway.
         self.norms = [
@@ -54,13 +55,17 @@ class Probe:
 
     def __call__(self, iteration: int = 0) -> Tensor:
         """Return the loss, a scalar on the device; alike at every iteration."""
-        with evaluating((self.model, *self.losses)):
+        statistics = [(layer, layer.running_mean, layer.running_var) for layer in self.norms]
+        with self.evaluating():
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
             try:
                 loss = require_scalar(self.loss_of(copy.deepcopy(self.batch)))
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
+            finally:
+                for layer, mean, variance in statistics:
+                    layer.running_mean, layer.running_var = mean, variance
             # The model may hold this tensor, and then its value is restored.
             return loss.reshape(()).clone()
 
@@ -118,8 +123,10 @@ def validation_losses(
     there is one; this is NaN where it is not evaluated.
     """
 
+    evaluating = RepeatedEvaluation([model, *losses])
+
     def mean_loss(batches: Iterable[Any]) -> Tensor:
-        with evaluating((model, *losses)):
+        with evaluating():
             weighted = [
                 (batch_loss(batch).to(torch.float32, copy=True), examples_in(batch))
                 for batch in batches

@@ -7,7 +7,7 @@ import copyreg
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from operator import is_
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-__all__ = ["GENERATORS", "bits_of", "parts_of", "preserved_parts"]
+__all__ = ["GENERATORS", "bits_of", "changing_parts", "entries_of", "parts_of", "preserved_parts"]
 
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 """Types of random generators."""
@@ -104,6 +104,62 @@ def preserved_parts(parts: Iterable[Any], skip: Collection[str] = ()) -> Iterato
                 else:
                     stack.callback(_delete, part, name)
         yield
+
+
+@contextmanager
+def changing_parts(parts: Sequence[Any], changing: dict[int, Any]) -> Iterator[None]:
+    """Add to ``changing`` those of ``parts`` that change in the block, and what holds them."""
+    before = [_state(part) for part in parts]
+    yield
+    changed = {
+        id(part)
+        for part, state in zip(parts, before, strict=True)
+        if not _are_same(state, _state(part))
+    }
+    for _ in range(2):  # a tensor in a list, and the object that has the list
+        changed |= {
+            id(part)
+            for part in parts
+            if changed and any(id(entry) in changed for entry in _entries(part, MAX_ENTRIES))
+        }
+    changing |= {id(part): part for part in parts if id(part) in changed}
+
+
+def entries_of(parts: Iterable[Any]) -> list[Any]:
+    """Return parts with what they hold at present, except for modules and parameters."""
+    held = (entry for part in parts for entry in [part, *_entries(part, MAX_ENTRIES)])
+    own = {id(part) for part in parts}
+    known = (nn.Module, nn.Parameter)
+    found = (e for e in held if id(e) in own or not (type(e) in VALUES or isinstance(e, known)))
+    return list({id(entry): entry for entry in found}.values())
+
+
+def _state(part: Any) -> list[Any]:
+    """Return what a part holds: its values, or the objects in it."""
+    kind = _kind(part)
+    if kind is Tensor:
+        return [_without_repeats(part.data).clone()]
+    if kind is np.ndarray:
+        return [part.tobytes()]
+    if kind in GENERATORS:
+        return [repr(_saved_generator(part))]
+    content = _content(part, kind) if kind in CONTAINERS else []
+    attributes = _attributes(part) or {}
+    slots = [getattr(part, name, None) for name in _slots(part)]
+    return [*content, *attributes, *attributes.values(), *slots]
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    """Return whether two states are of the same objects, or of tensors or arrays of same bits."""
+
+    def same(ours: Any, theirs: Any) -> bool:
+        if ours is theirs:
+            return True
+        if isinstance(ours, (bytes, str)):
+            return bool(ours == theirs)
+        return isinstance(ours, Tensor) and len(one) == 1 and _are_equal(ours, theirs)
+
+    return len(one) == len(other) and all(map(same, one, other))
 
 
 def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:

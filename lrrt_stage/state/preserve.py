@@ -13,10 +13,24 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
 from lrrt_stage.errors import LRRTError
-from lrrt_stage.state.parts import CONTAINERS, GENERATORS, parts_of, preserved_parts
+from lrrt_stage.state.parts import (
+    CONTAINERS,
+    GENERATORS,
+    changing_parts,
+    entries_of,
+    parts_of,
+    preserved_parts,
+)
 from lrrt_stage.state.randomness import preserved_randomness
 
-__all__ = ["evaluating", "generators", "preserved", "preserved_sources", "set_training"]
+__all__ = [
+    "RepeatedEvaluation",
+    "evaluating",
+    "generators",
+    "preserved",
+    "preserved_sources",
+    "set_training",
+]
 
 MAX_LOADER_ENTRIES = 64
 """Longer lists hold examples, not parts of a loader."""
@@ -129,6 +143,40 @@ def evaluating(networks: Iterable[Any]) -> Iterator[None]:
             if isinstance(network, nn.Module):
                 network.eval()
         yield
+
+
+class RepeatedEvaluation:
+    """:func:`evaluating` for a loop.
+
+    To restore everything would take as long as a step. So the first evaluations, of this number,
+    find out what changes at all in them; all others restore that, and the modes.
+    """
+
+    FIRST = 2
+
+    def __init__(self, networks: Iterable[Any]) -> None:
+        self.networks = list(networks)
+        self.count, self.changing, self.modules = 0, {}, []  # type: ignore[var-annotated]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Evaluate in the block, as :func:`evaluating` does."""
+        self.count += 1
+        if self.count <= self.FIRST:
+            parts = parts_of(self.networks)
+            self.modules = [part for part in parts if isinstance(part, nn.Module)]
+            with evaluating(self.networks), changing_parts(parts, self.changing):
+                yield
+            return
+        modes = [(module, module.training) for module in self.modules]
+        with torch.no_grad(), preserved_parts(entries_of(self.changing.values())):
+            for module in self.modules:
+                module.training = False
+            try:
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
 
 
 def set_training(model: nn.Module) -> None:
