@@ -57,7 +57,8 @@ def require_points(curve: LRCurve) -> LRCurve:
     if len(finite) < MIN_POINTS:
         raise NoSuggestion(
             f"too few points: {len(finite)} finite losses{ended}, {MIN_POINTS} are needed: "
-            f"{f'check data and loss, {remedy}' if ended else 'lower lr_start'} or raise iterations"
+            f"{'check data and loss, ' if ended else ''}raise iterations, or "
+            f"{remedy if ended else 'lower lr_start'}"
         )
     return finite
 
@@ -76,7 +77,7 @@ def _how_it_ended(curve: LRCurve) -> tuple[str, str]:
     at = len(curve.finite)
     if curve.stop == "diverged":
         ended = f", until the stop rule ended the test at the LR {curve.lr[-1]:g}"
-        return ended, "lower lr_start, raise stop_multiple (none: never stop)"
+        return ended, "lower lr_start, or raise stop_multiple (none: never stop)"
     if at == len(curve):
         return "", "raise lr_end"
     return f", until one was {curve.loss[at]:g} at the LR {curve.lr[at]:g}", "lower lr_start"

@@ -214,19 +214,20 @@ def test_channels_last_reaches_model_and_images():
     assert model.weight.stride() == stride
 
 
-def test_it_stops_when_the_smoothed_loss_passes_a_multiple_of_its_best():
+def test_it_stops_when_the_smoothed_loss_rises_by_a_multiple_of_the_spread():
     curve = run(stop_multiple=3.0, smoothing=Smoothing(beta=0.9))
     assert curve.stop == "diverged"
     # By the definition, on all losses but the last: never passed; with the last: passed.
-    smoothed, beta = [], 0.9
-    mean = 0.0
+    smoothed, passed, beta = [], [], 0.9
+    mean, start = 0.0, np.median(curve.loss[:10])
     for t, loss in enumerate(curve.loss, start=1):
-        mean = beta * mean + (1 - beta) * loss
+        mean = beta * mean + (1 - beta) * (start if t <= 10 else loss)
         smoothed.append(mean / (1 - beta**t))
-    best = np.minimum.accumulate(smoothed)
-    passed = np.array(smoothed) > 3.0 * best
+        spread = sorted(abs(curve.loss[:t] - start))[int(0.9 * (t - 1))]
+        limit = min(smoothed) + (3.0 - 1) * spread
+        passed.append(t > 10 and min(smoothed[-1], *curve.loss[t - 2 : t]) > limit)
     assert passed[-1]
-    assert not passed[:-1].any()
+    assert not any(passed[:-1])
 
 
 def test_where_it_stops_does_not_depend_on_how_often_it_looks(monkeypatch):
