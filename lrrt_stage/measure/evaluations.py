@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.measure.step import BatchLoss, require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_modes
 
 __all__ = ["Probe", "Validation", "validation_losses"]
+
+MAX_NESTING = 4
+"""Depth at which the tensors of a batch are looked for."""
 
 
 class Probe:
@@ -59,12 +62,22 @@ class Probe:
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
             try:
-                return require_scalar(self.loss_of(copy.deepcopy(self.batch))).reshape(())
+                return require_scalar(self.loss_of(_copied(self.batch))).reshape(())
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
             finally:
                 for layer, mean, variance in statistics:
                     layer.running_mean, layer.running_var = mean, variance
+
+
+def _copied(batch: Any) -> Any:
+    try:
+        return copy.deepcopy(batch)
+    except Exception as error:
+        raise LRRTError(
+            f"{describe(batch)} cannot be copied ({first_line(error)}): pass detached tensors, in "
+            "tuples, lists, mappings, or dataclasses"
+        ) from error
 
 
 @contextmanager
@@ -140,7 +153,15 @@ def validation_losses(
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
         with _evaluating(model, losses):
-            weighted = [(batch_loss(batch).float(), _examples_in(batch)) for batch in batches]
+            weighted = [
+                (require_scalar(batch_loss(batch)).float(), _examples_in(batch))
+                for batch in batches
+            ]
+        require(
+            len(weighted) > 0,
+            "there are no validation batches left: pass something with at least one batch that can "
+            "be iterated again (a DataLoader or a list, not a generator)",
+        )
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 
@@ -159,14 +180,31 @@ def validation_losses(
 
 
 def _examples_in(batch: Any) -> int:
-    """Return the number of examples in a batch: the length of the first tensor in it."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    values = list(batch.values()) if hasattr(batch, "values") else batch
-    for value in values if isinstance(values, (list, tuple)) else ():
-        if isinstance(value, Tensor) and value.dim():
-            return len(value)
+    """Return the number of examples in a batch: the length of the first tensor in it.
+
+    The least nested tensors come first. Where there is no tensor beside it, a list or tuple in the
+    batch holds an example each.
+    """
+    level = [batch]
+    for _ in range(MAX_NESTING):
+        tensors = [value for value in level if isinstance(value, Tensor) and value.dim()]
+        lists = [v for v in level if isinstance(v, (list, tuple)) and v and v is not batch]
+        if tensors or lists:
+            return tensors[0].size(0) if tensors else len(lists[0])
+        level = [part for value in level for part in _parts(value)]
     raise LRRTError(
-        f"a validation batch is {type(batch).__name__}, without a tensor whose length is the "
-        "number of examples: give tuples or mappings of tensors"
+        f"a validation batch is {describe(batch)}, without a tensor whose length is the number of "
+        "examples: give tuples or mappings of tensors"
+    )
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return (
+        value
+        if isinstance(value, (list, tuple))
+        else vars(value).values()
+        if hasattr(value, "__dict__")
+        else ()
     )

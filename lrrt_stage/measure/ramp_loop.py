@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing
-from lrrt_stage.errors import unknown_name
+from lrrt_stage.errors import describe, unknown_name
 from lrrt_stage.measure.evaluations import Probe, Validation, validation_losses
 from lrrt_stage.measure.loss_recorder import LossRecorder
 from lrrt_stage.measure.ramps import RangeTestOptions, epoch_length
@@ -116,6 +117,7 @@ def range_test(
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
     """
     options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
+    _check_kinds(model, optimizer, loss_fn, batches, batch_loss, probe, validation)
     _check_trainable(model, optimizer)
     batch_loss = batch_loss or batch_loss_of(model, loss_fn)
     eval_loss = None if validation is None else validation.batch_loss
@@ -134,7 +136,9 @@ def range_test(
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
         evaluations: dict[str, Callable[[int], Tensor]] = {}
         if probe is not None:
-            evaluations["probe_loss"] = Probe(model, take_step.on_device(probe), loss_of, losses)
+            with torch.no_grad():
+                probe = take_step.on_device(probe)
+            evaluations["probe_loss"] = Probe(model, probe, loss_of, losses)
         if validation is not None:
             sample = [take_step.on_device(batch) for batch in validation.sample]
             evaluations |= validation_losses(model, validation, sample, loss_of, losses, len(lr))
@@ -176,6 +180,52 @@ def _with_changes(
         replace(options, **{k: v for k, v in changes.items() if k in of_options}),
         replace(step, **{k: v for k, v in changes.items() if k in of_step}),
     )
+
+
+def _check_kinds(
+    model: Any,
+    optimizer: Any,
+    loss_fn: Any,
+    batches: Any,
+    batch_loss: Any,
+    probe: Any,
+    validation: Any,
+) -> None:
+    """Raise LRRTError for an argument of another kind: a class, a dataset, a loader."""
+
+    def function(value: Any) -> bool:
+        return value is None or (callable(value) and not isinstance(value, type))
+
+    def whole_set(value: Any) -> bool:
+        return isinstance(value, (Dataset, DataLoader))
+
+    loader = isinstance(batches, Iterable) or hasattr(type(batches), "__getitem__")
+    examples = isinstance(batches, Dataset) and not isinstance(batches, IterableDataset)
+    for name, value, fits, remedy in (
+        ("the model", model, isinstance(model, nn.Module), "pass an instance of nn.Module"),
+        ("the optimizer", optimizer, hasattr(optimizer, "param_groups"), "pass an instance of one"),
+        (
+            "loss_fn",
+            loss_fn,
+            function(loss_fn),
+            "pass a function or an instance, such as nn.MSELoss()",
+        ),
+        (
+            "batch_loss",
+            batch_loss,
+            function(batch_loss),
+            "pass a function from a batch to its loss",
+        ),
+        ("batches", batches, loader and not examples, "pass a DataLoader or a list of batches"),
+        ("the probe", probe, not whole_set(probe), "pass one batch, such as next(iter(loader))"),
+        (
+            "validation",
+            validation,
+            validation is None or isinstance(validation, Validation),
+            "pass Validation([batch, …])",
+        ),
+    ):
+        require(fits, f"{name} is {describe(value)}: {remedy}")
 
 
 def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:

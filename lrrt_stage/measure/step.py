@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state.device import to_device
 
@@ -30,6 +30,7 @@ BatchLoss = Callable[[Any], Tensor]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+PASS_BATCH_LOSS = "pass batch_loss, a function from a batch to its loss"
 
 
 @dataclass(frozen=True)
@@ -62,40 +63,83 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
     - ``(x, y)`` or ``(x1, …, xn, y)``: ``loss_fn(model(x1, …, xn), y)``
     - a mapping: the target is its entry ``labels``, ``label``, ``targets``, ``target`` or ``y``;
       the remaining entries are passed to the model, a single one by position, several by keyword
-    - ``loss_fn=None``, for models that compute their own loss: ``model(**batch).loss`` for a
-      mapping, ``model(*batch).loss`` otherwise
+    - ``loss_fn=None``, for models that compute their own loss: ``model(**batch)`` for a mapping,
+      ``model(*batch)`` for a tuple or list, and ``model(batch)`` otherwise. The loss is the
+      output's ``loss``, the output itself, its first element, or the sum of its losses by name.
     """
 
     def model_loss(batch: Any) -> Tensor:
-        output = model(**batch) if hasattr(batch, "items") else model(*batch)
-        loss = output["loss"] if isinstance(output, dict) else getattr(output, "loss", None)
-        if loss is None:
-            raise LRRTError(
-                f"the model returned {type(output).__name__} without a loss: pass loss_fn"
-            )
-        return loss
+        if isinstance(batch, Mapping):
+            return _own_loss(_called("the model", model, (), batch))
+        inputs = batch if isinstance(batch, (tuple, list)) else (batch,)
+        return _own_loss(_called("the model", model, inputs, {}))
 
     def target_loss(batch: Any) -> Tensor:
         assert loss_fn is not None
-        if hasattr(batch, "items"):
-            inputs = dict(batch)
-            key = next((key for key in TARGET_KEYS if key in inputs), None)
+        if isinstance(batch, Mapping):
+            named = dict(batch)
+            key = next((key for key in TARGET_KEYS if key in named), None)
             if key is None:
                 raise LRRTError(
-                    f"no target among the batch's keys {sorted(inputs)}: name it "
-                    f"{TARGET_KEYS[0]!r}, or pass batch_loss, a function from a batch to its loss"
+                    f"no target among the batch's keys {sorted(named, key=str)}: name it "
+                    f"{TARGET_KEYS[0]!r}, or {PASS_BATCH_LOSS}"
                 )
-            target = inputs.pop(key)
-            output = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
-            return loss_fn(output, target)
-        if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-            return loss_fn(model(*batch[:-1]), batch[-1])
-        raise LRRTError(
-            f"a batch is {type(batch).__name__}, not a tuple of inputs and target or a mapping: "
-            "pass batch_loss, a function from a batch to its loss"
-        )
+            target = named.pop(key)
+            inputs, named = (tuple(named.values()), {}) if len(named) == 1 else ((), named)
+        elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+            inputs, named, target = tuple(batch[:-1]), {}, batch[-1]
+        else:
+            raise LRRTError(
+                f"a batch is {describe(batch)}, not a tuple of inputs and target or a mapping: "
+                f"{PASS_BATCH_LOSS}"
+            )
+        output = _called("the model", model, inputs, named)
+        return _called("loss_fn", loss_fn, (output, target), {})
 
     return model_loss if loss_fn is None else target_loss
+
+
+def _own_loss(output: Any) -> Tensor:
+    """Return the loss in the output of a model that computes its own."""
+    named = isinstance(output, Mapping)
+    loss = output.get("loss") if named else getattr(output, "loss", None)
+    if loss is not None:
+        return loss
+    first = output[:1] if isinstance(output, (tuple, list)) else [output]
+    parts = list(output.values()) if named else first
+    # A metric beside the losses, which has no gradient, must not be added to them.
+    if not all(isinstance(part, Tensor) and part.shape in ((), (1,)) for part in parts) or (
+        len({part.requires_grad for part in parts}) != 1
+    ):
+        raise LRRTError(
+            f"the model returned {describe(output)} without a loss: pass loss_fn, or "
+            f"{PASS_BATCH_LOSS.removeprefix('pass ')}"
+        )
+    return sum(parts[1:], start=parts[0])
+
+
+def _called(
+    name: str, function: Callable[..., Any], inputs: Sequence[Any], named: Mapping[str, Any]
+) -> Any:
+    """Return the result of a call; raise LRRTError if these inputs are not those it is made for.
+
+    An error about inputs that are tensors, and as many as there should be, is the function's own.
+    """
+    try:
+        return function(*inputs, **named)
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        given = (*inputs, *named.values())
+        if all(isinstance(value, Tensor) for value in given):
+            try:
+                inspect.signature(getattr(function, "forward", function)).bind(*inputs, **named)
+            except TypeError:
+                pass
+            else:
+                raise
+        raise LRRTError(
+            f"{name} does not take {describe(given)} ({type(error).__name__}: "
+            f"{first_line(error)}): {PASS_BATCH_LOSS}"
+        ) from error
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
@@ -108,8 +152,13 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
 def require_scalar(loss: Any) -> Tensor:
     """Return the loss; raise LRRTError unless it is a tensor of one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise LRRTError(f"the loss has {got}: return one number, e.g. with reduction='mean'")
+        got = (
+            f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is {describe(loss)}"
+        )
+        raise LRRTError(
+            f"the loss {got}: return a tensor of one number, e.g. with reduction='mean', or pass "
+            "batch_loss, which does"
+        )
     return loss
 
 
