@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
-from lrrt_stage.measure.step import BatchLoss, require_scalar
+from lrrt_stage.measure.step import BatchLoss, require_batches, require_function, require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_modes
 
@@ -42,6 +43,10 @@ class Probe:
         loss_of: BatchLoss,
         losses: Iterable[nn.Module] = (),
     ) -> None:
+        require(
+            not isinstance(batch, (Dataset, DataLoader)),
+            f"the probe is {describe(batch)}: pass one batch, such as next(iter(loader))",
+        )
         self.model, self.batch, self.loss_of, self.losses = model, batch, loss_of, list(losses)
         # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
         # without running statistics uses those of the batch anyway.
@@ -75,8 +80,8 @@ def _copied(batch: Any) -> Any:
         return copy.deepcopy(batch)
     except Exception as error:
         raise LRRTError(
-            f"{describe(batch)} cannot be copied ({first_line(error)}): pass detached tensors, in "
-            "tuples, lists, mappings, or dataclasses"
+            f"{describe(batch)} cannot be copied ({first_line(error)}): pass dense tensors "
+            "without a graph"
         ) from error
 
 
@@ -126,7 +131,15 @@ class Validation:
     batch_loss: BatchLoss | None = None
 
     def __post_init__(self) -> None:
-        require(len(self.sample) > 0, "the validation sample has no batch: give at least one")
+        require_batches("the validation sample", self.sample)
+        require(
+            isinstance(self.sample, Sized) and len(self.sample) > 0,
+            "the validation sample has no batch: give a list of at least one",
+        )
+        if self.full is not None:
+            require_batches("the full validation set", self.full)
+        if self.batch_loss is not None:
+            require_function("batch_loss", self.batch_loss, "pass a function of a batch")
         require(
             self.full_evaluations >= 1,
             f"full_evaluations={self.full_evaluations} is below 1: use full=None for none",

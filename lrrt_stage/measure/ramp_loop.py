@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing
@@ -25,6 +24,7 @@ from lrrt_stage.measure.step import (
     batch_loss_of,
     endless,
     lr_ratios,
+    require_batches,
 )
 from lrrt_stage.settings import require
 from lrrt_stage.state.device import deterministic, resolve_device
@@ -116,9 +116,19 @@ def range_test(
     ----------
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
     """
+    for name, value, kind in (
+        ("options", options, RangeTestOptions),
+        ("step", step, StepOptions),
+        ("smoothing", smoothing, Smoothing),
+        ("validation", validation, Validation),
+    ):
+        require(
+            value is None or isinstance(value, kind),
+            f"{name} is {describe(value)}: pass {kind.__name__}(…)",
+        )
     options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
-    _check_kinds(model, optimizer, loss_fn, batches, batch_loss, probe, validation)
     _check_trainable(model, optimizer)
+    require_batches("batches", batches)
     batch_loss = batch_loss or batch_loss_of(model, loss_fn)
     eval_loss = None if validation is None else validation.batch_loss
     candidates = (loss_fn, batch_loss, eval_loss)
@@ -182,53 +192,15 @@ def _with_changes(
     )
 
 
-def _check_kinds(
-    model: Any,
-    optimizer: Any,
-    loss_fn: Any,
-    batches: Any,
-    batch_loss: Any,
-    probe: Any,
-    validation: Any,
-) -> None:
-    """Raise LRRTError for an argument of another kind: a class, a dataset, a loader."""
-
-    def function(value: Any) -> bool:
-        return value is None or (callable(value) and not isinstance(value, type))
-
-    def whole_set(value: Any) -> bool:
-        return isinstance(value, (Dataset, DataLoader))
-
-    loader = isinstance(batches, Iterable) or hasattr(type(batches), "__getitem__")
-    examples = isinstance(batches, Dataset) and not isinstance(batches, IterableDataset)
-    for name, value, fits, remedy in (
-        ("the model", model, isinstance(model, nn.Module), "pass an instance of nn.Module"),
-        ("the optimizer", optimizer, hasattr(optimizer, "param_groups"), "pass an instance of one"),
-        (
-            "loss_fn",
-            loss_fn,
-            function(loss_fn),
-            "pass a function or an instance, such as nn.MSELoss()",
-        ),
-        (
-            "batch_loss",
-            batch_loss,
-            function(batch_loss),
-            "pass a function from a batch to its loss",
-        ),
-        ("batches", batches, loader and not examples, "pass a DataLoader or a list of batches"),
-        ("the probe", probe, not whole_set(probe), "pass one batch, such as next(iter(loader))"),
-        (
-            "validation",
-            validation,
-            validation is None or isinstance(validation, Validation),
-            "pass Validation([batch, …])",
-        ),
-    ):
-        require(fits, f"{name} is {describe(value)}: {remedy}")
-
-
 def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
+    require(
+        isinstance(model, nn.Module),
+        f"the model is {describe(model)}: pass an instance of nn.Module",
+    )
+    require(
+        hasattr(optimizer, "param_groups"),
+        f"the optimizer is {describe(optimizer)}: pass an instance, made with model.parameters()",
+    )
     require(
         any(parameter.requires_grad for parameter in model.parameters()),
         "the model has no trainable parameter: set requires_grad on some, or first run a batch "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset, IterableDataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import Options, require, setting
@@ -22,6 +23,8 @@ __all__ = [
     "batch_loss_of",
     "endless",
     "lr_ratios",
+    "require_batches",
+    "require_function",
     "require_scalar",
 ]
 
@@ -69,15 +72,15 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
     """
 
     def model_loss(batch: Any) -> Tensor:
-        if isinstance(batch, Mapping):
-            return _own_loss(_called("the model", model, (), batch))
-        inputs = batch if isinstance(batch, (tuple, list)) else (batch,)
-        return _own_loss(_called("the model", model, inputs, {}))
+        named = batch if isinstance(batch, Mapping) else {}
+        inputs = batch if isinstance(batch, (tuple, list)) else () if named else (batch,)
+        remedy = PASS_BATCH_LOSS.replace("pass", "pass loss_fn, or")
+        return _own_loss(_called("the model", model, inputs, named, remedy), remedy)
 
     def target_loss(batch: Any) -> Tensor:
         assert loss_fn is not None
         if isinstance(batch, Mapping):
-            named = dict(batch)
+            inputs, named = [], dict(batch)
             key = next((key for key in TARGET_KEYS if key in named), None)
             if key is None:
                 raise LRRTError(
@@ -85,9 +88,10 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
                     f"{TARGET_KEYS[0]!r}, or {PASS_BATCH_LOSS}"
                 )
             target = named.pop(key)
-            inputs, named = (tuple(named.values()), {}) if len(named) == 1 else ((), named)
+            if len(named) == 1:
+                inputs, named = [*named.values()], {}
         elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
-            inputs, named, target = tuple(batch[:-1]), {}, batch[-1]
+            (*inputs, target), named = batch, {}
         else:
             raise LRRTError(
                 f"a batch is {describe(batch)}, not a tuple of inputs and target or a mapping: "
@@ -96,50 +100,62 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
         output = _called("the model", model, inputs, named)
         return _called("loss_fn", loss_fn, (output, target), {})
 
-    return model_loss if loss_fn is None else target_loss
+    if loss_fn is None:
+        return model_loss
+    require_function("loss_fn", loss_fn, "pass a function or an instance, such as nn.MSELoss()")
+    return target_loss
 
 
-def _own_loss(output: Any) -> Tensor:
+def _own_loss(output: Any, remedy: str) -> Tensor:
     """Return the loss in the output of a model that computes its own."""
     named = isinstance(output, Mapping)
     loss = output.get("loss") if named else getattr(output, "loss", None)
     if loss is not None:
         return loss
-    first = output[:1] if isinstance(output, (tuple, list)) else [output]
-    parts = list(output.values()) if named else first
+    parts = output.values() if named else output if isinstance(output, (tuple, list)) else [output]
+    losses = list(parts) if named else list(parts)[:1]
     # A metric beside the losses, which has no gradient, must not be added to them.
-    if not all(isinstance(part, Tensor) and part.shape in ((), (1,)) for part in parts) or (
-        len({part.requires_grad for part in parts}) != 1
-    ):
-        raise LRRTError(
-            f"the model returned {describe(output)} without a loss: pass loss_fn, or "
-            f"{PASS_BATCH_LOSS.removeprefix('pass ')}"
-        )
-    return sum(parts[1:], start=parts[0])
+    require(
+        all(isinstance(part, Tensor) and part.shape in ((), (1,)) for part in losses)
+        and len({part.requires_grad for part in losses}) == 1,
+        f"the model returned {describe(output)} without a loss: {remedy}",
+    )
+    return sum(losses[1:], start=losses[0])
 
 
 def _called(
-    name: str, function: Callable[..., Any], inputs: Sequence[Any], named: Mapping[str, Any]
+    name: str,
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    named: Mapping[str, Any],
+    remedy: str = PASS_BATCH_LOSS,
+    usual: type = Tensor,
 ) -> Any:
-    """Return the result of a call; raise LRRTError if these inputs are not those it is made for.
+    """Return the result of a call; raise LRRTError if the function is not made for these inputs.
 
-    An error about inputs that are tensors, and as many as there should be, is the function's own.
+    An error is the function's own if it accepts as many inputs, and all are of the ``usual`` type.
     """
     try:
         return function(*inputs, **named)
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         given = (*inputs, *named.values())
-        if all(isinstance(value, Tensor) for value in given):
-            try:
-                inspect.signature(getattr(function, "forward", function)).bind(*inputs, **named)
-            except TypeError:
-                pass
-            else:
-                raise
+        usual_inputs = all(isinstance(value, usual) for value in given)
+        if usual_inputs and _accepts(function, inputs, named):
+            raise
         raise LRRTError(
             f"{name} does not take {describe(given)} ({type(error).__name__}: "
-            f"{first_line(error)}): {PASS_BATCH_LOSS}"
+            f"{first_line(error)}): {remedy}"
         ) from error
+
+
+def _accepts(function: Callable[..., Any], inputs: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(getattr(function, "forward", function)).bind(*inputs, **named)
+    except TypeError:
+        return False
+    except ValueError:  # a function of C has no signature
+        pass
+    return True
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
@@ -149,15 +165,30 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     return [lr / largest if largest > 0 else 1.0 for lr in rates]
 
 
+def require_function(name: str, value: Any, remedy: str) -> None:
+    """Raise LRRTError unless ``value`` can be called, and is no class."""
+    require(
+        callable(value) and not isinstance(value, type), f"{name} is {describe(value)}: {remedy}"
+    )
+
+
+def require_batches(name: str, value: Any) -> None:
+    """Raise LRRTError unless ``value`` can be iterated, and is no dataset of single examples."""
+    iterable = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+    examples = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
+    require(
+        iterable and not examples,
+        f"{name} is {describe(value)}: pass a DataLoader or a list of batches",
+    )
+
+
 def require_scalar(loss: Any) -> Tensor:
     """Return the loss; raise LRRTError unless it is a tensor of one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = (
-            f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is {describe(loss)}"
-        )
+        shape = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
         raise LRRTError(
-            f"the loss {got}: return a tensor of one number, e.g. with reduction='mean', or pass "
-            "batch_loss, which does"
+            f"the loss {shape or f'is {describe(loss)}'}: return a tensor of one number, e.g. with "
+            f"reduction='mean', or {PASS_BATCH_LOSS}"
         )
     return loss
 
@@ -205,6 +236,7 @@ class TrainingStep:
             f"{type(optimizer).__name__}.step() needs a closure, to evaluate the loss several "
             "times a step: use an optimizer that needs one gradient, such as SGD or AdamW",
         )
+        require_function("batch_loss", batch_loss, "pass a function from a batch to its loss")
         self.model, self.optimizer, self.batch_loss = model, optimizer, batch_loss
         self.options, self.device = options, device
         self.dtype = PRECISIONS[options.precision]
@@ -233,7 +265,10 @@ class TrainingStep:
         """
         batch = self.on_device(batch)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return (batch_loss or self.batch_loss)(batch)
+            loss_of = batch_loss or self.batch_loss
+            return _called(
+                "batch_loss", loss_of, (batch,), {}, "pass a function of a batch", object
+            )
 
     def _backward(self, batch: Any) -> Tensor:
         loss = require_scalar(self.loss_of(batch))
