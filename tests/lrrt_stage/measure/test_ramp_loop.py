@@ -512,3 +512,47 @@ def test_an_optimizer_of_another_model_is_refused():
     batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
     with pytest.raises(LRRTError, match="none of this model"):
         range_test(model, optimizer, nn.functional.cross_entropy, batches)
+
+
+LOADER = loader()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": nn.Linear}, "the model is the class Linear"),
+        ({"optimizer": torch.optim.SGD}, "the optimizer is the class SGD"),
+        ({"optimizer": [sgd(scalar())]}, "the optimizer is list of .SGD"),
+        ({"loss_fn": nn.CrossEntropyLoss}, "loss_fn is the class CrossEntropyLoss"),
+        ({"loss_fn": "mse"}, "loss_fn is str"),
+        ({"batch_loss": nn.CrossEntropyLoss}, "batch_loss is the class CrossEntropyLoss"),
+        ({"batches": LOADER.dataset}, "batches is TensorDataset: pass a DataLoader"),
+        ({"batches": DataLoader}, "batches is the class DataLoader"),
+        ({"batches": loader}, "batches is function"),
+        ({"batches": None}, "batches is None"),
+        ({"batches": DataLoader(LOADER.dataset, 128, drop_last=True)}, "no batches left"),
+        ({"probe": LOADER.dataset}, "the probe is TensorDataset: pass one batch"),
+        ({"probe": LOADER}, "the probe is DataLoader: pass one batch"),
+        ({"validation": LOADER}, "validation is DataLoader: pass Validation"),
+        ({"options": {"lr_end": 1.0}}, "options is dict: pass RangeTestOptions"),
+        ({"step": {"accumulate": 2}}, "step is dict: pass StepOptions"),
+        ({"smoothing": 0.9}, "smoothing is float: pass Smoothing"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(changes, message):
+    model = classifier()
+    arguments = {
+        "model": model, "optimizer": sgd(model), "loss_fn": nn.CrossEntropyLoss(),
+        "batches": LOADER, **changes,
+    }  # fmt: skip
+    with pytest.raises(LRRTError, match=message) as error:
+        range_test(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_data_that_yields_batches_is_no_dataset_of_examples():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(LOADER)
+
+    assert len(run(batches=Stream(), lr_end=1e-3, iterations=10)) == 10
