@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
-from lrrt_stage.measure.step import BatchLoss, require_batches, require_function, require_scalar
-from lrrt_stage.settings import require
+from lrrt_stage.measure.step import BatchLoss, require_batches, require_scalar
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import preserved_modes
 
 __all__ = ["Probe", "Validation", "validation_losses"]
@@ -43,10 +43,8 @@ class Probe:
         loss_of: BatchLoss,
         losses: Iterable[nn.Module] = (),
     ) -> None:
-        require(
-            not isinstance(batch, (Dataset, DataLoader)),
-            f"the probe is {describe(batch)}: pass one batch, such as next(iter(loader))",
-        )
+        several = isinstance(batch, (Dataset, DataLoader))
+        require_kind(not several, "the probe", batch, "pass one batch, as next(iter(loader))")
         self.model, self.batch, self.loss_of, self.losses = model, batch, loss_of, list(losses)
         # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
         # without running statistics uses those of the batch anyway.
@@ -132,14 +130,10 @@ class Validation:
 
     def __post_init__(self) -> None:
         require_batches("the validation sample", self.sample)
-        require(
-            isinstance(self.sample, Sized) and len(self.sample) > 0,
-            "the validation sample has no batch: give a list of at least one",
-        )
+        some = isinstance(self.sample, Sized) and len(self.sample) > 0
+        require(some, "the validation sample has no batch: give a list of at least one")
         if self.full is not None:
             require_batches("the full validation set", self.full)
-        if self.batch_loss is not None:
-            require_function("batch_loss", self.batch_loss, "pass a function of a batch")
         require(
             self.full_evaluations >= 1,
             f"full_evaluations={self.full_evaluations} is below 1: use full=None for none",
@@ -172,8 +166,7 @@ def validation_losses(
             ]
         require(
             len(weighted) > 0,
-            "there are no validation batches left: pass something with at least one batch that can "
-            "be iterated again (a DataLoader or a list, not a generator)",
+            "no validation batches are left: pass a DataLoader or a list, not a generator",
         )
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
@@ -200,10 +193,10 @@ def _examples_in(batch: Any) -> int:
     """
     level = [batch]
     for _ in range(MAX_NESTING):
-        tensors = [value for value in level if isinstance(value, Tensor) and value.dim()]
-        lists = [v for v in level if isinstance(v, (list, tuple)) and v and v is not batch]
-        if tensors or lists:
-            return tensors[0].size(0) if tensors else len(lists[0])
+        lengths = [value.size(0) for value in level if isinstance(value, Tensor) and value.dim()]
+        lengths += [len(v) for v in level if isinstance(v, (list, tuple)) and v is not batch]
+        if lengths:
+            return lengths[0]
         level = [part for value in level for part in _parts(value)]
     raise LRRTError(
         f"a validation batch is {describe(batch)}, without a tensor whose length is the number of "
@@ -212,12 +205,6 @@ def _examples_in(batch: Any) -> int:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return (
-        value
-        if isinstance(value, (list, tuple))
-        else vars(value).values()
-        if hasattr(value, "__dict__")
-        else ()
-    )
+    if isinstance(value, (list, tuple)):
+        return value
+    return (value if isinstance(value, Mapping) else getattr(value, "__dict__", {})).values()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing
-from lrrt_stage.errors import describe, unknown_name
+from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.evaluations import Probe, Validation, validation_losses
 from lrrt_stage.measure.loss_recorder import LossRecorder
 from lrrt_stage.measure.ramps import RangeTestOptions, epoch_length
@@ -26,7 +26,7 @@ from lrrt_stage.measure.step import (
     lr_ratios,
     require_batches,
 )
-from lrrt_stage.settings import require
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import deterministic, resolve_device
 from lrrt_stage.state.preserve import preserved
 from lrrt_stage.state.randomness import seeded
@@ -122,10 +122,8 @@ def range_test(
         ("smoothing", smoothing, Smoothing),
         ("validation", validation, Validation),
     ):
-        require(
-            value is None or isinstance(value, kind),
-            f"{name} is {describe(value)}: pass {kind.__name__}(…)",
-        )
+        fits = value is None or isinstance(value, kind)
+        require_kind(fits, name, value, f"pass {kind.__name__}(…)")
     options, step = _with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
     _check_trainable(model, optimizer)
     require_batches("batches", batches)
@@ -193,14 +191,9 @@ def _with_changes(
 
 
 def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
-    require(
-        isinstance(model, nn.Module),
-        f"the model is {describe(model)}: pass an instance of nn.Module",
-    )
-    require(
-        hasattr(optimizer, "param_groups"),
-        f"the optimizer is {describe(optimizer)}: pass an instance, made with model.parameters()",
-    )
+    require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
+    usable = hasattr(optimizer, "param_groups")
+    require_kind(usable, "the optimizer", optimizer, "pass an instance of an Optimizer")
     require(
         any(parameter.requires_grad for parameter in model.parameters()),
         "the model has no trainable parameter: set requires_grad on some, or first run a batch "

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, IterableDataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import Options, require, require_kind, setting
 from lrrt_stage.state.device import to_device
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "endless",
     "lr_ratios",
     "require_batches",
-    "require_function",
     "require_scalar",
 ]
 
@@ -33,7 +32,7 @@ BatchLoss = Callable[[Any], Tensor]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
-PASS_BATCH_LOSS = "pass batch_loss, a function from a batch to its loss"
+BATCH_LOSS = "batch_loss, a function from a batch to its loss"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
     def model_loss(batch: Any) -> Tensor:
         named = batch if isinstance(batch, Mapping) else {}
         inputs = batch if isinstance(batch, (tuple, list)) else () if named else (batch,)
-        remedy = PASS_BATCH_LOSS.replace("pass", "pass loss_fn, or")
+        remedy = f"pass loss_fn, or {BATCH_LOSS}"
         return _own_loss(_called("the model", model, inputs, named, remedy), remedy)
 
     def target_loss(batch: Any) -> Tensor:
@@ -85,7 +84,7 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
             if key is None:
                 raise LRRTError(
                     f"no target among the batch's keys {sorted(named, key=str)}: name it "
-                    f"{TARGET_KEYS[0]!r}, or {PASS_BATCH_LOSS}"
+                    f"{TARGET_KEYS[0]!r}, or pass {BATCH_LOSS}"
                 )
             target = named.pop(key)
             if len(named) == 1:
@@ -95,14 +94,15 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
         else:
             raise LRRTError(
                 f"a batch is {describe(batch)}, not a tuple of inputs and target or a mapping: "
-                f"{PASS_BATCH_LOSS}"
+                f"pass {BATCH_LOSS}"
             )
         output = _called("the model", model, inputs, named)
         return _called("loss_fn", loss_fn, (output, target), {})
 
     if loss_fn is None:
         return model_loss
-    require_function("loss_fn", loss_fn, "pass a function or an instance, such as nn.MSELoss()")
+    usable = callable(loss_fn) and not isinstance(loss_fn, type)
+    require_kind(usable, "loss_fn", loss_fn, "pass a function or an instance, as nn.MSELoss()")
     return target_loss
 
 
@@ -112,8 +112,8 @@ def _own_loss(output: Any, remedy: str) -> Tensor:
     loss = output.get("loss") if named else getattr(output, "loss", None)
     if loss is not None:
         return loss
-    parts = output.values() if named else output if isinstance(output, (tuple, list)) else [output]
-    losses = list(parts) if named else list(parts)[:1]
+    first = output[:1] if isinstance(output, (tuple, list)) else [output]
+    losses = list(output.values() if named else first)
     # A metric beside the losses, which has no gradient, must not be added to them.
     require(
         all(isinstance(part, Tensor) and part.shape in ((), (1,)) for part in losses)
@@ -128,7 +128,7 @@ def _called(
     function: Callable[..., Any],
     inputs: Sequence[Any],
     named: Mapping[str, Any],
-    remedy: str = PASS_BATCH_LOSS,
+    remedy: str = f"pass {BATCH_LOSS}",
     usual: type = Tensor,
 ) -> Any:
     """Return the result of a call; raise LRRTError if the function is not made for these inputs.
@@ -139,23 +139,17 @@ def _called(
         return function(*inputs, **named)
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         given = (*inputs, *named.values())
-        usual_inputs = all(isinstance(value, usual) for value in given)
-        if usual_inputs and _accepts(function, inputs, named):
+        try:
+            inspect.signature(getattr(function, "forward", function)).bind(*inputs, **named)
+            own = all(isinstance(value, usual) for value in given)
+        except (TypeError, ValueError):
+            own = False
+        if own:
             raise
         raise LRRTError(
             f"{name} does not take {describe(given)} ({type(error).__name__}: "
             f"{first_line(error)}): {remedy}"
         ) from error
-
-
-def _accepts(function: Callable[..., Any], inputs: Sequence[Any], named: Mapping[str, Any]) -> bool:
-    try:
-        inspect.signature(getattr(function, "forward", function)).bind(*inputs, **named)
-    except TypeError:
-        return False
-    except ValueError:  # a function of C has no signature
-        pass
-    return True
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
@@ -165,21 +159,11 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     return [lr / largest if largest > 0 else 1.0 for lr in rates]
 
 
-def require_function(name: str, value: Any, remedy: str) -> None:
-    """Raise LRRTError unless ``value`` can be called, and is no class."""
-    require(
-        callable(value) and not isinstance(value, type), f"{name} is {describe(value)}: {remedy}"
-    )
-
-
 def require_batches(name: str, value: Any) -> None:
     """Raise LRRTError unless ``value`` can be iterated, and is no dataset of single examples."""
     iterable = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
     examples = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
-    require(
-        iterable and not examples,
-        f"{name} is {describe(value)}: pass a DataLoader or a list of batches",
-    )
+    require_kind(iterable and not examples, name, value, "pass a DataLoader or a list of batches")
 
 
 def require_scalar(loss: Any) -> Tensor:
@@ -188,7 +172,7 @@ def require_scalar(loss: Any) -> Tensor:
         shape = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
         raise LRRTError(
             f"the loss {shape or f'is {describe(loss)}'}: return a tensor of one number, e.g. with "
-            f"reduction='mean', or {PASS_BATCH_LOSS}"
+            f"reduction='mean', or pass {BATCH_LOSS}"
         )
     return loss
 
@@ -236,7 +220,6 @@ class TrainingStep:
             f"{type(optimizer).__name__}.step() needs a closure, to evaluate the loss several "
             "times a step: use an optimizer that needs one gradient, such as SGD or AdamW",
         )
-        require_function("batch_loss", batch_loss, "pass a function from a batch to its loss")
         self.model, self.optimizer, self.batch_loss = model, optimizer, batch_loss
         self.options, self.device = options, device
         self.dtype = PRECISIONS[options.precision]
@@ -267,7 +250,12 @@ class TrainingStep:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             loss_of = batch_loss or self.batch_loss
             return _called(
-                "batch_loss", loss_of, (batch,), {}, "pass a function of a batch", object
+                "batch_loss",
+                loss_of,
+                (batch,),
+                {},
+                "pass a function from a batch to its loss",
+                object,
             )
 
     def _backward(self, batch: Any) -> Tensor:

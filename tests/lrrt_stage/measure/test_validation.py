@@ -144,10 +144,15 @@ def test_a_curve_with_both_goes_through_its_csv(tmp_path):
         (lambda: Validation(batch for batch in batches(1)), "no batch"),
         (lambda: Validation(TensorDataset(*batches(1)[0])), "sample is TensorDataset"),
         (lambda: Validation(batches(1), TensorDataset(*batches(1)[0])), "set is TensorDataset"),
-        (lambda: Validation(batches(1), batch_loss=nn.MSELoss), "batch_loss is the class MSELoss"),
+        (
+            lambda: watched_test(
+                classifier(), validation=Validation(batches(1), batch_loss=nn.MSELoss)
+            ),
+            "the loss is MSELoss",
+        ),
         (
             lambda: watched_test(classifier(), validation=Validation(batches(1), [])),
-            "no validation batches left",
+            "no validation batches are left",
         ),
         (
             lambda: watched_test(
