@@ -5,12 +5,11 @@ from __future__ import annotations
 from math import isfinite
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
-from lrrt_stage.curve.smoothing import Smoothing, finite_length
+from lrrt_stage.curve.smoothing import Smoothing, finite_length, running_quantile
 from lrrt_stage.errors import LRRTError
 
 __all__ = ["CHECK_EVERY", "LossRecorder"]
@@ -105,8 +104,7 @@ class LossRecorder:
         first = self.first
         if self.stop_multiple is not None and len(finite) > first:
             start = np.median(finite[:first])
-            distances = pd.Series(np.abs(finite - start))
-            spread = distances.expanding().quantile(0.9, interpolation="lower").to_numpy()
+            spread = running_quantile(np.abs(finite - start), 0.9)
             smoothed = self.average(np.r_[np.full(first, start), finite[first:]])
             lower = np.minimum(smoothed, np.minimum(finite, np.roll(finite, 1)))
             rise = lower - np.minimum.accumulate(smoothed)
