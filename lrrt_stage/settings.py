@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.errors import LRRTError, describe, unknown_name
 
 __all__ = [
     "TYPES",
@@ -25,6 +25,7 @@ __all__ = [
     "option_text",
     "option_type",
     "require",
+    "require_kind",
     "setting",
 ]
 
@@ -64,6 +65,11 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`LRRTError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise LRRTError(message)
+
+
+def require_kind(fits: bool, name: str, value: Any, remedy: str) -> None:
+    """Raise :class:`LRRTError`, which says what ``value`` is, unless it ``fits``."""
+    require(fits, f"{name} is {describe(value)}: {remedy}")
 
 
 class Options:

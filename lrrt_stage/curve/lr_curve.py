@@ -17,8 +17,9 @@ __all__ = ["LRCurve", "Stop"]
 SERIES = ("lr", "loss", "probe_loss", "val_loss", "full_val_loss")
 
 Stop = Literal["completed", "diverged", "non-finite", "interrupted"]
-"""Why a curve ends: the ramp was completed; the smoothed loss exceeded a multiple of its minimum;
-a loss was NaN or infinite, and is the last of the curve; the user interrupted the test."""
+"""Why a curve ends: the ramp was completed; the smoothed loss rose by a multiple of the
+spread of the losses; a loss was NaN or infinite, and is the last of the curve; the user interrupted
+the test."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lrrt_stage.settings import Options, setting
 
-__all__ = ["AVERAGES", "Smoothing", "finite_length", "mean_age", "zero_phase"]
+__all__ = ["AVERAGES", "Smoothing", "finite_length", "mean_age", "running_quantile", "zero_phase"]
 
 AVERAGES = ("biased", "corrected", "from-first")
 """The exponential averages; they differ in how they begin."""
@@ -60,6 +60,12 @@ def _averaged(loss: bytes, average: str, beta: float) -> np.ndarray:
 def finite_length(values: np.ndarray) -> int:
     """Return how many values come before the first that is not finite."""
     return int(np.logical_and.accumulate(np.isfinite(values)).sum())
+
+
+def running_quantile(values: np.ndarray, quantile: float) -> np.ndarray:
+    """Return for every point that quantile of the values up to it, rounded down to one of them."""
+    so_far = pd.Series(values).expanding()
+    return so_far.quantile(quantile, interpolation="lower").to_numpy()
 
 
 def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:

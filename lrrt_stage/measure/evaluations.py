@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset
 
-from lrrt_stage.errors import LRRTError
-from lrrt_stage.measure.step import BatchLoss, require_scalar
-from lrrt_stage.settings import require
+from lrrt_stage.errors import LRRTError, describe, first_line
+from lrrt_stage.measure.step import BatchLoss, require_batches, require_scalar
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import RepeatedEvaluation
 
 __all__ = ["Probe", "Validation", "examples_in", "validation_losses"]
+
+MAX_NESTING = 4
+"""Depth at which the tensors of a batch are looked for."""
 
 
 class Probe:
@@ -39,6 +43,8 @@ class Probe:
         loss_of: BatchLoss,
         losses: Iterable[Any] = (),
     ) -> None:
+        several = isinstance(batch, (Dataset, DataLoader))
+        require_kind(not several, "the probe", batch, "pass one batch, as next(iter(loader))")
         self.batch, self.loss_of = batch, loss_of
         self.evaluating = RepeatedEvaluation([model, *losses])
         # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
@@ -60,7 +66,7 @@ class Probe:
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
             try:
-                loss = require_scalar(self.loss_of(copy.deepcopy(self.batch)))
+                loss = require_scalar(self.loss_of(_copied(self.batch)))
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
             finally:
@@ -68,6 +74,16 @@ class Probe:
                     layer.running_mean, layer.running_var = mean, variance
             # The model may hold this tensor, and then its value is restored.
             return loss.reshape(()).clone()
+
+
+def _copied(batch: Any) -> Any:
+    try:
+        return copy.deepcopy(batch)
+    except Exception as error:
+        raise LRRTError(
+            f"{describe(batch)} cannot be copied ({first_line(error)}): pass dense tensors "
+            "without a graph"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,7 +114,11 @@ class Validation:
     batch_loss: BatchLoss | None = None
 
     def __post_init__(self) -> None:
-        require(len(self.sample) > 0, "the validation sample has no batch: give at least one")
+        require_batches("the validation sample", self.sample)
+        some = isinstance(self.sample, Sized) and len(self.sample) > 0
+        require(some, "the validation sample has no batch: give a list of at least one")
+        if self.full is not None:
+            require_batches("the full validation set", self.full)
         require(
             self.full_evaluations >= 1,
             f"full_evaluations={self.full_evaluations} is below 1: use full=None for none",
@@ -128,9 +148,13 @@ def validation_losses(
     def mean_loss(batches: Iterable[Any]) -> Tensor:
         with evaluating():
             weighted = [
-                (batch_loss(batch).to(torch.float32, copy=True), examples_in(batch))
+                (require_scalar(batch_loss(batch)).to(torch.float32, copy=True), examples_in(batch))
                 for batch in batches
             ]
+        require(
+            len(weighted) > 0,
+            "no validation batches are left: pass a DataLoader or a list, not a generator",
+        )
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 
@@ -149,14 +173,25 @@ def validation_losses(
 
 
 def examples_in(batch: Any) -> int:
-    """Return the number of examples in a batch: the length of the first tensor in it."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    values = list(batch.values()) if hasattr(batch, "values") else batch
-    for value in values if isinstance(values, (list, tuple)) else ():
-        if isinstance(value, Tensor) and value.dim():
-            return len(value)
+    """Return the number of examples in a batch: the length of the first tensor in it.
+
+    The least nested tensors come first. Where there is no tensor beside it, a list or tuple in the
+    batch holds an example each.
+    """
+    level = [batch]
+    for _ in range(MAX_NESTING):
+        lengths = [value.size(0) for value in level if isinstance(value, Tensor) and value.dim()]
+        lengths += [len(v) for v in level if isinstance(v, (list, tuple)) and v is not batch]
+        if lengths:
+            return lengths[0]
+        level = [part for value in level for part in _parts(value)]
     raise LRRTError(
-        f"a batch is {type(batch).__name__}, without a tensor whose length is the "
-        "number of examples: give tuples or mappings of tensors"
+        f"a batch is {describe(batch)}, without a tensor whose length is the number of "
+        "examples: give tuples or mappings of tensors"
     )
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        return value
+    return (value if isinstance(value, Mapping) else getattr(value, "__dict__", {})).values()

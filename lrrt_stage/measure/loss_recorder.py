@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
-from lrrt_stage.curve.smoothing import Smoothing, finite_length
+from lrrt_stage.curve.smoothing import Smoothing, finite_length, running_quantile
 from lrrt_stage.errors import LRRTError
 
 __all__ = ["CHECK_EVERY", "LossRecorder"]
@@ -17,18 +17,28 @@ __all__ = ["CHECK_EVERY", "LossRecorder"]
 CHECK_EVERY = 10
 """Iterations between two reads of the losses. Each read makes the host wait for the device. The
 curve does not depend on this number, since iterations after the stop are cut off."""
+MIN_START = 5
+"""Losses that the start is estimated from, if a tenth of the ramp has fewer."""
 
 
 class LossRecorder:
     """Keeps the losses on the device, and reads them every :data:`CHECK_EVERY` iterations.
 
-    The test stops when the smoothed loss exceeds ``stop_multiple`` times its minimum. The stop rule
-    reads the bias-corrected average: the biased one starts near zero, so that a multiple of its
-    minimum means nothing.
+    The test stops once the smoothed loss has risen from its minimum by more than
+    ``stop_multiple - 1`` times the spread of the losses so far. The start is their median in the
+    first tenth of the ramp, where the learning rate is too small to change them, and the spread is
+    the 90 % quantile of their distances to the start. So neither a constant added to the loss nor
+    its unit matters.
+
+    The average is bias-corrected, and begins with the start in place of the losses of the first
+    tenth, so that an extreme batch there counts for nothing. Two losses in a row have to have
+    risen as far as the average, so that a single extreme batch does not stop the test either.
+    There is no verdict where the spread is zero: then all that changes is rounding.
     """
 
     def __init__(self, lr: np.ndarray, stop_multiple: float | None, beta: float) -> None:
         self.lr, self.stop_multiple = lr, stop_multiple
+        self.first = max(MIN_START, len(lr) // 10)
         self.average = Smoothing("corrected", beta)
         self.names: list[str] = []
         self.on_device: list[Tensor] = []
@@ -91,12 +101,15 @@ class LossRecorder:
     def _apply_stop_rule(self) -> None:
         losses = self._recorded()[0]
         finite = losses[: finite_length(losses)]
-        if self.stop_multiple is not None:
-            smoothed = self.average(finite)
-            minimum = np.minimum.accumulate(smoothed)
-            exceeded = np.flatnonzero(
-                smoothed - minimum > (self.stop_multiple - 1) * np.abs(minimum)
-            )
+        first = self.first
+        if self.stop_multiple is not None and len(finite) > first:
+            start = np.median(finite[:first])
+            spread = running_quantile(np.abs(finite - start), 0.9)
+            smoothed = self.average(np.r_[np.full(first, start), finite[first:]])
+            lower = np.minimum(smoothed, np.minimum(finite, np.roll(finite, 1)))
+            rise = lower - np.minimum.accumulate(smoothed)
+            diverged = (rise > (self.stop_multiple - 1) * spread) & (spread > 0)
+            exceeded = first + np.flatnonzero(diverged[first:])
             if exceeded.size:
                 self.length, self.stop = int(exceeded[0]) + 1, "diverged"
                 return

@@ -27,8 +27,9 @@ from lrrt_stage.measure.step import (
     batch_loss_of,
     endless,
     lr_ratios,
+    require_batches,
 )
-from lrrt_stage.settings import require
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import deterministic, resolve_device
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved, set_training
@@ -125,6 +126,14 @@ def range_test(
     ----------
     L. N. Smith, *Cyclical Learning Rates for Training Neural Networks*, arXiv 1506.01186, §3.3.
     """
+    for name, value, kind in (
+        ("options", options, RangeTestOptions),
+        ("step", step, StepOptions),
+        ("smoothing", smoothing, Smoothing),
+        ("validation", validation, Validation),
+    ):
+        fits = value is None or isinstance(value, kind)
+        require_kind(fits, name, value, f"pass {kind.__name__}(…)")
     options, step = with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
     modules = [modules] if isinstance(modules, nn.Module) else list(modules)
     eval_loss = None if validation is None else validation.batch_loss
@@ -133,6 +142,7 @@ def range_test(
     require_trainable(model, optimizer)
     _check_modules(model, optimizer, losses, modules)
     ratios = lr_ratios(optimizer)
+    require_batches("batches", batches)
     batch_loss = batch_loss or batch_loss_of(model, loss_fn)
     device = next(model.parameters()).device if device is None else resolve_device(device)
     lr = options.learning_rates(batches, step.accumulate)
@@ -148,7 +158,9 @@ def range_test(
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
         evaluations: dict[str, Callable[[int], Tensor]] = {}
         if probe is not None:
-            evaluations["probe_loss"] = Probe(model, take_step.on_device(probe), loss_of, others)
+            with torch.no_grad():
+                probe = take_step.on_device(probe)
+            evaluations["probe_loss"] = Probe(model, probe, loss_of, others)
         if validation is not None:
             sample = [take_step.on_device(batch) for batch in validation.sample]
             evaluations |= validation_losses(model, validation, sample, loss_of, others, len(lr))
@@ -194,6 +206,9 @@ def with_changes(
 
 def require_trainable(model: nn.Module, optimizer: Optimizer) -> None:
     """Raise LRRTError unless ``model`` has trainable parameters, and ``optimizer`` holds some."""
+    require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
+    usable = hasattr(optimizer, "param_groups")
+    require_kind(usable, "the optimizer", optimizer, "pass an instance of an Optimizer")
     require(
         any(parameter.requires_grad for parameter in model.parameters()),
         "the model has no trainable parameter: set requires_grad on some, or first run a batch "

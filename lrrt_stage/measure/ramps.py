@@ -56,7 +56,8 @@ class RangeTestOptions(Options):
     )
     stop_multiple: float | None = setting(
         4.0,
-        "Stop when the smoothed loss exceeds this multiple of its minimum; none: never.",
+        "Stop when the smoothed loss has risen from its minimum by this multiple, less one, of the "
+        "spread of the losses so far; none: never.",
         above=1,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from numbers import Real
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset, IterableDataset
 
-from lrrt_stage.errors import LRRTError
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.errors import LRRTError, describe, first_line
+from lrrt_stage.settings import Options, require, require_kind, setting
 from lrrt_stage.state.device import to_device
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "batch_loss_of",
     "endless",
     "lr_ratios",
+    "require_batches",
     "require_scalar",
 ]
 
@@ -32,6 +34,7 @@ BatchLoss = Callable[[Any], Tensor]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+BATCH_LOSS = "batch_loss, a function from a batch to its loss"
 
 
 @dataclass(frozen=True)
@@ -64,40 +67,91 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
     - ``(x, y)`` or ``(x1, …, xn, y)``: ``loss_fn(model(x1, …, xn), y)``
     - a mapping: the target is its entry ``labels``, ``label``, ``targets``, ``target`` or ``y``;
       the remaining entries are passed to the model, a single one by position, several by keyword
-    - ``loss_fn=None``, for models that compute their own loss: ``model(**batch).loss`` for a
-      mapping, ``model(*batch).loss`` otherwise
+    - ``loss_fn=None``, for models that compute their own loss: ``model(**batch)`` for a mapping,
+      ``model(*batch)`` for a tuple or list, and ``model(batch)`` otherwise. The loss is the
+      output's ``loss``, the output itself, its first element, or the sum of its losses by name.
     """
 
     def model_loss(batch: Any) -> Tensor:
-        output = model(**batch) if hasattr(batch, "items") else model(*batch)
-        loss = output["loss"] if isinstance(output, dict) else getattr(output, "loss", None)
-        if loss is None:
-            raise LRRTError(
-                f"the model returned {type(output).__name__} without a loss: pass loss_fn"
-            )
-        return loss
+        named = batch if isinstance(batch, Mapping) else {}
+        inputs = batch if isinstance(batch, (tuple, list)) else () if named else (batch,)
+        remedy = f"pass loss_fn, or {BATCH_LOSS}"
+        return _own_loss(_called("the model", model, inputs, named, remedy), remedy)
 
     def target_loss(batch: Any) -> Tensor:
         assert loss_fn is not None
-        if hasattr(batch, "items"):
-            inputs = dict(batch)
-            key = next((key for key in TARGET_KEYS if key in inputs), None)
+        if isinstance(batch, Mapping):
+            inputs, named = [], dict(batch)
+            key = next((key for key in TARGET_KEYS if key in named), None)
             if key is None:
                 raise LRRTError(
-                    f"no target among the batch's keys {sorted(inputs)}: name it "
-                    f"{TARGET_KEYS[0]!r}, or pass batch_loss, a function from a batch to its loss"
+                    f"no target among the batch's keys {sorted(named, key=str)}: name it "
+                    f"{TARGET_KEYS[0]!r}, or pass {BATCH_LOSS}"
                 )
-            target = inputs.pop(key)
-            output = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
-            return loss_fn(output, target)
-        if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-            return loss_fn(model(*batch[:-1]), batch[-1])
-        raise LRRTError(
-            f"a batch is {type(batch).__name__}, not a tuple of inputs and target or a mapping: "
-            "pass batch_loss, a function from a batch to its loss"
-        )
+            target = named.pop(key)
+            if len(named) == 1:
+                inputs, named = [*named.values()], {}
+        elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+            (*inputs, target), named = batch, {}
+        else:
+            raise LRRTError(
+                f"a batch is {describe(batch)}, not a tuple of inputs and target or a mapping: "
+                f"pass {BATCH_LOSS}"
+            )
+        output = _called("the model", model, inputs, named)
+        return _called("loss_fn", loss_fn, (output, target), {})
 
-    return model_loss if loss_fn is None else target_loss
+    if loss_fn is None:
+        return model_loss
+    usable = callable(loss_fn) and not isinstance(loss_fn, type)
+    require_kind(usable, "loss_fn", loss_fn, "pass a function or an instance, as nn.MSELoss()")
+    return target_loss
+
+
+def _own_loss(output: Any, remedy: str) -> Tensor:
+    """Return the loss in the output of a model that computes its own."""
+    named = isinstance(output, Mapping)
+    loss = output.get("loss") if named else getattr(output, "loss", None)
+    if loss is not None:
+        return loss
+    first = output[:1] if isinstance(output, (tuple, list)) else [output]
+    losses = list(output.values() if named else first)
+    # A metric beside the losses, which has no gradient, must not be added to them.
+    require(
+        all(isinstance(part, Tensor) and part.shape in ((), (1,)) for part in losses)
+        and len({part.requires_grad for part in losses}) == 1,
+        f"the model returned {describe(output)} without a loss: {remedy}",
+    )
+    return sum(losses[1:], start=losses[0])
+
+
+def _called(
+    name: str,
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    named: Mapping[str, Any],
+    remedy: str = f"pass {BATCH_LOSS}",
+    usual: type = Tensor,
+) -> Any:
+    """Return the result of a call; raise LRRTError if the function is not made for these inputs.
+
+    An error is the function's own if it accepts as many inputs, and all are of the ``usual`` type.
+    """
+    try:
+        return function(*inputs, **named)
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        given = (*inputs, *named.values())
+        try:
+            inspect.signature(getattr(function, "forward", function)).bind(*inputs, **named)
+            own = all(isinstance(value, usual) for value in given)
+        except (TypeError, ValueError):
+            own = False
+        if own:
+            raise
+        raise LRRTError(
+            f"{name} does not take {describe(given)} ({type(error).__name__}: "
+            f"{first_line(error)}): {remedy}"
+        ) from error
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
@@ -116,11 +170,21 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     return [lr / largest if largest > 0 else 1.0 for lr in rates]
 
 
+def require_batches(name: str, value: Any) -> None:
+    """Raise LRRTError unless ``value`` can be iterated, and is no dataset of single examples."""
+    iterable = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+    examples = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
+    require_kind(iterable and not examples, name, value, "pass a DataLoader or a list of batches")
+
+
 def require_scalar(loss: Any) -> Tensor:
     """Return the loss; raise LRRTError unless it is a tensor of one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise LRRTError(f"the loss has {got}: return one number, e.g. with reduction='mean'")
+        shape = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+        raise LRRTError(
+            f"the loss {shape or f'is {describe(loss)}'}: return a tensor of one number, e.g. with "
+            f"reduction='mean', or pass {BATCH_LOSS}"
+        )
     return loss
 
 
@@ -209,7 +273,15 @@ class TrainingStep:
         """
         batch = self.on_device(batch)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return (batch_loss or self.batch_loss)(batch)
+            loss_of = batch_loss or self.batch_loss
+            return _called(
+                "batch_loss",
+                loss_of,
+                (batch,),
+                {},
+                "pass a function from a batch to its loss",
+                object,
+            )
 
     def _backward(self, batch: Any) -> Tensor:
         loss = require_scalar(self.loss_of(batch))

@@ -53,11 +53,12 @@ def find_descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.n
 def require_points(curve: LRCurve) -> LRCurve:
     """Return the finite part of a curve; raise NoSuggestion if it has too few points."""
     finite = curve.finite
-    ended, _ = _how_it_ended(curve)
+    ended, remedy = _how_it_ended(curve)
     if len(finite) < MIN_POINTS:
         raise NoSuggestion(
             f"too few points: {len(finite)} finite losses{ended}, {MIN_POINTS} are needed: "
-            f"{'check data and loss, ' if ended else ''}lower lr_start or raise iterations"
+            f"{'check data and loss, ' if ended else ''}raise iterations, or "
+            f"{remedy if ended else 'lower lr_start'}"
         )
     return finite
 
@@ -72,8 +73,11 @@ def never_fell(curve: LRCurve, start: float, lowest: float) -> NoSuggestion:
 
 
 def _how_it_ended(curve: LRCurve) -> tuple[str, str]:
-    """Return where the losses stop being finite, and the remedy for a curve without descent."""
+    """Return what ended the losses, and the remedy for a curve without descent."""
     at = len(curve.finite)
+    if curve.stop == "diverged":
+        ended = f", until the stop rule ended the test at the LR {curve.lr[-1]:g}"
+        return ended, "lower lr_start, or raise stop_multiple (none: never stop)"
     if at == len(curve):
         return "", "raise lr_end"
     return f", until one was {curve.loss[at]:g} at the LR {curve.lr[at]:g}", "lower lr_start"

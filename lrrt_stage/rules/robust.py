@@ -65,7 +65,8 @@ class UnimodalFit:
     start: float
     """Loss at the initial weights."""
     ruined: np.ndarray
-    """Whether this loss is at or above ``start``, or this or the training loss is not finite."""
+    """Whether this loss is at or above ``start``, or this or the training loss is not finite; also
+    where the losses are those of the start."""
     clipped: np.ndarray
     """The losses that are fitted: ``start`` where the network is ruined."""
     fit: np.ndarray
@@ -78,10 +79,11 @@ class UnimodalFit:
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         losses = getattr(curve, series)
         # The probe is the same batch at every iteration. The training batches differ, so that
-        # their start is estimated from the first tenth, whose learning rates have no effect yet.
+        # the first tenth, whose learning rates have no effect yet, counts as its median.
         first = 1 if series == "probe_loss" else max(5, len(curve) // 10)
         start = float(np.median(losses[:first]))
         ruined = ~(np.isfinite(losses) & np.isfinite(curve.loss) & (losses < start))
+        ruined[:first] = True
         clipped = np.where(ruined, start, losses)
         fit = unimodal_regression(clipped)
         fell = bool(np.isfinite(start)) and _fell(losses[: _last_minimum(fit) + 1])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import partial
 from textwrap import shorten
 from typing import Any
@@ -72,17 +74,38 @@ def deterministic() -> Iterator[None]:
 
 
 def to_device(batch: Any, device: torch.device, memory_format: torch.memory_format) -> Any:
-    """Return ``batch`` with all tensors on ``device``, also those in tuples, lists and dicts.
+    """Return ``batch`` with all tensors on ``device``, also those in it at any depth.
 
-    Images (4 dimensions) get ``memory_format``; other tensors keep their own.
+    Tuples, lists, mappings and dataclasses keep their type; only a mapping that cannot be changed
+    becomes a dict. An object with a method ``to`` is copied and moved by it. Images (4 dimensions)
+    get ``memory_format``; other tensors keep their own. Where gradients are off, tensors are
+    detached, since a tensor with a graph cannot be copied.
     """
     moved = partial(to_device, device=device, memory_format=memory_format)
     if isinstance(batch, torch.Tensor):
-        layout = memory_format if batch.dim() == 4 else torch.preserve_format
-        return batch.to(device, non_blocking=True, memory_format=layout)
-    if hasattr(batch, "items"):
-        return type(batch)({key: moved(value) for key, value in batch.items()})
-    if isinstance(batch, (tuple, list)):
-        parts = map(moved, batch)
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        image = batch.dim() == 4 and batch.layout == torch.strided
+        layout = memory_format if image else torch.preserve_format
+        tensor = batch.to(device, non_blocking=True, memory_format=layout)
+        return tensor if tensor.is_leaf or torch.is_grad_enabled() else tensor.detach()
+    if hasattr(type(batch), "to"):
+        # Many such methods change the object itself, and some of them return nothing.
+        result = copy.copy(batch)
+        returned = result.to(device)
+        return result if returned is None else returned
+    if isinstance(batch, tuple):
+        return getattr(batch, "_make", type(batch))([moved(part) for part in batch])
+    if isinstance(batch, list):
+        result = copy.copy(batch)
+        result[:] = map(moved, batch)
+        return result
+    if isinstance(batch, Mapping):
+        result = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
+        for key, value in batch.items():
+            result[key] = moved(value)
+        return result
+    if is_dataclass(type(batch)):
+        result = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(result, field.name, moved(getattr(batch, field.name)))
+        return result
     return batch

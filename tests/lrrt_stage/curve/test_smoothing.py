@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from lrrt_stage import AVERAGES, LRRTError, Smoothing, mean_age, zero_phase
+from lrrt_stage.curve.smoothing import running_quantile
 
 # L = 4, 2, 8 with β = 0.5, worked by hand from the formulas of the article's Fig 3.
 RAW = [4.0, 2.0, 8.0]
@@ -141,3 +142,7 @@ def test_an_average_lags_behind_a_straight_line_by_its_mean_age(average):
 def test_mean_age_of_an_unknown_average_names_the_nearest():
     with pytest.raises(LRRTError, match="'biased'"):
         mean_age("bias", 0.9, 3)
+
+
+def test_a_running_quantile_is_one_of_the_values_so_far():
+    assert running_quantile(np.array([3.0, 1.0, 2.0, 9.0]), 0.5).tolist() == [3.0, 1.0, 2.0, 2.0]

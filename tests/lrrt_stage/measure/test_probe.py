@@ -170,3 +170,32 @@ def test_a_loss_that_is_no_number_is_named_as_without_a_probe(start):
         range_test(
             model, optimizer, nn.MSELoss(reduction="none"), loader, iterations=40, probe=probe
         )
+
+
+def test_a_probe_with_a_graph_is_detached(start):
+    model, optimizer, loader, (x, y) = start
+    plain = range_test(model, optimizer, mse_loss, loader, iterations=10, probe=(x, y))
+    attached = (x * torch.ones(1, requires_grad=True), y)
+    curve = range_test(model, optimizer, mse_loss, loader, iterations=10, probe=attached)
+    assert np.array_equal(curve.probe_loss, plain.probe_loss)
+    assert attached[0].requires_grad
+
+
+def test_a_probe_may_hold_a_list_of_examples(start):
+    model, optimizer, loader, (x, y) = start
+
+    def stacked(batch):
+        return mse_loss(model(torch.stack(list(batch[0]))), torch.stack(list(batch[1])))
+
+    curve = range_test(
+        model, optimizer, None, loader, batch_loss=stacked, iterations=10, probe=(list(x), list(y))
+    )
+    plain = range_test(model, optimizer, mse_loss, loader, iterations=10, probe=(x, y))
+    assert curve.probe_loss == pytest.approx(plain.probe_loss)
+
+
+def test_a_probe_that_cannot_be_copied_is_named(start):
+    model, optimizer, loader, (x, y) = start
+    with pytest.raises(LRRTError, match="the probe: .* cannot be copied") as error:
+        range_test(model, optimizer, mse_loss, loader, probe=(x, y, (i for i in range(3))))
+    assert "\n" not in str(error.value)

@@ -215,19 +215,20 @@ def test_channels_last_reaches_model_and_images():
     assert model.weight.stride() == stride
 
 
-def test_it_stops_when_the_smoothed_loss_passes_a_multiple_of_its_best():
+def test_it_stops_when_the_smoothed_loss_rises_by_a_multiple_of_the_spread():
     curve = run(stop_multiple=3.0, smoothing=Smoothing(beta=0.9))
     assert curve.stop == "diverged"
     # By the definition, on all losses but the last: never passed; with the last: passed.
-    smoothed, beta = [], 0.9
-    mean = 0.0
+    smoothed, passed, beta = [], [], 0.9
+    mean, start = 0.0, np.median(curve.loss[:10])
     for t, loss in enumerate(curve.loss, start=1):
-        mean = beta * mean + (1 - beta) * loss
+        mean = beta * mean + (1 - beta) * (start if t <= 10 else loss)
         smoothed.append(mean / (1 - beta**t))
-    best = np.minimum.accumulate(smoothed)
-    passed = np.array(smoothed) > 3.0 * best
+        spread = sorted(abs(curve.loss[:t] - start))[int(0.9 * (t - 1))]
+        limit = min(smoothed) + (3.0 - 1) * spread
+        passed.append(t > 10 and min(smoothed[-1], *curve.loss[t - 2 : t]) > limit)
     assert passed[-1]
-    assert not passed[:-1].any()
+    assert not any(passed[:-1])
 
 
 def test_where_it_stops_does_not_depend_on_how_often_it_looks(monkeypatch):
@@ -705,3 +706,48 @@ def test_an_optimizer_of_another_model_is_refused():
     batches = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
     with pytest.raises(LRRTError, match="none of this model"):
         range_test(model, optimizer, nn.functional.cross_entropy, batches)
+
+
+LOADER = loader()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": nn.Linear}, "the model is the class Linear"),
+        ({"optimizer": torch.optim.SGD}, "the optimizer is the class SGD"),
+        ({"optimizer": [sgd(scalar())]}, "the optimizer is list of .SGD"),
+        ({"loss_fn": nn.CrossEntropyLoss}, "loss_fn is the class CrossEntropyLoss"),
+        ({"loss_fn": "mse"}, "loss_fn is str"),
+        ({"batch_loss": nn.CrossEntropyLoss}, "batch_loss does not take"),
+        ({"batch_loss": "mse"}, "batch_loss does not take .*'str' object is not callable"),
+        ({"batches": LOADER.dataset}, "batches is TensorDataset: pass a DataLoader"),
+        ({"batches": DataLoader}, "batches is the class DataLoader"),
+        ({"batches": loader}, "batches is function"),
+        ({"batches": None}, "batches is None"),
+        ({"batches": DataLoader(LOADER.dataset, 128, drop_last=True)}, "no batches left"),
+        ({"probe": LOADER.dataset}, "the probe is TensorDataset: pass one batch"),
+        ({"probe": LOADER}, "the probe is DataLoader: pass one batch"),
+        ({"validation": LOADER}, "validation is DataLoader: pass Validation"),
+        ({"options": {"lr_end": 1.0}}, "options is dict: pass RangeTestOptions"),
+        ({"step": {"accumulate": 2}}, "step is dict: pass StepOptions"),
+        ({"smoothing": 0.9}, "smoothing is float: pass Smoothing"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(changes, message):
+    model = classifier()
+    arguments = {
+        "model": model, "optimizer": sgd(model), "loss_fn": nn.CrossEntropyLoss(),
+        "batches": LOADER, **changes,
+    }  # fmt: skip
+    with pytest.raises(LRRTError, match=message) as error:
+        range_test(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_data_that_yields_batches_is_no_dataset_of_examples():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(LOADER)
+
+    assert len(run(batches=Stream(), lr_end=1e-3, iterations=10)) == 10

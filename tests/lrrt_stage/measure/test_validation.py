@@ -1,7 +1,12 @@
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import TensorDataset
 
 from lrrt_stage import LRCurve, LRRTError, Validation, range_test, seeded
 
@@ -136,15 +141,70 @@ def test_a_curve_with_both_goes_through_its_csv(tmp_path):
     ("make", "words"),
     [
         (lambda: Validation([]), "no batch"),
+        (lambda: Validation(batch for batch in batches(1)), "no batch"),
+        (lambda: Validation(TensorDataset(*batches(1)[0])), "sample is TensorDataset"),
+        (lambda: Validation(batches(1), TensorDataset(*batches(1)[0])), "set is TensorDataset"),
+        (
+            lambda: watched_test(
+                classifier(), validation=Validation(batches(1), batch_loss=nn.MSELoss)
+            ),
+            "the loss is MSELoss",
+        ),
+        (
+            lambda: watched_test(classifier(), validation=Validation(batches(1), [])),
+            "no validation batches are left",
+        ),
+        (
+            lambda: watched_test(
+                classifier(), validation=Validation(batches(1), batch_loss=lambda _: {"a": 1})
+            ),
+            "the loss is dict",
+        ),
         (lambda: Validation(batches(1), batches(1), full_evaluations=0), "full_evaluations=0"),
         (
             lambda: watched_test(
                 classifier(), validation=Validation([3], batch_loss=lambda _: torch.ones(()))
             ),
-            "a validation batch is int",
+            "a batch is int",
         ),
     ],
 )
 def test_what_cannot_be_validated_on_is_named(make, words):
     with pytest.raises(LRRTError, match=words):
         make()
+
+
+@dataclass
+class Example:
+    inputs: torch.Tensor
+    target: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x, y: {"inputs": {"x": x}, "y": y},
+        lambda x, y: {"all": {"x": x, "y": y}},
+        lambda x, y: ([x, x.clone(), x.clone()], y),
+        lambda x, y: (list(x), list(y)),
+        lambda x, y: (tuple(x), [{"y": each} for each in y]),
+        lambda x, y: Example(x, y),
+        lambda x, y: SimpleNamespace(x=x, y=y),
+        lambda x, y: (pack_sequence(list(x)), y),
+        lambda x, y: (x.to_sparse(), y),
+    ],
+)
+def test_batches_of_every_shape_are_weighted_by_their_examples(wrap):
+    # The losses 2 and 5, of one and of three examples: 2 · 1/4 + 5 · 3/4.
+    losses = {1: 2.0, 3: 5.0}
+    sizes = iter([1, 3] * 10)
+    model = nn.Linear(2, 1)
+    curve = range_test(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), None, [torch.ones(1, 2)],
+        batch_loss=lambda batch: model(batch).mean(), iterations=10,
+        validation=Validation(
+            [wrap(torch.ones(n, 2), torch.ones(n, 1)) for n in (1, 3)],
+            batch_loss=lambda batch: torch.tensor(losses[next(sizes)]),
+        ),
+    )  # fmt: skip
+    assert curve.val_loss[0] == 4.25

@@ -223,3 +223,15 @@ def test_a_curve_that_ended_at_a_loss_that_is_not_finite_says_so(value):
     assert "lower lr_start" in str(error.value)
     with pytest.raises(NoSuggestion, match=rf"4 finite losses.*{value} at the LR 1e-06"):
         suggest(curve([2.0, 1.9, 1.8, 1.7, float(value)], stop="non-finite"))
+
+
+@pytest.mark.parametrize("average", ["corrected", "from-first"])
+@pytest.mark.parametrize("shift", [1.34, 2.0, 500.0, -500.0])
+def test_a_constant_added_to_the_loss_moves_no_suggestion(average, shift):
+    noisy = LOSS + 0.01 * np.random.default_rng(0).normal(size=len(LOSS))
+    smoothing = Smoothing(average, 0.5)
+    for name in RULES:
+        plain = suggest(curve(noisy), name, smoothing)
+        assert suggest(curve(noisy - shift), name, smoothing).max == pytest.approx(plain.max)
+    # The biased average starts near zero at any loss: it may lose the descent, and no more.
+    assert [*suggest_all(curve(noisy - shift), Smoothing("biased", 0.5))] == [*RULES]

@@ -254,3 +254,8 @@ def test_the_fit_falls_and_then_rises():
     signs = np.sign(np.diff(values))
     signs = signs[signs != 0]
     assert (np.diff(signs) >= 0).all()
+
+
+@pytest.mark.parametrize("extreme", [-1e6, 1e6])
+def test_an_extreme_batch_at_the_start_does_not_count(extreme):
+    assert suggest(curve([4.0, extreme, *VALLEY[2:]])) == suggest(curve(VALLEY))

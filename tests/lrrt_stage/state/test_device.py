@@ -1,5 +1,11 @@
+from collections import OrderedDict, UserDict, defaultdict
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
 from lrrt_stage import LRRTError, deterministic, resolve_device
 from lrrt_stage.state.device import to_device
@@ -47,3 +53,88 @@ def test_nested_batches_are_walked_and_only_images_change_their_layout():
     assert torch.equal(moved["a"][0], image)
     assert moved["a"][1] == ("text", 3)
     assert moved["b"].is_contiguous()
+
+
+@dataclass(frozen=True)
+class Record:
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Given(dict):
+    """A dict whose constructor takes something else."""
+
+    def __init__(self, name, **entries):
+        super().__init__(**entries)
+        self.name = name
+
+
+class OwnMethod:
+    """Moves itself in place, and returns nothing."""
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+    def to(self, device):
+        self.a, self.b = self.a.to(device), self.b.to(device)
+
+
+A, B = torch.ones(2, 3), torch.zeros(2)
+CONTAINERS = {
+    "dict": {"a": A, "b": B},
+    "defaultdict": defaultdict(list, a=A, b=B),
+    "OrderedDict": OrderedDict(a=A, b=B),
+    "UserDict": UserDict(a=A, b=B),
+    "dict with a constructor of its own": Given("one", a=A, b=B),
+    "named tuple": Pair(A, B),
+    "dataclass": Record(A, B),
+    "object with a method to": OwnMethod(A, B),
+}
+
+
+# "meta" is another device on every machine: what was moved there has no values any more.
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_of_every_kind_are_moved_and_keep_their_type(name):
+    batch = CONTAINERS[name]
+    moved = to_device(batch, torch.device("meta"), torch.preserve_format)
+    assert type(moved) is type(batch)
+    get = getattr if not hasattr(batch, "keys") else lambda made, key: made[key]
+    assert get(moved, "a").device.type == get(moved, "b").device.type == "meta"
+    assert get(batch, "a") is A
+    assert get(batch, "b") is B
+
+
+def test_a_mapping_that_cannot_be_changed_becomes_a_dict():
+    moved = to_device(MappingProxyType({"a": A}), torch.device("meta"), torch.preserve_format)
+    assert moved["a"].device.type == "meta"
+
+
+def test_what_is_no_tensor_stays_as_it_is():
+    batch = ["text", None, 3, slice(2), torch.Tensor, (x for x in ())]
+    moved = to_device(batch, torch.device("meta"), torch.preserve_format)
+    assert moved is not batch
+    assert all(one is other for one, other in zip(moved, batch, strict=True))
+
+
+def test_a_packed_sequence_keeps_its_lengths_on_the_cpu():
+    packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    moved = to_device([packed], torch.device("meta"), torch.preserve_format)[0]
+    assert moved.data.device.type == "meta"
+    assert moved.batch_sizes.tolist() == [2, 1, 1]
+
+
+def test_sparse_tensors_have_no_layout_of_images():
+    sparse = torch.ones(1, 2, 3, 4).to_sparse()
+    assert to_device(sparse, torch.device("cpu"), torch.channels_last).is_sparse
+
+
+@pytest.mark.gpu
+def test_a_packed_sequence_runs_on_the_gpu():
+    packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    moved = to_device({"x": packed}, torch.device("cuda"), torch.preserve_format)
+    assert torch.nn.LSTM(2, 2).cuda()(moved["x"])[0].data.device.type == "cuda"
