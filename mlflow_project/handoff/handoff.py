@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlflow
 from mlflow.entities import Run
@@ -19,6 +19,7 @@ from mlflow_project.handoff.artifacts import find_run, read_weights, readable
 from mlflow_project.handoff.publishing import TASK, WEIGHTS, read_published
 from mlflow_project.tracking import tags
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
+from pipeline.data.datasets import is_dataset_factory
 from pipeline.decide.several_tests import ConsensusOptions
 
 __all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
@@ -105,7 +106,11 @@ class Handoff:
 
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
         """Return how ``task`` or its data differs from the range test's, in words."""
-        differences = task.differences(self.task)
+        mine = self.task
+        if not is_dataset_factory(task.dataset) and _kind(task) == _kind(mine):
+            # The same files in a different folder: their digest tells.
+            mine = replace(mine, dataset=task.dataset)
+        differences = task.differences(mine)
         if not differences and data_sha256 not in (None, self.data_sha256):
             return [f"content of dataset {task.dataset!r}"]
         return differences
@@ -119,6 +124,10 @@ class Handoff:
                 f"{'; '.join(differences)}: run lrrt on this task, or pass allow_mismatch=true "
                 "to train with a range that was measured on a different task"
             )
+
+
+def _kind(task: Task) -> str:
+    return task.dataset.partition(":")[0]
 
 
 def load_handoff(run_id: str = "latest") -> Handoff:

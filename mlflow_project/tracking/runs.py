@@ -22,6 +22,7 @@ from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothin
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
+from mlflow_project.tracking.params import shown
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -261,7 +262,7 @@ def log_reading(reading: Reading) -> None:
 
 def log_dataset(prepared: PreparedTask) -> None:
     """Record the training data as the active run's input, by name and digest."""
-    source = CodeDatasetSource(tags={"dataset": prepared.task.dataset})
+    source = CodeDatasetSource(tags={"dataset": shown(prepared.task.dataset)})
     # MLflow keeps 36 characters of a digest.
     name = prepared.task.dataset.partition(":")[0]
     dataset = MetaDataset(source, name=name, digest=prepared.data.digest[:32])  # type: ignore[abstract]

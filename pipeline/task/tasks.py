@@ -13,7 +13,10 @@ from lrrt_stage.state.weights import INITIALIZERS
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.models.optimizers import OPTIMIZERS
 
-__all__ = ["Runtime", "Task"]
+__all__ = ["CACHE", "Runtime", "Task"]
+
+CACHE = "~/.cache/lrrt-stage"
+"""What is kept for any stage, whichever folder it runs in."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Runtime(Options):
     """Where a task runs; it may differ between a range test and its training."""
 
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or a torch device.")
-    data_dir: str = setting("data", "Folder of the datasets that are downloaded.")
+    data_dir: str = setting(CACHE, "Folder of the datasets that are downloaded.")
     loader_workers: int = setting(
         0, "Processes that read data which does not fit in memory.", minimum=0
     )

@@ -37,8 +37,10 @@ class RefineOptions(Options):
     )
     trial_epochs: int = setting(1, "Epochs of each trial's short training.", minimum=1)
     search_seed: int = setting(0, "Seed of the search.", minimum=0)
-    storage: str = setting(
-        "sqlite:///optuna.db", "Optuna storage URL; an interrupted search continues from there."
+    storage: str | None = setting(
+        None,
+        "Optuna storage URL, from which an interrupted search continues; none: optuna.db beside "
+        "MLflow's SQLite file, else in ~/.cache/lrrt-stage.",
     )
     study_name: str | None = setting(
         None, "Name of the Optuna study; none: made from the range-test run and these options."
@@ -74,7 +76,8 @@ def refine(
     training that follows. The first trial uses the narrowed maximum; TPE proposes the others, and
     the median pruner ends those that fall behind in the second half of their schedule. A trial
     that diverges has an infinite loss. An interrupted search that is run again proposes what it
-    would have proposed. Searches may share an Optuna study at the same time.
+    would have proposed. Searches may share an Optuna study at the same time. Without a storage,
+    it is in ``optuna.db`` in the current folder.
 
     ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
@@ -150,7 +153,9 @@ def _open_optuna_study(study_name: str, options: RefineOptions) -> optuna.Study:
     )
     try:
         storage = optuna.storages.RDBStorage(
-            options.storage, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+            options.storage or "sqlite:///optuna.db",
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
         )
         return optuna.create_study(
             study_name=study_name, storage=storage, load_if_exists=True, pruner=pruner
