@@ -69,7 +69,7 @@ BEFORE_A_RUN = {
     "no whole number": (("--seed", 1.5), ["'1.5'", "whole number"]),
     "json": (("--model-args", "{width"), ["'{width'", "JSON"]),
     "json list": (("--model-args", "[1]"), ["JSON object"]),
-    "option": (("--lr-edn", 1), ["--lr-edn", "'--lr-end'"]),
+    "option": (("--lr-edn", 1), ["--lr-edn", "--lr-end"]),
     "beta": (("--beta", 1), ["beta=1.0"]),
 }
 
