@@ -66,6 +66,8 @@ def log_model(
         example = split[0][:2].cpu()
     else:
         example = torch.stack([split[index][0] for index in range(min(2, prepared.data.sizes[1]))])
+    # From a single one, torch would export a model that takes only one.
+    example = torch.cat([example] * 2)[:2]
     deployed = _Deployed(model.cpu().to(memory_format=torch.contiguous_format), prepared).eval()
     with torch.no_grad():
         output = deployed(example)
