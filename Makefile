@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # tests share is made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet
 
-.PHONY: run test test-fast lint docs bench suggestions clean
+.PHONY: run test test-fast test-oldest lint docs bench suggestions clean
 
 run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
@@ -22,6 +22,17 @@ test-fast: .venv/installed-test
 		tests/pipeline/task tests/pipeline/decide tests/test_project.py \
 		tests/mlflow_project/test_every_command.py \
 		--ignore tests/lrrt_stage/adapters --ignore tests/lrrt_stage/plots
+
+# The library on the oldest versions that pyproject.toml allows, in an environment of its own.
+test-oldest: OLDEST := .venv/oldest
+test-oldest:
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	grep -oE '"[A-Za-z-]+>=[0-9.]+' pyproject.toml | sed '/setuptools/d; s/"//; s/>=/==/' > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt \
+		--editable ".[fastai,lightning,photos,transformers]" pytest pytest-xdist
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -ra tests/lrrt_stage tests/pipeline
+	rm -rf $(OLDEST)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

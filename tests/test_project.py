@@ -146,7 +146,7 @@ def test_conda_and_pyproject_bound_the_same_versions():
     assert sorted(pip[1:]) == sorted(PYPROJECT["project"]["dependencies"])
     for requirement in pip[1:]:
         operators = {each.operator for each in Requirement(requirement).specifier}
-        assert operators == {"=="} or operators == {">=", "<"}, f"{requirement} is not bounded"
+        assert {">="} <= operators <= {">=", "<"}, f"{requirement} is pinned, or not bounded"
 
 
 def constraints():

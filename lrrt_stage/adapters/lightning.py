@@ -128,7 +128,7 @@ def from_lightning(
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
     package = _package(module)
-    if inside_fit:
+    if trainer is not None and inside_fit:
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders

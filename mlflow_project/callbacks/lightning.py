@@ -17,12 +17,12 @@ from mlflow_project.handoff.handoff import Handoff
 try:
     from lightning.pytorch import Callback
 except ImportError:  # the other name under which it is published
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback  # type: ignore[assignment]
 
 __all__ = ["LRRangeTest"]
 
 
-class LRRangeTest(Callback):  # type: ignore[misc]
+class LRRangeTest(Callback):
     """Runs :func:`track_range_test` when ``fit`` starts, and trains with what it found.
 
     The optimizer's learning rates and those of its schedulers are scaled so that the largest is the

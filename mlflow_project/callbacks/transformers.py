@@ -14,7 +14,7 @@ from mlflow_project.handoff.handoff import Handoff
 __all__ = ["LRRangeTest"]
 
 
-class LRRangeTest(TrainerCallback):  # type: ignore[misc]
+class LRRangeTest(TrainerCallback):
     """Runs :func:`track_range_test` before the first step, and trains with what it found.
 
     The optimizer's learning rates and those of its scheduler are scaled so that the largest is the

@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import rich_click as click
 from click.core import ParameterSource
 
-from lrrt_stage.settings import TYPES, option_text, option_type
+from lrrt_stage.settings import TYPES, option_text, option_type, require
 from mlflow_project.cli.outcome import OutputOptions
+from mlflow_project.tracking.connection import in_project_folder
+from pipeline.data.datasets import DATASETS
 
 __all__ = [
     "OptionType",
@@ -27,6 +30,14 @@ __all__ = [
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 UNGIVEN = "from the range-test run"
+PATHS = {
+    "dataset": [f"{name}:" for name in DATASETS],
+    "init": ["file:"],
+    "storage": ["sqlite:///"],
+    "data_dir": [""],
+    "output_json": [""],
+}
+"""Option that can hold a path -> what stands before the path."""
 
 
 class OptionType(click.ParamType):
@@ -80,11 +91,27 @@ def options_of(panel: str, *options: type, defaults: bool = True) -> Callable[[C
                 option.name,
                 type=OptionType(hint),
                 default=default if defaults else None,
+                callback=_full_path if option.name in PATHS else None,
                 help=f"{text} [default: {option_text(default) if defaults else UNGIVEN}]",
             )(command)
         return click.option_panel(panel, options=names)(command)
 
     return decorate
+
+
+def _full_path(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Return an option with the full path in it, which a later stage finds from any folder."""
+    for before in PATHS[option.name or ""] if value else ():
+        path = value.removeprefix(before)
+        if value.startswith(before) and path not in ("", "-", ":memory:"):
+            full = Path(path).expanduser()
+            require(
+                full.is_absolute() or not in_project_folder(),
+                f"{option.name}={value!r} has a relative path, and mlflow run has changed the "
+                f"folder: give the full path, {before}$PWD/{path}",
+            )
+            return f"{before}{full.absolute()}"
+    return value
 
 
 def tracked(command: Command) -> Command:

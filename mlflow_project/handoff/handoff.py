@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlflow
 from mlflow.entities import Run
@@ -20,6 +20,7 @@ from mlflow_project.handoff.publishing import TASK, WEIGHTS, read_published
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_range
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
+from pipeline.data.datasets import is_dataset_factory
 from pipeline.decide.several_tests import ConsensusOptions
 
 __all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
@@ -161,7 +162,11 @@ class Handoff:
 
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
         """Return how ``task`` or its data differs from the range test's, in words."""
-        differences = task.differences(self.recipe)
+        mine = self.recipe
+        if not is_dataset_factory(task.dataset) and task.data_name == mine.data_name:
+            # The same files in a different folder: their digest tells.
+            mine = replace(mine, dataset=task.dataset)
+        differences = task.differences(mine)
         if not differences and data_sha256 not in (None, self.data_sha256):
             return [f"content of dataset {task.data_name!r}"]
         return differences

@@ -13,7 +13,7 @@ import mlflow
 import optuna
 
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.settings import require
+from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.handoff.artifacts import (
     CONTRACT_VERSION,
     find_run,
@@ -25,6 +25,7 @@ from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import default_storage
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import log_range, log_training, stage_run, staged_files
 from mlflow_project.tracking.views import link, set_description
@@ -65,7 +66,7 @@ def refine_stage(
             run, handoff_options, runtime, narrowing, changes, prepared
         )
         # Neither the number of trials nor the storage changes what a trial's loss depends on.
-        same = replace(options, trials=1, storage="", study_name=None)
+        same = replace(options, trials=1, storage=None, study_name=None)
         trial_fingerprint = refine_fingerprint(prepared, handoff, narrowed, same, schedule)
         name = options.study_name or f"lrrt-{trial_fingerprint[:16]}"
         run_fingerprint = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
@@ -79,12 +80,14 @@ def refine_stage(
             device=str(prepared.device),
             rule=handoff.rule,
         )
+        storage = options.storage or default_storage()
+        console.note(f"the search is Optuna study {name} in {hide_passwords(storage)}")
         with console.progress("refinement") as progress:
             optuna_study = refine(
                 prepared,
                 handoff.weights,
                 narrowed,
-                options,
+                replace(options, storage=storage),
                 schedule,
                 study_name=name,
                 fingerprint=trial_fingerprint,

@@ -17,8 +17,9 @@ from requests import ConnectionError, Timeout
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords
+from pipeline.task.tasks import CACHE
 
-__all__ = ["connect", "experiment_id", "project_run"]
+__all__ = ["connect", "default_storage", "experiment_id", "in_project_folder", "project_run"]
 
 RUN_ID = "MLFLOW_RUN_ID"
 CONNECT_SECONDS, ANSWER_SECONDS = 5, 20
@@ -98,10 +99,33 @@ def project_run() -> Run | None:
         return None
 
 
+def in_project_folder() -> bool:
+    """Return whether ``mlflow run`` runs this project, from whose folder the stage then starts.
+
+    Where the user called it is not known there: the shell that it starts resets ``PWD``.
+    """
+    return RUN_ID in os.environ and Path(__file__).parents[2].samefile(".")
+
+
+def default_storage() -> str:
+    """Return where searches are stored: beside MLflow's SQLite file, else in the cache folder.
+
+    The current folder may be a clone that ``mlflow run`` made, and that nobody looks into.
+    """
+    file = _sqlite_file(mlflow.get_tracking_uri())
+    folder = Path(file).absolute().parent if file else Path(CACHE).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'optuna.db'}"
+
+
+def _sqlite_file(uri: str) -> str:
+    return urlparse(uri).path.removeprefix("/") if uri.startswith("sqlite:") else ""
+
+
 def _is_absent(uri: str) -> bool:
     """Return whether a store is a SQLite file that does not exist, and a query would create it."""
-    path = urlparse(uri).path.removeprefix("/")
-    return uri.startswith("sqlite:") and bool(path) and not Path(path).exists()
+    file = _sqlite_file(uri)
+    return bool(file) and not Path(file).exists()
 
 
 def _require_reachable(uri: str) -> None:

@@ -53,6 +53,8 @@ def log_model(
         )
         return
     assert example is not None
+    # From a single one, torch would export a model that takes only one.
+    example = torch.cat([example] * 2)[:2]
     inputs = example.numpy()
     info = mlflow.pytorch.log_model(
         deployed,

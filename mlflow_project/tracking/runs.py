@@ -22,6 +22,7 @@ from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothin
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
+from mlflow_project.tracking.params import shown
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -258,7 +259,7 @@ def log_reading(reading: Reading) -> None:
 def log_dataset(prepared: PreparedTask) -> None:
     """Record the training data as the active run's input, by name and digest."""
     task = prepared.task
-    source = CodeDatasetSource(tags={"dataset": task.setup or task.dataset})
+    source = CodeDatasetSource(tags={"dataset": task.setup or shown(task.dataset)})
     # MLflow keeps 36 characters of a digest.
     digest = prepared.data_digest[:32]
     dataset = MetaDataset(source, name=task.data_name, digest=digest)  # type: ignore[abstract]

@@ -14,10 +14,12 @@ from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import is_factory
 from pipeline.task.builtin import BuiltinOptions
 
-__all__ = ["BUILTIN", "Runtime", "Task"]
+__all__ = ["BUILTIN", "CACHE", "Runtime", "Task"]
 
 BUILTIN = frozenset(field.name for field in fields(BuiltinOptions))
 """Names of the options of the built-in setup."""
+CACHE = "~/.cache/lrrt-stage"
+"""What is kept for any stage, whichever folder it runs in."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Runtime(Options):
     """Where a task runs; it may differ between a range test and its training."""
 
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or a torch device.")
-    data_dir: str = setting("data", "Folder of the datasets that are downloaded.")
+    data_dir: str = setting(CACHE, "Folder of the datasets that are downloaded.")
     loader_workers: int = setting(
         0, "Processes that read data which does not fit in memory.", minimum=0
     )

@@ -42,8 +42,10 @@ class RefineOptions(Options):
         None, "Validation metric that is improved, such as accuracy; none: the validation loss."
     )
     search_seed: int = setting(0, "Seed of the search.", minimum=0)
-    storage: str = setting(
-        "sqlite:///optuna.db", "Optuna storage URL; an interrupted search continues from there."
+    storage: str | None = setting(
+        None,
+        "Optuna storage URL, from which an interrupted search continues; none: optuna.db beside "
+        "MLflow's SQLite file, else in ~/.cache/lrrt-stage.",
     )
     study_name: str | None = setting(
         None, "Name of the Optuna study; none: made from the range-test run and these options."
@@ -82,6 +84,7 @@ def refine(
     the median pruner ends those that fall behind in the second half of their schedule. A trial
     that diverges has the worst value, an infinite one. An interrupted search that is run again
     proposes what it would have proposed. Searches may share an Optuna study at the same time.
+    Without a storage, it is in ``optuna.db`` in the current folder.
 
     ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
@@ -166,7 +169,9 @@ def _open_optuna_study(
     )
     try:
         storage = optuna.storages.RDBStorage(
-            options.storage, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+            options.storage or "sqlite:///optuna.db",
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
         )
         return optuna.create_study(
             study_name=study_name,

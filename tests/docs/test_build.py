@@ -103,7 +103,7 @@ def test_the_reference_shows_every_option_with_its_default(site):
         for option in command.params:
             shown = option.opts[0] if option.opts[0].startswith("-") else option.metavar
             assert f"<code>{shown}</code>" in section, (name, option.name)
-    assert "<code>sqlite:///optuna.db</code>" in text
+    assert "<code>~/.cache/lrrt-stage</code>" in text
     assert "[default:" not in text
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import socket
@@ -68,7 +69,7 @@ BEFORE_A_RUN = {
     "no whole number": (("--seed", 1.5), ["'1.5'", "whole number"]),
     "json": (("--model-args", "{width"), ["'{width'", "JSON"]),
     "json list": (("--model-args", "[1]"), ["JSON object"]),
-    "option": (("--lr-edn", 1), ["--lr-edn", "'--lr-end'"]),
+    "option": (("--lr-edn", 1), ["--lr-edn", "--lr-end"]),
     "beta": (("--beta", 1), ["beta=1.0"]),
 }
 
@@ -181,8 +182,10 @@ def environment(tmp_path):
 
 def test_mlflow_run_runs_an_entry_point_and_passes_any_option_on(store, tmp_path):
     options = []
+    result = tmp_path / "result.json"
     for given in ("model=mlp", "batch_size=128", "weight_decay=0.001", "lr_start=1e-6"):
         options += ["-P", given]
+    options += ["-P", f"output_json={result}"]
     command = ["mlflow", "run", str(ROOT), "-e", "lrrt", "--env-manager", "local"]
     command += ["--experiment-name", "test", *options]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
@@ -190,6 +193,7 @@ def test_mlflow_run_runs_an_entry_point_and_passes_any_option_on(store, tmp_path
     run = store.one("lrrt")
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "lrrt digits mlp batch 128 seed 0"
+    assert json.loads(result.read_text())["run_id"] == run.info.run_id
     assert run.data.tags["mlflow.project.entryPoint"] == "lrrt"
     assert run.data.params["weight_decay"] == "0.001"
     assert store.history(run, "lr")[1][0] == pytest.approx(1e-6)

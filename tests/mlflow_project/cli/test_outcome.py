@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -75,7 +76,8 @@ def test_a_failed_stage_leaves_the_file_as_it_was(store, tmp_path):
 
 @pytest.mark.parametrize("path", ["no-folder/lrrt.json", "."])
 def test_a_file_that_cannot_be_written_is_named_before_any_work(store, path):
-    store.run("lrrt", *store.SMALL, "--output-json", path, code=2).names("output_json", path)
+    outcome = store.run("lrrt", *store.SMALL, "--output-json", path, code=2)
+    outcome.names(f"output_json='{Path(path).absolute()}'")
     assert not store.runs()
 
 

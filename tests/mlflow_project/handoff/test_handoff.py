@@ -41,7 +41,7 @@ def test_it_carries_all_that_training_needs(store, run):
     assert handoff.curve.loss.tolist() == store.history(run, "train_loss")[1]
 
     prepared = PreparedTask(handoff.task)
-    model = prepared.model()
+    model = prepared.setup().model
     handoff.load_weights(model)
     assert digest(model.state_dict()) == handoff.weights_sha256
 
@@ -210,6 +210,6 @@ def test_a_run_that_goes_back_to_a_range_test_stands_for_it(store):
 
 @pytest.mark.starts_with("lrrt")
 def test_a_wrapped_model_is_told_to_be_loaded_before(run):
-    model = nn.DataParallel(PreparedTask(load_handoff().task).model())
+    model = nn.DataParallel(PreparedTask(load_handoff().task).setup().model)
     with pytest.raises(LRRTError, match="wrapped"):
         load_handoff().load_weights(model)

@@ -54,7 +54,7 @@ def test_range_test_and_training_begin_with_the_same_loss(own, factory):
 
     # Weights, moving statistics and seed states go into any other build.
     handoff = load_handoff()
-    model = PreparedTask(replace(handoff.task, seed=1)).model()
+    model = PreparedTask(replace(handoff.task, seed=1)).setup().model
     assert digest(model.state_dict()) != lrrt.data.tags["lrrt.weights_sha256"]
     handoff.load_weights(model)
     assert digest(model.state_dict()) == lrrt.data.tags["lrrt.weights_sha256"]

@@ -313,5 +313,5 @@ def test_inputs_of_double_precision_are_trained_on_and_the_model_takes_them(
 @pytest.mark.starts_with("lrrt")
 def test_a_different_task_is_told_before_its_data_is_loaded(store, lrrt):
     outcome = store.run("train", "--dataset", "imagefolder:nowhere", code=2)
-    outcome.names("imagefolder:nowhere", lrrt.info.run_id)
+    outcome.names("imagefolder:", "nowhere", lrrt.info.run_id)
     assert "no folder" not in outcome.error

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def server(store, tmp_path):
+def server(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # searches are stored in its cache folder
     options = ("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db")
     artifacts = ("--artifacts-destination", str(tmp_path / "served"))
     with mlflow_server(*options, *artifacts, folder=tmp_path) as address:
