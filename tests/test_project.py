@@ -66,6 +66,10 @@ ROOMS = {
         ("tracking", "handoff"),
         ("lrrt_stage", "pipeline", "mlflow", "optuna", "pandas", "torch"),
     ),
+    "mlflow_project.callbacks": (
+        ("handoff", "stages"),
+        ("lrrt_stage", "lightning", "mlflow", "pytorch_lightning", "torch", "transformers"),
+    ),
     "mlflow_project.cli": (
         ("tracking", "handoff", "stages"),
         ("lrrt_stage", "pipeline", "click", "mlflow", "optuna", "rich_click"),
