@@ -42,7 +42,7 @@ def batch_size_study(study: Study) -> Findings:
     )
     columns = ["iterations", "lr_min", "lr_max", "fall_smoothed", "fall_lag_free"]
     medians = table.groupby("batch_size")[columns].median().reset_index()
-    points = [(t.job.task.batch_size, t.range.max) for t in tests if t.range is not None]
+    points = [(t.job.labels["batch_size"], t.range.max) for t in tests if t.range is not None]
     with_one = sorted({size for size, _ in points})
     require(
         len(with_one) >= 2,

@@ -95,7 +95,8 @@ def tests_frame(results: Sequence[JobResult]) -> pd.DataFrame:
             continue
         task, error = result.job.task, result.reason if isinstance(result, FailedJob) else ""
         row = {"test": result.job.name, **result.job.labels, "error": error}
-        row |= {"seed": task.seed, "data_seed": task.data_seed, "batch_size": task.batch_size}
+        row |= {"seed": task.seed, "data_seed": task.data_seed}
+        row |= {} if task.setup else {"batch_size": task.batch_size}
         if isinstance(result, RangeTestResult):
             row |= {**_measured(result), "seconds": result.seconds}
             row |= {
