@@ -74,7 +74,7 @@ class Problem:
     def probe(self) -> list[Tensor]:
         """Return the batch of validation examples, evenly spaced, that a range test looks at."""
         n = len(self.data().val[0])
-        size = ValidationOptions().probe_size(self.batch_size, n)
+        size = ValidationOptions().probe_size(self.batch_size)
         places = torch.arange(size) * n // size
         return [values[places] for values in self.data().val]
 

@@ -124,7 +124,9 @@ def from_lightning(
         train_dataloaders, datamodule = datamodule, None
     owners = [owner for owner in (datamodule, module) if owner is not None]
     not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
+    # The module keeps the Trainer after fit.
     inside_fit = trainer is not None and getattr(module, "_trainer", None) is trainer
+    inside_fit = inside_fit and trainer.state.status == "running"  # type: ignore[union-attr]
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
     package = _package(module)
@@ -132,7 +134,8 @@ def from_lightning(
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
-        optimizer = optimizer or _single_optimizer(name, trainer.optimizers, None)
+        if not isinstance(optimizer, Optimizer):
+            optimizer = _single_optimizer(name, trainer.optimizers, optimizer)
     step_loss = _StepLoss(
         module, datamodule, _silent_trainer(package, trainer), train_dataloaders, val_dataloaders
     )
@@ -347,7 +350,7 @@ def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, l
         "limit_train_batches": repr(trainer.limit_train_batches) != "1.0",
         "overfit_batches": trainer.overfit_batches != 0,
     }
-    # Those of the start of a fit have been called, if this is called by a callback.
+    # Inside a fit it is one of these that calls this.
     hooks_to_come = [hook for hook in STEP_HOOKS if not inside_fit or hook != "on_fit_start"]
     for callback in trainer.callbacks:
         name = type(callback).__name__
@@ -377,9 +380,6 @@ def _single_optimizer(name: str, configured: Any, index: int | None) -> Optimize
             f"{name}.configure_optimizers returned {kinds}, but a range test needs one optimizer: "
             "pass one, or its index from 0, as from_lightning(..., optimizer=...)"
         )
-    for group in found[0].param_groups:
-        # A scheduler has set its own first learning rate, which in a warm-up is zero.
-        group["lr"] = group.get("initial_lr", group["lr"])
     return found[0]
 
 

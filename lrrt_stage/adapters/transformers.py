@@ -76,6 +76,8 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
         not_applied.append(args.mixed_precision)
     if type(trainer).training_step.__module__ != "transformers.trainer":
         not_applied.append(f"{type(trainer).__name__}.training_step")
+    if args.world_size > 1 or args.n_gpu > 1:
+        not_applied.append("several devices")
     warn_not_applied(not_applied)
     step = StepOptions(
         accumulate=args.gradient_accumulation_steps,

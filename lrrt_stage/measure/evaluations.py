@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,7 +18,7 @@ from lrrt_stage.measure.step import BatchLoss, require_batches, require_scalar
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import RepeatedEvaluation
 
-__all__ = ["Probe", "Validation", "examples_in", "validation_losses"]
+__all__ = ["Probe", "Validation", "examples_in", "tensors_in", "validation_losses"]
 
 MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
@@ -189,6 +190,15 @@ def examples_in(batch: Any) -> int:
         f"a batch is {describe(batch)}, without a tensor whose length is the number of "
         "examples: give tuples or mappings of tensors"
     )
+
+
+def tensors_in(batch: Any, depth: int = MAX_NESTING) -> Iterator[Any]:
+    """Yield the tensors and arrays in a batch, in its order."""
+    if isinstance(batch, (Tensor, np.ndarray)):
+        yield batch
+    elif depth > 0:
+        for part in _parts(batch):
+            yield from tensors_in(part, depth - 1)
 
 
 def _parts(value: Any) -> Iterable[Any]:

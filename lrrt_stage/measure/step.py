@@ -155,7 +155,10 @@ def _called(
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
-    """Return the learning rate of every parameter group relative to the largest one."""
+    """Return the learning rate of every parameter group relative to the largest one.
+
+    Where all are zero, as at the start of a warm-up, those that a scheduler has kept count.
+    """
     rates = []
     for index, group in enumerate(optimizer.param_groups):
         lr: Any = group.get("lr")
@@ -166,6 +169,8 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
             "learning rate of its own, such as lr=0.1",
         )
         rates.append(float(lr))
+    if max(rates) == 0:
+        rates = [float(group.get("initial_lr", 0)) for group in optimizer.param_groups]
     largest = max(rates)
     return [lr / largest if largest > 0 else 1.0 for lr in rates]
 

@@ -27,6 +27,7 @@ __all__ = [
     "RepeatedEvaluation",
     "evaluating",
     "generators",
+    "move_optimizer",
     "preserved",
     "preserved_sources",
     "set_training",
@@ -76,19 +77,14 @@ def preserved(
                     f"{type(owner).__name__} holds an iterator ({type(part).__name__}), whose "
                     "position cannot be restored: keep a counter or a list in its place"
                 )
-    loaders = [
-        part for part in parts_of([batches], (), MAX_LOADER_ENTRIES) if isinstance(part, DataLoader)
-    ]
+    loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
     parts = parts_of([model, *others, optimizer])
     with preserved_sources(batches), preserved_parts(parts), ExitStack() as stack:
         for part in parts:
             if isinstance(part, Tensor) and part.is_leaf:
                 part.grad = None
-        for part in parts_of([optimizer]):
-            # A counter (0-dimensional) stays on the CPU if the optimizer keeps it there.
-            if isinstance(part, Tensor) and part.dim() and part.device == found:
-                part.data = part.data.to(device)
+        move_optimizer(optimizer, found, device)
         for loader in loaders:
             stack.callback(setattr, loader, "_iterator", loader._iterator)
             loader._iterator = None
@@ -104,7 +100,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     epochs. Parts are attributes and entries up to ten steps away: the loader in a wrapper, its
     samplers, datasets and transforms. The closure of a function is not searched.
     """
-    parts = parts_of([batches], (), MAX_LOADER_ENTRIES)
+    parts = _loader_parts(batches)
     loaders = [part for part in parts if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
     samplers = [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
@@ -126,8 +122,19 @@ def preserved_sources(batches: Any) -> Iterator[None]:
 
 def generators(batches: Any) -> list[torch.Generator]:
     """Return the torch generators among the parts of ``batches``, each once, in a fixed order."""
-    parts = parts_of([batches], leave=(), longest=MAX_LOADER_ENTRIES)
-    return [part for part in parts if isinstance(part, torch.Generator)]
+    return [part for part in _loader_parts(batches) if isinstance(part, torch.Generator)]
+
+
+def _loader_parts(batches: Any) -> list[Any]:
+    return parts_of([batches], leave=(), longest=MAX_LOADER_ENTRIES)
+
+
+def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.device) -> None:
+    """Move the tensors that an optimizer holds on the device ``found`` to ``device``."""
+    for part in parts_of([optimizer]):
+        # A counter (0-dimensional) stays on the CPU if the optimizer keeps it there.
+        if isinstance(part, Tensor) and part.dim() and part.device == found:
+            part.data = part.data.to(device)
 
 
 @contextmanager
@@ -135,14 +142,19 @@ def evaluating(networks: Iterable[Any]) -> Iterator[None]:
     """Evaluate without gradients in the block, in evaluation mode; restore ``networks`` at the end.
 
     All that they hold is restored as in :func:`preserved`, such as running statistics or a hidden
-    state that is carried from batch to batch, so that the training that follows is the same.
+    state that is carried from batch to batch, so that the training that follows is the same. The
+    parameters, which nothing trains meanwhile, are not copied.
     """
     networks = list(networks)
-    with torch.no_grad(), preserved_parts(parts_of(networks)):
+    with torch.no_grad(), preserved_parts(_without_parameters(parts_of(networks))):
         for network in networks:
             if isinstance(network, nn.Module):
                 network.eval()
         yield
+
+
+def _without_parameters(parts: list[Any]) -> list[Any]:
+    return [part for part in parts if not isinstance(part, nn.Parameter)]
 
 
 class RepeatedEvaluation:
@@ -163,7 +175,7 @@ class RepeatedEvaluation:
         """Evaluate in the block, as :func:`evaluating` does."""
         self.count += 1
         if self.count <= self.FIRST:
-            parts = parts_of(self.networks)
+            parts = _without_parameters(parts_of(self.networks))
             self.modules = [part for part in parts if isinstance(part, nn.Module)]
             with evaluating(self.networks), changing_parts(parts, self.changing):
                 yield

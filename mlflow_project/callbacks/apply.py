@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import mlflow
-from torch.optim import Optimizer
 
 from lrrt_stage.adapters.arguments import RangeTestArguments
 from mlflow_project.handoff.handoff import Handoff
@@ -16,33 +15,38 @@ __all__ = ["test_and_apply"]
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 """Entries of a parameter group in which torch's schedulers keep learning rates."""
+SCHEDULED = ("base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr")
+"""The same, of attributes of schedulers."""
 
 
 def test_and_apply(
-    arguments: Callable[[], RangeTestArguments],
-    optimizer: Optimizer,
-    schedulers: Iterable[Any],
-    options: dict[str, Any],
+    arguments: RangeTestArguments, schedulers: Sequence[Any], options: dict[str, Any]
 ) -> Handoff:
-    """Run the tracked test, and scale every learning rate so that the largest is its maximum.
+    """Run the tracked test, and scale every learning rate so that the peak is its maximum.
 
     It is the maximum of the narrowed range. Parameter groups and schedulers keep their ratios, so
     that a schedule has the same form as before. An active run gets the lineage of a training.
     """
-    groups = optimizer.param_groups
-    first = [group["lr"] for group in groups]
+    handoff = track_range_test(**arguments, **options)
+    groups = arguments["optimizer"].param_groups
+    # A schedule may begin far below its peak.
+    rates = [group[name] for group in groups for name in RATES if name in group]
+    rates += [lr for scheduler in schedulers for lr in getattr(scheduler, "max_lrs", [])]
+    factor = handoff.narrowed().max / max(map(float, rates))
     for group in groups:
-        # A scheduler has set its own first learning rate, which in a warm-up is zero.
-        group["lr"] = group.get("initial_lr", group["lr"])
-    peak = max(group["lr"] for group in groups)
-    handoff = track_range_test(**arguments(), **options)
-    factor = handoff.narrowed().max / peak
-    for group, lr in zip(groups, first, strict=True):
-        group["lr"] = lr
         group.update({name: group[name] * factor for name in RATES if name in group})
     for scheduler in schedulers:
-        if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
+        _scale(scheduler, factor)
     if mlflow.active_run() is not None:
         handoff.track_training()
     return handoff
+
+
+def _scale(scheduler: Any, factor: float) -> None:
+    for name in SCHEDULED:
+        value = getattr(scheduler, name, None)
+        if value is not None:
+            several = isinstance(value, (list, tuple))
+            setattr(scheduler, name, [lr * factor for lr in value] if several else value * factor)
+    for part in getattr(scheduler, "_schedulers", []):  # of those that chain others
+        _scale(part, factor)

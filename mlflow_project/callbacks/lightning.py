@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import mlflow
@@ -45,11 +44,10 @@ class LRRangeTest(Callback):
         """Run the test, unless ``fit`` resumes from a checkpoint."""
         if trainer.ckpt_path is not None or trainer.global_step > 0:
             return
-        (optimizer,) = trainer.optimizers  # of a module with automatic optimization
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        arguments = partial(from_lightning, pl_module, trainer=trainer)
+        arguments = from_lightning(pl_module, trainer=trainer)
         with _run_of_logger(trainer):
-            self.handoff = test_and_apply(arguments, optimizer, schedulers, self.options)
+            self.handoff = test_and_apply(arguments, schedulers, self.options)
         with suppress(LRRTError):  # a module without a learning rate that would be logged
             set_lightning_lr(pl_module, self.handoff.narrowed().max)
 
@@ -59,10 +57,10 @@ def _run_of_logger(trainer: Any) -> Iterator[None]:
     """Make the run of an MLFlowLogger the active one, if it is in the same store."""
     uri = mlflow.get_tracking_uri()
     ours = [each for each in trainer.loggers if getattr(each, "_tracking_uri", None) == uri]
-    if mlflow.active_run() is not None or not ours:
+    run_id = ours[0].run_id if ours else None  # None on ranks that log nothing, too
+    if mlflow.active_run() is not None or run_id is None:
         yield
         return
-    run_id = ours[0].run_id
     try:
         with mlflow.start_run(run_id):
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from transformers import TrainerCallback
@@ -37,10 +36,7 @@ class LRRangeTest(TrainerCallback):
         """Run the test, unless the training resumes from a checkpoint."""
         if state.global_step > 0:
             return
-        # Accelerate may have wrapped both.
-        optimizer, scheduler = kwargs["optimizer"], kwargs["lr_scheduler"]
-        optimizer = getattr(optimizer, "optimizer", optimizer)
-        schedulers = [getattr(scheduler, "scheduler", scheduler)]
-        arguments = partial(from_transformers, self.trainer)
-        self.handoff = test_and_apply(arguments, optimizer, schedulers, self.options)
+        scheduler = kwargs["lr_scheduler"]
+        schedulers = [getattr(scheduler, "scheduler", scheduler)]  # Accelerate may have wrapped it
+        self.handoff = test_and_apply(from_transformers(self.trainer), schedulers, self.options)
         args.learning_rate = self.handoff.narrowed().max

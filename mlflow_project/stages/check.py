@@ -113,7 +113,7 @@ def check_stage(
 
 
 def _peak_lr(baseline: Run, then: Handoff) -> float:
-    """Return the largest rate of a training, a refinement, or else ``Handoff.scheduler``."""
+    """Return the largest rate of a training, a refinement, or else of the narrowed range."""
     metrics = baseline.data.metrics
     names = ("trained_lr_max", "refined_lr_max", "lr_in_use")
     return next((metrics[name] for name in names if name in metrics), then.narrowed().max)

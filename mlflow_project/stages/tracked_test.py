@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import mlflow
@@ -11,17 +12,19 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from lrrt_stage import (
+    LRCurve,
     LRRTError,
     RangeTestOptions,
     Smoothing,
     StepOptions,
     SuggestionOptions,
     range_test,
+    resolve_device,
 )
 from lrrt_stage.errors import first_line
-from lrrt_stage.measure.ramp_loop import with_changes
+from lrrt_stage.measure.ramp_loop import require_trainable, with_changes
 from lrrt_stage.state import weights
-from mlflow_project.handoff.handoff import Handoff, load_handoff
+from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import publish_inputs
 from mlflow_project.stages.lrrt import Subject, measure, publish_suggestion
 from mlflow_project.tracking.connection import connect
@@ -87,51 +90,79 @@ def track_range_test(
     changes = {k: arguments.pop(k) for k in list(arguments) if k in CHANGES}
     options, step = with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
     plan = RangeTestPlan(options, smoothing or Smoothing(), SuggestionOptions(rule))
+    require_trainable(model, optimizer)
 
-    def run_test(progress: Callable[[int, int], None] | None = None) -> Any:
+    def run_test(progress: Progress | None = None) -> LRCurve:
         more = {"step": step, "smoothing": plan.smoothing, "progress": progress, **arguments}
         return range_test(model, optimizer, loss_fn, batches, options, **more)
 
-    def tracked() -> Handoff:
+    def tracked(run_test: Callable[[Progress], LRCurve]) -> Handoff:
         if mlflow.active_run() is None:
             connect(None, None)
         words = f"{type(model).__name__} {type(optimizer).__name__}"
         with stage_run("lrrt", name or words) as run:
-            device = str(next(model.parameters()).device)
+            device = arguments.get("device") or next(model.parameters()).device
+            device = str(resolve_device(device))
             described = _described(model, optimizer, loss_fn, batches)
             log_options(run, plan, step, **described, device=device)
             if dataset is not None:
                 mlflow.log_input(dataset, context="training")
+            digest = "" if dataset is None else str(dataset.digest)
             state = weights.state_of(model)
             with staged_files(run) as folder:
-                digest = "" if dataset is None else str(dataset.digest)
                 inputs = publish_inputs(folder, None, plan, state, digest, device, described)
                 mlflow.set_tags(inputs)
-                curve = measure(run, plan, folder, run_test)
-                publish_suggestion(run, Subject(f"`{words}`"), plan, plan.read(curve), folder)
-        return load_handoff(run.info.run_id)
+                reading = plan.read(measure(run, plan, folder, run_test))
+                publish_suggestion(run, Subject(f"`{words}`"), plan, reading, folder)
+        return Handoff(run.info.run_id, None, digest, device, state, plan, reading)
 
     if not (distributed.is_available() and distributed.is_initialized()):
-        return tracked()
+        return tracked(run_test)
     return _on_rank_0(tracked, run_test)
 
 
+Progress = Callable[[int, int], None]
 CHANGES = frozenset([*RangeTestOptions.__dataclass_fields__, *StepOptions.__dataclass_fields__])
 """Options that can be passed by name."""
 
 
-def _on_rank_0(tracked: Callable[[], Handoff], run_test: Callable[[], Any]) -> Handoff:
+def _on_rank_0(
+    tracked: Callable[[Callable[[Progress], LRCurve]], Handoff],
+    run_test: Callable[..., LRCurve],
+) -> Handoff:
     """Publish on rank 0 while the other ranks take part in the test; return its hand-off."""
-    result: list[Any] = [None]
+    if distributed.get_rank() > 0:
+        _broadcast(None)  # before the test, which rank 0 may not reach
+        own = None
+        try:
+            run_test()
+        except Exception as error:
+            own = error
+        handoff = _broadcast(None)
+        if own is not None:
+            raise own
+        return handoff
+
+    def begin(progress: Progress) -> LRCurve:
+        _broadcast(None)
+        return run_test(progress)
+
     try:
-        result[0] = tracked() if distributed.get_rank() == 0 else run_test()
-    except Exception as error:  # told to the other ranks, which would wait
-        same = error if isinstance(error, LRRTError) else LRRTError(first_line(error))
-        result[0] = same
-    distributed.broadcast_object_list(result, src=0)
-    if isinstance(result[0], Exception):
-        raise result[0]
-    return result[0]
+        handoff = tracked(begin)
+    except BaseException as error:  # told to the other ranks, which would wait
+        with suppress(Exception):
+            _broadcast(LRRTError(f"on rank 0: {first_line(error)}"))
+        raise
+    return _broadcast(handoff)
+
+
+def _broadcast(value: Any) -> Any:
+    """Return the value of rank 0; raise it if it is an error."""
+    shared = [value]
+    distributed.broadcast_object_list(shared, src=0)
+    if isinstance(shared[0], Exception) and distributed.get_rank() > 0:
+        raise shared[0]
+    return shared[0]
 
 
 def _described(

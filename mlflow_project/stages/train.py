@@ -21,7 +21,7 @@ from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.logged_model import log_model
+from mlflow_project.tracking.logged_model import log_model, require_deployable
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import get_run, log_range, log_training, stage_run, staged_files
 from mlflow_project.tracking.views import link, set_description
@@ -66,6 +66,8 @@ def train_stage(
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
             mlflow.set_tag(tags.STEPS["refine"], refine_run_id)
+        if run_options.register is not None:
+            require_deployable(prepared.setup())
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
         mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
         log_options(

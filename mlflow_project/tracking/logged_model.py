@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import mlflow
 import torch
@@ -19,7 +20,7 @@ from lrrt_stage.settings import require
 from mlflow_project.tracking import console
 from pipeline import Setup
 
-__all__ = ["log_model", "registered_model"]
+__all__ = ["log_model", "registered_model", "require_deployable"]
 
 
 def log_model(
@@ -39,15 +40,8 @@ def log_model(
     is not one tensor is not logged: its weights are an artifact of the run.
     """
     model = setup.model.cpu().to(memory_format=torch.contiguous_format)
-    deployed, example = _deployed(setup, model)
-    with torch.no_grad():
-        output = deployed.eval()(example) if example is not None else None
+    deployed, example, output = _deployed(setup, model)
     if not isinstance(output, Tensor):
-        require(
-            register is None,
-            "the model cannot be registered, since its input or output is not one tensor: give "
-            "Setup(deployed=…), or leave register out",
-        )
         console.note(
             "the model is not logged, since its input or output is not one tensor: see deployed"
         )
@@ -88,13 +82,27 @@ def registered_model(run_id: str) -> ModelVersion | None:
     return found[0] if found else None
 
 
-def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None]:
+def require_deployable(setup: Setup) -> None:
+    """Raise LRRTError if the model of a setup on the CPU could not be logged."""
+    require(
+        isinstance(_deployed(setup, setup.model)[2], Tensor),
+        "the model cannot be registered, since its input or output is not one tensor: give "
+        "Setup(deployed=…), or leave register out",
+    )
+
+
+def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None, Any]:
+    """Return what is logged of a model on the CPU, an example of its inputs, and its output."""
+    example = None
     if setup.deployed is not None:
-        return setup.deployed(model)
-    batch = next(iter(setup.val_batches or setup.train_batches))
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
-        return model, batch[0][:2].cpu()
-    return model, None
+        model, example = setup.deployed(model)
+    elif setup.loss_fn is not None:
+        batch = next(iter(setup.val_batches or setup.train_batches))
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
+            example = batch[0][:2].cpu()
+    model = model.cpu().eval()
+    with torch.no_grad():
+        return model, example, None if example is None else model(example)
 
 
 def _exports(model: nn.Module, example: Tensor) -> bool:

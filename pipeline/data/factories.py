@@ -1,4 +1,4 @@
-"""Models and datasets of the user's own, named ``package.module:factory``."""
+"""What the user makes with functions named ``package.module:factory``: setups, models, data, …"""
 
 from __future__ import annotations
 

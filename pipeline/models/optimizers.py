@@ -64,7 +64,8 @@ def build_optimizer(
         options["betas"] = (momentum, *declared["betas"].default[1:])
     if "weight_decay" in declared:
         options["weight_decay"] = weight_decay
-    if "fused" in declared and device is not None and device.type == "cuda":
+    chosen = {"foreach", "differentiable"} & arguments.keys()
+    if "fused" in declared and device is not None and device.type == "cuda" and not chosen:
         # Fused kernels take a GradScaler's verdict on the device; others make the host wait.
         options["fused"] = all(p.dtype in FUSED_PRECISION for p in params) or None
     try:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
 from lrrt_stage.errors import describe
-from lrrt_stage.measure.evaluations import examples_in
+from lrrt_stage.measure.evaluations import examples_in, tensors_in
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
-from lrrt_stage.state.preserve import evaluating, preserved_sources
+from lrrt_stage.state.preserve import evaluating, move_optimizer, preserved_sources
 from pipeline.data.datasets import load_data
 from pipeline.data.factories import call_factory
 from pipeline.data.splits import Data
@@ -44,7 +43,7 @@ class PreparedTask:
         self, task: Task, runtime: Runtime | None = None, data: Data | None = None
     ) -> None:
         runtime = runtime or Runtime()
-        self.task, self.runtime = task, runtime
+        self.task, self.runtime, self._validated = task, runtime, False
         self.device = resolve_device(runtime.device)
         if task.setup is None:
             data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
@@ -53,7 +52,7 @@ class PreparedTask:
             made = self.setup()
             with seeded(task.seed):
                 check_builtin(task, self.data, made, self.device)
-            self.data_digest = self.data.digest
+            self.data_digest, self.batch_size = self.data.digest, task.batch_size
         else:
             self.data = None
             with errors_of(task.setup):
@@ -106,10 +105,11 @@ class PreparedTask:
         """
         setup = self.setup()
         weights.load_into(setup.model, state)
+        found = next(setup.model.parameters()).device
         setup.model.to(self.device).to(memory_format=self.task.memory_format)
-        for loss in (setup.loss_fn, setup.batch_loss):
-            if isinstance(loss, nn.Module):
-                loss.to(self.device)
+        move_optimizer(setup.optimizer, found, self.device)
+        for loss in setup.loss_modules:
+            loss.to(self.device)
         return setup
 
     def range_test(
@@ -124,7 +124,8 @@ class PreparedTask:
         iterations = plan.ramp.iterations_for(start.train_batches, self.task.accumulate)
         # Separate, so that the test draws the same numbers whatever is evaluated.
         with seeded(self.task.data_seed), preserved_sources(start.val_batches):
-            probe = self._held_out(start, plan.validation.probe_size, plan.validation.probe)
+            size = plan.validation.probe_size(self.batch_size)
+            probe = self._held_out(start, size, plan.validation.probe) if size > 0 else None
             if probe is not None and examples_in(probe) < 2:
                 probe = None  # batch norm needs two examples
             validation = self._validation(start, plan.validation, iterations)
@@ -138,6 +139,7 @@ class PreparedTask:
                 step=self.task,
                 smoothing=plan.smoothing,
                 batch_loss=start.training_loss,
+                modules=start.loss_modules,
                 probe=probe,
                 validation=validation,
                 progress=progress,
@@ -148,41 +150,29 @@ class PreparedTask:
 
         The model is restored: the training that follows is the same as without.
         """
-        losses = [loss for loss in (setup.loss_fn, setup.batch_loss) if loss is not None]
-        with evaluating([setup.model, *losses]), errors_of(self.task.setup):
+        with evaluating([setup.model, *setup.loss_modules]), errors_of(self.task.setup):
             return setup.evaluate(self.on_device)
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the device, in the layout of the task."""
         return to_device(batch, self.device, self.task.memory_format)
 
-    @cached_property
-    def batch_size(self) -> int:
-        """Examples in a training batch."""
-        if self.task.setup is None:
-            return self.task.batch_size
-        return examples_in(self._first_batch(self.setup()))
-
-    def check_validation(self) -> None:
-        """Evaluate once, so that errors in the validation data are raised before a training.
+    def check_validation(self, start: Setup) -> None:
+        """Evaluate ``start`` once, so that errors in the validation are raised before a training.
 
         This takes a fraction of an epoch, once per prepared task.
         """
-        setup = self.setup()
-        if not self._validated and setup.val_batches is not None:
-            setup.model.to(self.device)
-            with seeded(self.task.data_seed), preserved_sources(setup.val_batches):
-                self.evaluate(setup)
+        if not self._validated and start.val_batches is not None:
+            with seeded(self.task.data_seed), preserved_sources(start.val_batches):
+                self.evaluate(start)
         self._validated = True
 
-    _validated = False
-
-    def _held_out(self, setup: Setup, size_of: Callable[[int], int], asked: int | None) -> Any:
-        """Return a batch of held-out examples; None if there is none, or none is asked for."""
-        if setup.val_batches is None or size_of(self.batch_size) == 0:
+    def _held_out(self, setup: Setup, size: int, asked: int | None) -> Any:
+        """Return a batch of held-out examples; None without validation batches."""
+        if setup.val_batches is None:
             return None
         if setup.probe is not None:
-            return setup.probe(size_of(self.batch_size))
+            return setup.probe(size)
         require(
             asked is None,
             f"setup {self.task.setup!r} has no probe function, so that {asked} examples cannot be "
@@ -202,7 +192,8 @@ class PreparedTask:
         assert setup.val_batches is not None
         if options.validation == "full":
             return Validation(list(setup.val_batches), batch_loss=setup.evaluation_loss)
-        sample = self._held_out(setup, options.sample_size, options.validation_sample)
+        size = options.sample_size(self.batch_size)
+        sample = self._held_out(setup, size, options.validation_sample)
         trained = iterations * self.batch_size * self.task.accumulate
         available = epoch_length(setup.val_batches) * examples_in(next(iter(setup.val_batches)))
         evaluations = full_evaluations(trained, available)
@@ -215,6 +206,11 @@ class PreparedTask:
     def _check_setup(self, name: str) -> str:
         """Check what a factory makes, and return the digest of its data."""
         one, other = self.setup(), self.setup()
+        require(
+            one.model is not other.model and one.optimizer is not other.optimizer,
+            "two calls gave the same object: make a new model and a new optimizer at every call; "
+            "only data may be cached",
+        )
         ours, theirs = (weights.digest(weights.state_of(made.model)) for made in (one, other))
         require(
             ours == theirs,
@@ -227,6 +223,7 @@ class PreparedTask:
             "two calls with one seed gave different first batches: shuffle by torch's global "
             "random state, or by a generator that the factory makes and seeds",
         )
+        self.batch_size = examples_in(batches[0])
         start = self.start(weights.state_of(one.model))
         with seeded(self.task.data_seed), torch.no_grad():
             require_scalar(start.training_loss(self.on_device(batches[0])))
@@ -237,16 +234,6 @@ class PreparedTask:
 
 
 def _content(batch: Any) -> str:
-    """Return a digest of everything in a batch that has values."""
-    leaves: dict[str, Tensor] = {}
-
-    def collect(part: Any) -> None:
-        if isinstance(part, Tensor):
-            leaves[f"{len(leaves):06}"] = part
-        elif hasattr(part, "values") and callable(part.values):
-            list(map(collect, part.values()))
-        elif isinstance(part, (tuple, list)):
-            list(map(collect, part))
-
-    collect(batch)
-    return weights.digest(leaves)
+    """Return a digest of the tensors and arrays in a batch."""
+    leaves = enumerate(tensors_in(batch))
+    return weights.digest({f"{index:06}": torch.as_tensor(leaf) for index, leaf in leaves})

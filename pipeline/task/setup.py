@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,12 @@ class Setup:
                 f"{name} has no batch or no length: give a DataLoader, or any other object with a "
                 "length that can be iterated repeatedly",
             )
+        for name in self.metrics:
+            require(
+                name != "loss" and re.fullmatch(r"[\w. :/-]+", str(name)) is not None,
+                f"metric {name!r} cannot be logged by this name: use letters, digits, _ and -, and "
+                "another name than that of the loss",
+            )
         self.directions = {name: _direction(name, each) for name, each in self.metrics.items()}
 
     def _check_kinds(self) -> None:
@@ -101,6 +108,12 @@ class Setup:
                 value is None or (callable(value) and not isinstance(value, type)),
                 f"{name} is {describe(value)}: give a function, or an instance that can be called",
             )
+
+    @property
+    def loss_modules(self) -> list[nn.Module]:
+        """The losses that are modules."""
+        losses = (self.loss_fn, self.batch_loss)
+        return [loss for loss in losses if isinstance(loss, nn.Module)]
 
     @property
     def training_loss(self) -> BatchLoss:

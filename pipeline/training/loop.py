@@ -131,7 +131,8 @@ def train(
         Called after every epoch. An exception from it ends the training.
     checkpoint
         File that is written after every epoch. If it exists, training resumes from it, with the
-        same result as without the interruption.
+        same result as without the interruption; attributes of a model or of a sampler that are
+        neither buffers nor generators of torch begin anew.
 
     Raises
     ------
@@ -139,10 +140,10 @@ def train(
         If a batch, the loss, or a metric cannot be used. The validation batches are read completely
         before the first epoch, the training batches during the epochs.
     """
+    start = prepared.start(state)
     # This takes a fraction of an epoch, once per prepared task, and saves a training that would
     # fail at the end of its first epoch.
-    prepared.check_validation()
-    start = prepared.start(state)
+    prepared.check_validation(start)
     model, optimizer, batches = start.model, start.optimizer, start.train_batches
     steps_per_epoch = max(epoch_length(batches) // prepared.task.accumulate, 1)
     training = Training(setup=start, total_steps=options.epochs * steps_per_epoch)
@@ -182,6 +183,7 @@ def _save_checkpoint(path: Path, training: Training, start: Setup, take_step: Tr
         "train_loss": training.train_loss,
         "epochs": [astuple(epoch) for epoch in training.epochs],
         "model": start.model.state_dict(),
+        "losses": [loss.state_dict() for loss in start.loss_modules],
         "optimizer": start.optimizer.state_dict(),
         "scaler": take_step.scaler.state_dict(),
         "batches": [generator.get_state() for generator in generators(start.train_batches)],
@@ -212,6 +214,8 @@ def _load_checkpoint(
     for _ in training.lr:
         schedule.step()
     start.model.load_state_dict(content["model"])
+    for loss, state in zip(start.loss_modules, content["losses"], strict=True):
+        loss.load_state_dict(state)
     # After the schedule, so that the learning rates are bit-equal.
     start.optimizer.load_state_dict(content["optimizer"])
     take_step.scaler.load_state_dict(content["scaler"])

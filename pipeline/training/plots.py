@@ -73,7 +73,7 @@ def search_figures(optuna_study: optuna.Study) -> dict[str, Figure]:
         figures["history.png"] = drawn.plot_optimization_history(optuna_study)
         figures["loss_over_peak_lr.png"] = drawn.plot_slice(optuna_study)
         values = [trial.value for trial in optuna_study.trials if trial.value is not None]
-        if len({value for value in values if value < np.inf}) > 1:
+        if len({value for value in values if np.isfinite(value)}) > 1:
             figures["importance.png"] = drawn.plot_param_importances(optuna_study)
     for ax in figures.values():
         pyplot.close(ax.figure)  # drawn by pyplot, which keeps every figure until it is closed

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -102,9 +102,12 @@ def refine(
     worst = -inf if direction == "max" else inf
 
     def value_of(training: Training) -> float:
-        if training.diverged or options.metric is None:
-            return worst if training.diverged else training.val_loss
-        return training.epochs[-1].metrics[options.metric]
+        if training.diverged:
+            return worst
+        if options.metric is None:
+            return training.val_loss
+        value = training.epochs[-1].metrics[options.metric]
+        return worst if isnan(value) else value
 
     def objective(trial: optuna.Trial) -> float:
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)

@@ -55,9 +55,10 @@ def build_schedule(
     """Return a torch scheduler for ``total_steps`` iterations; call ``step()`` after each one.
 
     The parameter group with the largest learning rate goes through ``lr_range``; the other groups
-    keep their ratio to it. A class of ``torch.optim.lr_scheduler`` starts from the maximum; its
-    ``T_max``, ``total_iters`` or ``total_steps`` is the number of steps, and its ``eta_min`` the
-    minimum, unless they are in ``arguments``.
+    keep their ratio to it. A class of ``torch.optim.lr_scheduler`` is made with the maximum as the
+    learning rate of the optimizer; its ``T_max``, ``total_iters`` or ``total_steps`` is the number
+    of steps, and its ``eta_min`` the smallest minimum, unless they are in ``arguments``. The
+    momentum is not cycled.
     """
     function = find_schedule(name)
     ratios = lr_ratios(optimizer)
@@ -82,7 +83,9 @@ def _of_torch(
     **arguments: Any,
 ) -> LRScheduler:
     known: dict[str, Any] = dict.fromkeys(("T_max", "total_iters", "total_steps"), steps)
-    known |= {"eta_min": max(low), "max_lr": high, "base_lr": low}
+    known |= {"max_lr": high, "base_lr": low, "cycle_momentum": False}
+    # One number for all groups, of which none may rise to it.
+    known["eta_min"] = min(low)
     declared = inspect.signature(kind).parameters
     return kind(optimizer, **{k: v for k, v in known.items() if k in declared} | arguments)
 
