@@ -142,26 +142,22 @@ def evaluating(networks: Iterable[Any]) -> Iterator[None]:
     """Evaluate without gradients in the block, in evaluation mode; restore ``networks`` at the end.
 
     All that they hold is restored as in :func:`preserved`, such as running statistics or a hidden
-    state that is carried from batch to batch, so that the training that follows is the same. The
-    parameters, which nothing trains meanwhile, are not copied.
+    state that is carried from batch to batch, so that the training that follows is the same.
     """
     networks = list(networks)
-    with torch.no_grad(), preserved_parts(_without_parameters(parts_of(networks))):
+    with torch.no_grad(), preserved_parts(parts_of(networks)):
         for network in networks:
             if isinstance(network, nn.Module):
                 network.eval()
         yield
 
 
-def _without_parameters(parts: list[Any]) -> list[Any]:
-    return [part for part in parts if not isinstance(part, nn.Parameter)]
-
-
 class RepeatedEvaluation:
     """:func:`evaluating` for a loop.
 
-    To restore everything would take as long as a step. So the first evaluations, of this number,
-    find out what changes at all in them; all others restore that, and the modes.
+    To restore everything would take as long as a step. So the first evaluations find out what
+    changes at all in them, such as an embedding that is normalised when it is used; all others
+    restore that, and the modes.
     """
 
     FIRST = 2
@@ -175,7 +171,7 @@ class RepeatedEvaluation:
         """Evaluate in the block, as :func:`evaluating` does."""
         self.count += 1
         if self.count <= self.FIRST:
-            parts = _without_parameters(parts_of(self.networks))
+            parts = parts_of(self.networks)
             self.modules = [part for part in parts if isinstance(part, nn.Module)]
             with evaluating(self.networks), changing_parts(parts, self.changing):
                 yield

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlflow
 
+from lrrt_stage import LRRTError
 from lrrt_stage.adapters.arguments import RangeTestArguments
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.stages.tracked_test import track_range_test
@@ -32,7 +33,13 @@ def test_and_apply(
     # A schedule may begin far below its peak.
     rates = [group[name] for group in groups for name in RATES if name in group]
     rates += [lr for scheduler in schedulers for lr in getattr(scheduler, "max_lrs", [])]
-    factor = handoff.narrowed().max / max(map(float, rates))
+    peak = max(map(float, rates))
+    if peak == 0:
+        raise LRRTError(
+            "all learning rates of the optimizer are 0: make it with the ratios that its parameter "
+            "groups are to have, such as lr=0.1"
+        )
+    factor = handoff.narrowed().max / peak
     for group in groups:
         group.update({name: group[name] * factor for name in RATES if name in group})
     for scheduler in schedulers:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import mlflow
+from mlflow.tracking import fluent
 
 from lrrt_stage import LRRTError
 from lrrt_stage.adapters import from_lightning, set_lightning_lr
@@ -54,16 +55,19 @@ class LRRangeTest(Callback):
 
 @contextmanager
 def _run_of_logger(trainer: Any) -> Iterator[None]:
-    """Make the run of an MLFlowLogger the active one, if it is in the same store."""
-    uri = mlflow.get_tracking_uri()
-    ours = [each for each in trainer.loggers if getattr(each, "_tracking_uri", None) == uri]
-    run_id = ours[0].run_id if ours else None  # None on ranks that log nothing, too
+    """Make the run of an MLFlowLogger the active one, where no other is."""
+    loggers = [each for each in trainer.loggers if hasattr(each, "_tracking_uri")]
+    run_id = loggers[0].run_id if loggers else None  # None on ranks that log nothing, too
     if mlflow.active_run() is not None or run_id is None:
         yield
         return
+    # MLflow refuses a run of another experiment than the one that was set.
+    chosen = fluent._active_experiment_id
+    fluent._active_experiment_id = None
     try:
         with mlflow.start_run(run_id):
             yield
     finally:
+        fluent._active_experiment_id = chosen
         # The logger goes on with it.
         mlflow.MlflowClient().update_run(run_id, status="RUNNING")

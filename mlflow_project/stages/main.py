@@ -16,7 +16,7 @@ from mlflow_project.stages.refine import load_refined, refine_fingerprint, refin
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.logged_model import registered_model
+from mlflow_project.tracking.logged_model import registered_model, require_deployable
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
     find_runs,
@@ -39,6 +39,7 @@ from pipeline import (
 )
 from pipeline.decide.several_tests import ConsensusOptions
 from pipeline.training.plots import summary_figure
+from pipeline.training.refinement import direction_of
 
 __all__ = ["METRICS", "RANGES", "MainOptions", "main_stage"]
 
@@ -102,6 +103,11 @@ def main_stage(
         prepared = PreparedTask(task, runtime)
         log_params(parent, {"device": str(prepared.device)})
         log_dataset(prepared)
+        # What the later steps need is checked before the first one runs.
+        if options.refine:
+            direction_of(prepared, refine_options.metric)
+        if options.register is not None:
+            require_deployable(prepared.setup())
         lrrt_id = step(
             "lrrt",
             lrrt_fingerprint(prepared, plan, consensus),

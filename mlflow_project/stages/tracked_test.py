@@ -21,8 +21,9 @@ from lrrt_stage import (
     range_test,
     resolve_device,
 )
-from lrrt_stage.errors import first_line
+from lrrt_stage.errors import describe, first_line
 from lrrt_stage.measure.ramp_loop import require_trainable, with_changes
+from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import publish_inputs
@@ -91,6 +92,10 @@ def track_range_test(
     options, step = with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
     plan = RangeTestPlan(options, smoothing or Smoothing(), SuggestionOptions(rule))
     require_trainable(model, optimizer)
+    require(
+        dataset is None or isinstance(dataset, Dataset),
+        f"dataset is {describe(dataset)}: give a data set of mlflow.data, such as from_numpy(…)",
+    )
 
     def run_test(progress: Progress | None = None) -> LRCurve:
         more = {"step": step, "smoothing": plan.smoothing, "progress": progress, **arguments}

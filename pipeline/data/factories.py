@@ -17,7 +17,14 @@ import lrrt_stage
 from lrrt_stage.errors import LRRTError, first_line
 from pipeline.data.splits import Data, Split
 
-__all__ = ["DatasetFactory", "ModelFactory", "call_factory", "cause_of", "is_factory"]
+__all__ = [
+    "DatasetFactory",
+    "ModelFactory",
+    "call_factory",
+    "cause_of",
+    "is_factory",
+    "load_factory",
+]
 
 ModelFactory: TypeAlias = Callable[..., nn.Module]
 """A function or class that ``model`` may name. It is called with ``model_args`` as keyword
@@ -37,8 +44,8 @@ def is_factory(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
 
 
-def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
-    """Return what the factory ``name`` of a ``kind`` (setup, model, …) returns for ``arguments``.
+def load_factory(kind: str, name: str) -> Callable[..., Any]:
+    """Return the factory ``name`` of a ``kind`` (setup, model, …), and import its module.
 
     This is the only place where a name becomes something to call.
     """
@@ -65,9 +72,15 @@ def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
             f"{kind} {name!r}: {getattr(module, '__file__', None) or module_name} has no function "
             f"or class {attribute!r}: choose one of those it defines, {', '.join(own) or 'none'}"
         )
+    return factory
+
+
+def call_factory(kind: str, name: str, arguments: Mapping[str, Any], *given: Any) -> Any:
+    """Return what a factory returns for ``arguments``, after the objects ``given``."""
+    factory = load_factory(kind, name)
     try:
         signature = inspect.signature(factory)
-        signature.bind(**arguments)
+        signature.bind(*given, **arguments)
     except ValueError:  # a factory written in C may have no signature
         pass
     except TypeError as error:
@@ -75,15 +88,17 @@ def call_factory(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
             f"{kind} {name!r} takes {signature}, {error}: check {kind}_args {dict(arguments)}"
         ) from error
     try:
-        return factory(**arguments)
-    except Exception as error:
+        return factory(*given, **arguments)
+    except LRRTError as error:
+        raise LRRTError(f"{kind} {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:
         raise LRRTError(
             f"{kind} {name!r} raised {cause_of(error)}, called with {dict(arguments)}: correct the "
             f"factory or check {kind}_args"
         ) from error
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """Return an error in one line, with the file and line of the user's code that raised it."""
     line = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):

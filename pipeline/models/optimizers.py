@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
+from lrrt_stage.settings import require
 from pipeline.data.factories import call_factory, is_factory
 
 __all__ = ["OPTIMIZERS", "build_optimizer", "require_optimizer"]
@@ -43,12 +44,17 @@ def build_optimizer(
     ``momentum`` is the optimizer's parameter of this name, or the first of its ``betas``, and
     ``weight_decay`` the one of this name; an optimizer that does not have them goes without.
     ``arguments`` are further keyword arguments, and replace both. A factory,
-    ``package.module:factory``, gets the parameters as ``params`` and these arguments only.
+    ``package.module:factory``, gets the parameters and these arguments only.
     ``device`` is where it will run.
     """
     params, arguments = list(params), dict(arguments or {})
+    require(
+        "lr" not in arguments,
+        f"optimizer_args {arguments} sets lr, which the range test and the schedule set: leave it "
+        "out",
+    )
     if is_factory(name):
-        made = call_factory("optimizer", name, {"params": params, **arguments})
+        made = call_factory("optimizer", name, arguments, params)
         if not isinstance(made, Optimizer):
             raise LRRTError(
                 f"optimizer {name!r} returned {describe(made)}: return a torch.optim.Optimizer"

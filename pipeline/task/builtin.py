@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrrt_stage.measure.step import batch_loss_of
+from lrrt_stage.errors import LRRTError, first_line
+from lrrt_stage.measure.step import StepOptions, TrainingStep, batch_loss_of
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
+from lrrt_stage.state.preserve import move_optimizer
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.batches import Batches
 from pipeline.data.splits import Data
@@ -147,15 +149,39 @@ def builtin_setup(
     )
 
 
-def check_builtin(options: BuiltinOptions, data: Data, setup: Setup, device: torch.device) -> None:
-    """Check that the model takes the data's inputs and returns as many numbers as it needs."""
+def check_builtin(
+    options: BuiltinOptions, step: StepOptions, data: Data, setup: Setup, device: torch.device
+) -> None:
+    """Check by a step that model, loss and optimizer go with the data; ``setup`` is used up.
+
+    Raises
+    ------
+    LRRTError
+        If the model does not take the data's inputs, or returns another number of outputs; or if
+        the loss or the optimizer does not take them.
+    """
     assert setup.val_batches is not None
-    inputs, _ = next(iter(setup.val_batches))
     # Two examples if training has as many, even if the validation split has only one.
-    inputs = torch.cat([inputs[:2]] * 2)[: min(2, options.batch_size)]
-    check_output(
-        setup.model.to(device), inputs, data.outputs, options.model, data.num_classes is not None
+    inputs, targets = (
+        torch.cat([part[:2]] * 2)[: min(2, options.batch_size)]
+        for part in next(iter(setup.val_batches))
     )
+    found = next(setup.model.parameters()).device
+    setup.model.to(device)
+    check_output(setup.model, inputs, data.outputs, options.model, data.num_classes is not None)
+    move_optimizer(setup.optimizer, found, device)
+    for loss in setup.loss_modules:
+        loss.to(device)
+    single = replace(StepOptions(), precision=step.precision)
+    try:
+        TrainingStep(setup.model, setup.optimizer, setup.training_loss, single, device)(
+            iter([(inputs, targets)])
+        )
+    except Exception as error:  # of a loss for other targets, an optimizer for other gradients
+        raise LRRTError(
+            f"a step of model {options.model!r} with optimizer {options.optimizer!r} and loss "
+            f"{options.loss!r} failed ({first_line(error)}): choose others for this data"
+        ) from error
 
 
 def _accuracy(output: Tensor, labels: Tensor) -> Tensor:

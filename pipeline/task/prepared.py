@@ -18,7 +18,7 @@ from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
 from lrrt_stage.state.preserve import evaluating, move_optimizer, preserved_sources
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call_factory
+from pipeline.data.factories import call_factory, load_factory
 from pipeline.data.splits import Data
 from pipeline.task.builtin import builtin_setup, check_builtin
 from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_evaluations
@@ -51,10 +51,12 @@ class PreparedTask:
             self.data: Data | None = data.to(self.device)
             made = self.setup()
             with seeded(task.seed):
-                check_builtin(task, self.data, made, self.device)
+                check_builtin(task, task, self.data, made, self.device)
             self.data_digest, self.batch_size = self.data.digest, task.batch_size
         else:
             self.data = None
+            # Before the first call: what a module draws when it is imported is not a setup's.
+            load_factory("setup", task.setup)
             with errors_of(task.setup):
                 self.data_digest = self._check_setup(task.setup)
 
@@ -123,7 +125,11 @@ class PreparedTask:
         plan = plan or RangeTestPlan()
         iterations = plan.ramp.iterations_for(start.train_batches, self.task.accumulate)
         # Separate, so that the test draws the same numbers whatever is evaluated.
-        with seeded(self.task.data_seed), preserved_sources(start.val_batches):
+        with (
+            seeded(self.task.data_seed),
+            preserved_sources(start.val_batches),
+            errors_of(self.task.setup),
+        ):
             size = plan.validation.probe_size(self.batch_size)
             probe = self._held_out(start, size, plan.validation.probe) if size > 0 else None
             if probe is not None and examples_in(probe) < 2:
@@ -172,7 +178,9 @@ class PreparedTask:
         if setup.val_batches is None:
             return None
         if setup.probe is not None:
-            return setup.probe(size)
+            held_out = setup.probe(size)
+            require(held_out is not None, "the probe function returned None: return a batch")
+            return held_out
         require(
             asked is None,
             f"setup {self.task.setup!r} has no probe function, so that {asked} examples cannot be "

@@ -100,8 +100,9 @@ class Setup:
             value = getattr(self, name)
             if value is None and name == "val_batches":
                 continue
-            wanted = f"a {'torch.' if kind in (nn.Module, Optimizer) else ''}{kind.__name__}"
-            require(isinstance(value, kind), f"{name} is {describe(value)}: give {wanted}")
+            wanted = f"{kind.__module__}.{kind.__name__}".replace("collections.abc.", "")
+            fits = isinstance(value, kind)
+            require(fits, f"{name} is {describe(value)}: give an instance of {wanted}")
         for name in ("loss_fn", "batch_loss", "probe", "deployed"):
             value = getattr(self, name)
             require(

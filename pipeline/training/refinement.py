@@ -20,7 +20,7 @@ from pipeline.task.prepared import PreparedTask
 from pipeline.task.setup import Direction
 from pipeline.training.loop import ScheduleOptions, Training, TrainOptions, train
 
-__all__ = ["AfterEpoch", "RefineOptions", "best_range", "peak_range", "refine"]
+__all__ = ["AfterEpoch", "RefineOptions", "best_range", "direction_of", "peak_range", "refine"]
 
 RANDOM_TRIALS = 3
 """Trials before TPE models the loss and before the pruner may stop one."""
@@ -98,7 +98,7 @@ def refine(
         If there are no validation batches or no such metric; if the storage cannot be used, or
         holds an Optuna study of this name with a different fingerprint.
     """
-    direction = _direction(prepared, options.metric)
+    direction = direction_of(prepared, options.metric)
     worst = -inf if direction == "max" else inf
 
     def value_of(training: Training) -> float:
@@ -192,12 +192,19 @@ def _open_optuna_study(
         ) from error
 
 
-def _direction(prepared: PreparedTask, metric: str | None) -> Direction:
+def direction_of(prepared: PreparedTask, metric: str | None) -> Direction:
+    """Return which values of a validation metric are better; None: of the loss.
+
+    Raises
+    ------
+    LRRTError
+        If there are no validation batches, or no such metric.
+    """
     setup = prepared.setup()
     require(
         setup.val_batches is not None,
-        "refine compares short trainings by validation, and the setup has no val_batches: add "
-        "them, or train without refine",
+        f"refine compares short trainings by validation, and setup {prepared.task.setup!r} has no "
+        "val_batches: add them, or train with refine=false",
     )
     if metric is None:
         return "min"

@@ -22,9 +22,16 @@ from torch.optim.lr_scheduler import (
 from lrrt_stage import LRRange
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.measure.step import lr_ratios
+from lrrt_stage.settings import require
 
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
 
+NOT_BY_NAME = (
+    *("LRScheduler", "ReduceLROnPlateau"),  # the latter needs a metric at every step
+    *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),  # of Python objects
+)
+OF_THE_RANGE = {"max_lr", "base_lr"}
+"""Arguments of schedules that the range sets."""
 Rates = list[float]
 """One learning rate per parameter group."""
 
@@ -42,7 +49,7 @@ def find_schedule(name: str) -> Callable[..., LRScheduler]:
         for each, kind in kinds.items()
         if isinstance(kind, type) and issubclass(kind, LRScheduler) and not each.startswith("_")
     }
-    for no_schedule in ("LRScheduler", "ReduceLROnPlateau"):  # needs a metric at every step
+    for no_schedule in NOT_BY_NAME:
         classes.pop(no_schedule, None)
     if name not in classes:
         raise unknown_name("schedule", name, [*SCHEDULES, *classes])
@@ -61,6 +68,11 @@ def build_schedule(
     momentum is not cycled.
     """
     function = find_schedule(name)
+    require(
+        OF_THE_RANGE.isdisjoint(arguments),
+        f"schedule_args {arguments} sets learning rates, which are those of the range: leave out "
+        f"{' and '.join(sorted(OF_THE_RANGE))}",
+    )
     ratios = lr_ratios(optimizer)
     low, high = ([lr * ratio for ratio in ratios] for lr in (lr_range.min, lr_range.max))
     for group, peak in zip(optimizer.param_groups, high, strict=True):

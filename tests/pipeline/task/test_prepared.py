@@ -157,10 +157,11 @@ class TestEvaluate:
 
     def test_every_module_keeps_its_mode(self):
         made = prepared(model="cnn", model_args={"width": 4})
-        model = made.start(made.initial_weights()).model
+        start = made.start(made.initial_weights())
+        model = start.model
         model[0].eval()
         before = [module.training for module in model.modules()]
-        made.evaluate(model)
+        made.evaluate(start)
 
         assert [module.training for module in model.modules()] == before
 

@@ -300,3 +300,112 @@ def test_a_metric_of_torchmetrics_needs_a_direction_where_it_has_none(complains)
     for metric in (MeanMetric(), MeanAbsoluteError, (MeanMetric(), "up"), "mae"):
         with complains("metric 'metric' is"):
             setup(metric)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": "MSELoss"}, ["loss 'MSELoss'", "choose others"]),
+        ({"loss": "CrossEntropy"}, ["unknown loss", "did you mean 'CrossEntropyLoss'?"]),
+        ({"loss_args": {"smoothing": 1}}, ["CrossEntropyLoss", "smoothing", "loss_args"]),
+        ({"loss_args": {"reduction": "none"}}, ["the loss has shape"]),
+        ({"optimizer": "sparseadam"}, ["optimizer 'sparseadam'", "choose others"]),
+        ({"optimizer": "lbfgs"}, ["closure"]),
+        ({"optimizer_args": {"lr": 1}}, ["sets lr"]),
+        ({"optimizer_args": {"nesterof": True}}, ["nesterof", "optimizer_args"]),
+    ],
+)
+def test_losses_and_optimizers_that_do_not_go_together_are_refused_before_any_work(
+    complains, changes, words
+):
+    with complains(*words):
+        PreparedTask(Task(model="mlp", model_args={"width": 8}, **changes), CPU)
+
+
+def test_every_optimizer_and_loss_of_torch_has_its_arguments():
+    changes = {"optimizer": "RMSprop", "optimizer_args": {"alpha": 0.8}, "momentum": 0.5}
+    loss = {"loss": "HuberLoss", "loss_args": {"delta": 0.1}}
+    made = PreparedTask(Task(dataset="diabetes", model="mlp", **changes, **loss), CPU)
+    start = made.start(made.initial_weights())
+
+    (group,) = start.optimizer.param_groups
+    assert (group["alpha"], group["momentum"], group["weight_decay"]) == (0.8, 0.5, 1e-4)
+    assert start.loss_fn.delta == 0.1
+    training = train(made, made.initial_weights(), LRRange(1e-5, 1e-4), TrainOptions(epochs=3))
+    assert training.epochs[-1].metrics["mae"] < 1
+    assert training.val_loss < training.epochs[0].val_loss
+
+
+def test_a_setup_that_gives_one_model_twice_is_refused(complains, write_module):
+    write_module(
+        "cached_for_tests", "import setups_for_tests, functools\n"
+        "setup = functools.cache(setups_for_tests.regression)\n"
+    )  # fmt: skip
+    with complains("'cached_for_tests:setup'", "same object", "new model"):
+        PreparedTask(Task(setup="cached_for_tests:setup"), CPU)
+
+
+def test_what_a_module_draws_at_its_import_is_not_part_of_its_setup(write_module):
+    write_module(
+        "drawing_for_tests",
+        "import torch\ntorch.rand(7)\nfrom setups_for_tests import regression\n",
+    )
+    drawn = PreparedTask(Task(setup="drawing_for_tests:regression"), CPU).initial_weights()
+
+    assert digest(drawn) == digest(prepared().initial_weights())
+
+
+def test_a_loss_with_a_state_is_restored_after_every_evaluation(write_module):
+    write_module(
+        "losses_for_tests",
+        "import torch\nfrom torch import nn\nfrom setups_for_tests import parts\n"
+        "from pipeline import Setup\n\n"
+        "class Centred(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('mean', torch.zeros(()))\n"
+        "        self.drop = nn.Dropout(0.5)\n\n"
+        "    def forward(self, model, batch):\n"
+        "        loss = (self.drop(model(batch[0])) - batch[1]).square().mean()\n"
+        "        self.mean = 0.9 * self.mean + loss.detach()\n"
+        "        return loss + 0.1 * self.mean\n\n"
+        "def setup():\n    return Setup(**parts(batch_loss=Centred(), loss_fn=None, metrics={}))\n",
+    )
+    made = PreparedTask(Task(setup="losses_for_tests:setup"), CPU)
+    state, ramp = made.initial_weights(), RangeTestOptions(iterations=20, stop_multiple=None)
+    without = RangeTestPlan(ramp, validation=ValidationOptions(probe=0))
+
+    with_probe = made.range_test(state, RangeTestPlan(ramp))
+    assert with_probe.loss.tolist() == made.range_test(state, without).loss.tolist()
+    assert with_probe.probe_loss is not None
+
+
+def test_a_metric_that_is_not_a_number_is_the_worst_and_does_not_go_on_for_ever(
+    tmp_path, write_module
+):
+    write_module(
+        "nan_for_tests",
+        "from setups_for_tests import parts\nfrom pipeline import Setup\n\n"
+        "def setup():\n"
+        "    nothing = (lambda output, target: output.sum() * float('nan'), 'max')\n"
+        "    return Setup(**parts(metrics={'nothing': nothing}))\n",
+    )
+    made = PreparedTask(Task(setup="nan_for_tests:setup"), CPU)
+    options = RefineOptions(trials=2, metric="nothing", storage=f"sqlite:///{tmp_path}/o.db")
+    study = refine(made, made.initial_weights(), LRRange(1e-4, 1e-3), options, study_name="nan")
+
+    assert len(study.trials) == 2
+    assert best_range(study, LRRange(1e-4, 1e-3)) is None
+
+
+def test_names_of_metrics_can_be_logged(complains):
+    model = nn.Linear(1, 1)
+    loader = DataLoader(TensorDataset(torch.zeros(4, 1), torch.zeros(4, 1)), 2)
+    for name in ("loss", "a*b"):
+        with complains(f"metric {name!r} cannot be logged"):
+            Setup(
+                model=model,
+                optimizer=torch.optim.SGD(model.parameters(), 0.1),
+                train_batches=loader,
+                metrics={name: (lambda output, target: 0.0, "max")},
+            )
