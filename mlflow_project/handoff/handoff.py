@@ -19,6 +19,7 @@ from mlflow_project.handoff.artifacts import find_run, read_weights, readable
 from mlflow_project.handoff.publishing import TASK, WEIGHTS, read_published
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_range
+from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.decide.several_tests import ConsensusOptions
@@ -159,6 +160,12 @@ class Handoff:
         log_range("suggested", self.range)
         log_range("narrowed", narrowed)
         log_range("trained", lr_range or narrowed)
+        if "mlflow.note.content" not in run.data.tags:
+            set_description(
+                run,
+                f"Trains over learning rates from **{lr_range or narrowed}**, inside the range "
+                f"that {link(self.run_id)} suggests ({self.range}).",
+            )
 
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
         """Return how ``task`` or its data differs from the range test's, in words."""
@@ -168,7 +175,7 @@ class Handoff:
             mine = replace(mine, dataset=task.dataset)
         differences = task.differences(mine)
         if not differences and data_sha256 not in (None, self.data_sha256):
-            return [f"content of dataset {task.data_name!r}"]
+            return [f"content of {task.setup or task.dataset!r}"]
         return differences
 
     def check(self, task: Task, data_sha256: str | None = None) -> None:

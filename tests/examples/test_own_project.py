@@ -81,7 +81,7 @@ def test_it_starts_from_the_weights_of_the_range_test_and_its_first_loss(finishe
     for run in (finished.training, finished.test):
         assert run.data.tags["lrrt.weights_sha256"] == digest
 
-    inputs, labels = next(iter(PreparedTask(task).start(finished.handoff.weights).batches))
+    inputs, labels = next(iter(PreparedTask(task).start(finished.handoff.weights).train_batches))
     loss = cross_entropy(model(inputs), labels).item()
     assert loss == pytest.approx(finished.handoff.curve.loss[0], rel=1e-6)
 

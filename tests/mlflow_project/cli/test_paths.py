@@ -112,7 +112,7 @@ def test_the_same_images_in_a_different_folder_are_the_same_task(store, tmp_path
     store.run("train", "--epochs", 1, "--dataset", "imagefolder:moved")
     make_photos(tmp_path / "others", seed=1)
     outcome = store.run("train", "--epochs", 1, "--dataset", "imagefolder:others", code=2)
-    outcome.names("content of dataset", "others")
+    outcome.names("content of", "others")
 
 
 def test_the_weights_to_start_from_are_found_by_a_check_from_a_different_folder(

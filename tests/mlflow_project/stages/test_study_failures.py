@@ -96,7 +96,7 @@ IN_A_RUN = {
     "betas": (("--kind", "smoothing", "--betas", "0.9,1"), ["beta=1.0"]),
     "no source": (("--kind", "grouped"), ["study_run_id"]),
     "init": (("--init", "run:abc"), ["run:abc"]),
-    "same weights": (("--init", "file:w.safetensors"), ["file:w.safetensors"]),
+    "same weights": (("--init", "file:w.safetensors"), ["file:", "w.safetensors"]),
     "resume": (("--resume", "nonesuch"), ["nonesuch"]),
 }
 
