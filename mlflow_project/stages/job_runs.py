@@ -14,6 +14,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRRTError
+from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import load_artifact, write_json
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import read_handoff
@@ -102,6 +103,7 @@ class JobRuns:
                 # An interrupted study writes them into its tables as well.
                 results = [done[each] for each in fingerprints if each in done]
                 self.results += results
+        _note_equal_weights(results)
         return results
 
     def _check_tasks(self, jobs: Sequence[Job]) -> None:
@@ -116,6 +118,17 @@ class JobRuns:
                 except LRRTError as error:
                     raise LRRTError(f"{job.name}: {error}, or leave this test out") from error
                 checked.append(changed)
+
+
+def _note_equal_weights(results: Sequence[JobResult]) -> None:
+    """Say so where tests of several seeds had the same weights, as those of a setup may have."""
+    new = [each for each in results if isinstance(each, RangeTestResult) and each.weights]
+    seeds = {each.job.task.seed for each in new}
+    if len(seeds) > 1 and len({weights.digest(each.weights) for each in new}) == 1:
+        console.note(
+            f"{len(seeds)} seeds gave the same initial weights, since the setup draws none: only "
+            "the order of the data differs between the tests"
+        )
 
 
 def same_runs(fingerprint: str, stage: str, *status: str) -> list[Run]:

@@ -34,6 +34,13 @@ def setup(width=16, batch_size=32, validate=True, **more):
     return Setup(**made | more)
 
 
+def fixed():
+    made = setup()
+    for parameter in made.model.parameters():
+        nn.init.constant_(parameter, 0.1)
+    return made
+
+
 def diverges():
     return setup(loss_fn=lambda output, target: (output - target).square().mean() / 0)
 
@@ -116,6 +123,14 @@ def test_studies_take_a_setup(store, kind, options):
     assert "setup mine_for_tests:setup" in store.file(study, "report.html").read_text("utf-8")
     if kind == "batch-size":
         assert {run.data.params["batch_size"] for run in store.runs("test")} == {"16", "32"}
+
+
+def test_seeds_that_change_no_weights_are_told(store):
+    options = ("--kind", "initializations", "--tests", 2, "--workers", 1, "--iterations", 60)
+    drawn = store.run("study", *SETUP, *options)
+    assert "same initial weights" not in drawn.err
+    fixed = store.run("study", "--setup", "mine_for_tests:fixed", "--device", "cpu", *options)
+    assert "2 seeds gave the same initial weights" in fixed.err
 
 
 def test_without_validation_a_training_is_possible_and_a_search_is_not(store):

@@ -96,6 +96,19 @@ def test_a_data_set_is_an_input_of_the_run(store):
     assert handoff.data_sha256 == logged.dataset.digest
 
 
+def test_a_learner_of_fastai_is_tracked_too(store):
+    fastai = pytest.importorskip("fastai.vision.all")
+    from lrrt_stage.adapters import from_fastai
+
+    model, _, loss_fn, loader = objects()
+    data = fastai.DataLoaders.from_dsets(loader.dataset, loader.dataset, bs=64, device="cpu")
+    learner = fastai.Learner(data, model, loss_fn)
+    handoff = track_range_test(**from_fastai(learner), iterations=ITERATIONS)
+
+    assert handoff.weights_sha256 == digest(model.state_dict())
+    assert store.one("lrrt").data.params["model"] == "Sequential"
+
+
 def test_a_failure_ends_the_run_with_its_reason_and_keeps_the_weights(store):
     model, optimizer, _, batches = objects()
     with pytest.raises(LRRTError, match="the loss has shape"):
