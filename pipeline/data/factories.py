@@ -89,18 +89,18 @@ def call_factory(kind: str, name: str, arguments: Mapping[str, Any], *given: Any
         ) from error
     try:
         return factory(*given, **arguments)
-    except LRRTError as error:
-        raise LRRTError(f"{kind} {name!r}: {error}") from error
     except (Exception, SystemExit) as error:
+        raised = ":" if isinstance(error, LRRTError) else " raised"
         raise LRRTError(
-            f"{kind} {name!r} raised {cause_of(error)}, called with {dict(arguments)}: correct the "
+            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: correct the "
             f"factory or check {kind}_args"
         ) from error
 
 
 def cause_of(error: BaseException) -> str:
     """Return an error in one line, with the file and line of the user's code that raised it."""
-    line = f"{type(error).__name__}: {first_line(error)}"
+    kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
+    line = kind + first_line(error)
     if isinstance(error, SyntaxError):
         return f"{line} at {error.filename}:{error.lineno}"
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
