@@ -92,8 +92,8 @@ def call_factory(kind: str, name: str, arguments: Mapping[str, Any], *given: Any
     except (Exception, SystemExit) as error:
         raised = ":" if isinstance(error, LRRTError) else " raised"
         raise LRRTError(
-            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: correct the "
-            f"factory or check {kind}_args"
+            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: correct "
+            f"the factory or check {kind}_args"
         ) from error
 
 
