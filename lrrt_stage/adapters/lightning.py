@@ -125,8 +125,9 @@ def from_lightning(
     owners = [owner for owner in (datamodule, module) if owner is not None]
     not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
     # The module keeps the Trainer after fit.
-    inside_fit = trainer is not None and getattr(module, "_trainer", None) is trainer
-    inside_fit = inside_fit and trainer.state.status == "running"  # type: ignore[union-attr]
+    attached: Any = getattr(module, "_trainer", None)
+    is_its_own = trainer is not None and attached is trainer
+    inside_fit = is_its_own and attached.state.status == "running"
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
     package = _package(module)
@@ -365,7 +366,7 @@ def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, l
 
 
 def _single_optimizer(name: str, configured: Any, index: int | None) -> Optimizer:
-    """Return an optimizer from the result of ``configure_optimizers``, as without a scheduler."""
+    """Return an optimizer from the result of ``configure_optimizers``."""
     found = configured
     if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[0], (list, tuple)):
         found = found[0]  # ([optimizer], [scheduler])

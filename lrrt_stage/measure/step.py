@@ -72,10 +72,11 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
       output's ``loss``, the output itself, its first element, or the sum of its losses by name.
     """
 
+    remedy = f"pass loss_fn, or {BATCH_LOSS}"
+
     def model_loss(batch: Any) -> Tensor:
         named = batch if isinstance(batch, Mapping) else {}
         inputs = batch if isinstance(batch, (tuple, list)) else () if named else (batch,)
-        remedy = f"pass loss_fn, or {BATCH_LOSS}"
         return _own_loss(_called("the model", model, inputs, named, remedy), remedy)
 
     def target_loss(batch: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,10 @@ def preserved(
     LRRTError
         If an iterator is among the parts of the model, of ``others``, or of the optimizer.
     """
-    others = list(others)
-    for owner in (optimizer, model, *others):
+    held: dict[int, Any] = {}
+    for owner in (model, *others, optimizer):
         for part in parts_of([owner]):
+            held[id(part)] = part
             iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
             # A generator that has ended does not change any more.
             if iterates and getattr(part, "gi_frame", part) is not None:
@@ -79,9 +80,8 @@ def preserved(
                 )
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
-    parts = parts_of([model, *others, optimizer])
-    with preserved_sources(batches), preserved_parts(parts), ExitStack() as stack:
-        for part in parts:
+    with preserved_sources(batches), preserved_parts(held.values()), ExitStack() as stack:
+        for part in held.values():
             if isinstance(part, Tensor) and part.is_leaf:
                 part.grad = None
         move_optimizer(optimizer, found, device)
@@ -137,15 +137,19 @@ def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.devi
             part.data = part.data.to(device)
 
 
-@contextmanager
-def evaluating(networks: Iterable[Any]) -> Iterator[None]:
+def evaluating(networks: Iterable[Any]) -> AbstractContextManager[None]:
     """Evaluate without gradients in the block, in evaluation mode; restore ``networks`` at the end.
 
     All that they hold is restored as in :func:`preserved`, such as running statistics or a hidden
     state that is carried from batch to batch, so that the training that follows is the same.
     """
     networks = list(networks)
-    with torch.no_grad(), preserved_parts(parts_of(networks)):
+    return _evaluating(networks, parts_of(networks))
+
+
+@contextmanager
+def _evaluating(networks: Iterable[Any], restored: Iterable[Any]) -> Iterator[None]:
+    with torch.no_grad(), preserved_parts(restored):
         for network in networks:
             if isinstance(network, nn.Module):
                 network.eval()
@@ -173,7 +177,7 @@ class RepeatedEvaluation:
         if self.count <= self.FIRST:
             parts = parts_of(self.networks)
             self.modules = [part for part in parts if isinstance(part, nn.Module)]
-            with evaluating(self.networks), changing_parts(parts, self.changing):
+            with _evaluating(self.networks, parts), changing_parts(parts, self.changing):
                 yield
             return
         modes = [(module, module.training) for module in self.modules]

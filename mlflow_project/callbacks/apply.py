@@ -28,7 +28,6 @@ def test_and_apply(
     It is the maximum of the narrowed range. Parameter groups and schedulers keep their ratios, so
     that a schedule has the same form as before. An active run gets the lineage of a training.
     """
-    handoff = track_range_test(**arguments, **options)
     groups = arguments["optimizer"].param_groups
     # A schedule may begin far below its peak.
     rates = [group[name] for group in groups for name in RATES if name in group]
@@ -39,6 +38,7 @@ def test_and_apply(
             "all learning rates of the optimizer are 0: make it with the ratios that its parameter "
             "groups are to have, such as lr=0.1"
         )
+    handoff = track_range_test(**arguments, **options)
     factor = handoff.narrowed().max / peak
     for group in groups:
         group.update({name: group[name] * factor for name in RATES if name in group})

@@ -134,6 +134,12 @@ class Handoff:
         """Return torch's scheduler over the narrowed range; call ``step()`` every iteration."""
         return build_schedule(schedule, optimizer, self.narrowed(), total_steps)
 
+    def log_lineage(self, narrowed: LRRange) -> None:
+        """Record on the active run that it starts from this hand-off, with its ranges."""
+        mlflow.set_tags({tags.SOURCE: self.run_id, tags.WEIGHTS: self.weights_sha256})
+        log_range("suggested", self.range)
+        log_range("narrowed", narrowed)
+
     def track_training(self, lr_range: LRRange | None = None) -> None:
         """Record on the active run, a training of one's own, that it starts from this hand-off.
 
@@ -149,16 +155,8 @@ class Handoff:
         if run is None:
             raise LRRTError("there is no active run: call track_training inside mlflow.start_run()")
         narrowed = self.narrowed()
-        mlflow.set_tags(
-            {
-                tags.STAGE: OWN_TRAINING,
-                tags.SOURCE: self.run_id,
-                tags.WEIGHTS: self.weights_sha256,
-                tags.RULE: self.rule,
-            }
-        )
-        log_range("suggested", self.range)
-        log_range("narrowed", narrowed)
+        mlflow.set_tags({tags.STAGE: OWN_TRAINING, tags.RULE: self.rule})
+        self.log_lineage(narrowed)
         log_range("trained", lr_range or narrowed)
         if "mlflow.note.content" not in run.data.tags:
             set_description(

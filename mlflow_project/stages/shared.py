@@ -13,7 +13,7 @@ from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.runs import log_dataset, log_range, name_run
+from mlflow_project.tracking.runs import log_dataset, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
 
 __all__ = ["HandoffOptions", "open_handoff", "run_name", "task_words", "validation_words"]
@@ -56,10 +56,8 @@ def open_handoff(
         mlflow.set_tag(tags.MISMATCH, hide_passwords("; ".join(differences)))
     narrowed = narrowing(handoff.range)
     name_run(run, run_name(task))
-    mlflow.set_tags({tags.SOURCE: handoff.run_id, tags.WEIGHTS: handoff.weights_sha256})
+    handoff.log_lineage(narrowed)
     log_dataset(prepared)
-    for name, lr_range in (("suggested", handoff.range), ("narrowed", narrowed)):
-        log_range(name, lr_range)
     return handoff, prepared, narrowed
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -206,7 +206,7 @@ def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings
 def _in_common(jobs: Sequence[RangeTestJob]) -> str:
     """Return in a line what range tests had in common, and not what was varied."""
     options = [job.task.flat() | job.plan.flat() for job in jobs]
-    defaults = asdict(Task()) | RangeTestPlan().flat()
+    defaults = Task().flat() | RangeTestPlan().flat()
     always = ("dataset", "model", "optimizer", "batch_size", "lr_start", "lr_end", "rule", "beta")
     same = [
         f"{name} {option_text(value)}"

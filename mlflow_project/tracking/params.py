@@ -37,7 +37,7 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
     defaults: dict[str, Any] = {}
     for part in options:
         values |= _flat(part)
-        defaults |= asdict(type(part)()) | _flat(type(part)())
+        defaults |= _flat(type(part)())
         if isinstance(part, RangeTestPlan):
             always = always.union(part.recipe.values)
     params = {

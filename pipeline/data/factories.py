@@ -7,14 +7,14 @@ import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
 
 import lrrt_stage
-from lrrt_stage.errors import LRRTError, first_line
+from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from pipeline.data.splits import Data, Split
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "cause_of",
     "is_factory",
     "load_factory",
+    "require_name",
 ]
 
 ModelFactory: TypeAlias = Callable[..., nn.Module]
@@ -42,6 +43,12 @@ def is_factory(name: str) -> bool:
     """Return whether ``name`` has the form ``package.module:factory``."""
     module, colon, attribute = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
+
+
+def require_name(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise LRRTError unless ``name`` has the form of a factory, or is one of the ``known``."""
+    if not is_factory(name) and name not in (names := list(known)):
+        raise unknown_name(kind, name, [*names, "package.module:factory"])
 
 
 def load_factory(kind: str, name: str) -> Callable[..., Any]:

@@ -7,18 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
-from pipeline.data.factories import call_factory, is_factory
+from lrrt_stage.errors import LRRTError, describe, first_line
+from pipeline.data.factories import call_factory, is_factory, require_name
 
-__all__ = ["build_loss", "require_loss"]
+__all__ = ["LOSSES", "build_loss"]
 
 LOSSES = tuple(name for name in vars(nn) if name.endswith("Loss"))
 
-
-def require_loss(name: str) -> None:
-    """Raise LRRTError unless ``name`` has the form of a factory, or is a loss of ``torch.nn``."""
-    if not is_factory(name) and name not in LOSSES:
-        raise unknown_name("loss", name, [*LOSSES, "package.module:factory"])
+"""Names of the losses of ``torch.nn``."""
 
 
 def build_loss(name: str, arguments: Mapping[str, Any]) -> Callable[..., Tensor]:
@@ -33,7 +29,7 @@ def build_loss(name: str, arguments: Mapping[str, Any]) -> Callable[..., Tensor]
                 f"loss {name!r} returned {describe(made)}: return a function (output, target)"
             )
         return made
-    require_loss(name)
+    require_name("loss", name, LOSSES)
     try:
         return getattr(nn, name)(**arguments)
     except TypeError as error:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
+from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import require
-from pipeline.data.factories import call_factory, is_factory
+from pipeline.data.factories import call_factory, is_factory, require_name
 
 __all__ = ["OPTIMIZERS", "build_optimizer", "require_optimizer"]
 
@@ -27,8 +27,8 @@ FUSED_PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def require_optimizer(name: str) -> None:
     """Raise LRRTError unless ``name`` has the form of a factory, or is in :data:`OPTIMIZERS`."""
-    if not is_factory(name) and name.lower() not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, [*OPTIMIZERS, "package.module:factory"])
+    if name.lower() not in OPTIMIZERS:
+        require_name("optimizer", name, OPTIMIZERS)
 
 
 def build_optimizer(

@@ -13,11 +13,11 @@ from lrrt_stage.errors import LRRTError, first_line
 from lrrt_stage.measure.step import StepOptions, TrainingStep, batch_loss_of
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
-from lrrt_stage.state.preserve import move_optimizer
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.batches import Batches
+from pipeline.data.factories import require_name
 from pipeline.data.splits import Data
-from pipeline.models.losses import build_loss, require_loss
+from pipeline.models.losses import LOSSES, build_loss
 from pipeline.models.networks import build_model, check_output
 from pipeline.models.optimizers import build_optimizer, require_optimizer
 from pipeline.task.setup import Deployed, Setup
@@ -74,7 +74,7 @@ class BuiltinOptions(Options):
         super().__post_init__()
         require_optimizer(self.optimizer)
         if self.loss is not None:
-            require_loss(self.loss)
+            require_name("loss", self.loss, LOSSES)
 
 
 def builtin_setup(
@@ -166,12 +166,8 @@ def check_builtin(
         torch.cat([part[:2]] * 2)[: min(2, options.batch_size)]
         for part in next(iter(setup.val_batches))
     )
-    found = next(setup.model.parameters()).device
-    setup.model.to(device)
+    setup.to(device)
     check_output(setup.model, inputs, data.outputs, options.model, data.num_classes is not None)
-    move_optimizer(setup.optimizer, found, device)
-    for loss in setup.loss_modules:
-        loss.to(device)
     single = replace(StepOptions(), precision=step.precision)
     try:
         TrainingStep(setup.model, setup.optimizer, setup.training_loss, single, device)(

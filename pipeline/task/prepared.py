@@ -16,7 +16,7 @@ from lrrt_stage.measure.step import require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
-from lrrt_stage.state.preserve import evaluating, move_optimizer, preserved_sources
+from lrrt_stage.state.preserve import evaluating, preserved_sources
 from pipeline.data.datasets import load_data
 from pipeline.data.factories import call_factory, load_factory
 from pipeline.data.splits import Data
@@ -107,11 +107,7 @@ class PreparedTask:
         """
         setup = self.setup()
         weights.load_into(setup.model, state)
-        found = next(setup.model.parameters()).device
-        setup.model.to(self.device).to(memory_format=self.task.memory_format)
-        move_optimizer(setup.optimizer, found, self.device)
-        for loss in setup.loss_modules:
-            loss.to(self.device)
+        setup.to(self.device, self.task.memory_format)
         return setup
 
     def range_test(
@@ -232,12 +228,12 @@ class PreparedTask:
             "random state, or by a generator that the factory makes and seeds",
         )
         self.batch_size = examples_in(batches[0])
-        start = self.start(weights.state_of(one.model))
+        one.to(self.device, self.task.memory_format)
         with seeded(self.task.data_seed), torch.no_grad():
-            require_scalar(start.training_loss(self.on_device(batches[0])))
+            require_scalar(one.training_loss(self.on_device(batches[0])))
             held = [] if other.val_batches is None else [next(iter(other.val_batches))]
             for batch in held:
-                require_scalar(start.evaluation_loss(self.on_device(batch)))
+                require_scalar(one.evaluation_loss(self.on_device(batch)))
         return one.data_digest or _content([batches[0], *held])
 
 

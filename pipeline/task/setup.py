@@ -18,6 +18,7 @@ from lrrt_stage.measure.ramp_loop import require_trainable
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import BatchLoss, batch_loss_of
 from lrrt_stage.settings import require
+from lrrt_stage.state.preserve import move_optimizer
 from pipeline.data.factories import cause_of
 
 __all__ = ["Deployed", "Metric", "Setup", "SetupFactory"]
@@ -116,6 +117,14 @@ class Setup:
         losses = (self.loss_fn, self.batch_loss)
         return [loss for loss in losses if isinstance(loss, nn.Module)]
 
+    def to(self, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> None:
+        """Move model, optimizer and losses to a device; images and weights get the ``layout``."""
+        found = next(self.model.parameters()).device
+        self.model.to(device).to(memory_format=layout)
+        move_optimizer(self.optimizer, found, device)
+        for loss in self.loss_modules:
+            loss.to(device)
+
     @property
     def training_loss(self) -> BatchLoss:
         """The loss that is minimised, from a batch on the device."""
@@ -138,10 +147,10 @@ class Setup:
         device is waited for once, at the end. Modes are the caller's.
         """
         assert self.val_batches is not None
-        total, count = torch.zeros(()), 0
+        device = next(self.model.parameters()).device
+        total, count = torch.zeros((), device=device), 0
         sums: dict[str, Any] = dict.fromkeys(self.metrics, 0.0)
         functions = {name: _function(metric) for name, metric in self.metrics.items()}
-        device = next(self.model.parameters()).device
         for metric in filter(_has_state, functions.values()):
             metric.to(device).reset()
         with torch.no_grad():
@@ -149,7 +158,7 @@ class Setup:
                 batch = on_device(each)
                 examples = examples_in(batch)
                 loss, output, target = self._loss_and_output(batch)
-                total, count = total.to(device) + loss.float() * examples, count + examples
+                total, count = total + loss.float() * examples, count + examples
                 for name, function in functions.items():
                     if _has_state(function):
                         function.update(output, target)

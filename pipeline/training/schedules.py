@@ -47,10 +47,11 @@ def find_schedule(name: str) -> Callable[..., LRScheduler]:
     classes = {
         each: kind
         for each, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, LRScheduler) and not each.startswith("_")
+        if isinstance(kind, type)
+        and issubclass(kind, LRScheduler)
+        and not each.startswith("_")
+        and each not in NOT_BY_NAME
     }
-    for no_schedule in NOT_BY_NAME:
-        classes.pop(no_schedule, None)
     if name not in classes:
         raise unknown_name("schedule", name, [*SCHEDULES, *classes])
     return partial(_of_torch, classes[name])
