@@ -1,20 +1,22 @@
 """Servers for tests: processes on a free port of 127.0.0.1, until they are not needed any more."""
 
 import os
+import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.forked_python import programs
+
 
 @contextmanager
 def mlflow_server(*options: str, folder: Path) -> Iterator[str]:
     """Serve MLflow from ``folder``, and give its address."""
-    command = [sys.executable, "-m", "mlflow", "server", *options, "--workers", "1"]
+    command = [programs() / "mlflow", "server", *options, "--workers", "1"]
     with serving(command, "/health", folder) as address:
         yield address
 
@@ -32,7 +34,12 @@ def serving(command: Sequence[str | Path], path: str, folder: Path) -> Iterator[
             [*command, "--host", "127.0.0.1", "--port", port],
             cwd=folder,
             # What a server tells MLflow of its use needs a network.
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={
+                **os.environ,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                # Processes for evaluations of language models, which nobody asks for here.
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             stdout=out,
             stderr=out,
             start_new_session=True,
@@ -49,5 +56,5 @@ def serving(command: Sequence[str | Path], path: str, folder: Path) -> Iterator[
                 time.sleep(0.3)
         yield address
     finally:
-        os.killpg(process.pid, 15)
+        os.killpg(process.pid, signal.SIGINT)
         process.wait(30)

@@ -17,12 +17,15 @@ from pathlib import Path
 from unittest import mock
 
 import matplotlib.figure
+import matplotlib.legend
 import mlflow
 import pytest
 from filelock import FileLock
+from matplotlib.transforms import Bbox
 from mlflow.entities import Run
 
 from mlflow_project.cli import entry as cli
+from tests.forked_python import programs
 
 ROOT = Path(__file__).parents[1]
 # A small task, for every option that is not under test.
@@ -81,6 +84,7 @@ def abridge(patch: pytest.MonkeyPatch) -> None:
     """
     patch.setattr(matplotlib.figure.Figure, "savefig", save_a_pixel)
     patch.setattr(matplotlib.figure.Figure, "draw_without_rendering", lambda figure: None)
+    patch.setattr(matplotlib.legend.Legend, "get_window_extent", lambda legend: Bbox.unit())
     patch.setattr("lrrt_stage.rules.uncertainty.RESAMPLES", RESAMPLES)
 
 
@@ -90,11 +94,16 @@ def save_a_pixel(figure, file, *, format=None, **options):
     file.write(content) if hasattr(file, "write") else Path(file).write_bytes(content)
 
 
+def search_path():
+    """Where a shell finds the programs of this environment; Python starts without its imports."""
+    places = [programs(), Path(sys.executable).parent, os.environ["PATH"]]
+    return os.pathsep.join(map(str, places))
+
+
 def shell(folder, *command, **variables):
     """Run a command as from a shell in ``folder``; the project is this checkout."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    outside |= {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    outside |= {"PATH": search_path(), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     outside |= {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(command, cwd=folder, env=outside, capture_output=True, text=True)
 

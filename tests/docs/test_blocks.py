@@ -26,7 +26,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from mlflow_project.cli import entry as cli
 from tests.servers import mlflow_server
-from tests.stores import TEMPLATES, abridge
+from tests.stores import TEMPLATES, abridge, search_path
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -144,8 +144,7 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capfd, template
     shutil.copy(ROOT / "MLproject", tmp_path)
     shutil.copy(ROOT / "conda.yaml", tmp_path)
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables |= {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables |= {"PATH": search_path(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     modules = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from functools import partial, reduce
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.stores import search_path
 from tests.stores import shell as run_in_shell
 
 ROOT = Path(__file__).parents[2]
@@ -23,13 +23,9 @@ SMALL = "--dataset digits --model mlp --batch-size 128 --device cpu"
 @pytest.fixture
 def shell(tmp_path):
     """Run a command as from a shell in an empty folder, with this checkout's `lrrt-stage`."""
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    script = bin_ / "lrrt-stage"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mlflow_project "$@"\n')
-    script.chmod(0o755)
-    (tmp_path / "work").mkdir()
-    path = os.pathsep.join([str(bin_), str(Path(sys.executable).parent), os.environ["PATH"]])
+    for name in ("bin", "work"):
+        (tmp_path / name).mkdir()
+    path = f"{tmp_path / 'bin'}{os.pathsep}{search_path()}"
     return partial(run_in_shell, tmp_path / "work", PATH=path)
 
 
@@ -66,6 +62,7 @@ def stages(shell, tmp_path):
             "shift $(($# - 1))\n"
             """echo '{"run_id": "a", "trained_lr_max": 1, "val_accuracy": 1}' > "$1"\n"""
         )
+        stage.chmod(0o755)
         return lambda: (tmp_path / "work" / "calls").read_text(encoding="utf-8").split()
 
     return fail

@@ -10,6 +10,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from tests.forked_python import programs
+from tests.stores import search_path
+
 ROOT = Path(__file__).parents[3]
 FACTORIES = """
 import torch
@@ -175,9 +178,8 @@ def test_help_groups_the_options_and_shows_defaults_and_examples(store, command)
 
 def environment(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    return outside | {"MLFLOW_TRACKING_URI": uri, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return outside | {"MLFLOW_TRACKING_URI": uri, "PATH": search_path(), "PYTHONUNBUFFERED": "1"}
 
 
 def test_mlflow_run_runs_an_entry_point_and_passes_any_option_on(store, tmp_path):
@@ -222,7 +224,7 @@ def make():
 def test_a_signal_ends_the_run_killed_and_keeps_what_was_measured(store, tmp_path):
     flag = tmp_path / "running"
     (tmp_path / "signalling.py").write_text(SIGNALLING.format(flag=flag))
-    command = [sys.executable, "-m", "mlflow_project", "lrrt", "--experiment", "test"]
+    command = [programs() / "lrrt-stage", "lrrt", "--experiment", "test"]
     command += ["--model", "signalling:make", "--iterations", "1000000"]
     command += ["--stop-multiple", "none", "--lr-end", "0.01"]
     outside = environment(tmp_path) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}

@@ -12,6 +12,8 @@ import mlflow
 import pandas as pd
 import pytest
 
+from tests.forked_python import programs
+
 ROOT = Path(__file__).parents[3]
 # What a model does depends on the files beside it, so that the options stay the same.
 FACTORY = """
@@ -155,7 +157,7 @@ def test_a_signal_ends_the_workers_too_and_the_same_command_goes_on(store, tmp_p
     outside |= {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PYTHONPATH": path}
     arguments = [str(each) for each in (*STUDY, "--workers", 2, "--experiment", "test")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow_project", *arguments],
+        [programs() / "lrrt-stage", *arguments],
         cwd=tmp_path,
         env=outside,
         stderr=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import mlflow
 import pytest
@@ -228,7 +227,7 @@ def test_rank_0_alone_publishes_and_all_ranks_get_the_hand_off(store, tmp_path, 
     uri = mlflow.get_tracking_uri()
 
     def run(rank):
-        command = (sys.executable, "ranks.py", str(rank), str(tmp_path / "meet"), kind)
+        command = ("python", "ranks.py", str(rank), str(tmp_path / "meet"), kind)
         variables = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": "test"}
         return shell(tmp_path, *command, **variables)
 

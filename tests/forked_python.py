@@ -1,0 +1,169 @@
+"""Python processes that need no seconds to import torch and MLflow: forks of one that has them.
+
+:func:`programs` gives a folder with `python`, `mlflow` and `lrrt-stage`, for the front of a PATH.
+Each is a process of its own, with the folder, the variables, the files and the signals of whoever
+starts it. Only what a process does while it imports is not done again.
+"""
+
+import atexit
+import fcntl
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = {"python": [], "mlflow": ["-m", "mlflow"], "lrrt-stage": ["-m", "mlflow_project"]}
+SCRIPT = """#!{python} -S
+import json, os, signal, socket, sys
+files = []
+for number in range(200):
+    try:
+        os.fstat(number)
+    except OSError:
+        continue
+    files.append(number)
+connection = socket.socket(socket.AF_UNIX)
+connection.connect({address!r})
+request = [{arguments!r} + sys.argv[1:], os.getcwd(), dict(os.environ), files]
+socket.send_fds(connection, [json.dumps(request).encode() + b"\\n"], files)
+pid = int(connection.recv(20))
+signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number))
+signal.signal(signal.SIGINT, lambda number, _: os.killpg(pid, number))  # as a terminal does
+code = int(connection.recv(20))
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@cache
+def programs() -> Path:
+    """Return the folder of the programs; the process behind them ends with this one."""
+    folder = Path(tempfile.mkdtemp(prefix="python-"))
+    address = str(folder / "socket")
+    for name, arguments in PROGRAMS.items():
+        script = folder / name
+        script.write_text(
+            SCRIPT.format(python=sys.executable, address=address, arguments=arguments), "utf-8"
+        )
+        script.chmod(0o755)
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    outside |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    log = (folder / "log").open("w")
+    command = [sys.executable, str(Path(__file__)), address]
+    server = subprocess.Popen(
+        command, env=outside, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
+    atexit.register(server.kill)
+    while not Path(address).exists():
+        assert server.poll() is None, (folder / "log").read_text()
+        time.sleep(0.05)
+    return folder
+
+
+def serve(address: str) -> None:
+    """Fork for every request; this returns in the forks alone, which have become what was asked."""
+    # What a program starts by this name, as `mlflow server` does, is forked too.
+    sys.executable = str(Path(address).with_name("python"))
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address + ".new")
+    listening.listen()
+    os.rename(address + ".new", address)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    while True:
+        connection, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return keep(connection)
+        connection.close()
+
+
+def keep(connection: socket.socket) -> None:
+    """Fork once more, and tell the other end how that ends; end it if the other end has gone."""
+    content, files, _, _ = socket.recv_fds(connection, 2**20, 200)
+    while not content.endswith(b"\n"):
+        content += connection.recv(2**20)
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        os.setsid()
+        return become(*json.loads(content), files)
+    connection.sendall(str(pid).encode())
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            os._exit(0)
+        if select.select([connection], [], [], 0.02)[0]:
+            os.kill(pid, signal.SIGKILL)
+
+
+def become(
+    arguments: list[str],
+    folder: str,
+    variables: dict[str, str],
+    numbers: list[int],
+    files: list[int],
+) -> None:
+    """Take over what a process is started with."""
+    # Out of the way first: the number of one may be that of a different one.
+    moved = [fcntl.fcntl(file, fcntl.F_DUPFD, 300) for file in files]
+    os.closerange(3, 300)
+    for number, file in zip(numbers, moved, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = arguments
+    sys.path[:1] = [folder, *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
+
+
+def run() -> int:
+    """Run what ``sys.argv`` names, as Python does; return the exit code."""
+    try:
+        if sys.argv[0] == "-m":
+            sys.argv = sys.argv[1:]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        elif sys.argv[0] == "-c":
+            exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.path.insert(0, str(Path(sys.argv[0]).absolute().parent))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    import mlflow.cli
+    import mlflow.projects  # noqa: F401
+
+    import mlflow_project.cli.entry  # noqa: F401
+
+    gc.freeze()
+    serve(sys.argv[1])
+    # Here in a fork only. To free the modules at the end, as Python does, would take seconds.
+    code = run()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
