@@ -141,10 +141,11 @@ def test_the_curve_is_the_same_twice_and_its_first_loss_is_keras_own(make):
     assert first.loss[0] == pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_the_script_finds_a_range_that_trains(keras_model):
+def test_the_script_finds_a_range_that_trains(keras_model, monkeypatch):
+    monkeypatch.setattr(keras_model, "EPOCHS", 5)  # of ten
     lr_range, accuracy = keras_model.main()
     assert 1e-7 < lr_range.min < lr_range.max < 100
-    assert accuracy > 0.95
+    assert accuracy > 0.9
 
 
 class TestFactory:
@@ -200,7 +201,7 @@ class TestFactory:
         state = prepared.initial_weights()
 
         def run(checkpoint=None, on_epoch=None):
-            options = TrainOptions(epochs=3)
+            options = TrainOptions(epochs=2)
             lr_range = LRRange(0.01, 0.1)
             return train(
                 prepared, state, lr_range, options, checkpoint=checkpoint, on_epoch=on_epoch
