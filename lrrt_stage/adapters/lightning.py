@@ -63,7 +63,7 @@ def from_lightning(
     trainer: Any | None = None,
     train_dataloaders: Any | None = None,
     val_dataloaders: Any | None = None,
-    optimizer: Optimizer | int | None = None,
+    optimizer: Optimizer | None = None,
 ) -> RangeTestArguments:
     """Return the arguments of a range test for a LightningModule and its data.
 
@@ -91,8 +91,7 @@ def from_lightning(
         ``accumulate_grad_batches`` and ``precision`` become the ``step`` of the range test. A
         callback of the Trainer that runs gets its loaders and its optimizer.
     optimizer
-        Used instead of the result of ``configure_optimizers``, which is then not called; or the
-        index of the optimizer in this result.
+        Used instead of the result of ``configure_optimizers``, which is then not called.
 
     Returns
     -------
@@ -103,8 +102,9 @@ def from_lightning(
     Raises
     ------
     LRRTError
-        For a module with manual optimization, several optimizers, or no training data; and at the
-        first step, for a ``training_step`` that returns no loss.
+        For a module with manual optimization or no training data; and at the first step, for a
+        ``training_step`` that returns no loss. What Lightning itself refuses, such as several
+        optimizers, is refused with its error.
     """
     attributes = ("training_step", "configure_optimizers", "automatic_optimization")
     check_kind(module, "LightningModule", attributes)
@@ -113,10 +113,6 @@ def from_lightning(
         module.automatic_optimization,
         f"{name} has automatic_optimization=False, and steps its optimizers itself: pass "
         "range_test a part of it, with the optimizer and batch_loss of this part",
-    )
-    require(
-        "dataloader_iter" not in inspect.signature(module.training_step).parameters,
-        f"{name}.training_step takes dataloader_iter: pass range_test batches and batch_loss",
     )
     if trainer is not None:
         check_kind(trainer, "Trainer", ("fit", "strategy"))
@@ -135,8 +131,7 @@ def from_lightning(
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
-        if not isinstance(optimizer, Optimizer):
-            optimizer = _single_optimizer(name, trainer.optimizers, optimizer)
+        optimizer = optimizer or trainer.optimizers[0]
     step_loss = _StepLoss(
         module, datamodule, _silent_trainer(package, trainer), train_dataloaders, val_dataloaders
     )
@@ -147,9 +142,11 @@ def from_lightning(
             for owner in owners:
                 owner.setup("fit")
             module.configure_model()
-        if not isinstance(optimizer, Optimizer):
-            optimizer = _single_optimizer(name, module.configure_optimizers(), optimizer)
-        step_loss.trainer.strategy.optimizers = [optimizer]
+        strategy = step_loss.trainer.strategy
+        if optimizer is None:
+            strategy.setup_optimizers(step_loss.trainer)
+            (optimizer,) = strategy.optimizers
+        strategy.optimizers = [optimizer]
         train, val = train_dataloaders, val_dataloaders
         if train is None and (hook := _user_hook(owners, "train_dataloader")):
             train = hook()
@@ -162,15 +159,14 @@ def from_lightning(
             "as train_dataloaders"
         )
     kind = package.utilities.CombinedLoader
-    several = (kind, dict, list, tuple)
-    if isinstance(val, several):
-        val = next(iter((val if isinstance(val, kind) else kind(val)).flattened), None)
-    if isinstance(train, several):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it uses what torch deprecates
         train = train if isinstance(train, kind) else kind(train, "max_size_cycle")
-        step_loss.batches, val = _CombinedLoader(train), None
-    else:
-        step_loss.batches = _CountedLoader(train)
-    return range_test_arguments(module, optimizer, step_loss.batches, step_loss, val, step)
+        val = val if isinstance(val, kind) else kind([] if val is None else val)
+    several = isinstance(train.iterables, (dict, list, tuple))
+    first_val = None if several else next(iter(val.flattened), None)
+    step_loss.batches = _CombinedLoader(train)
+    return range_test_arguments(module, optimizer, step_loss.batches, step_loss, first_val, step)
 
 
 def set_lightning_lr(module: Any, lr: float) -> None:
@@ -203,19 +199,11 @@ def set_lightning_lr(module: Any, lr: float) -> None:
         store[key] = lr
 
 
-class _CountedLoader(AdaptedLoader):
-    """A loader that knows the index of the batch that was drawn last in the present pass."""
+class _CombinedLoader(AdaptedLoader):
+    """A ``CombinedLoader`` of Lightning, as batches; it yields each with two indices."""
 
     index = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        for index, batch in enumerate(self.loader):
-            self.index = index
-            yield batch
-
-
-class _CombinedLoader(_CountedLoader):
-    """A ``CombinedLoader`` of Lightning, which yields a batch and two indices."""
+    """Index of the batch that was drawn last in the present pass."""
 
     def __iter__(self) -> Iterator[Any]:
         # A copy, since a CombinedLoader keeps its iterator.
@@ -232,7 +220,7 @@ class _CombinedLoader(_CountedLoader):
 class _StepLoss:
     """``training_step`` as a function from a batch to its loss."""
 
-    batches: _CountedLoader
+    batches: _CombinedLoader
     in_evaluation: list[Any]
     """Modules that are in evaluation mode in training, too."""
 
@@ -363,25 +351,6 @@ def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, l
         precision=PRECISIONS.get(precision, "fp32"),
     )
     return step, [name for name, applies in not_applied.items() if applies]
-
-
-def _single_optimizer(name: str, configured: Any, index: int | None) -> Optimizer:
-    """Return an optimizer from the result of ``configure_optimizers``."""
-    found = configured
-    if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[0], (list, tuple)):
-        found = found[0]  # ([optimizer], [scheduler])
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
-    found = [entry["optimizer"] if isinstance(entry, dict) else entry for entry in found]
-    found = [getattr(entry, "optimizer", entry) for entry in found]  # inside a LightningOptimizer
-    kinds = ", ".join(type(entry).__name__ for entry in found) or "nothing"
-    if index is not None:
-        found = found[index : index + 1]
-    if len(found) != 1 or not isinstance(found[0], Optimizer):
-        raise LRRTError(
-            f"{name}.configure_optimizers returned {kinds}, but a range test needs one optimizer: "
-            "pass one, or its index from 0, as from_lightning(..., optimizer=...)"
-        )
-    return found[0]
 
 
 def _user_hook(owners: list[Any], name: str) -> Callable[..., Any] | None:
