@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.measure.step import BatchLoss, require_batches, require_scalar
 from lrrt_stage.settings import require, require_kind
-from lrrt_stage.state.preserve import RepeatedEvaluation
+from lrrt_stage.state.preserve import Evaluation
 
 __all__ = ["Probe", "Validation", "examples_in", "tensors_in", "validation_losses"]
 
@@ -47,7 +47,7 @@ class Probe:
         several = isinstance(batch, (Dataset, DataLoader))
         require_kind(not several, "the probe", batch, "pass one batch, as next(iter(loader))")
         self.batch, self.loss_of = batch, loss_of
-        self.evaluating = RepeatedEvaluation([model, *losses])
+        self.evaluating = Evaluation([model, *losses])
         # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
         # without running statistics uses those of the batch anyway.
         self.norms = [
@@ -144,7 +144,7 @@ def validation_losses(
     there is one; this is NaN where it is not evaluated.
     """
 
-    evaluating = RepeatedEvaluation([model, *losses])
+    evaluating = Evaluation([model, *losses])
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
         with evaluating():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,15 @@ from lrrt_stage.errors import LRRTError
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
-    changing_parts,
     entries_of,
     parts_of,
     preserved_parts,
+    with_holders,
 )
 from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = [
-    "RepeatedEvaluation",
-    "evaluating",
+    "Evaluation",
     "generators",
     "move_optimizer",
     "preserved",
@@ -80,8 +79,14 @@ def preserved(
                 )
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
-    with preserved_sources(batches), preserved_parts(held.values()), ExitStack() as stack:
-        for part in held.values():
+    parts = held.values()
+    with (
+        preserved_sources(batches),
+        _preserved_modes(parts),
+        preserved_parts(parts),
+        ExitStack() as stack,
+    ):
+        for part in parts:
             if isinstance(part, Tensor) and part.is_leaf:
                 part.grad = None
         move_optimizer(optimizer, found, device)
@@ -137,58 +142,53 @@ def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.devi
             part.data = part.data.to(device)
 
 
-def evaluating(networks: Iterable[Any]) -> AbstractContextManager[None]:
-    """Evaluate without gradients in the block, in evaluation mode; restore ``networks`` at the end.
+class Evaluation:
+    """Evaluates networks without gradients, in evaluation mode, and restores them.
 
-    All that they hold is restored as in :func:`preserved`, such as running statistics or a hidden
-    state that is carried from batch to batch, so that the training that follows is the same.
-    """
-    networks = list(networks)
-    return _evaluating(networks, parts_of(networks))
-
-
-@contextmanager
-def _evaluating(networks: Iterable[Any], restored: Iterable[Any]) -> Iterator[None]:
-    with torch.no_grad(), preserved_parts(restored):
-        for network in networks:
-            if isinstance(network, nn.Module):
-                network.eval()
-        yield
-
-
-class RepeatedEvaluation:
-    """:func:`evaluating` for a loop.
-
-    To restore everything would take as long as a step. So the first evaluations find out what
-    changes at all in them, such as an embedding that is normalised when it is used; all others
-    restore that, and the modes.
+    All that the ``networks`` hold is restored as in :func:`preserved`, such as running statistics
+    or a hidden state that is carried from batch to batch, so that the training that follows is the
+    same. In a loop, to restore everything would take as long as a step. So the first evaluations
+    find out what changes at all in them, such as an embedding that is normalised when it is used;
+    all others restore that, and the modes.
     """
 
     FIRST = 2
 
     def __init__(self, networks: Iterable[Any]) -> None:
         self.networks = list(networks)
-        self.count, self.changing, self.modules = 0, {}, []  # type: ignore[var-annotated]
+        self.parts: list[Any] = []
+        self.count, self.changing = 0, {}  # type: ignore[var-annotated]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Evaluate in the block, as :func:`evaluating` does."""
+        """Evaluate in the block."""
         self.count += 1
-        if self.count <= self.FIRST:
-            parts = parts_of(self.networks)
-            self.modules = [part for part in parts if isinstance(part, nn.Module)]
-            with _evaluating(self.networks, parts), changing_parts(parts, self.changing):
-                yield
-            return
-        modes = [(module, module.training) for module in self.modules]
-        with torch.no_grad(), preserved_parts(entries_of(self.changing.values())):
-            for module in self.modules:
-                module.training = False
-            try:
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
+        first = self.count <= self.FIRST
+        if first:
+            self.parts = parts_of(self.networks)
+        restored = self.parts if first else entries_of(self.changing.values())
+        changed: list[Any] | None = [] if first else None
+        with (
+            _preserved_modes(self.parts),
+            torch.no_grad(),
+            preserved_parts(restored, skip={"training"}, changed=changed),
+        ):
+            for network in self.networks:
+                if isinstance(network, nn.Module):
+                    network.eval()
+            yield
+        if changed:
+            self.changing |= {id(part): part for part in with_holders(changed, self.parts)}
+
+
+@contextmanager
+def _preserved_modes(parts: Iterable[Any]) -> Iterator[None]:
+    modes = [(part, part.training) for part in parts if isinstance(part, nn.Module)]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def set_training(model: nn.Module) -> None:
