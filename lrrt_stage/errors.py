@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import Enum
@@ -67,11 +66,10 @@ def loader_error(error: Exception) -> tuple[str, str]:
 
     A worker process passes on its whole traceback as text; the error is the last line of it.
     """
-    caught = re.match(r"Caught (\w+) in DataLoader worker", text := str(error))
-    if caught is None:
-        return type(error).__name__, first_line(error)
-    lines = re.findall(rf"^[\w.<>]*\b{caught[1]}(?:: (.*))?$", text, re.MULTILINE)
-    return caught[1], (lines[-1].strip() if lines else "") or caught[1]
+    name, line = type(error).__name__, first_line(error)
+    if line.startswith("Caught "):
+        line = str(error).strip().splitlines()[-1].partition(": ")[2]
+    return name, line or name
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:
