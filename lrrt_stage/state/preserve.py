@@ -28,6 +28,7 @@ __all__ = [
     "generators",
     "move_optimizer",
     "preserved",
+    "preserved_modes",
     "preserved_sources",
     "set_training",
 ]
@@ -82,7 +83,7 @@ def preserved(
     parts = held.values()
     with (
         preserved_sources(batches),
-        _preserved_modes(parts),
+        preserved_modes(parts),
         preserved_parts(parts),
         ExitStack() as stack,
     ):
@@ -169,7 +170,7 @@ class Evaluation:
         restored = self.parts if first else entries_of(self.changing.values())
         changed: list[Any] | None = [] if first else None
         with (
-            _preserved_modes(self.parts),
+            preserved_modes(self.parts),
             torch.no_grad(),
             preserved_parts(restored, skip={"training"}, changed=changed),
         ):
@@ -182,7 +183,8 @@ class Evaluation:
 
 
 @contextmanager
-def _preserved_modes(parts: Iterable[Any]) -> Iterator[None]:
+def preserved_modes(parts: Iterable[Any]) -> Iterator[None]:
+    """Restore which of ``parts`` that are modules are in training mode."""
     modes = [(part, part.training) for part in parts if isinstance(part, nn.Module)]
     try:
         yield

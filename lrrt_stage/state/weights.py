@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.parts import bits_of
+from lrrt_stage.state.preserve import preserved_modes
 
 __all__ = [
     "INITIALIZERS",
@@ -97,19 +98,16 @@ def _assign(layer: nn.Module, name: str, drawn: Tensor) -> None:
     """Set a weight or a bias, through its parametrization if it has one."""
     own = layer._parameters.get(name, layer._buffers.get(name))
     if own is not None:
-        require(not own.is_meta, f"its {name} has no values, it is on the device meta")
         own.copy_(drawn)
         return
     require(is_parametrized(layer, name), f"its {name} is computed by a hook")
     setattr(layer, name, drawn.to(getattr(layer, name).device))
-    parametrization: Any = layer.get_submodule(f"parametrizations.{name}")
-    frozen = [module for module in parametrization.modules() if not module.training]
-    parametrization.train()
-    # Spectral norm estimates the norm better at every use; its constructor takes 15 steps as well.
-    for _ in range(15):
-        used = getattr(layer, name).cpu().double()
-    for module in frozen:
-        module.training = False
+    parametrization = layer.get_submodule(f"parametrizations.{name}")
+    with preserved_modes(parametrization.modules()):
+        parametrization.train()
+        # Spectral norm estimates the norm better at every use; its constructor takes 15 steps, too.
+        for _ in range(15):
+            used = getattr(layer, name).cpu().double()
     # A norm may scale what is drawn.
     similarity = torch.nn.functional.cosine_similarity(
         used.flatten(), drawn.double().flatten(), dim=0

@@ -215,7 +215,6 @@ def test_weights_of_any_dtype_with_random_numbers_are_drawn(dtype):
         (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "computed by a hook"),
         (lambda: prune.random_unstructured(nn.Linear(8, 8), "weight", 0.5), "computed by a hook"),
         (lambda: nn.Linear(8, 8).to(torch.float8_e4m3fn), "Float8"),
-        (lambda: nn.Linear(8, 8, device="meta"), "meta"),
         (lambda: nn.LazyLinear(8), "lazy module"),
         (lambda: nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4)), "Sequential has none"),
     ],
