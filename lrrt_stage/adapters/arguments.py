@@ -80,13 +80,16 @@ def range_test_arguments(
     }
 
 
-def check_kind(given: Any, kind: str, attributes: Iterable[str]) -> None:
-    """Raise LRRTError unless ``given`` is an instance with the attributes of a ``kind``."""
+def check_kind(given: Any, kind: str, *packages: str) -> str:
+    """Return which of ``packages`` has the class ``kind`` of an object; raise LRRTError if none."""
+    named = [base.__module__ for base in type(given).__mro__ if base.__name__ == kind]
+    found = [name for name in packages if any(base.startswith(f"{name}.") for base in named)]
     require(
-        all(hasattr(type(given), attribute) for attribute in attributes),
+        bool(found),
         f"{describe(given)} was given, which is no {kind}: pass the {kind} itself, not its class "
         "or model",
     )
+    return found[0]
 
 
 def warn_not_applied(names: Iterable[str]) -> None:

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lrrt_stage.adapters.arguments import (
@@ -22,14 +21,13 @@ from lrrt_stage.adapters.arguments import (
     range_test_arguments,
     warn_not_applied,
 )
-from lrrt_stage.errors import LRRTError
 from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = ["from_lightning", "set_lightning_lr"]
 
-PACKAGES = ("lightning.pytorch.", "pytorch_lightning.")
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The two names under which Lightning is published."""
 LOGGING_METHODS = ("log", "log_dict", "print")
 PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
@@ -102,12 +100,10 @@ def from_lightning(
     Raises
     ------
     LRRTError
-        For a module with manual optimization or no training data; and at the first step, for a
-        ``training_step`` that returns no loss. What Lightning itself refuses, such as several
-        optimizers, is refused with its error.
+        For a module with manual optimization or no training data. What Lightning itself refuses,
+        such as several optimizers, is refused with its error.
     """
-    attributes = ("training_step", "configure_optimizers", "automatic_optimization")
-    check_kind(module, "LightningModule", attributes)
+    package = importlib.import_module(check_kind(module, "LightningModule", *PACKAGES))
     name = type(module).__name__
     require(
         module.automatic_optimization,
@@ -115,7 +111,7 @@ def from_lightning(
         "range_test a part of it, with the optimizer and batch_loss of this part",
     )
     if trainer is not None:
-        check_kind(trainer, "Trainer", ("fit", "strategy"))
+        check_kind(trainer, "Trainer", *PACKAGES)
     if datamodule is not None and not hasattr(datamodule, "prepare_data"):
         train_dataloaders, datamodule = datamodule, None
     owners = [owner for owner in (datamodule, module) if owner is not None]
@@ -126,7 +122,6 @@ def from_lightning(
     inside_fit = is_its_own and attached.state.status == "running"
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
-    package = _package(module)
     if trainer is not None and inside_fit:
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -153,11 +148,11 @@ def from_lightning(
         if val is None and (hook := _user_hook(owners, "val_dataloader")):
             val = hook()
         step_loss.in_evaluation = [part for part in module.modules() if not part.training]
-    if train is None:
-        raise LRRTError(
-            f"{name} has no training loaders: pass a datamodule with train_dataloader, or a loader "
-            "as train_dataloaders"
-        )
+    require(
+        train is not None,
+        f"{name} has no training loaders: pass a datamodule with train_dataloader, or a loader as "
+        "train_dataloaders",
+    )
     kind = package.utilities.CombinedLoader
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it uses what torch deprecates
@@ -233,7 +228,7 @@ class _StepLoss:
             self.trainer.strategy.connect(module)
             self.trainer._data_connector.attach_data(module, train, val, datamodule=datamodule)
 
-    def __call__(self, batch: Any) -> Tensor:
+    def __call__(self, batch: Any) -> Any:
         training = torch.is_grad_enabled()  # not for the probe
         index = self.batches.index if training else 0
         for part in self.in_evaluation:
@@ -246,22 +241,17 @@ class _StepLoss:
             takes = inspect.signature(self.module.training_step).parameters.values()
             only_batch = len(takes) == 1 and all(p.kind != p.VAR_POSITIONAL for p in takes)
             output = self.module.training_step(*([batch] if only_batch else [batch, index]))
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if not isinstance(loss, Tensor):
-            got = "None" if output is None else type(output).__name__
-            if isinstance(output, Mapping):
-                got = f"the keys {sorted(output)}"
-            raise LRRTError(
-                f"{type(self.module).__name__}.training_step returned {got} for batch {index}: "
-                "return the loss, or a dict with it as 'loss'"
-            )
-        return loss
+        return output.get("loss") if isinstance(output, Mapping) else output
 
     @contextmanager
     def attached(self, training: bool = True) -> Iterator[None]:
         """Attach the Trainer and disable logging inside the block."""
+
+        def ignore(*args: Any, **kwargs: Any) -> None:
+            pass
+
         setattr(self.trainer, "training" if training else "validating", True)
-        replaced = {"_trainer": self.trainer, **dict.fromkeys(LOGGING_METHODS, _ignore)}
+        replaced = {"_trainer": self.trainer, **dict.fromkeys(LOGGING_METHODS, ignore)}
         with ExitStack() as stack:
             for module in self.module.modules():
                 if hasattr(module, "_trainer"):
@@ -283,21 +273,6 @@ def _replaced(owner: Any, attributes: dict[str, Any]) -> Iterator[None]:
         for name in attributes:
             own.pop(name, None)
         own.update(found)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Replace the methods that log."""
-
-
-def _package(module: Any) -> Any:
-    """Return the package, of the two of Lightning, that the module comes from."""
-    bases = [base.__module__ for base in type(module).__mro__]
-    roots = [name for name in PACKAGES if any(base.startswith(name) for base in bases)]
-    require(
-        bool(roots),
-        f"{type(module).__name__} is no LightningModule: derive it from lightning.LightningModule",
-    )
-    return importlib.import_module(roots[0].rstrip("."))
 
 
 def _silent_trainer(package: Any, trainer: Any | None) -> Any:

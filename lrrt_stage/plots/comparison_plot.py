@@ -23,8 +23,7 @@ def plot_losses(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     """Draw the losses of several range tests over the learning rate, a line for each test.
 
     ``readings`` are named by what the legend calls them. The losses are those of the probe where
-    all tests have one, else the smoothed training losses. Without ``ax``, the axes are those of a
-    new figure (:attr:`Axes.figure`).
+    all tests have one, else the smoothed training losses.
     """
     if ax is None:
         return drawing.on_new_figure(plot_losses, readings)
@@ -50,7 +49,7 @@ def plot_ranges(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     """Draw the suggested ranges, and the intervals of their maxima, a row for each test.
 
     ``readings`` are named by what their rows are called; a test without a suggestion has an empty
-    row. Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
+    row.
     """
     if ax is None:
         return drawing.on_new_figure(plot_ranges, readings)

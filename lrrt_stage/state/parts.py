@@ -48,13 +48,11 @@ VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch
 OPAQUE = (type, ModuleType, FunctionType, MethodType, _BaseDataLoaderIter)
 
 
-def parts_of(
-    roots: Iterable[Any], leave: tuple[type, ...] = SOURCES, longest: int = MAX_ENTRIES
-) -> list[Any]:
+def parts_of(roots: Iterable[Any], leave: tuple[type, ...] = SOURCES) -> list[Any]:
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
     They reach ten steps, where all the modules in a module are one step away. Functions and
-    containers of more than ``longest`` entries are not searched, nor are objects of the types
+    containers of more than 10,000 entries are not searched, nor are objects of the types
     ``leave``, which are left out.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
@@ -69,7 +67,7 @@ def parts_of(
             found = {id(each): each for each in whole if id(each) not in seen}
             seen |= found
             new += found.values()
-        level = [entry for part in new for entry in _entries(part, longest)]
+        level = [entry for part in new for entry in _entries(part)]
     return list(seen.values())
 
 
@@ -113,9 +111,7 @@ def with_holders(changed: Iterable[Any], parts: Iterable[Any]) -> list[Any]:
     found = {id(part): part for part in changed}
     for _ in range(2):
         holds = {
-            id(part): part
-            for part in parts
-            if any(id(entry) in found for entry in _entries(part, MAX_ENTRIES))
+            id(part): part for part in parts if any(id(entry) in found for entry in _entries(part))
         }
         found |= holds
     return list(found.values())
@@ -123,7 +119,7 @@ def with_holders(changed: Iterable[Any], parts: Iterable[Any]) -> list[Any]:
 
 def entries_of(parts: Iterable[Any]) -> list[Any]:
     """Return parts with what they hold at present, except for modules and parameters."""
-    held = (entry for part in parts for entry in [part, *_entries(part, MAX_ENTRIES)])
+    held = (entry for part in parts for entry in [part, *_entries(part)])
     own = {id(part) for part in parts}
     known = (nn.Module, nn.Parameter)
     found = (e for e in held if id(e) in own or not (type(e) in VALUES or isinstance(e, known)))
@@ -136,10 +132,10 @@ def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
     return dense.as_strided((dense.numel(),), (1,)).view(kind)
 
 
-def _entries(part: Any, longest: int) -> list[Any]:
+def _entries(part: Any) -> list[Any]:
     kind = _kind(part)
     entries = list(_names(part).values())
-    if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
+    if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= MAX_ENTRIES:
         entries += dict.values(part) if isinstance(part, dict) else part
     elif kind is None and isinstance(part, nn.Module):
         entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.settings import require
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
@@ -33,8 +33,6 @@ __all__ = [
     "set_training",
 ]
 
-MAX_LOADER_ENTRIES = 64
-"""Longer lists hold examples, not parts of a loader."""
 MAX_LOADER_ELEMENTS = 2**20
 """Larger tensors and arrays of a loader are data, not states."""
 ITERATOR_PACKAGES = ("builtins", "itertools")
@@ -67,20 +65,17 @@ def preserved(
     LRRTError
         If an iterator is among the parts of the model, of ``others``, or of the optimizer.
     """
-    held: dict[int, Any] = {}
-    for owner in (model, *others, optimizer):
-        for part in parts_of([owner]):
-            held[id(part)] = part
-            iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
-            # A generator that has ended does not change any more.
-            if iterates and getattr(part, "gi_frame", part) is not None:
-                raise LRRTError(
-                    f"{type(owner).__name__} holds an iterator ({type(part).__name__}), whose "
-                    "position cannot be restored: keep a counter or a list in its place"
-                )
+    parts = parts_of([model, *others, optimizer])
+    for part in parts:
+        iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
+        # A generator that has ended does not change any more.
+        require(
+            not iterates or getattr(part, "gi_frame", part) is None,
+            f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
+            "position cannot be restored: keep a counter or a list in its place",
+        )
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
-    parts = held.values()
     with (
         preserved_sources(batches),
         preserved_modes(parts),
@@ -106,23 +101,20 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     epochs. Parts are attributes and entries up to ten steps away: the loader in a wrapper, its
     samplers, datasets and transforms. The closure of a function is not searched.
     """
-    parts = _loader_parts(batches)
-    loaders = [part for part in parts if isinstance(part, DataLoader)]
+    found = (DataLoader, Sampler, *GENERATORS)
+    owners = [part for part in _loader_parts(batches) if isinstance(part, found)]
+    loaders = [part for part in owners if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
-    samplers = [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
-    samplers += [part for part in parts if isinstance(part, Sampler)]
-    owners = [*loaders, *samplers]
-    held = [v for owner in owners for v in getattr(owner, "__dict__", {}).values()]
-    arrays = [value for value in held if isinstance(value, (Tensor, np.ndarray))]
-    restored: list[Any] = [
-        *owners,
-        *(value for value in held if isinstance(value, CONTAINERS)),
-        *(array for array in arrays if np.prod(array.shape) <= MAX_LOADER_ELEMENTS),
-        *(part for part in parts if isinstance(part, GENERATORS)),
+    owners += [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
+    own, held = {id(owner) for owner in owners}, (*CONTAINERS, Tensor, np.ndarray)
+    restored = [
+        part
+        for part in entries_of(owners)
+        if id(part) in own
+        or (isinstance(part, held) and np.prod(getattr(part, "shape", ())) <= MAX_LOADER_ELEMENTS)
     ]
-    unique = {id(part): part for part in restored}.values()
     # Persistent worker processes that start inside the block are kept.
-    with preserved_randomness(), preserved_parts(unique, skip={"_iterator"}):
+    with preserved_randomness(), preserved_parts(restored, skip={"_iterator"}):
         yield
 
 
@@ -132,7 +124,7 @@ def generators(batches: Any) -> list[torch.Generator]:
 
 
 def _loader_parts(batches: Any) -> list[Any]:
-    return parts_of([batches], leave=(), longest=MAX_LOADER_ENTRIES)
+    return parts_of([batches], leave=())
 
 
 def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.device) -> None:
