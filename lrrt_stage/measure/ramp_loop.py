@@ -232,11 +232,8 @@ def _check_modules(
 ) -> None:
     """Check the further ``modules``, and warn of networks that take part and are not among them."""
     for module in modules:
-        require(
-            isinstance(module, nn.Module),
-            f"modules has a {type(module).__name__}: give the torch modules that the loss calls",
-        )
-        require_no_lazy(module, "one of modules")
+        fits = isinstance(module, nn.Module)
+        require_kind(fits, "one of modules", module, "give the torch modules that the loss calls")
     known = {id(part) for part in parts_of([model, *losses, *modules])}
     found = [
         f"the loss calls a {type(value).__name__}"

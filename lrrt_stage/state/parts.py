@@ -101,7 +101,7 @@ def preserved_parts(
                 stack.callback(finish, part, _saved_generator(part))
             elif kind in CONTAINERS:
                 stack.callback(finish, part, partial(_refill, part, kind, _content(part, kind)))
-            if kind is not None:
+            if kind is not None and type(part) not in CONTAINERS:
                 stack.callback(finish, part, partial(_restore_names, part, _names(part), skip))
         yield
 
@@ -162,18 +162,19 @@ def _known_type(kind: type) -> type | None:
 
 def _names(part: Any) -> dict[str, Any]:
     """Return the attributes of an object, by name, in its ``__dict__`` and its ``__slots__``."""
-    if _kind(part) is None:
+    if _kind(part) is None or type(part) in CONTAINERS:
         return {}
     attributes = getattr(part, "__dict__", None)
     names = attributes.copy() if isinstance(attributes, dict) else {}
-    for name in _slots(part):
+    for name in _slots(type(part)):  # type: ignore[arg-type]
         if hasattr(part, name):
             names[name] = getattr(part, name)
     return names
 
 
-def _slots(part: Any) -> list[str]:
-    return copyreg._slotnames(type(part))  # type: ignore[attr-defined]
+@lru_cache(maxsize=1024)
+def _slots(kind: type) -> list[str]:
+    return copyreg._slotnames(kind)  # type: ignore[attr-defined]
 
 
 def _saved_tensor(tensor: Tensor, compare: bool) -> Callable[[], bool]:
@@ -261,7 +262,7 @@ def _refill(container: Any, kind: Any, content: list[Any]) -> bool:
 
 def _restore_names(owner: Any, saved: dict[str, Any], skip: Collection[str]) -> bool:
     missing = object()
-    present, slots = _names(owner), _slots(owner)
+    present, slots = _names(owner), _slots(type(owner))
     changed = [
         name
         for name in present | saved
