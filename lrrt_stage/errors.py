@@ -62,14 +62,11 @@ def describe(value: Any) -> str:
 
 
 def loader_error(error: Exception) -> tuple[str, str]:
-    """Return the type's name and the first line of what a ``DataLoader`` raised.
-
-    A worker process passes on its whole traceback as text; the error is the last line of it.
-    """
-    name, line = type(error).__name__, first_line(error)
-    if line.startswith("Caught "):
-        line = str(error).strip().splitlines()[-1].partition(": ")[2]
-    return name, line or name
+    """Return the type's name and the first line of what a ``DataLoader`` raised."""
+    name = type(error).__name__
+    # A worker process passes on its whole traceback as text, which ends with the error.
+    message = str(error).rpartition(f"{name}: ")[2].strip()
+    return name, (message.splitlines() or [name])[0]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:

@@ -262,7 +262,7 @@ def _refill(container: Any, kind: Any, content: list[Any]) -> bool:
 
 def _restore_names(owner: Any, saved: dict[str, Any], skip: Collection[str]) -> bool:
     missing = object()
-    present, slots = _names(owner), _slots(type(owner))
+    present, slots = _names(owner), _slots(type(owner))  # type: ignore[arg-type]
     changed = [
         name
         for name in present | saved

@@ -102,7 +102,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     samplers, datasets and transforms. The closure of a function is not searched.
     """
     found = (DataLoader, Sampler, *GENERATORS)
-    owners = [part for part in _loader_parts(batches) if isinstance(part, found)]
+    owners: list[Any] = [part for part in _loader_parts(batches) if isinstance(part, found)]
     loaders = [part for part in owners if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
     owners += [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
