@@ -116,10 +116,7 @@ def from_lightning(
         train_dataloaders, datamodule = datamodule, None
     owners = [owner for owner in (datamodule, module) if owner is not None]
     not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
-    # The module keeps the Trainer after fit.
-    attached: Any = getattr(module, "_trainer", None)
-    is_its_own = trainer is not None and attached is trainer
-    inside_fit = is_its_own and attached.state.status == "running"
+    inside_fit = trainer is not None and trainer.state.status == "running"
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
     if trainer is not None and inside_fit:

@@ -48,11 +48,13 @@ VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch
 OPAQUE = (type, ModuleType, FunctionType, MethodType, _BaseDataLoaderIter)
 
 
-def parts_of(roots: Iterable[Any], leave: tuple[type, ...] = SOURCES) -> list[Any]:
+def parts_of(
+    roots: Iterable[Any], leave: tuple[type, ...] = SOURCES, longest: int = MAX_ENTRIES
+) -> list[Any]:
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
     They reach ten steps, where all the modules in a module are one step away. Functions and
-    containers of more than 10,000 entries are not searched, nor are objects of the types
+    containers of more than ``longest`` entries are not searched, nor are objects of the types
     ``leave``, which are left out.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
@@ -67,7 +69,7 @@ def parts_of(roots: Iterable[Any], leave: tuple[type, ...] = SOURCES) -> list[An
             found = {id(each): each for each in whole if id(each) not in seen}
             seen |= found
             new += found.values()
-        level = [entry for part in new for entry in _entries(part)]
+        level = [entry for part in new for entry in _entries(part, longest)]
     return list(seen.values())
 
 
@@ -132,10 +134,10 @@ def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
     return dense.as_strided((dense.numel(),), (1,)).view(kind)
 
 
-def _entries(part: Any) -> list[Any]:
+def _entries(part: Any, longest: int = MAX_ENTRIES) -> list[Any]:
     kind = _kind(part)
     entries = list(_names(part).values())
-    if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= MAX_ENTRIES:
+    if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += dict.values(part) if isinstance(part, dict) else part
     elif kind is None and isinstance(part, nn.Module):
         entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]

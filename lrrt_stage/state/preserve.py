@@ -33,6 +33,8 @@ __all__ = [
     "set_training",
 ]
 
+MAX_LOADER_ENTRIES = 64
+"""Longer lists hold examples, not parts of a loader."""
 MAX_LOADER_ELEMENTS = 2**20
 """Larger tensors and arrays of a loader are data, not states."""
 ITERATOR_PACKAGES = ("builtins", "itertools")
@@ -124,7 +126,7 @@ def generators(batches: Any) -> list[torch.Generator]:
 
 
 def _loader_parts(batches: Any) -> list[Any]:
-    return parts_of([batches], leave=())
+    return parts_of([batches], leave=(), longest=MAX_LOADER_ENTRIES)
 
 
 def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.device) -> None:
