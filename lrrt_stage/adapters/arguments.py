@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, TypedDict
 
@@ -48,9 +48,6 @@ class AdaptedLoader:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
