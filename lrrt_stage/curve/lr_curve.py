@@ -112,7 +112,9 @@ class LRCurve:
         LRRTError
             If the file has no column ``lr`` or ``loss``.
         """
-        frame = pd.read_csv(path, float_precision="round_trip")
+        # Python's float reads every digit back; the parser of pandas does so only since version 3.
+        numbers = dict.fromkeys(SERIES, lambda text: float(text or "nan"))
+        frame = pd.read_csv(path, converters=numbers)
         missing = {"lr", "loss"} - set(frame.columns)
         require(not missing, f"{path} has no column {sorted(missing)}: it is not a curve.csv")
         series: dict[str, Any] = {name: frame[name].to_numpy() for name in SERIES if name in frame}
