@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import Enum
@@ -63,15 +62,11 @@ def describe(value: Any) -> str:
 
 
 def loader_error(error: Exception) -> tuple[str, str]:
-    """Return the type's name and the first line of what a ``DataLoader`` raised.
-
-    A worker process passes on its whole traceback as text; the error is the last line of it.
-    """
-    caught = re.match(r"Caught (\w+) in DataLoader worker", text := str(error))
-    if caught is None:
-        return type(error).__name__, first_line(error)
-    lines = re.findall(rf"^[\w.<>]*\b{caught[1]}(?:: (.*))?$", text, re.MULTILINE)
-    return caught[1], (lines[-1].strip() if lines else "") or caught[1]
+    """Return the type's name and the first line of what a ``DataLoader`` raised."""
+    name = type(error).__name__
+    # A worker process passes on its whole traceback as text, which ends with the error.
+    message = str(error).rpartition(f"{name}: ")[2].strip()
+    return name, (message.splitlines() or [name])[0]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:

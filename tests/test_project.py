@@ -38,7 +38,7 @@ ROOMS = {
     "lrrt_stage.rules": (("errors", "settings", "curve"), ("numpy", "pandas", "scipy")),
     "lrrt_stage.plots": (
         ("errors", "settings", "curve", "rules"),
-        ("matplotlib", "numpy"),
+        ("matplotlib", "numpy", "pandas"),
     ),
     "lrrt_stage.adapters": (("errors", "settings", "state", "measure"), ("torch", *FRAMEWORKS)),
     "pipeline.data": ((), ("lrrt_stage", "numpy", "skimage", "sklearn", "torch", "torchvision")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, TypedDict
 
@@ -49,9 +49,6 @@ class AdaptedLoader:
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
-
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
 
@@ -80,13 +77,16 @@ def range_test_arguments(
     }
 
 
-def check_kind(given: Any, kind: str, attributes: Iterable[str]) -> None:
-    """Raise LRRTError unless ``given`` is an instance with the attributes of a ``kind``."""
+def check_kind(given: Any, kind: str, *packages: str) -> str:
+    """Return which of ``packages`` has the class ``kind`` of an object; raise LRRTError if none."""
+    named = [base.__module__ for base in type(given).__mro__ if base.__name__ == kind]
+    found = [name for name in packages if any(base.startswith(f"{name}.") for base in named)]
     require(
-        all(hasattr(type(given), attribute) for attribute in attributes),
+        bool(found),
         f"{describe(given)} was given, which is no {kind}: pass the {kind} itself, not its class "
         "or model",
     )
+    return found[0]
 
 
 def warn_not_applied(names: Iterable[str]) -> None:

@@ -64,7 +64,7 @@ def from_fastai(learn: Any) -> RangeTestArguments:
         If this is not a Learner, or its optimizer has weights of its own (``Lookahead``,
         ``ranger``).
     """
-    check_kind(learn, "Learner", ("create_opt", "fit"))
+    check_kind(learn, "Learner", "fastai")
     warn_not_applied(
         type(callback).__name__
         for callback in learn.cbs

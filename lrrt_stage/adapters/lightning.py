@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lrrt_stage.adapters.arguments import (
@@ -22,14 +21,13 @@ from lrrt_stage.adapters.arguments import (
     range_test_arguments,
     warn_not_applied,
 )
-from lrrt_stage.errors import LRRTError
 from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = ["from_lightning", "set_lightning_lr"]
 
-PACKAGES = ("lightning.pytorch.", "pytorch_lightning.")
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The two names under which Lightning is published."""
 LOGGING_METHODS = ("log", "log_dict", "print")
 PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
@@ -63,7 +61,7 @@ def from_lightning(
     trainer: Any | None = None,
     train_dataloaders: Any | None = None,
     val_dataloaders: Any | None = None,
-    optimizer: Optimizer | int | None = None,
+    optimizer: Optimizer | None = None,
 ) -> RangeTestArguments:
     """Return the arguments of a range test for a LightningModule and its data.
 
@@ -91,8 +89,7 @@ def from_lightning(
         ``accumulate_grad_batches`` and ``precision`` become the ``step`` of the range test. A
         callback of the Trainer that runs gets its loaders and its optimizer.
     optimizer
-        Used instead of the result of ``configure_optimizers``, which is then not called; or the
-        index of the optimizer in this result.
+        Used instead of the result of ``configure_optimizers``, which is then not called.
 
     Returns
     -------
@@ -103,40 +100,30 @@ def from_lightning(
     Raises
     ------
     LRRTError
-        For a module with manual optimization, several optimizers, or no training data; and at the
-        first step, for a ``training_step`` that returns no loss.
+        For a module with manual optimization or no training data. What Lightning itself refuses,
+        such as several optimizers, is refused with its error.
     """
-    attributes = ("training_step", "configure_optimizers", "automatic_optimization")
-    check_kind(module, "LightningModule", attributes)
+    package = importlib.import_module(check_kind(module, "LightningModule", *PACKAGES))
     name = type(module).__name__
     require(
         module.automatic_optimization,
         f"{name} has automatic_optimization=False, and steps its optimizers itself: pass "
         "range_test a part of it, with the optimizer and batch_loss of this part",
     )
-    require(
-        "dataloader_iter" not in inspect.signature(module.training_step).parameters,
-        f"{name}.training_step takes dataloader_iter: pass range_test batches and batch_loss",
-    )
     if trainer is not None:
-        check_kind(trainer, "Trainer", ("fit", "strategy"))
+        check_kind(trainer, "Trainer", *PACKAGES)
     if datamodule is not None and not hasattr(datamodule, "prepare_data"):
         train_dataloaders, datamodule = datamodule, None
     owners = [owner for owner in (datamodule, module) if owner is not None]
     not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
-    # The module keeps the Trainer after fit.
-    attached: Any = getattr(module, "_trainer", None)
-    is_its_own = trainer is not None and attached is trainer
-    inside_fit = is_its_own and attached.state.status == "running"
+    inside_fit = trainer is not None and trainer.state.status == "running"
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
-    package = _package(module)
     if trainer is not None and inside_fit:
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
-        if not isinstance(optimizer, Optimizer):
-            optimizer = _single_optimizer(name, trainer.optimizers, optimizer)
+        optimizer = optimizer or trainer.optimizers[0]
     step_loss = _StepLoss(
         module, datamodule, _silent_trainer(package, trainer), train_dataloaders, val_dataloaders
     )
@@ -147,30 +134,31 @@ def from_lightning(
             for owner in owners:
                 owner.setup("fit")
             module.configure_model()
-        if not isinstance(optimizer, Optimizer):
-            optimizer = _single_optimizer(name, module.configure_optimizers(), optimizer)
-        step_loss.trainer.strategy.optimizers = [optimizer]
+        strategy = step_loss.trainer.strategy
+        if optimizer is None:
+            strategy.setup_optimizers(step_loss.trainer)
+            (optimizer,) = strategy.optimizers
+        strategy.optimizers = [optimizer]
         train, val = train_dataloaders, val_dataloaders
         if train is None and (hook := _user_hook(owners, "train_dataloader")):
             train = hook()
         if val is None and (hook := _user_hook(owners, "val_dataloader")):
             val = hook()
         step_loss.in_evaluation = [part for part in module.modules() if not part.training]
-    if train is None:
-        raise LRRTError(
-            f"{name} has no training loaders: pass a datamodule with train_dataloader, or a loader "
-            "as train_dataloaders"
-        )
+    require(
+        train is not None,
+        f"{name} has no training loaders: pass a datamodule with train_dataloader, or a loader as "
+        "train_dataloaders",
+    )
     kind = package.utilities.CombinedLoader
-    several = (kind, dict, list, tuple)
-    if isinstance(val, several):
-        val = next(iter((val if isinstance(val, kind) else kind(val)).flattened), None)
-    if isinstance(train, several):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it uses what torch deprecates
         train = train if isinstance(train, kind) else kind(train, "max_size_cycle")
-        step_loss.batches, val = _CombinedLoader(train), None
-    else:
-        step_loss.batches = _CountedLoader(train)
-    return range_test_arguments(module, optimizer, step_loss.batches, step_loss, val, step)
+        val = val if isinstance(val, kind) else kind([] if val is None else val)
+    several = isinstance(train.iterables, (dict, list, tuple))
+    first_val = None if several else next(iter(val.flattened), None)
+    step_loss.batches = _CombinedLoader(train)
+    return range_test_arguments(module, optimizer, step_loss.batches, step_loss, first_val, step)
 
 
 def set_lightning_lr(module: Any, lr: float) -> None:
@@ -203,19 +191,11 @@ def set_lightning_lr(module: Any, lr: float) -> None:
         store[key] = lr
 
 
-class _CountedLoader(AdaptedLoader):
-    """A loader that knows the index of the batch that was drawn last in the present pass."""
+class _CombinedLoader(AdaptedLoader):
+    """A ``CombinedLoader`` of Lightning, as batches; it yields each with two indices."""
 
     index = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        for index, batch in enumerate(self.loader):
-            self.index = index
-            yield batch
-
-
-class _CombinedLoader(_CountedLoader):
-    """A ``CombinedLoader`` of Lightning, which yields a batch and two indices."""
+    """Index of the batch that was drawn last in the present pass."""
 
     def __iter__(self) -> Iterator[Any]:
         # A copy, since a CombinedLoader keeps its iterator.
@@ -232,7 +212,7 @@ class _CombinedLoader(_CountedLoader):
 class _StepLoss:
     """``training_step`` as a function from a batch to its loss."""
 
-    batches: _CountedLoader
+    batches: _CombinedLoader
     in_evaluation: list[Any]
     """Modules that are in evaluation mode in training, too."""
 
@@ -245,7 +225,7 @@ class _StepLoss:
             self.trainer.strategy.connect(module)
             self.trainer._data_connector.attach_data(module, train, val, datamodule=datamodule)
 
-    def __call__(self, batch: Any) -> Tensor:
+    def __call__(self, batch: Any) -> Any:
         training = torch.is_grad_enabled()  # not for the probe
         index = self.batches.index if training else 0
         for part in self.in_evaluation:
@@ -258,22 +238,17 @@ class _StepLoss:
             takes = inspect.signature(self.module.training_step).parameters.values()
             only_batch = len(takes) == 1 and all(p.kind != p.VAR_POSITIONAL for p in takes)
             output = self.module.training_step(*([batch] if only_batch else [batch, index]))
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if not isinstance(loss, Tensor):
-            got = "None" if output is None else type(output).__name__
-            if isinstance(output, Mapping):
-                got = f"the keys {sorted(output)}"
-            raise LRRTError(
-                f"{type(self.module).__name__}.training_step returned {got} for batch {index}: "
-                "return the loss, or a dict with it as 'loss'"
-            )
-        return loss
+        return output.get("loss") if isinstance(output, Mapping) else output
 
     @contextmanager
     def attached(self, training: bool = True) -> Iterator[None]:
         """Attach the Trainer and disable logging inside the block."""
+
+        def ignore(*args: Any, **kwargs: Any) -> None:
+            pass
+
         setattr(self.trainer, "training" if training else "validating", True)
-        replaced = {"_trainer": self.trainer, **dict.fromkeys(LOGGING_METHODS, _ignore)}
+        replaced = {"_trainer": self.trainer, **dict.fromkeys(LOGGING_METHODS, ignore)}
         with ExitStack() as stack:
             for module in self.module.modules():
                 if hasattr(module, "_trainer"):
@@ -295,21 +270,6 @@ def _replaced(owner: Any, attributes: dict[str, Any]) -> Iterator[None]:
         for name in attributes:
             own.pop(name, None)
         own.update(found)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Replace the methods that log."""
-
-
-def _package(module: Any) -> Any:
-    """Return the package, of the two of Lightning, that the module comes from."""
-    bases = [base.__module__ for base in type(module).__mro__]
-    roots = [name for name in PACKAGES if any(base.startswith(name) for base in bases)]
-    require(
-        bool(roots),
-        f"{type(module).__name__} is no LightningModule: derive it from lightning.LightningModule",
-    )
-    return importlib.import_module(roots[0].rstrip("."))
 
 
 def _silent_trainer(package: Any, trainer: Any | None) -> Any:
@@ -363,25 +323,6 @@ def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, l
         precision=PRECISIONS.get(precision, "fp32"),
     )
     return step, [name for name, applies in not_applied.items() if applies]
-
-
-def _single_optimizer(name: str, configured: Any, index: int | None) -> Optimizer:
-    """Return an optimizer from the result of ``configure_optimizers``."""
-    found = configured
-    if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[0], (list, tuple)):
-        found = found[0]  # ([optimizer], [scheduler])
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
-    found = [entry["optimizer"] if isinstance(entry, dict) else entry for entry in found]
-    found = [getattr(entry, "optimizer", entry) for entry in found]  # inside a LightningOptimizer
-    kinds = ", ".join(type(entry).__name__ for entry in found) or "nothing"
-    if index is not None:
-        found = found[index : index + 1]
-    if len(found) != 1 or not isinstance(found[0], Optimizer):
-        raise LRRTError(
-            f"{name}.configure_optimizers returned {kinds}, but a range test needs one optimizer: "
-            "pass one, or its index from 0, as from_lightning(..., optimizer=...)"
-        )
-    return found[0]
 
 
 def _user_hook(owners: list[Any], name: str) -> Callable[..., Any] | None:

@@ -60,8 +60,7 @@ def from_transformers(trainer: Any) -> RangeTestArguments:
     LRRTError
         If this is not a Trainer, has no training data, or uses DeepSpeed or FSDP.
     """
-    methods = ("compute_loss", "create_optimizer", "get_train_dataloader", "get_eval_dataloader")
-    check_kind(trainer, "Trainer", methods)
+    check_kind(trainer, "Trainer", "transformers")
     require(
         trainer.train_dataset is not None,
         "the Trainer has no train_dataset: make it with one",

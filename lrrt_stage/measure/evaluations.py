@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
-from lrrt_stage.errors import LRRTError, describe, first_line
+from lrrt_stage.errors import LRRTError, describe
 from lrrt_stage.measure.step import BatchLoss, require_batches, require_scalar
 from lrrt_stage.settings import require, require_kind
-from lrrt_stage.state.preserve import RepeatedEvaluation
+from lrrt_stage.state.preserve import Evaluation
 
 __all__ = ["Probe", "Validation", "examples_in", "tensors_in", "validation_losses"]
 
@@ -47,7 +47,7 @@ class Probe:
         several = isinstance(batch, (Dataset, DataLoader))
         require_kind(not several, "the probe", batch, "pass one batch, as next(iter(loader))")
         self.batch, self.loss_of = batch, loss_of
-        self.evaluating = RepeatedEvaluation([model, *losses])
+        self.evaluating = Evaluation([model, *losses])
         # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
         # without running statistics uses those of the batch anyway.
         self.norms = [
@@ -67,7 +67,7 @@ class Probe:
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
             try:
-                loss = require_scalar(self.loss_of(_copied(self.batch)))
+                loss = require_scalar(self.loss_of(copy.deepcopy(self.batch)))
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
             finally:
@@ -75,16 +75,6 @@ class Probe:
                     layer.running_mean, layer.running_var = mean, variance
             # The model may hold this tensor, and then its value is restored.
             return loss.reshape(()).clone()
-
-
-def _copied(batch: Any) -> Any:
-    try:
-        return copy.deepcopy(batch)
-    except Exception as error:
-        raise LRRTError(
-            f"{describe(batch)} cannot be copied ({first_line(error)}): pass dense tensors "
-            "without a graph"
-        ) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,18 +106,12 @@ class Validation:
 
     def __post_init__(self) -> None:
         require_batches("the validation sample", self.sample)
-        some = isinstance(self.sample, Sized) and len(self.sample) > 0
-        require(some, "the validation sample has no batch: give a list of at least one")
         if self.full is not None:
             require_batches("the full validation set", self.full)
         require(
             self.full_evaluations >= 1,
             f"full_evaluations={self.full_evaluations} is below 1: use full=None for none",
         )
-
-    def __repr__(self) -> str:
-        full = f", full set at {self.full_evaluations} iterations" if self.full is not None else ""
-        return f"Validation(sample of {len(self.sample)} batches{full})"
 
 
 def validation_losses(
@@ -144,7 +128,7 @@ def validation_losses(
     there is one; this is NaN where it is not evaluated.
     """
 
-    evaluating = RepeatedEvaluation([model, *losses])
+    evaluating = Evaluation([model, *losses])
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
         with evaluating():

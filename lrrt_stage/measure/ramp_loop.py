@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -173,7 +173,9 @@ def range_test(
                         group["lr"].fill_(value * ratio)
                     else:
                         group["lr"] = value * ratio
-                evaluated = _evaluate(evaluations, iteration)
+                # Seeded alike at every iteration, so that training draws what it would without.
+                with seeded(0) if evaluations else nullcontext():
+                    evaluated = {name: loss(iteration) for name, loss in evaluations.items()}
                 recorder.add(take_step(stream), **evaluated)
                 if progress is not None:
                     progress(iteration + 1, len(lr))
@@ -230,11 +232,8 @@ def _check_modules(
 ) -> None:
     """Check the further ``modules``, and warn of networks that take part and are not among them."""
     for module in modules:
-        require(
-            isinstance(module, nn.Module),
-            f"modules has a {type(module).__name__}: give the torch modules that the loss calls",
-        )
-        require_no_lazy(module, "one of modules")
+        fits = isinstance(module, nn.Module)
+        require_kind(fits, "one of modules", module, "give the torch modules that the loss calls")
     known = {id(part) for part in parts_of([model, *losses, *modules])}
     found = [
         f"the loss calls a {type(value).__name__}"
@@ -259,25 +258,11 @@ def _known_to(function: Any) -> list[Any]:
     while isinstance(function, partial):
         values += [*function.args, *function.keywords.values()]
         function = function.func
-    if isinstance(function, MethodType):
+    if inspect.ismethod(function):
         values += [function.__self__, *getattr(function.__self__, "__dict__", {}).values()]
-        function = function.__func__
-    if isinstance(function, FunctionType):
-        names, known = function.__code__.co_names, function.__globals__
-        values += [known[name] for name in names if name in known]
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # a variable without a value yet
-                values.append(cell.cell_contents)
+    with suppress(TypeError, ValueError):  # no function, or a variable without a value yet
+        known = inspect.getclosurevars(function)
+        values += [*known.nonlocals.values(), *known.globals.values()]
     containers = [value for value in values if type(value) in (list, tuple, dict)]
     values += [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
     return values
-
-
-def _evaluate(
-    evaluations: Mapping[str, Callable[[int], Tensor]], iteration: int
-) -> dict[str, Tensor]:
-    if not evaluations:
-        return {}
-    # Seeded alike at every iteration, so that training draws what it would draw without them.
-    with seeded(0):
-        return {name: evaluate(iteration) for name, evaluate in evaluations.items()}

@@ -208,13 +208,6 @@ def endless(batches: Iterable[Any]) -> Iterator[Any]:
             )
 
 
-def _needs_closure(optimizer: Optimizer) -> str:
-    return (
-        f"{type(optimizer).__name__}.step() needs a closure, to evaluate the loss several times a "
-        "step: use an optimizer that needs one gradient, such as SGD or AdamW"
-    )
-
-
 class TrainingStep:
     """Takes one optimizer step, and returns its loss without waiting for the device.
 
@@ -227,8 +220,7 @@ class TrainingStep:
     Raises
     ------
     LRRTError
-        For an optimizer whose ``step()`` needs a closure, such as LBFGS or SAM; if only its code
-        says so, at the first step.
+        At the first step, for an optimizer whose ``step()`` needs a closure, such as LBFGS or SAM.
     """
 
     def __init__(
@@ -239,11 +231,6 @@ class TrainingStep:
         options: StepOptions,
         device: torch.device,
     ) -> None:
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        require(
-            closure is None or closure.default is not inspect.Parameter.empty,
-            _needs_closure(optimizer),
-        )
         self.model, self.optimizer, self.batch_loss = model, optimizer, batch_loss
         self.options, self.device = options, device
         self.dtype = PRECISIONS[options.precision]
@@ -264,7 +251,10 @@ class TrainingStep:
             words = ("closure", "'NoneType' object is not callable", "NotImplementedError")
             if not any(word in repr(error) for word in words):
                 raise
-            raise LRRTError(_needs_closure(self.optimizer)) from error
+            raise LRRTError(
+                f"{type(self.optimizer).__name__}.step() needs a closure, to evaluate the loss "
+                "several times a step: use one that needs one gradient, such as SGD or AdamW"
+            ) from error
         self.scaler.update()
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 

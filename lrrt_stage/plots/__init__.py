@@ -1,7 +1,7 @@
 """Range tests as figures, and in a notebook.
 
-A function takes the ``Axes`` to draw into as ``ax``, by default those of a new figure, and returns
-them.
+A function takes the ``Axes`` to draw into as ``ax``, by default those of a new figure
+(``ax.figure``), and returns them.
 """
 
 from lrrt_stage.plots.comparison_plot import plot_losses, plot_ranges

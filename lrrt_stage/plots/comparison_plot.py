@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import LR_LABEL
@@ -23,21 +23,21 @@ def plot_losses(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     """Draw the losses of several range tests over the learning rate, a line for each test.
 
     ``readings`` are named by what the legend calls them. The losses are those of the probe where
-    all tests have one, else the smoothed training losses. Without ``ax``, the axes are those of a
-    new figure (:attr:`Axes.figure`).
+    all tests have one, else the smoothed training losses.
     """
     if ax is None:
         return drawing.on_new_figure(plot_losses, readings)
     probed = all(reading.curve.probe_loss is not None for reading in readings.values())
-    losses, styles = [], cycle((style, color) for style in STYLES for color in drawing.COLORS)
-    for (name, reading), (style, color) in zip(readings.items(), styles, strict=False):
+    losses = []
+    ax.set_prop_cycle(cycler(linestyle=STYLES) * cycler(color=drawing.COLORS))
+    for name, reading in readings.items():
         curve = reading.curve.finite
         loss = curve.probe_loss if probed else reading.smoothing(curve.loss)
         assert loss is not None
         losses.append(loss)
         # A label that begins with an underscore would be left out of the legend.
         label = f" {name}" if name.startswith("_") else name
-        ax.plot(curve.lr, loss, color=color, ls=style, lw=1.8, label=label)
+        ax.plot(curve.lr, loss, lw=1.8, label=label)
     title = "Loss of the probe" if probed else "Smoothed training loss"
     drawing.label_axes(ax, title, LR_LABEL, "loss", log="x")
     ax.set_ylim(*drawing.loss_limits(*losses))
@@ -49,7 +49,7 @@ def plot_ranges(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     """Draw the suggested ranges, and the intervals of their maxima, a row for each test.
 
     ``readings`` are named by what their rows are called; a test without a suggestion has an empty
-    row. Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
+    row.
     """
     if ax is None:
         return drawing.on_new_figure(plot_ranges, readings)

@@ -23,10 +23,7 @@ ENDS = {
 
 
 def plot_curve(curve: LRCurve, smoothing: Smoothing | None = None, ax: Axes | None = None) -> Axes:
-    """Draw the losses of a range test over the learning rate: raw, smoothed, probe, validation.
-
-    Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
-    """
+    """Draw the losses of a range test over the learning rate: raw, smoothed, probe, validation."""
     if ax is None:
         return drawing.on_new_figure(plot_curve, curve, smoothing)
     _draw_losses(curve, smoothing, ax)
@@ -63,7 +60,6 @@ def plot_reading(reading: Reading, ax: Axes | None = None) -> Axes:
 
     One more rule is marked for comparison: the article's, or ``robust`` where that is the chosen
     one. Of several tests, the range of their consensus is drawn with the maximum of every test.
-    Without ``ax``, the axes are those of a new figure (:attr:`Axes.figure`).
     """
     if ax is None:
         return drawing.on_new_figure(plot_reading, reading)

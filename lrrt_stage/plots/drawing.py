@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import LogFormatter, LogLocator
 from matplotlib.transforms import offset_copy
 
 __all__ = [
@@ -37,7 +37,6 @@ COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 """Colours that can be told apart with every common colour blindness (Okabe & Ito 2008)."""
 PALE, GREY = "#aebccb", "#6b6b6b"
 FONT = 9
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def new_figure(
@@ -87,25 +86,10 @@ def label_axes(
         axis: Axis = getattr(ax, f"{name}axis")
         ax.set(**{f"{name}scale": "log"})
         axis.set_major_locator(LogLocator(base=10, numticks=12))
-        axis.set_major_formatter(FuncFormatter(_power_of_ten))
-        axis.set_minor_formatter(FuncFormatter(_minor_tick(axis)))
+        # Formulas, as by default, would take most of the time of a figure.
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
         axis.set_tick_params(which="minor", labelsize=7)
-
-
-def _power_of_ten(value: float, _: int | None) -> str:
-    """Label a power of ten without a formula, which would take most of the time of a figure."""
-    return "10" + str(round(np.log10(value))).translate(SUPERSCRIPT) if value > 0 else ""
-
-
-def _minor_tick(axis: Axis) -> Any:
-    """Label 2 and 5 between powers of ten where there are few powers."""
-
-    def label(value: float, _: int | None) -> str:
-        low, high = sorted(axis.get_view_interval())
-        digit = f"{value:e}"[0]
-        return digit if digit in "25" and low > 0 and high < 1000 * low else ""
-
-    return label
 
 
 def loss_limits(*losses: np.ndarray) -> tuple[float, float]:

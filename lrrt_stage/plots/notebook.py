@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
+import pandas as pd
+
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import plot_reading
 from lrrt_stage.rules.reading import Reading
 
 __all__ = ["curve_html", "describe_reading"]
-
-# Colours are the notebook's own, light or dark; only the figure is on white.
-TABLE = "border-collapse: collapse; margin: 0.5em 0; color: inherit; background: transparent"
-CELL = "padding: 0.2em 0.8em; text-align: left; border-bottom: 1px solid rgba(128, 128, 128, 0.5)"
 
 
 def curve_html(curve: LRCurve) -> str:
@@ -42,7 +40,6 @@ def describe_reading(reading: Reading) -> str:
 
 
 def _table(reading: Reading) -> str:
-    head = _row("th", ["rule", "suggested range", "interval of its maximum", "verdict"])
     rows = []
     for name, suggestion in reading.suggestions.items():
         confidence = suggestion.confidence
@@ -50,17 +47,7 @@ def _table(reading: Reading) -> str:
         if suggestion.range is not None:
             interval = f"{confidence.low:.3g} to {confidence.high:.3g}"
             cells = [str(suggestion.range), interval, str(confidence.verdict)]
-        chosen = name == reading.rule
-        rows.append(_row("td", [f"{name} (default)" if chosen else name, *cells], bold=chosen))
-    caption = '<caption style="text-align: left">Suggestions of every rule</caption>'
-    return (
-        f'<table style="{TABLE}">{caption}'
-        f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _row(tag: str, cells: list[str], bold: bool = False) -> str:
-    weight = "; font-weight: bold" if bold else ""
-    scope = ' scope="col"' if tag == "th" else ""
-    text = "".join(f'<{tag}{scope} style="{CELL}{weight}">{escape(cell)}</{tag}>' for cell in cells)
-    return f"<tr>{text}</tr>"
+        rows.append([f"{name} (default)" if name == reading.rule else name, *cells])
+    columns = ["rule", "suggested range", "interval of its maximum", "verdict"]
+    with pd.option_context("display.max_colwidth", None):
+        return pd.DataFrame(rows, columns=columns).to_html(index=False, justify="left")

@@ -89,10 +89,6 @@ class UnimodalFit:
         fell = bool(np.isfinite(start)) and _fell(losses[: _last_minimum(fit) + 1])
         return cls(series, curve.lr, start, ruined, clipped, fit, fell)
 
-    def __repr__(self) -> str:
-        shape = f"rise at lr {self.rise:.3g}" if self.rises else "no rise"
-        return f"UnimodalFit({len(self.fit)} iterations, {'' if self.fell else 'no '}fall, {shape})"
-
     @property
     def floor(self) -> int:
         """Index of the last iteration on the floor of the fit."""

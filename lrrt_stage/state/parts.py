@@ -7,7 +7,7 @@ import copyreg
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from operator import is_
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-__all__ = ["GENERATORS", "bits_of", "changing_parts", "entries_of", "parts_of", "preserved_parts"]
+__all__ = ["GENERATORS", "bits_of", "entries_of", "parts_of", "preserved_parts", "with_holders"]
 
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 """Types of random generators."""
@@ -74,92 +74,58 @@ def parts_of(
 
 
 @contextmanager
-def preserved_parts(parts: Iterable[Any], skip: Collection[str] = ()) -> Iterator[None]:
+def preserved_parts(
+    parts: Iterable[Any], skip: Collection[str] = (), changed: list[Any] | None = None
+) -> Iterator[None]:
     """Restore each of ``parts`` in place at the end, except for the attributes in ``skip``.
 
     Restored are the values, the memory, the gradient and ``requires_grad`` of tensors; the values
     of arrays; the entries of containers; the states of random generators; and which attributes an
     object has, with the objects that they name. What entries and attributes hold is restored only
-    if it is among the parts.
+    if it is among the parts. If a list ``changed`` is given, those of the parts that had changed
+    are added to it.
     """
+
+    def finish(part: Any, restore: Callable[[], object]) -> None:
+        # A generator does not say whether it has changed, and counts as if it had.
+        if restore() is not False and changed is not None:
+            changed.append(part)
+
     with ExitStack() as stack:
         for part in parts:
             kind = _kind(part)
             if kind is Tensor:
-                stack.callback(_saved_tensor(part))
+                stack.callback(finish, part, _saved_tensor(part, changed is not None))
             elif kind is np.ndarray:
                 if part.flags.writeable and not isinstance(part, np.memmap):
-                    stack.callback(np.copyto, part, part.copy())
+                    stack.callback(finish, part, partial(_refill_array, part, part.copy()))
             elif kind in GENERATORS:
-                stack.callback(_saved_generator(part))
+                stack.callback(finish, part, _saved_generator(part))
             elif kind in CONTAINERS:
-                stack.callback(_refill, part, kind, _content(part, kind))
-            elif kind is None and isinstance(part, nn.Module):
-                stack.callback(setattr, part, "training", part.training)
-            if (attributes := _attributes(part)) is not None:
-                stack.callback(_restore_attributes, part, attributes.copy(), skip)
-            for name in _slots(part):
-                if hasattr(part, name):
-                    stack.callback(object.__setattr__, part, name, getattr(part, name))
-                else:
-                    stack.callback(_delete, part, name)
+                stack.callback(finish, part, partial(_refill, part, kind, _content(part, kind)))
+            if kind is not None and type(part) not in CONTAINERS:
+                stack.callback(finish, part, partial(_restore_names, part, _names(part), skip))
         yield
 
 
-@contextmanager
-def changing_parts(parts: Sequence[Any], changing: dict[int, Any]) -> Iterator[None]:
-    """Add to ``changing`` those of ``parts`` that change in the block, and what holds them."""
-    before = [_state(part) for part in parts]
-    yield
-    changed = {
-        id(part)
-        for part, state in zip(parts, before, strict=True)
-        if not _are_same(state, _state(part))
-    }
-    for _ in range(2):  # a tensor in a list, and the object that has the list
-        changed |= {
-            id(part)
-            for part in parts
-            if changed and any(id(entry) in changed for entry in _entries(part, MAX_ENTRIES))
+def with_holders(changed: Iterable[Any], parts: Iterable[Any]) -> list[Any]:
+    """Return ``changed`` and what holds them: a list among ``parts``, and what has the list."""
+    found = {id(part): part for part in changed}
+    for _ in range(2):
+        holds = {
+            id(part): part for part in parts if any(id(entry) in found for entry in _entries(part))
         }
-    changing |= {id(part): part for part in parts if id(part) in changed}
+        found |= holds
+    return list(found.values())
 
 
 def entries_of(parts: Iterable[Any]) -> list[Any]:
     """Return parts with what they hold at present, except for modules and parameters."""
-    held = (entry for part in parts for entry in [part, *_entries(part, MAX_ENTRIES)])
+    held = (entry for part in parts for entry in [part, *_entries(part)])
     own = {id(part) for part in parts}
     known = (nn.Module, nn.Parameter)
     found = (e for e in held if id(e) in own or not (type(e) in VALUES or isinstance(e, known)))
     return list({id(entry): entry for entry in found}.values())
-
-
-def _state(part: Any) -> list[Any]:
-    """Return what a part holds: its values, or the objects in it."""
-    kind = _kind(part)
-    if kind is Tensor:
-        return [_without_repeats(part.data).clone()]
-    if kind is np.ndarray:
-        return [part.tobytes()]
-    if kind in GENERATORS:
-        return [repr(_saved_generator(part))]
-    content = _content(part, kind) if kind in CONTAINERS else []
-    attributes = _attributes(part) or {}
-    slots = [getattr(part, name, None) for name in _slots(part)]
-    return [*content, *attributes, *attributes.values(), *slots]
-
-
-def _are_same(one: list[Any], other: list[Any]) -> bool:
-    """Return whether two states are of the same objects, or of tensors or arrays of same bits."""
-
-    def same(ours: Any, theirs: Any) -> bool:
-        if ours is theirs:
-            return True
-        if isinstance(ours, (bytes, str)):
-            return bool(ours == theirs)
-        return isinstance(ours, Tensor) and len(one) == 1 and _are_equal(ours, theirs)
-
-    return len(one) == len(other) and all(map(same, one, other))
 
 
 def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
@@ -168,10 +134,9 @@ def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
     return dense.as_strided((dense.numel(),), (1,)).view(kind)
 
 
-def _entries(part: Any, longest: int) -> list[Any]:
+def _entries(part: Any, longest: int = MAX_ENTRIES) -> list[Any]:
     kind = _kind(part)
-    entries = list((_attributes(part) or {}).values())
-    entries += [getattr(part, name, None) for name in _slots(part)]
+    entries = list(_names(part).values())
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += dict.values(part) if isinstance(part, dict) else part
     elif kind is None and isinstance(part, nn.Module):
@@ -197,27 +162,34 @@ def _known_type(kind: type) -> type | None:
     return None if is_live or issubclass(kind, OPAQUE) else object
 
 
-def _attributes(part: Any) -> dict[str, Any] | None:
-    attributes = getattr(part, "__dict__", None) if _kind(part) else None
-    return attributes if isinstance(attributes, dict) else None
+def _names(part: Any) -> dict[str, Any]:
+    """Return the attributes of an object, by name, in its ``__dict__`` and its ``__slots__``."""
+    if _kind(part) is None or type(part) in CONTAINERS:
+        return {}
+    attributes = getattr(part, "__dict__", None)
+    names = attributes.copy() if isinstance(attributes, dict) else {}
+    for name in _slots(type(part)):  # type: ignore[arg-type]
+        if hasattr(part, name):
+            names[name] = getattr(part, name)
+    return names
 
 
-def _slots(part: Any) -> list[str]:
-    return copyreg._slotnames(type(part)) if _kind(part) is object else []  # type: ignore[attr-defined]
+@lru_cache(maxsize=1024)
+def _slots(kind: type) -> list[str]:
+    return copyreg._slotnames(kind)  # type: ignore[attr-defined]
 
 
-def _delete(owner: Any, name: str) -> None:
-    if hasattr(owner, name):
-        object.__delattr__(owner, name)
+def _saved_tensor(tensor: Tensor, compare: bool) -> Callable[[], bool]:
+    """Return a function that restores the present state of a tensor.
 
-
-def _saved_tensor(tensor: Tensor) -> Callable[[], object]:
-    """Return a function that restores the present state of a tensor."""
+    It returns whether the values had changed, if it is to ``compare`` them on a device, too.
+    """
     memory, is_leaf, requires_grad = tensor.data, tensor.is_leaf, tensor.requires_grad
     gradient = tensor.grad if is_leaf else None
     values = _without_repeats(memory).clone()
 
-    def restore() -> None:
+    def restore() -> bool:
+        changed = compare and not _are_equal(_without_repeats(tensor.data), values)
         with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
             if is_leaf and not tensor.is_leaf:
                 tensor.detach_()
@@ -230,6 +202,7 @@ def _saved_tensor(tensor: Tensor) -> Callable[[], object]:
             if is_leaf:
                 tensor.requires_grad_(requires_grad)
                 tensor.grad = gradient
+        return changed
 
     return restore
 
@@ -261,6 +234,12 @@ def _saved_generator(generator: Any) -> Callable[[], object]:
     return partial(generator.set_state, generator.get_state())
 
 
+def _refill_array(array: np.ndarray, saved: np.ndarray) -> bool:
+    changed = array.tobytes() != saved.tobytes()
+    np.copyto(array, saved)
+    return changed
+
+
 def _content(container: Any, kind: Any) -> list[Any]:
     """Return the entries, with the methods of the known type: those of a subclass may refuse."""
     if isinstance(container, dict):
@@ -268,11 +247,11 @@ def _content(container: Any, kind: Any) -> list[Any]:
     return list(kind.__iter__(container))
 
 
-def _refill(container: Any, kind: Any, content: list[Any]) -> None:
+def _refill(container: Any, kind: Any, content: list[Any]) -> bool:
     present = _content(container, kind)
     # An unchanged container is not written to, since it may be iterated.
     if len(present) == len(content) and all(map(is_, present, content)):
-        return
+        return False
     kind.clear(container)
     if isinstance(container, dict):
         half = len(content) // 2
@@ -280,10 +259,25 @@ def _refill(container: Any, kind: Any, content: list[Any]) -> None:
             kind.__setitem__(container, key, value)
     else:
         (kind.update if kind is set else kind.extend)(container, content)
+    return True
 
 
-def _restore_attributes(owner: Any, saved: dict[str, Any], skip: Collection[str]) -> None:
-    present = vars(owner)
-    for name in present.keys() - saved.keys() - {*skip}:
-        del present[name]
-    present.update((name, value) for name, value in saved.items() if name not in skip)
+def _restore_names(owner: Any, saved: dict[str, Any], skip: Collection[str]) -> bool:
+    missing = object()
+    present, slots = _names(owner), _slots(type(owner))  # type: ignore[arg-type]
+    changed = [
+        name
+        for name in present | saved
+        if name not in skip and present.get(name, missing) is not saved.get(name, missing)
+    ]
+    for name in changed:
+        # Past the methods of a class, which may refuse or do more.
+        if name in slots and name in saved:
+            object.__setattr__(owner, name, saved[name])
+        elif name in slots:
+            object.__delattr__(owner, name)
+        elif name in saved:
+            vars(owner)[name] = saved[name]
+        else:
+            del vars(owner)[name]
+    return bool(changed)

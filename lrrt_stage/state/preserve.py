@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.settings import require
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
-    changing_parts,
     entries_of,
     parts_of,
     preserved_parts,
+    with_holders,
 )
 from lrrt_stage.state.randomness import preserved_randomness
 
 __all__ = [
-    "RepeatedEvaluation",
-    "evaluating",
+    "Evaluation",
     "generators",
     "move_optimizer",
     "preserved",
+    "preserved_modes",
     "preserved_sources",
     "set_training",
 ]
@@ -67,21 +67,24 @@ def preserved(
     LRRTError
         If an iterator is among the parts of the model, of ``others``, or of the optimizer.
     """
-    held: dict[int, Any] = {}
-    for owner in (model, *others, optimizer):
-        for part in parts_of([owner]):
-            held[id(part)] = part
-            iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
-            # A generator that has ended does not change any more.
-            if iterates and getattr(part, "gi_frame", part) is not None:
-                raise LRRTError(
-                    f"{type(owner).__name__} holds an iterator ({type(part).__name__}), whose "
-                    "position cannot be restored: keep a counter or a list in its place"
-                )
+    parts = parts_of([model, *others, optimizer])
+    for part in parts:
+        iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
+        # A generator that has ended does not change any more.
+        require(
+            not iterates or getattr(part, "gi_frame", part) is None,
+            f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
+            "position cannot be restored: keep a counter or a list in its place",
+        )
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
-    with preserved_sources(batches), preserved_parts(held.values()), ExitStack() as stack:
-        for part in held.values():
+    with (
+        preserved_sources(batches),
+        preserved_modes(parts),
+        preserved_parts(parts),
+        ExitStack() as stack,
+    ):
+        for part in parts:
             if isinstance(part, Tensor) and part.is_leaf:
                 part.grad = None
         move_optimizer(optimizer, found, device)
@@ -100,23 +103,20 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     epochs. Parts are attributes and entries up to ten steps away: the loader in a wrapper, its
     samplers, datasets and transforms. The closure of a function is not searched.
     """
-    parts = _loader_parts(batches)
-    loaders = [part for part in parts if isinstance(part, DataLoader)]
+    found = (DataLoader, Sampler, *GENERATORS)
+    owners: list[Any] = [part for part in _loader_parts(batches) if isinstance(part, found)]
+    loaders = [part for part in owners if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
-    samplers = [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
-    samplers += [part for part in parts if isinstance(part, Sampler)]
-    owners = [*loaders, *samplers]
-    held = [v for owner in owners for v in getattr(owner, "__dict__", {}).values()]
-    arrays = [value for value in held if isinstance(value, (Tensor, np.ndarray))]
-    restored: list[Any] = [
-        *owners,
-        *(value for value in held if isinstance(value, CONTAINERS)),
-        *(array for array in arrays if np.prod(array.shape) <= MAX_LOADER_ELEMENTS),
-        *(part for part in parts if isinstance(part, GENERATORS)),
+    owners += [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
+    own, held = {id(owner) for owner in owners}, (*CONTAINERS, Tensor, np.ndarray)
+    restored = [
+        part
+        for part in entries_of(owners)
+        if id(part) in own
+        or (isinstance(part, held) and np.prod(getattr(part, "shape", ())) <= MAX_LOADER_ELEMENTS)
     ]
-    unique = {id(part): part for part in restored}.values()
     # Persistent worker processes that start inside the block are kept.
-    with preserved_randomness(), preserved_parts(unique, skip={"_iterator"}):
+    with preserved_randomness(), preserved_parts(restored, skip={"_iterator"}):
         yield
 
 
@@ -137,58 +137,54 @@ def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.devi
             part.data = part.data.to(device)
 
 
-def evaluating(networks: Iterable[Any]) -> AbstractContextManager[None]:
-    """Evaluate without gradients in the block, in evaluation mode; restore ``networks`` at the end.
+class Evaluation:
+    """Evaluates networks without gradients, in evaluation mode, and restores them.
 
-    All that they hold is restored as in :func:`preserved`, such as running statistics or a hidden
-    state that is carried from batch to batch, so that the training that follows is the same.
-    """
-    networks = list(networks)
-    return _evaluating(networks, parts_of(networks))
-
-
-@contextmanager
-def _evaluating(networks: Iterable[Any], restored: Iterable[Any]) -> Iterator[None]:
-    with torch.no_grad(), preserved_parts(restored):
-        for network in networks:
-            if isinstance(network, nn.Module):
-                network.eval()
-        yield
-
-
-class RepeatedEvaluation:
-    """:func:`evaluating` for a loop.
-
-    To restore everything would take as long as a step. So the first evaluations find out what
-    changes at all in them, such as an embedding that is normalised when it is used; all others
-    restore that, and the modes.
+    All that the ``networks`` hold is restored as in :func:`preserved`, such as running statistics
+    or a hidden state that is carried from batch to batch, so that the training that follows is the
+    same. In a loop, to restore everything would take as long as a step. So the first evaluations
+    find out what changes at all in them, such as an embedding that is normalised when it is used;
+    all others restore that, and the modes.
     """
 
     FIRST = 2
 
     def __init__(self, networks: Iterable[Any]) -> None:
         self.networks = list(networks)
-        self.count, self.changing, self.modules = 0, {}, []  # type: ignore[var-annotated]
+        self.parts: list[Any] = []
+        self.count, self.changing = 0, {}  # type: ignore[var-annotated]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Evaluate in the block, as :func:`evaluating` does."""
+        """Evaluate in the block."""
         self.count += 1
-        if self.count <= self.FIRST:
-            parts = parts_of(self.networks)
-            self.modules = [part for part in parts if isinstance(part, nn.Module)]
-            with _evaluating(self.networks, parts), changing_parts(parts, self.changing):
-                yield
-            return
-        modes = [(module, module.training) for module in self.modules]
-        with torch.no_grad(), preserved_parts(entries_of(self.changing.values())):
-            for module in self.modules:
-                module.training = False
-            try:
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
+        first = self.count <= self.FIRST
+        if first:
+            self.parts = parts_of(self.networks)
+        restored = self.parts if first else entries_of(self.changing.values())
+        changed: list[Any] | None = [] if first else None
+        with (
+            preserved_modes(self.parts),
+            torch.no_grad(),
+            preserved_parts(restored, skip={"training"}, changed=changed),
+        ):
+            for network in self.networks:
+                if isinstance(network, nn.Module):
+                    network.eval()
+            yield
+        if changed:
+            self.changing |= {id(part): part for part in with_holders(changed, self.parts)}
+
+
+@contextmanager
+def preserved_modes(parts: Iterable[Any]) -> Iterator[None]:
+    """Restore which of ``parts`` that are modules are in training mode."""
+    modes = [(part, part.training) for part in parts if isinstance(part, nn.Module)]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def set_training(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.parts import bits_of
+from lrrt_stage.state.preserve import preserved_modes
 
 __all__ = [
     "INITIALIZERS",
@@ -97,19 +98,16 @@ def _assign(layer: nn.Module, name: str, drawn: Tensor) -> None:
     """Set a weight or a bias, through its parametrization if it has one."""
     own = layer._parameters.get(name, layer._buffers.get(name))
     if own is not None:
-        require(not own.is_meta, f"its {name} has no values, it is on the device meta")
         own.copy_(drawn)
         return
     require(is_parametrized(layer, name), f"its {name} is computed by a hook")
     setattr(layer, name, drawn.to(getattr(layer, name).device))
-    parametrization: Any = layer.get_submodule(f"parametrizations.{name}")
-    frozen = [module for module in parametrization.modules() if not module.training]
-    parametrization.train()
-    # Spectral norm estimates the norm better at every use; its constructor takes 15 steps as well.
-    for _ in range(15):
-        used = getattr(layer, name).cpu().double()
-    for module in frozen:
-        module.training = False
+    parametrization = layer.get_submodule(f"parametrizations.{name}")
+    with preserved_modes(parametrization.modules()):
+        parametrization.train()
+        # Spectral norm estimates the norm better at every use; its constructor takes 15 steps, too.
+        for _ in range(15):
+            used = getattr(layer, name).cpu().double()
     # A norm may scale what is drawn.
     similarity = torch.nn.functional.cosine_similarity(
         used.flatten(), drawn.double().flatten(), dim=0
@@ -198,34 +196,28 @@ def load(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, state: State) -> None:
     """Copy ``state`` into ``model``, which keeps its device and layout.
 
-    An error lists the first differences, and says so if only the names differ, as with a
-    constructor that numbers its layers.
+    Raises
+    ------
+    LRRTError
+        With the first differences, if names, dtypes or shapes differ.
     """
     own = state_of(model)
-    remedy = "use the model and arguments that the weights were made with"
-    kinds, other_kinds = (sorted(map(_kind, tensors.values())) for tensors in (own, state))
-    if set(own) != set(state) and kinds == other_kinds:
-        remedy = "only names differ: make the model use the same names at every construction"
-        if any(name.startswith(("module.", "_orig_mod.")) for name in own):
-            remedy = "only names differ: load them before the model is wrapped or compiled"
-    differences = [f"{name} is missing from the weights" for name in own if name not in state]
-    differences += [f"{name} is not in the model" for name in state if name not in own]
-    differences += [
-        f"{name} is {_kind(state[name])} in the weights, {_kind(own[name])} in the model"
-        for name in own
-        if name in state and _kind(own[name]) != _kind(state[name])
+    differences = [
+        f"{name} is {_kind(state.get(name))} in the weights, {_kind(own.get(name))} in the model"
+        for name in [*own, *(name for name in state if name not in own)]
+        if _kind(state.get(name)) != _kind(own.get(name))
     ]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise LRRTError(
-            f"the weights do not fit the model: {'; '.join(differences[:3])}{more}: {remedy}"
-        )
-    try:
-        model.load_state_dict(dict(state))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise LRRTError(f"the weights cannot be loaded: {reason}") from error
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    require(
+        not differences,
+        f"the weights do not fit the model: {'; '.join(differences[:3])}{more}: use the model and "
+        "arguments that they were made with, the same names at every construction, and a model "
+        "that is neither wrapped nor compiled",
+    )
+    model.load_state_dict(dict(state))
 
 
-def _kind(tensor: Tensor) -> str:
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

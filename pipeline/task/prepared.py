@@ -16,7 +16,7 @@ from lrrt_stage.measure.step import require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
-from lrrt_stage.state.preserve import evaluating, preserved_sources
+from lrrt_stage.state.preserve import Evaluation, preserved_sources
 from pipeline.data.datasets import load_data
 from pipeline.data.factories import call_factory, load_factory
 from pipeline.data.splits import Data
@@ -152,7 +152,8 @@ class PreparedTask:
 
         The model is restored: the training that follows is the same as without.
         """
-        with evaluating([setup.model, *setup.loss_modules]), errors_of(self.task.setup):
+        evaluating = Evaluation([setup.model, *setup.loss_modules])
+        with evaluating(), errors_of(self.task.setup):
             return setup.evaluate(self.on_device)
 
     def on_device(self, batch: Any) -> Any:

@@ -140,8 +140,10 @@ def test_a_curve_with_both_goes_through_its_csv(tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Validation([]), "no batch"),
-        (lambda: Validation(batch for batch in batches(1)), "no batch"),
+        (
+            lambda: watched_test(classifier(), validation=Validation([])),
+            "no validation batches are left",
+        ),
         (lambda: Validation(TensorDataset(*batches(1)[0])), "sample is TensorDataset"),
         (lambda: Validation(batches(1), TensorDataset(*batches(1)[0])), "set is TensorDataset"),
         (

@@ -41,7 +41,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "tr" in self.open:
+        if self.open[-1:] in (["td"], ["th"]):
             self.rows[-1][-1] += data
 
 
@@ -80,8 +80,6 @@ def test_the_table_has_every_rules_range_interval_and_verdict(page):
 
 def test_the_default_rule_alone_is_marked(page):
     assert [row[0] for row in page.rows if "default" in row[0]] == ["robust (default)"]
-    bold = CURVES["a valley"]._repr_html_().count("font-weight: bold")
-    assert bold == 4  # its cells
 
 
 def test_the_figure_is_described_in_words(page):
@@ -106,5 +104,5 @@ def test_a_curve_without_points_is_a_sentence():
 
 def test_colours_of_the_text_are_the_notebooks():
     text = CURVES["a valley"]._repr_html_()
-    assert "color: inherit" in text
+    assert text.count("color:") == 0
     assert text.count("background: white") == 1  # of the figure

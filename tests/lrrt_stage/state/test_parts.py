@@ -86,6 +86,14 @@ class Draws:
         return 1 + float(torch.rand((), generator=self.torch)) + self.numpy.random()
 
 
+class DrawsAlone:
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def use(self):
+        return 1 + float(torch.rand((), generator=self.generator))
+
+
 class Copy:
     """A network that its owner does not know as a submodule, such as an average of the weights."""
 
@@ -107,7 +115,7 @@ class MadeLate:
         return self.count
 
 
-KINDS = [WithSlots, Nested, Recent, Arrays, Draws, Copy, MadeLate]
+KINDS = [WithSlots, Nested, Recent, Arrays, Draws, DrawsAlone, Copy, MadeLate]
 
 
 class Scaled(torch.optim.SGD):

@@ -118,17 +118,6 @@ def test_tied_weights_are_saved(tmp_path):
     assert net[1].weight is net[0].weight
 
 
-def test_weights_that_differ_in_names_alone_are_told_from_those_of_another_model():
-    state = {"linear_1/kernel": torch.zeros(4, 3), "linear_1/bias": torch.zeros(4)}
-    with pytest.raises(LRRTError, match="only names") as error:
-        weights.load_into(nn.Linear(3, 4), state)
-    assert "weight is missing from the weights" in str(error.value)
-    # Of another shape: a model of another kind, whatever it calls its weights.
-    with pytest.raises(LRRTError, match="model and arguments") as error:
-        weights.load_into(nn.Linear(3, 5), state)
-    assert "only names" not in str(error.value)
-
-
 def test_a_pickle_is_refused(tmp_path):
     torch.save(model().state_dict(), tmp_path / "w.pt")
     with pytest.raises(LRRTError, match="not a readable safetensors file"):
@@ -142,11 +131,11 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_weights_that_do_not_fit_list_the_first_differences():
     state = {"weight": torch.zeros(2, 3), "bias": torch.zeros(4), "scale": torch.zeros(1)}
-    with pytest.raises(LRRTError) as error:
+    with pytest.raises(LRRTError, match="do not fit .* same names at every construction") as error:
         weights.load_into(nn.Linear(3, 4), state)
-    assert "scale is not in the model" in str(error.value)
-    assert "weight is float32[2, 3]" in str(error.value)
-    with pytest.raises(LRRTError, match="bias is missing from the weights"):
+    assert "scale is float32[1] in the weights, absent in the model" in str(error.value)
+    assert "weight is float32[2, 3] in the weights, float32[4, 3] in the model" in str(error.value)
+    with pytest.raises(LRRTError, match="bias is absent in the weights"):
         weights.load_into(nn.Linear(3, 4), {"weight": torch.zeros(4, 3)})
 
 
@@ -226,7 +215,6 @@ def test_weights_of_any_dtype_with_random_numbers_are_drawn(dtype):
         (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "computed by a hook"),
         (lambda: prune.random_unstructured(nn.Linear(8, 8), "weight", 0.5), "computed by a hook"),
         (lambda: nn.Linear(8, 8).to(torch.float8_e4m3fn), "Float8"),
-        (lambda: nn.Linear(8, 8, device="meta"), "meta"),
         (lambda: nn.LazyLinear(8), "lazy module"),
         (lambda: nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4)), "Sequential has none"),
     ],
@@ -316,10 +304,3 @@ def test_a_state_that_is_no_dense_tensor_is_refused(model, tmp_path):
 def test_what_safetensors_cannot_hold_is_refused(tmp_path):
     with pytest.raises(LRRTError, match="torch.complex128"):
         weights.save({"a": torch.ones(2, dtype=torch.complex128)}, tmp_path / "w.safetensors")
-
-
-def test_a_buffer_that_cannot_be_written_is_refused():
-    model = with_buffer(torch.ones(1).expand(4))
-    with pytest.raises(LRRTError, match="cannot be loaded.*clone") as error:
-        weights.load_into(model, weights.state_of(model))
-    assert "\n" not in str(error.value)
