@@ -6,10 +6,8 @@ A kind of study is one function from a :class:`Study` to its :class:`Findings`, 
 
 from pipeline.studies import (  # noqa: F401 - each registers its kind
     batch_size,
-    grouped,
     initializations,
     mismatch,
-    recipes,
     smoothing,
     validation,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from lrrt_stage import LRRange
 from lrrt_stage.plots import drawing
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.curves import bands_figure, curves_figure, ranges_figure
+from pipeline.studies.curves import bands_figure, curves_figure, loss_read, ranges_figure
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import Decomposition, coverage, decompose, overlaps, quantiles
 from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
@@ -123,6 +123,7 @@ def _spread_findings(
     ``vary`` is the option of ``lrrt`` under which several tests differ as these do.
     """
     found = suggested(tests, at_least=2)
+    by_magnitude = _by_magnitude(tests)
     ends, matrix = quantiles(found), overlaps(found)
     pairs = matrix[np.triu_indices(len(found), 1)]
     clear = sum(test.reading.chosen.confidence.clear for test in tests)
@@ -155,9 +156,41 @@ def _spread_findings(
         {
             "curves": curves_figure(tests, title),
             "ranges": ranges_figure(tests),
+            "groups": bands_figure(by_magnitude),
             "overlaps": _overlaps_figure(matrix, tests),
         },
-        {"Suggested ranges": ends.reset_index(names="end"), "Tests": tests_table(tests)},
+        {
+            "Suggested ranges": ends.reset_index(names="end"),
+            "Groups": _groups_table(by_magnitude),
+            "Tests": tests_table(tests),
+        },
+    )
+
+
+def _by_magnitude(tests: Sequence[RangeTestResult]) -> dict[str, list[RangeTestResult]]:
+    """Return the tests by the order of magnitude of the maximum that they suggest.
+
+    The published code of the article draws the curves of these groups.
+    """
+    groups: dict[int, list[RangeTestResult]] = {}
+    for test in tests:
+        if test.range is not None:
+            # A power of ten begins its own order; the last digits depend on the machine.
+            power = math.floor(round(math.log10(test.range.max), 9))
+            groups.setdefault(power, []).append(test)
+    return {f"Maximum from 1e{power} to 1e{power + 1}": groups[power] for power in sorted(groups)}
+
+
+def _groups_table(groups: Mapping[str, Sequence[RangeTestResult]]) -> pd.DataFrame:
+    """Return a row per group of tests, with medians of the loss that the rule reads."""
+    return pd.DataFrame(
+        {
+            "group": name,
+            "tests": len(tests),
+            "first loss": np.median([loss_read(test.reading).loss[0] for test in tests]),
+            "lowest loss": np.median([loss_read(test.reading).loss.min() for test in tests]),
+        }
+        for name, tests in groups.items()
     )
 
 

@@ -22,7 +22,7 @@ from pipeline.studies.study import Findings, Study, counted, kind, suggested
 __all__ = ["mismatch_study"]
 
 
-@kind("mismatch", 7, takes_tests=True)
+@kind("mismatch", 7)
 def mismatch_study(study: Study) -> Findings:
     """Two initialisations A and B whose ranges differ most, each trained with both maxima.
 

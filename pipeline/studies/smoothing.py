@@ -36,7 +36,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-@kind("smoothing", 3, one_test=True)
+@kind("smoothing", 3)
 def smoothing_study(study: Study) -> Findings:
     """One test, read with each of the three averages at several β (article, Fig 3)."""
     betas = study.options.list_of("betas", float)

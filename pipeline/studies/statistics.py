@@ -21,7 +21,6 @@ __all__ = [
     "decompose",
     "farthest_pair",
     "gap",
-    "mean_estimate",
     "overlap",
     "overlaps",
     "quantiles",
@@ -170,21 +169,9 @@ def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:
     x, y = x - x.mean(), y - y.mean()
     value, freedom = float(x @ y / (x @ x)), len(x) - 2
     residual = y - value * x
-    error = sqrt(float(residual @ residual / (x @ x)) / max(freedom, 1))
-    return _t_interval(value, error, freedom)
-
-
-def mean_estimate(values: list[float]) -> Estimate:
-    """Return the mean of values, NaN without any, with its t interval from two on."""
-    if not values:
-        return Estimate(nan)
-    error = float(stats.sem(values)) if len(values) > 1 else nan
-    return _t_interval(float(np.mean(values)), error, len(values) - 1)
-
-
-def _t_interval(value: float, error: float, freedom: int) -> Estimate:
-    if freedom < 1:
+    if freedom == 0:
         return Estimate(value)
+    error = sqrt(float(residual @ residual / (x @ x)) / freedom)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     return Estimate(value, value - half, value + half)
 

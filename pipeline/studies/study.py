@@ -54,8 +54,7 @@ class Study:
     """A study in hand: what it is about, and the means to run its jobs.
 
     ``run`` takes jobs and returns their results in the same order. ``source`` holds the range tests
-    of a finished study of the same task, where one was named. ``fixed`` names the options that the
-    user gave, which a recipe must leave alone.
+    of a finished study of the same task, where one was named.
     """
 
     task: Task
@@ -64,7 +63,6 @@ class Study:
     training: TrainOptions
     run: Callable[[Sequence[Job]], list[JobResult]]
     source: Sequence[RangeTestResult] | None = None
-    fixed: frozenset[str] = frozenset()
 
     def tests(self, default: int, at_least: int = 2) -> int:
         """Return the number of tests, the kind's ``default`` where none was given."""
@@ -105,10 +103,6 @@ class Kind:
     carry_out: Callable[[Study], Findings]
     position: float
     """Its place in a report; kinds of the same position stand in the order of the sections."""
-    takes_tests: bool
-    """Whether it can use :attr:`Study.source`, the tests of a finished study."""
-    one_test: bool
-    """Whether it has no number of tests to choose."""
 
 
 KINDS: dict[str, Kind] = {}
@@ -131,7 +125,7 @@ class StudyOptions(Options):
         minimum=1,
     )
     study_run_id: str | None = setting(
-        None, "Finished study whose tests grouped and mismatch take; latest: the newest."
+        None, "Finished study whose tests kind mismatch takes; latest: the newest."
     )
     resume: str | None = setting(
         None,
@@ -141,15 +135,13 @@ class StudyOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.tests is None or not KINDS[self.kind].one_test,
-            f"tests={self.tests} is of no use, kind={self.kind} has no number of tests: leave it "
-            "out",
+            self.tests is None or self.kind != "smoothing",
+            f"tests={self.tests} is of no use, kind=smoothing reads a single test: leave it out",
         )
-        takes_tests = sorted(name for name in KINDS if KINDS[name].takes_tests)
         require(
-            self.study_run_id is None or self.kind in takes_tests,
+            self.study_run_id is None or self.kind == "mismatch",
             f"study_run_id={self.study_run_id!r} is of no use, kind={self.kind} runs its own "
-            f"tests: leave it out, or choose {' or '.join(takes_tests)}",
+            "tests: leave it out, or choose mismatch",
         )
 
     def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
@@ -165,12 +157,12 @@ class StudyOptions(Options):
 
 
 def kind(
-    name: str, position: float = inf, *, takes_tests: bool = False, one_test: bool = False
+    name: str, position: float = inf
 ) -> Callable[[Callable[[Study], Findings]], Callable[[Study], Findings]]:
     """Register the decorated function as the :class:`Kind` of this name."""
 
     def register(function: Callable[[Study], Findings]) -> Callable[[Study], Findings]:
-        KINDS[name] = Kind(function, position, takes_tests, one_test)
+        KINDS[name] = Kind(function, position)
         return function
 
     return register

@@ -133,7 +133,7 @@ def study_of():
     """A function from a kind, an ``answer`` to every job, and options, to a study."""
 
     def make(kind: str, answer=None, *, task=None, plan=RAW, **more) -> Study:
-        parts = {name: more.pop(name) for name in ("source", "fixed") if name in more}
+        parts = {name: more.pop(name) for name in ("source",) if name in more}
         options, run = StudyOptions(kind=kind, **more), FakeRun(answer)
         task = task or Task(model="mlp")
         return Study(task, plan, options, TrainOptions(epochs=1), run, **parts)

@@ -73,6 +73,40 @@ def test_what_the_figures_of_the_spread_show(found, suggesting, lines, rows):
     assert rows(figures["ranges"])["seed 1"] == pytest.approx((1e-3, 1e-1))
 
 
+def test_the_tests_are_grouped_by_the_order_of_magnitude_of_their_maximum(
+    found, suggesting, measured, flat, lines
+):
+    maxima = [10**-1.2, 1e-3, 10**-2.5, 1e-2, 10**-1.1]
+
+    def answer(job):
+        seed = job.labels["seed"]
+        if seed == len(maxima):
+            return measured(job, flat)
+        return suggesting(job, maxima[seed] / 10, maxima[seed])
+
+    findings = found("initializations", answer, tests=6)
+    table = findings.tables["Groups"].set_index("group")
+    assert list(table.index) == ["Maximum from 1e-3 to 1e-2", "Maximum from 1e-2 to 1e-1"]
+    assert table["tests"].tolist() == [2, 3]
+    # At 1e-6: 1, the decades to the turn (ten times the maximum), and 0.4 for the steep part.
+    assert table["first loss"].tolist() == pytest.approx([1.4 + np.mean([4, 4.5]), 1.4 + 5.8])
+    assert table["lowest loss"].tolist() == pytest.approx([1, 1])
+    figure = findings.figures["groups"]
+    assert [ax.get_title() for ax in figure.axes] == list(table.index)
+    assert len(figure.axes[1].get_lines()) == 3 + 1
+    assert lines(figure, 1)["median of 3 tests"][1][0] == pytest.approx(7.2)
+
+
+@pytest.mark.parametrize("off", [-1e-12, 0.0, 1e-12])
+def test_a_power_of_ten_begins_its_own_order(found, suggesting, measured, off):
+    def answer(job):
+        curve = suggesting(job, 1e-3, 1e-2).curve
+        return measured(job, LRCurve(curve.lr * (1 + off), curve.loss))
+
+    table = found("initializations", answer, tests=2).tables["Groups"]
+    assert table["group"].tolist() == ["Maximum from 1e-2 to 1e-1"]
+
+
 def test_the_loss_that_the_rule_reads_is_drawn(found, measured, valley):
     def answer(job):
         return measured(job, replace(valley(0.1), probe_loss=valley(0.1).loss + 5))

@@ -12,7 +12,6 @@ from pipeline.studies.statistics import (
     decompose,
     farthest_pair,
     gap,
-    mean_estimate,
     overlap,
     overlaps,
     quantiles,
@@ -250,21 +249,3 @@ def test_two_points_have_a_slope_without_an_interval():
     assert fit.value == pytest.approx(0.5)
     assert math.isnan(fit.low)
     assert math.isnan(fit.high)
-
-
-def test_the_mean_by_hand():
-    # Mean 2, deviation 1; the 95 % point of t with 2 degrees of freedom is 2.9200.
-    effect = mean_estimate([1, 2, 3])
-
-    assert effect.value == 2
-    assert effect.high - effect.value == pytest.approx(2.9200 / math.sqrt(3), rel=1e-4)
-    assert effect.value - effect.low == pytest.approx(effect.high - effect.value)
-
-
-def test_equal_values_have_an_interval_without_width_and_one_value_has_none():
-    effect = mean_estimate([0.5, 0.5, 0.5])
-    assert (effect.value, effect.low, effect.high) == (0.5, 0.5, 0.5)
-    alone = mean_estimate([2.0])
-    assert alone.value == 2
-    assert math.isnan(alone.low)
-    assert math.isnan(alone.high)

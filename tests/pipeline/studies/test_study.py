@@ -17,8 +17,6 @@ EXPECTED = {
     "batch-size",
     "validation",
     "mismatch",
-    "grouped",
-    "recipes",
 }
 
 
@@ -34,10 +32,12 @@ def test_the_kinds_that_there_are():
     [
         ({"kind": "initialisations"}, ("unknown kind 'initialisations'", "'initializations'")),
         ({"kind": "batchsize"}, ("did you mean 'batch-size'",)),
-        ({"kind": "zzz"}, ("choose one of", "grouped")),
+        ({"kind": "zzz"}, ("choose one of", "mismatch")),
         ({"workers": 0}, ("workers=0", "at least 1", "none")),
         ({"workers": -2}, ("workers=-2",)),
         ({"tests": 0}, ("tests=0", "at least 1")),
+        ({"kind": "smoothing", "tests": 2}, ("tests=2", "kind=smoothing", "leave it out")),
+        ({"kind": "smoothing", "study_run_id": "latest"}, ("study_run_id='latest'", "mismatch")),
     ],
 )
 def test_options_that_cannot_be_are_refused(complains, options, words):
@@ -114,7 +114,7 @@ def test_a_number_with_its_noun():
     assert [counted(number, "seed") for number in (0, 1, 2)] == ["0 seeds", "1 seed", "2 seeds"]
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED - {"grouped"}))
+@pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_names_of_metrics_are_stable_and_scalars(
     name, found, suggesting, trained, measured, valley
 ):
@@ -132,7 +132,7 @@ def test_names_of_metrics_are_stable_and_scalars(
 
         return answer
 
-    more = {"fixed": frozenset({"beta"}), "tests": 3, "batch_sizes": "16,64"}
+    more = {"tests": 3, "batch_sizes": "16,64"}
     if name == "smoothing":
         more |= {"betas": "0,0.5", "tests": None}
     first, second = (found(name, answer_with(shift), **more) for shift in (0, 0.5))
