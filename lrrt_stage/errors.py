@@ -62,10 +62,10 @@ def describe(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def loader_error(error: Exception) -> tuple[str, str]:
-    """Return the type's name and the first line of what a ``DataLoader`` raised.
+def loader_error(error: BaseException) -> tuple[str, str]:
+    """Return the type's name and the first line of what code of the user raised.
 
-    A worker process passes on its whole traceback as text; the error is the last line of it.
+    The worker of a ``DataLoader`` passes on its whole traceback as text, which ends in the error.
     """
     caught = re.match(r"Caught (\w+) in DataLoader worker", text := str(error))
     if caught is None:

@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 from torch import nn
 
 import lrrt_stage
-from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.errors import LRRTError, loader_error, unknown_name
 from pipeline.data.splits import Data, Split
 
 __all__ = [
     "DatasetFactory",
     "ModelFactory",
+    "call",
     "call_factory",
     "cause_of",
     "is_factory",
@@ -84,30 +85,39 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
 
 def call_factory(kind: str, name: str, arguments: Mapping[str, Any], *given: Any) -> Any:
     """Return what a factory returns for ``arguments``, after the objects ``given``."""
-    factory = load_factory(kind, name)
+    return call(kind, name, load_factory(kind, name), arguments, *given)
+
+
+def call(
+    kind: str, name: str, function: Callable[..., Any], arguments: Mapping[str, Any], *given: Any
+) -> Any:
+    """Return what ``function`` returns, with errors in one line that name the ``arguments``."""
     try:
-        signature = inspect.signature(factory)
+        signature = inspect.signature(function)
         signature.bind(*given, **arguments)
-    except ValueError:  # a factory written in C may have no signature
+    except ValueError:  # a function written in C may have no signature
         pass
     except TypeError as error:
         raise LRRTError(
             f"{kind} {name!r} takes {signature}, {error}: check {kind}_args {dict(arguments)}"
         ) from error
     try:
-        return factory(*given, **arguments)
+        return function(*given, **arguments)
     except (Exception, SystemExit) as error:
+        if isinstance(error, LRRTError) and not is_factory(name):
+            raise
         raised = ":" if isinstance(error, LRRTError) else " raised"
         raise LRRTError(
-            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: correct "
-            f"the factory or check {kind}_args"
+            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: check "
+            f"{kind}_args, or correct the factory"
         ) from error
 
 
 def cause_of(error: BaseException) -> str:
     """Return an error in one line, with the file and line of the user's code that raised it."""
-    kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
-    line = kind + first_line(error)
+    kind, line = loader_error(error)
+    if not isinstance(error, LRRTError):
+        line = f"{kind}: {line}"
     if isinstance(error, SyntaxError):
         return f"{line} at {error.filename}:{error.lineno}"
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, describe, first_line
-from pipeline.data.factories import call_factory, is_factory, require_name
+from lrrt_stage.errors import describe
+from lrrt_stage.settings import require
+from pipeline.data.factories import call, call_factory, is_factory
 
 __all__ = ["LOSSES", "build_loss"]
 
 LOSSES = tuple(name for name in vars(nn) if name.endswith("Loss"))
-
 """Names of the losses of ``torch.nn``."""
 
 
@@ -22,17 +22,11 @@ def build_loss(name: str, arguments: Mapping[str, Any]) -> Callable[..., Tensor]
 
     ``name`` is a class of ``torch.nn`` such as ``HuberLoss``, or ``package.module:factory``.
     """
-    if is_factory(name):
-        made = call_factory("loss", name, arguments)
-        if not callable(made):
-            raise LRRTError(
-                f"loss {name!r} returned {describe(made)}: return a function (output, target)"
-            )
-        return made
-    require_name("loss", name, LOSSES)
-    try:
-        return getattr(nn, name)(**arguments)
-    except TypeError as error:
-        raise LRRTError(
-            f"loss {name!r}: {first_line(error)}: check loss_args {dict(arguments)}"
-        ) from None
+    if not is_factory(name):
+        return call("loss", name, getattr(nn, name), arguments)
+    made = call_factory("loss", name, arguments)
+    require(
+        callable(made),
+        f"loss {name!r} returned {describe(made)}: return a function (output, target)",
+    )
+    return made

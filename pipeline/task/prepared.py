@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
-from lrrt_stage.errors import describe
+from lrrt_stage.errors import LRRTError, describe, loader_error
 from lrrt_stage.measure.evaluations import examples_in, tensors_in
 from lrrt_stage.measure.ramps import epoch_length
-from lrrt_stage.measure.step import require_scalar
+from lrrt_stage.measure.step import TrainingStep, require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
 from lrrt_stage.state.preserve import evaluating, preserved_sources
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call_factory, load_factory
+from pipeline.data.factories import call_factory, cause_of, load_factory
 from pipeline.data.splits import Data
-from pipeline.task.builtin import builtin_setup, check_builtin
+from pipeline.models.networks import check_output
+from pipeline.task.builtin import builtin_setup
 from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_evaluations
-from pipeline.task.setup import Setup, errors_of
+from pipeline.task.setup import Setup
 from pipeline.task.tasks import Runtime, Task
 
-__all__ = ["PreparedTask"]
+__all__ = ["PreparedTask", "errors_of"]
 
 
 class PreparedTask:
@@ -35,8 +38,8 @@ class PreparedTask:
     ------
     LRRTError
         If the data, the setup or the device cannot be used, before any work; in particular, if two
-        calls of a setup's factory do not give equal weights and an equal first batch. From splits
-        on disk, only the first validation batch is read here.
+        setups do not have equal weights and an equal first batch, or no step can be taken. Of
+        splits on disk, only the first batches are read here.
     """
 
     def __init__(
@@ -49,16 +52,12 @@ class PreparedTask:
             data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
             # Moved once, for all starts.
             self.data: Data | None = data.to(self.device)
-            made = self.setup()
-            with seeded(task.seed):
-                check_builtin(task, task, self.data, made, self.device)
-            self.data_digest, self.batch_size = self.data.digest, task.batch_size
         else:
             self.data = None
             # Before the first call: what a module draws when it is imported is not a setup's.
             load_factory("setup", task.setup)
-            with errors_of(task.setup):
-                self.data_digest = self._check_setup(task.setup)
+        with errors_of(task):
+            self.data_digest, self.batch_size = self._check_setup()
 
     def setup(self) -> Setup:
         """Return a new setup, its model on the CPU with the weights that the task's seed gives."""
@@ -124,14 +123,14 @@ class PreparedTask:
         with (
             seeded(self.task.data_seed),
             preserved_sources(start.val_batches),
-            errors_of(self.task.setup),
+            errors_of(self.task),
         ):
             size = plan.validation.probe_size(self.batch_size)
             probe = self._held_out(start, size, plan.validation.probe) if size > 0 else None
             if probe is not None and examples_in(probe) < 2:
                 probe = None  # batch norm needs two examples
             validation = self._validation(start, plan.validation, iterations)
-        with seeded(self.task.data_seed), errors_of(self.task.setup):
+        with seeded(self.task.data_seed), errors_of(self.task):
             return range_test(
                 start.model,
                 start.optimizer,
@@ -152,7 +151,7 @@ class PreparedTask:
 
         The model is restored: the training that follows is the same as without.
         """
-        with evaluating([setup.model, *setup.loss_modules]), errors_of(self.task.setup):
+        with evaluating([setup.model, *setup.loss_modules]), errors_of(self.task):
             return setup.evaluate(self.on_device)
 
     def on_device(self, batch: Any) -> Any:
@@ -203,12 +202,8 @@ class PreparedTask:
         evaluations = full_evaluations(trained, available)
         return Validation([sample], setup.val_batches, evaluations, setup.evaluation_loss)
 
-    def _first_batch(self, setup: Setup) -> Any:
-        with seeded(self.task.data_seed):
-            return next(iter(setup.train_batches))
-
-    def _check_setup(self, name: str) -> str:
-        """Check what a factory makes, and return the digest of its data."""
+    def _check_setup(self) -> tuple[str, int]:
+        """Check two setups, take a step, and return the digest of the data and the batch size."""
         one, other = self.setup(), self.setup()
         require(
             one.model is not other.model and one.optimizer is not other.optimizer,
@@ -221,20 +216,49 @@ class PreparedTask:
             "two calls with one seed gave different weights: draw them from torch's global random "
             "state, which is seeded before the call, and make a new model at every call",
         )
-        batches = [self._first_batch(made) for made in (one, other)]
+        batches = []
+        for made in (one, other):
+            with seeded(self.task.data_seed):
+                batches.append(next(iter(made.train_batches)))
         require(
-            len({_content(batch) for batch in batches}) == 1,
+            _content(batches[0]) == _content(batches[1]),
             "two calls with one seed gave different first batches: shuffle by torch's global "
             "random state, or by a generator that the factory makes and seeds",
         )
-        self.batch_size = examples_in(batches[0])
         one.to(self.device, self.task.memory_format)
-        with seeded(self.task.data_seed), torch.no_grad():
-            require_scalar(one.training_loss(self.on_device(batches[0])))
+        with seeded(self.task.data_seed):
             held = [] if other.val_batches is None else [next(iter(other.val_batches))]
-            for batch in held:
-                require_scalar(one.evaluation_loss(self.on_device(batch)))
-        return one.data_digest or _content([batches[0], *held])
+            with torch.no_grad():
+                if self.data is not None:
+                    outputs, classes = self.data.outputs, self.data.num_classes is not None
+                    check_output(one.model, batches[0][0], outputs, self.task.model, classes)
+                with evaluating([one.model, *one.loss_modules]):
+                    for batch in held:
+                        require_scalar(one.evaluation_loss(self.on_device(batch)))
+            single = replace(self.task, accumulate=1)
+            take_step = TrainingStep(
+                one.model, one.optimizer, one.training_loss, single, self.device
+            )
+            take_step(iter(batches))
+        return one.data_digest or _content([batches[0], *held]), examples_in(batches[0])
+
+
+@contextmanager
+def errors_of(task: Task) -> Iterator[None]:
+    """Turn errors of the block, also of the user's code in it, into one line that names a setup."""
+    try:
+        yield
+    except LRRTError as error:
+        _, line = loader_error(error)
+        own = task.setup is None or line.startswith("setup ")
+        raise LRRTError(line if own else f"setup {task.setup!r}: {line}") from error
+    except Exception as error:
+        raise LRRTError(
+            f"setup {task.setup!r} raised {cause_of(error)}: correct the factory or what it returns"
+            if task.setup is not None
+            else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {task.loss!r} on "
+            f"dataset {task.dataset!r} raised {cause_of(error)}: choose others, or correct them"
+        ) from error
 
 
 def _content(batch: Any) -> str:

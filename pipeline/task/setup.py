@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrrt_stage.errors import LRRTError, describe
+from lrrt_stage.errors import describe
 from lrrt_stage.measure.evaluations import examples_in
 from lrrt_stage.measure.ramp_loop import require_trainable
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import BatchLoss, batch_loss_of
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import move_optimizer
-from pipeline.data.factories import cause_of
 
 __all__ = ["Deployed", "Metric", "Setup", "SetupFactory"]
 
@@ -195,21 +193,6 @@ SetupFactory: TypeAlias = Callable[..., Setup]
 """A function that ``setup`` may name. It is called with ``setup_args`` as keyword arguments, under
 the task's seed, and draws initial weights from the global random states only. Every call returns an
 equal :class:`Setup`: the same weights, and with the same data seed the same batches."""
-
-
-@contextmanager
-def errors_of(name: str | None) -> Iterator[None]:
-    """Turn errors of the block into one line that names the setup; None: the built-in one."""
-    try:
-        yield
-    except Exception as error:  # also whatever a user's batches, loss, or metrics raise
-        if name is None or str(error).startswith("setup "):
-            raise
-        if isinstance(error, LRRTError):
-            raise LRRTError(f"setup {name!r}: {error}") from error
-        raise LRRTError(
-            f"setup {name!r} raised {cause_of(error)}: correct the factory or what it returns"
-        ) from error
 
 
 def _function(metric: Metric) -> Any:

@@ -21,8 +21,8 @@ from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
 from lrrt_stage.state.preserve import generators, set_training
 from lrrt_stage.state.weights import State
-from pipeline.task.prepared import PreparedTask
-from pipeline.task.setup import Setup, errors_of
+from pipeline.task.prepared import PreparedTask, errors_of
+from pipeline.task.setup import Setup
 from pipeline.training.schedules import build_schedule, find_schedule
 
 __all__ = ["Epoch", "ScheduleOptions", "TrainOptions", "Training", "TrainingHistory", "train"]
@@ -161,7 +161,7 @@ def train(
         while len(training.epochs) < options.epochs and not training.diverged:
             stream = endless(batches)
             losses: list[Tensor] = []
-            with errors_of(prepared.task.setup):
+            with errors_of(prepared.task):
                 for _ in range(steps_per_epoch):
                     training.lr.append(max(group["lr"] for group in optimizer.param_groups))
                     losses.append(take_step(stream))

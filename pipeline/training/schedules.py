@@ -20,9 +20,10 @@ from torch.optim.lr_scheduler import (
 )
 
 from lrrt_stage import LRRange
-from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.step import lr_ratios
 from lrrt_stage.settings import require
+from pipeline.data.factories import call
 
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
 
@@ -79,12 +80,7 @@ def build_schedule(
     for group, peak in zip(optimizer.param_groups, high, strict=True):
         group["lr"] = peak
         group.pop("initial_lr", None)
-    try:
-        return function(optimizer, low, high, max(total_steps, 2), **arguments)
-    except (TypeError, ValueError) as error:
-        raise LRRTError(
-            f"schedule {name!r}: {first_line(error)}: check schedule_args {arguments}"
-        ) from None
+    return call("schedule", name, function, arguments, optimizer, low, high, max(total_steps, 2))
 
 
 def _of_torch(
