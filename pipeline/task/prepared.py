@@ -38,8 +38,8 @@ class PreparedTask:
     ------
     LRRTError
         If the data, the setup or the device cannot be used, before any work; in particular, if two
-        setups do not have equal weights and an equal first batch, or no step can be taken. Of
-        splits on disk, only the first batches are read here.
+        calls of a setup's factory do not give equal weights and an equal first batch, or if no step
+        can be taken. Of splits on disk, only the first batches are read here.
     """
 
     def __init__(
@@ -202,45 +202,50 @@ class PreparedTask:
         evaluations = full_evaluations(trained, available)
         return Validation([sample], setup.val_batches, evaluations, setup.evaluation_loss)
 
+    def _first_batch(self, setup: Setup) -> Any:
+        with seeded(self.task.data_seed):
+            return next(iter(setup.train_batches))
+
     def _check_setup(self) -> tuple[str, int]:
-        """Check two setups, take a step, and return the digest of the data and the batch size."""
-        one, other = self.setup(), self.setup()
+        """Take a step with a setup, and return the digest of its data and the batch size."""
+        setup = self.setup()
+        batch = self._first_batch(setup)
+        if self.task.setup is not None:
+            self._require_equal(setup, batch, self.setup())
+        setup.to(self.device, self.task.memory_format)
+        with seeded(self.task.data_seed):
+            held = [] if setup.val_batches is None else [next(iter(setup.val_batches))]
+            with torch.no_grad():
+                if self.data is not None:
+                    outputs, classes = self.data.outputs, self.data.num_classes is not None
+                    check_output(setup.model, batch[0], outputs, self.task.model, classes)
+                with evaluating([setup.model, *setup.loss_modules]):
+                    for each in held:
+                        require_scalar(setup.evaluation_loss(self.on_device(each)))
+            options = replace(self.task, accumulate=1)
+            take_step = TrainingStep(
+                setup.model, setup.optimizer, setup.training_loss, options, self.device
+            )
+            take_step(iter([batch]))
+        return setup.data_digest or _content([batch, *held]), examples_in(batch)
+
+    def _require_equal(self, setup: Setup, batch: Any, other: Setup) -> None:
         require(
-            one.model is not other.model and one.optimizer is not other.optimizer,
+            setup.model is not other.model and setup.optimizer is not other.optimizer,
             "two calls gave the same object: make a new model and a new optimizer at every call; "
             "only data may be cached",
         )
-        ours, theirs = (weights.digest(weights.state_of(made.model)) for made in (one, other))
+        ours, theirs = (weights.digest(weights.state_of(made.model)) for made in (setup, other))
         require(
             ours == theirs,
             "two calls with one seed gave different weights: draw them from torch's global random "
             "state, which is seeded before the call, and make a new model at every call",
         )
-        batches = []
-        for made in (one, other):
-            with seeded(self.task.data_seed):
-                batches.append(next(iter(made.train_batches)))
         require(
-            _content(batches[0]) == _content(batches[1]),
+            _content(batch) == _content(self._first_batch(other)),
             "two calls with one seed gave different first batches: shuffle by torch's global "
             "random state, or by a generator that the factory makes and seeds",
         )
-        one.to(self.device, self.task.memory_format)
-        with seeded(self.task.data_seed):
-            held = [] if other.val_batches is None else [next(iter(other.val_batches))]
-            with torch.no_grad():
-                if self.data is not None:
-                    outputs, classes = self.data.outputs, self.data.num_classes is not None
-                    check_output(one.model, batches[0][0], outputs, self.task.model, classes)
-                with evaluating([one.model, *one.loss_modules]):
-                    for batch in held:
-                        require_scalar(one.evaluation_loss(self.on_device(batch)))
-            single = replace(self.task, accumulate=1)
-            take_step = TrainingStep(
-                one.model, one.optimizer, one.training_loss, single, self.device
-            )
-            take_step(iter(batches))
-        return one.data_digest or _content([batches[0], *held]), examples_in(batches[0])
 
 
 @contextmanager
