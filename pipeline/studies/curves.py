@@ -29,7 +29,6 @@ __all__ = [
     "lag_of_minimum",
     "loss_name",
     "loss_read",
-    "name_rows_with_published",
     "plot_published",
     "ranges_figure",
     "stacked",
@@ -37,9 +36,6 @@ __all__ = [
 
 MIN_POINTS = 2
 """Finite losses that a curve needs to be drawn."""
-SAME_LR = 1e-9
-"""Relative difference up to which two learning rates are the same: the last digits of a ramp
-depend on the machine that computed it."""
 LAG_FREE_WINDOW = 1 / 3
 """Decades of LR that the weights of the lag-free average add up to: enough to quiet the batches,
 and narrower than the valley."""
@@ -70,13 +66,6 @@ def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     loss = np.empty((len(curves), len(lr)))
     running = np.zeros(len(lr), dtype=np.int64)
     for index, curve in enumerate(curves):
-        differs = np.flatnonzero(~np.isclose(curve.lr, lr[: len(curve)], rtol=SAME_LR, atol=0))
-        if differs.size:
-            at = int(differs[0])
-            raise LRRTError(
-                f"curve {index} has lr={curve.lr[at]:g} at iteration {at} where the longest has "
-                f"{lr[at]:g}: put only tests of one ramp together"
-            )
         finite = curve.finite.loss
         loss[index, : len(finite)] = finite
         loss[index, len(finite) :] = finite[-1]
@@ -184,18 +173,13 @@ def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
     label = f"{maximum:.3g}, inside the ranges of {inside} of {len(tests)} tests"
     ax.axvline(maximum, color=drawing.VERMILION, ls="--", label=label)
     plot_ranges({test.job.name: test.reading for test in able}, ax)
-    name_rows_with_published(ax, [test.job.name for test in able], tests[0].job.task)
-    drawing.legend_below(ax)
-    return drawing.finished(figure)
-
-
-def name_rows_with_published(ax: Axes, names: Sequence[str], task: Task) -> None:
-    """Name the rows of ranges; below them stand the published ones, if ``task`` has any."""
-    published = published_ranges(task)
+    published = published_ranges(tests[0].job.task)
     if published:
         ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
-        drawing.plot_bars(ax, ends, first_row=len(names), width=8, label="published")
-    drawing.name_rows(ax, [*names, *published])
+        drawing.plot_bars(ax, ends, first_row=len(able), width=8, label="published")
+    drawing.name_rows(ax, [*(test.job.name for test in able), *published])
+    drawing.legend_below(ax)
+    return drawing.finished(figure)
 
 
 def plot_published(task: Task, ax: Axes) -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy import stats
 
 from lrrt_stage import LRRange
-from lrrt_stage.plots import drawing
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import bands_figure, curves_figure, loss_read, ranges_figure
 from pipeline.studies.report import tests_table
-from pipeline.studies.statistics import Decomposition, coverage, decompose, overlaps, quantiles
+from pipeline.studies.statistics import Decomposition, coverage, decompose, overlap, quantiles
 from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
 
 __all__ = ["data_order_study", "initializations_study", "varied_jobs"]
@@ -84,7 +83,7 @@ def data_order_study(study: Study) -> Findings:
             "total_sd_decades": math.sqrt(parts.total_variance),
             "order_sd_decades": math.sqrt(parts.order_variance),
         },
-        figures={**found.figures, "both": bands_figure(both), "shares": _shares_figure(parts)},
+        figures={**found.figures, "both": bands_figure(both)},
         tables={
             **found.tables,
             "Suggested ranges, new weights": quantiles(suggested(new)).reset_index(names="end"),
@@ -124,8 +123,8 @@ def _spread_findings(
     """
     found = suggested(tests, at_least=2)
     by_magnitude = _by_magnitude(tests)
-    ends, matrix = quantiles(found), overlaps(found)
-    pairs = matrix[np.triu_indices(len(found), 1)]
+    ends = quantiles(found)
+    pairs = np.array([overlap(one, other) for one, other in combinations(found, 2)])
     clear = sum(test.reading.chosen.confidence.clear for test in tests)
     without = len(tests) - len(found)
     covered, sentence = coverage(found, len(tests))
@@ -157,7 +156,6 @@ def _spread_findings(
             "curves": curves_figure(tests, title),
             "ranges": ranges_figure(tests),
             "groups": bands_figure(by_magnitude),
-            "overlaps": _overlaps_figure(matrix, tests),
         },
         {
             "Suggested ranges": ends.reset_index(names="end"),
@@ -205,13 +203,6 @@ def _spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
     )
 
 
-def _overlaps_figure(matrix: np.ndarray, tests: Sequence[RangeTestResult]) -> Figure:
-    names = [test.job.name for test in tests if test.range is not None]
-    figure, (ax,) = drawing.new_figure(heights=[5.5])
-    drawing.plot_matrix(ax, matrix, names, names, "shared part of both ranges", limits=(0, 1))
-    return drawing.finished(figure, "Overlap of every pair of ranges")
-
-
 def _log_maxima(tests: Sequence[RangeTestResult]) -> list[float]:
     return [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
 
@@ -228,26 +219,3 @@ def _decomposition_sentence(parts: Decomposition) -> str:
         f"due to initialisation and {share.value:.0%} to data order (90 % interval of the latter: "
         f"{share.low:.0%} to {share.high:.0%}). {caveat}"
     )
-
-
-def _shares_figure(parts: Decomposition) -> Figure:
-    share = parts.order_share
-    shares = np.array([share.value, 1 - share.value])
-    # A percentile interval need not hold the share itself; an error bar that is drawn has to.
-    low = np.minimum(shares, [share.low, 1 - share.high])
-    high = np.maximum(shares, [share.high, 1 - share.low])
-    figure, (ax,) = drawing.new_figure(heights=[2.4])
-    names = ["data order", "initialisation"]
-    ax.barh(
-        names,
-        shares,
-        xerr=[shares - low, high - shares],
-        color=drawing.BLUE,
-        ecolor=drawing.GREY,
-        capsize=4,
-    )
-    title = "Shares of the variance of log10(max LR), with 90 % intervals"
-    drawing.label_axes(ax, title, "share", grid="x")
-    ax.set_xlim(0, 1.02)
-    ax.invert_yaxis()
-    return drawing.finished(figure)

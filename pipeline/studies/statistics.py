@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import log10, nan, sqrt
+from math import log10, nan
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRRange
 
 __all__ = [
     "Decomposition",
@@ -19,10 +18,7 @@ __all__ = [
     "best_covered",
     "coverage",
     "decompose",
-    "farthest_pair",
-    "gap",
     "overlap",
-    "overlaps",
     "quantiles",
     "slope",
 ]
@@ -75,38 +71,6 @@ def overlap(a: LRRange, b: LRRange) -> float:
     if low >= high:
         return 0.0
     return log10(high / low) / log10(max(a.max, b.max) / min(a.min, b.min))
-
-
-def overlaps(ranges: Sequence[LRRange]) -> np.ndarray:
-    """Return the overlap of every pair, shape ``[k, k]``: symmetric, 1 on the diagonal."""
-    return np.array([[overlap(a, b) for b in ranges] for a in ranges])
-
-
-def gap(a: LRRange, b: LRRange) -> float:
-    """Return the decades between two ranges; 0 where they overlap or touch."""
-    return max(0.0, log10(max(a.min, b.min)) - log10(min(a.max, b.max)))
-
-
-def farthest_pair(ranges: Sequence[LRRange]) -> tuple[int, int]:
-    """Return the indices ``(i, j)``, i < j, of the two ranges that differ most.
-
-    They have the widest :func:`gap`; among equal gaps, and where there is none, the maxima that are
-    farthest apart decide, then the minima, then the order.
-    """
-
-    def distances(pair: tuple[int, int]) -> tuple[float, ...]:
-        a, b = ranges[pair[0]], ranges[pair[1]]
-        decades = gap(a, b), abs(log10(a.max / b.max)), abs(log10(a.min / b.min))
-        # Rounded, so that the last bit of a logarithm breaks no tie.
-        return tuple(round(distance, 9) for distance in decades)
-
-    farthest = max(combinations(range(len(ranges)), 2), key=distances)
-    if not any(distances(farthest)):
-        raise LRRTError(
-            f"all {len(ranges)} ranges are {ranges[0]}: no two differ, so raise the number of "
-            "tests or the iterations of each"
-        )
-    return farthest
 
 
 @dataclass(frozen=True)
@@ -164,16 +128,11 @@ def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:
     Linear scaling is 1 (Goyal et al. 2017, arXiv 1706.02677), square root scaling 0.5
     (Krizhevsky 2014, arXiv 1404.5997). At least two batch sizes must differ.
     """
-    # Not scipy.stats.linregress, whose standard error is NaN where all suggestions are equal.
-    x, y = np.log10(batch_sizes), np.log10(lrs)
-    x, y = x - x.mean(), y - y.mean()
-    value, freedom = float(x @ y / (x @ x)), len(x) - 2
-    residual = y - value * x
-    if freedom == 0:
-        return Estimate(value)
-    error = sqrt(float(residual @ residual / (x @ x)) / freedom)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return Estimate(value, value - half, value + half)
+    fit = stats.linregress(np.log10(batch_sizes), np.log10(lrs))
+    # SciPy has no standard error for suggestions that are all equal, and no t for two points.
+    error = np.nan_to_num(fit.stderr)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(lrs) - 2) * error)
+    return Estimate(float(fit.slope), float(fit.slope - half), float(fit.slope + half))
 
 
 def _variance(values: np.ndarray) -> np.ndarray:

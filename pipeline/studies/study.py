@@ -213,14 +213,8 @@ def matching_tests(
 
 
 def _read_by(plan: RangeTestPlan, test: RangeTestResult) -> RangeTestResult:
-    reading, rule = test.reading, plan.suggestion.rule
-    # A rule may be younger than the test.
-    if reading.smoothing == plan.smoothing and rule in reading.suggestions:
-        reading = reading.with_rule(rule)
-    else:
-        reading = plan.read(test.curve)
     read_by = replace(test.job.plan, smoothing=plan.smoothing, suggestion=plan.suggestion)
-    return replace(test, job=replace(test.job, plan=read_by), reading=reading)
+    return replace(test, job=replace(test.job, plan=read_by), reading=plan.read(test.curve))
 
 
 def counted(number: int, noun: str) -> str:

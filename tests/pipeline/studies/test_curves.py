@@ -39,17 +39,6 @@ def test_the_grid_is_that_of_the_longest_also_where_its_end_is_not_finite():
     assert running.tolist() == [2, 2, 2, 0]
 
 
-def test_the_first_learning_rate_that_differs_is_named(complains):
-    other = LRCurve([0.01, 0.1, 0.9], [3.0, 2.0, 1.0])
-    with complains("curve 1", "lr=0.9", "iteration 2", "has 1:"):
-        stacked([curve(3, 2, 1, 2), other])
-
-
-def test_the_last_digits_of_a_ramp_do_not_differ():
-    other = LRCurve(LR * (1 + 1e-13), [1.0, 1.0, 1.0, 1.0])
-    assert stacked([curve(3, 2, 1), other])[2].tolist() == [2, 2, 2, 1]
-
-
 PER_ITERATION = 0.05
 
 

@@ -66,9 +66,6 @@ def test_what_the_figures_of_the_spread_show(found, suggesting, lines, rows):
     at_start = [y for x, y in band.get_paths()[0].vertices if x == pytest.approx(1e-6)]
     assert (min(at_start), max(at_start)) == pytest.approx((4.4 + 0.2 * 2, 6.4 + 0.8 * 1))
     assert running.get_lines()[0].get_ydata().tolist() == [3] * 71
-    (image,) = figures["overlaps"].axes[0].get_images()
-    third = pytest.approx(1 / 3)
-    assert image.get_array().tolist() == [[1, third, 0], [third, 1, 0], [0, 0, 1]]
     assert list(rows(figures["ranges"])) == ["seed 0", "seed 1", "seed 2"]
     assert rows(figures["ranges"])["seed 1"] == pytest.approx((1e-3, 1e-1))
 
@@ -239,8 +236,6 @@ def test_the_variance_is_divided_by_hand(found, suggesting):
     parts = findings.tables["Variance of log10(max LR)"].set_index("source")
     assert parts["variance, decades²"].tolist() == pytest.approx([0.04, 0.96, 1])
     assert parts["share"].tolist() == pytest.approx([0.04, 0.96, 1])
-    bars = findings.figures["shares"].axes[0].patches
-    assert [bar.get_width() for bar in bars] == pytest.approx([0.04, 0.96])
     new, same = findings.figures["both"].axes
     assert "new weights" in new.get_title().lower()
     assert "same weights" in same.get_title().lower()
@@ -255,19 +250,17 @@ def test_no_two_tests_of_a_data_order_study_are_the_same(study_of, suggesting):
     assert len({job.name for job in study.run.jobs}) == 6
 
 
-def test_maxima_without_variance_have_no_shares_and_can_be_drawn(found, suggesting):
+def test_maxima_without_variance_have_no_shares(found, suggesting):
     findings = order_study(found, suggesting, [-2, -2, -2], [-2.2, -2, -1.8])
     assert math.isnan(findings.metrics["order_share"])
     assert findings.metrics["order_sd_decades"] == pytest.approx(0.2)
     assert findings.sentences[-1].startswith("With new weights all maxima are equal")
-    findings.figures["shares"].draw_without_rendering()
 
 
 @pytest.mark.parametrize("same", [[-2.9, -2.0, -0.9], [-2, -2, -2]])
-def test_the_whole_and_nothing_of_the_variance_can_be_drawn(found, suggesting, same):
+def test_the_order_may_be_the_whole_and_nothing_of_the_variance(found, suggesting, same):
     findings = order_study(found, suggesting, [-2.9, -2.0, -0.9], same)
     assert findings.metrics["order_share"] in (pytest.approx(1), 0)
-    findings.figures["shares"].draw_without_rendering()
 
 
 def test_a_group_of_which_too_few_are_left_is_named(found, suggesting, complains):

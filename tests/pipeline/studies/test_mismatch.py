@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from pipeline.jobs.jobs import RangeTestJob
@@ -42,7 +41,7 @@ def test_the_two_by_two_by_hand(found, crossed, lines):
         "val_loss.B_with_B": 0.4,
     }
     differ, diverged, a_ends, b_ends, verdict = findings.sentences
-    assert "A (seed 0) and B (seed 1)" in differ
+    assert "A (seed 0) has the highest maximum and B (seed 1) the lowest" in differ
     assert "0.001 to 0.1 and 1e-05 to 0.0001, 1 decades apart" in differ
     assert "1 of the four" in diverged
     assert "B with A's range" in diverged
@@ -54,16 +53,7 @@ def test_the_two_by_two_by_hand(found, crossed, lines):
     assert table.loc[("B", "A"), "lr_max"] == pytest.approx(0.1)
     assert table.loc[("A", "B"), "lr_max"] == pytest.approx(1e-4)
     assert table["diverged"].tolist() == [False, False, True, False]
-    matrix = findings.figures["trainings"].axes[0]
-    (image,) = matrix.get_images()
-    assert np.ma.filled(image.get_array(), -1).tolist() == [[0.5, 0.6], [-1, 0.4]]
-    assert [text.get_text() for text in matrix.texts] == [
-        "0.5",
-        "0.6",
-        "not finite, diverged",
-        "0.4",
-    ]
-    assert len(lines(findings.figures["trainings"], 1)) == 4
+    assert len(lines(findings.figures["trainings"])) == 4
     for figure in findings.figures.values():
         figure.draw_without_rendering()
 
@@ -124,7 +114,7 @@ def test_ranges_that_overlap_are_said_to(found, crossed):
 def test_without_two_maxima_there_is_nothing_to_exchange(study_of, crossed, complains):
     equal = [(1e-3, 1e-1), (1e-3, 1e-1)]
     for ranges, words in (
-        (equal, ("all 2 ranges are 0.001 to 0.1", "no two differ")),
+        (equal, ("the maxima of all 2", "0.1", "raise the number")),
         ([(1e-3, 1e-1), (1e-4, 1e-1)], ("the maxima of all 2", "0.1", "raise the number")),
     ):
         study = study_of("mismatch", crossed(ranges), tests=2)

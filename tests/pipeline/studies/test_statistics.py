@@ -10,10 +10,7 @@ from lrrt_stage import LRRange
 from pipeline.studies.statistics import (
     best_covered,
     decompose,
-    farthest_pair,
-    gap,
     overlap,
-    overlaps,
     quantiles,
     slope,
 )
@@ -67,61 +64,14 @@ def test_the_overlap_is_intersection_over_union_in_decades():
     assert overlap(HIGH, HIGH) == 1
 
 
-def test_overlaps_is_a_symmetric_matrix_of_all_pairs():
-    matrix = overlaps([LOW, MIDDLE, HIGH])
-    third = pytest.approx(1 / 3)
-    assert matrix.tolist() == [[1, 0, 0], [0, 1, third], [0, third, 1]]
-
-
-def test_overlap_and_gap_are_symmetric_bounded_and_do_not_depend_on_the_unit():
+def test_the_overlap_is_symmetric_bounded_and_does_not_depend_on_the_unit():
     ranges = random_ranges(30)
-    matrix = overlaps(ranges)
+    scaled = [LRRange(each.min * 37, each.max * 37) for each in ranges]
     for i, a in enumerate(ranges):
         for j, b in enumerate(ranges):
-            assert overlap(a, b) == overlap(b, a) == matrix[i, j]
+            assert overlap(a, b) == overlap(b, a)
             assert 0 <= overlap(a, b) <= 1
-            assert gap(a, b) == gap(b, a) >= 0
-            assert (gap(a, b) > 0) == (overlap(a, b) == 0)
-    scaled = [LRRange(each.min * 37, each.max * 37) for each in ranges]
-    assert np.allclose(overlaps(scaled), matrix, atol=1e-12)
-    assert farthest_pair(scaled) == farthest_pair(ranges)
-
-
-def test_the_gap_in_decades():
-    assert gap(LOW, HIGH) == gap(HIGH, LOW) == pytest.approx(1)  # 0.01 to 0.1
-    assert gap(LOW, MIDDLE) == 0
-    assert gap(MIDDLE, HIGH) == 0
-
-
-def test_the_widest_gap_counts_before_the_distance_of_the_maxima():
-    # Of the second, the last is 2 decades away; the third but 1, though its maximum is 6 higher.
-    ranges = [LRRange(1e-3, 1.0), LRRange(1e-5, 1e-4), LRRange(1e-3, 100.0), LRRange(0.01, 0.02)]
-    assert farthest_pair(ranges) == (1, 3)
-
-
-def test_the_maxima_decide_among_equal_gaps_and_where_there_is_none():
-    none = [LRRange(0.01, 1.0), LRRange(0.001, 2.0), LRRange(0.02, 0.3)]
-    assert farthest_pair(none) == (1, 2)
-    equal = [LRRange(0.01, 0.1), LRRange(1.0, 2.0), LRRange(1.0, 5.0)]
-    assert farthest_pair(equal) == (0, 2)
-
-
-def test_a_tie_to_the_last_digits_of_a_logarithm_is_a_tie():
-    more = 1 + 1e-12
-    gaps = [LRRange(0.01, 0.1), LRRange(1.0, 5.0), LRRange(1.0 * more, 2.0)]
-    assert farthest_pair(gaps) == (0, 1)  # the maxima decide
-    maxima = [LRRange(0.1, 1.0), LRRange(0.1, 2.0 * more), LRRange(0.01, 2.0)]
-    assert farthest_pair(maxima) == (0, 2)  # the minima decide
-
-
-def test_equal_maxima_leave_it_to_the_minima():
-    ranges = [LRRange(0.1, 1.0), LRRange(0.1, 1.0), LRRange(0.01, 1.0)]
-    assert farthest_pair(ranges) == (0, 2)
-
-
-def test_ranges_of_which_no_two_differ_are_refused(complains):
-    with complains("all 3 ranges", "0.1 to 10", "no two differ"):
-        farthest_pair([HIGH] * 3)
+            assert overlap(scaled[i], scaled[j]) == pytest.approx(overlap(a, b), abs=1e-12)
 
 
 def test_the_variances_by_hand():
@@ -217,7 +167,7 @@ def test_shares_depend_neither_on_the_unit_nor_on_the_centre():
 def test_a_power_of_the_batch_size_is_found_exactly(exponent):
     sizes = np.array([32, 64, 128, 512])
     fit = slope(sizes, 0.003 * sizes**exponent)
-    assert (fit.value, fit.low, fit.high) == pytest.approx((exponent,) * 3, abs=1e-12)
+    assert (fit.value, fit.low, fit.high) == pytest.approx((exponent,) * 3, abs=1e-7)
 
 
 def test_the_slope_by_hand():
