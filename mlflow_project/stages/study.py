@@ -110,7 +110,7 @@ def study_stage(
         study = Study(task, plan, options, training, tests, source)
         with staged_files(run) as folder:
             try:
-                findings = KINDS[options.kind].carry_out(study)
+                findings = KINDS[options.kind](study)
             except NoSuggestion:
                 # What was measured is all there is to show.
                 measured = [each for each in tests.results if isinstance(each, RangeTestResult)]

@@ -17,12 +17,11 @@ from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import drawable, label_losses, lag_free, stacked
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import Estimate, coverage, slope
-from pipeline.studies.study import Findings, Study, by_label, kind, suggested
+from pipeline.studies.study import Findings, Study, by_label, suggested
 
 __all__ = ["batch_size_study"]
 
 
-@kind("batch-size", 9)
 def batch_size_study(study: Study) -> Findings:
     """A list of batch sizes from the same weights, in several data orders (article, Fig 9)."""
     sizes = study.options.list_of("batch_sizes", int)

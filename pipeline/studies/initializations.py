@@ -17,12 +17,11 @@ from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import bands_figure, curves_figure, loss_read, ranges_figure
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import Decomposition, coverage, decompose, overlap, quantiles
-from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
+from pipeline.studies.study import Findings, Study, by_label, counted, suggested
 
 __all__ = ["data_order_study", "initializations_study", "varied_jobs"]
 
 
-@kind("initializations", 4)
 def initializations_study(study: Study) -> Findings:
     """Many tests, with new initial weights and a new data order each (article, Fig 4 and 5)."""
     return _spread_findings(
@@ -34,7 +33,6 @@ def initializations_study(study: Study) -> Findings:
     )
 
 
-@kind("data-order", 5)
 def data_order_study(study: Study) -> Findings:
     """Many tests on the same weights in different data orders, beside as many with new weights.
 

@@ -17,12 +17,11 @@ from pipeline.studies.curves import ranges_figure
 from pipeline.studies.initializations import varied_jobs
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import coverage
-from pipeline.studies.study import Findings, Study, counted, kind, suggested
+from pipeline.studies.study import Findings, Study, counted, suggested
 
 __all__ = ["mismatch_study"]
 
 
-@kind("mismatch", 7)
 def mismatch_study(study: Study) -> Findings:
     """The initialisations A and B of the highest and the lowest maximum, trained with both ranges.
 

@@ -26,7 +26,7 @@ from lrrt_stage.rules.registry import smoothed_loss
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from pipeline.studies.curves import drawable, label_losses, lag_of_minimum, plot_published
 from pipeline.studies.statistics import coverage
-from pipeline.studies.study import Findings, Study, kind
+from pipeline.studies.study import Findings, Study
 
 __all__ = ["smoothing_study"]
 
@@ -36,7 +36,6 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-@kind("smoothing", 3)
 def smoothing_study(study: Study) -> Findings:
     """One test, read with each of the three averages at several β (article, Fig 3)."""
     betas = study.options.list_of("betas", float)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any
 
 import pandas as pd
@@ -20,12 +19,10 @@ from pipeline.training.loop import TrainOptions
 __all__ = [
     "KINDS",
     "Findings",
-    "Kind",
     "Study",
     "StudyOptions",
     "by_label",
     "counted",
-    "kind",
     "matching_tests",
     "suggested",
 ]
@@ -96,17 +93,8 @@ class Study:
         return tests
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of study."""
-
-    carry_out: Callable[[Study], Findings]
-    position: float
-    """Its place in a report; kinds of the same position stand in the order of the sections."""
-
-
-KINDS: dict[str, Kind] = {}
-"""Name of a kind of study -> the kind."""
+KINDS: dict[str, Callable[[Study], Findings]] = {}
+"""Name of a kind of study -> its function, in the order of a report."""
 
 
 @dataclass(frozen=True)
@@ -154,18 +142,6 @@ class StudyOptions(Options):
             raise LRRTError(
                 f"{name}={text!r} is not a list of numbers: write them as in {default}"
             ) from None
-
-
-def kind(
-    name: str, position: float = inf
-) -> Callable[[Callable[[Study], Findings]], Callable[[Study], Findings]]:
-    """Register the decorated function as the :class:`Kind` of this name."""
-
-    def register(function: Callable[[Study], Findings]) -> Callable[[Study], Findings]:
-        KINDS[name] = Kind(function, position)
-        return function
-
-    return register
 
 
 def suggested(tests: Sequence[RangeTestResult], at_least: int = 1) -> list[LRRange]:

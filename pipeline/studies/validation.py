@@ -18,13 +18,12 @@ from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import drawable, label_losses, plot_published
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import coverage
-from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
+from pipeline.studies.study import Findings, Study, by_label, counted, suggested
 from pipeline.task.plan import ValidationOptions
 
 __all__ = ["validation_study"]
 
 
-@kind("validation", 8)
 def validation_study(study: Study) -> Findings:
     """Training and validation loss, unsmoothed, over the learning rate (article, Fig 8).
 

@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
-    CosineAnnealingWarmRestarts,
     CyclicLR,
+    LambdaLR,
     LRScheduler,
     OneCycleLR,
 )
@@ -123,21 +122,15 @@ def triangular(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRS
 
 def warm_restarts(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """Three cosines from maximum to minimum, each twice as long (Loshchilov & Hutter 2016)."""
-    # 1 + 2 + 4 sevenths of the steps.
-    return _WarmRestarts(optimizer, max(-(-steps // 7), 1), max(low) / max(high))
+    # 1 + 2 + 4 sevenths of the steps. Torch's own scheduler has one minimum for all groups.
+    first, lowest = -(-steps // 7), max(low) / max(high)
 
+    def share_of_maximum(step: int) -> float:
+        length = 2 ** math.floor(math.log2(step / first + 1))
+        done = (step - first * (length - 1)) / (first * length)
+        return lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
 
-class _WarmRestarts(CosineAnnealingWarmRestarts):
-    """The scheduler of torch has one minimum for all groups; here it is a share of each maximum."""
-
-    def __init__(self, optimizer: Optimizer, first: int, min_share: float) -> None:
-        self.min_share = min_share
-        super().__init__(optimizer, T_0=first, T_mult=2)
-
-    def get_lr(self) -> list[float | Tensor]:
-        cosine = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
-        share = self.min_share + (1 - self.min_share) * cosine
-        return [maximum * share for maximum in self.base_lrs]
+    return LambdaLR(optimizer, share_of_maximum)
 
 
 def constant(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:

@@ -244,7 +244,7 @@ def test_the_variance_is_divided_by_hand(found, suggesting):
 
 def test_no_two_tests_of_a_data_order_study_are_the_same(study_of, suggesting):
     study = study_of("data-order", lambda job: suggesting(job, 1e-4, 1e-2), tests=3)
-    KINDS["data-order"].carry_out(study)
+    KINDS["data-order"](study)
     seeds = [(job.task.seed, job.task.data_seed) for job in study.run.jobs]
     assert seeds == [(0, 0), (1, 1), (2, 2), (0, 3), (0, 4), (0, 5)]
     assert len({job.name for job in study.run.jobs}) == 6

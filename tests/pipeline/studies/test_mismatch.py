@@ -60,7 +60,7 @@ def test_the_two_by_two_by_hand(found, crossed, lines):
 
 def test_each_training_starts_from_its_own_weights(study_of, crossed):
     study = study_of("mismatch", crossed(), tests=3)
-    KINDS["mismatch"].carry_out(study)
+    KINDS["mismatch"](study)
     trainings = study.run.jobs[3:]
     assert [(job.name, job.task.seed, job.task.data_seed) for job in trainings] == [
         ("A with A's range", 0, 0),
@@ -119,7 +119,7 @@ def test_without_two_maxima_there_is_nothing_to_exchange(study_of, crossed, comp
     ):
         study = study_of("mismatch", crossed(ranges), tests=2)
         with complains(*words):
-            KINDS["mismatch"].carry_out(study)
+            KINDS["mismatch"](study)
         assert len(study.run.jobs) == 2  # no training
 
 
@@ -134,7 +134,7 @@ def test_a_training_that_failed_is_told_with_its_reason(found, crossed, complain
 def test_the_tests_of_a_finished_study_are_taken(study_of, crossed, suggesting, job):
     source = [suggesting(job(seed, 10 + seed), *RANGES[seed]) for seed in (0, 1)]
     study = study_of("mismatch", crossed(), source=source)
-    findings = KINDS["mismatch"].carry_out(study)
+    findings = KINDS["mismatch"](study)
     assert len(study.run.jobs) == 4
     assert {each.task.data_seed for each in study.run.jobs} == {10, 11}
     assert "Of 2 initialisations" in findings.sentences[0]
@@ -144,11 +144,11 @@ def test_two_orders_are_not_two_initialisations(study_of, crossed, suggesting, j
     orders = [suggesting(job(0, order), *RANGES[order]) for order in (0, 1)]
     study = study_of("mismatch", crossed(), source=orders)
     with complains("1 initialisation of this task", "2 are needed"):
-        KINDS["mismatch"].carry_out(study)
+        KINDS["mismatch"](study)
     assert study.run.jobs == []
 
     more = [*orders, suggesting(job(2), *RANGES[2])]
-    findings = KINDS["mismatch"].carry_out(study_of("mismatch", crossed(), source=more))
+    findings = KINDS["mismatch"](study_of("mismatch", crossed(), source=more))
     assert findings.tables["Tests"]["test"].tolist() == ["seed 0 order 0", "seed 2 order 0"]
 
 

@@ -93,7 +93,7 @@ def test_what_the_figure_shows(found, watching, lines):
 def test_the_tests_take_turns_and_differ_in_validation_alone(study_of, watching):
     plan = replace(RangeTestPlan(), validation=ValidationOptions("none", 17))
     study = study_of("validation", watching(), plan=plan, tests=2)
-    KINDS["validation"].carry_out(study)
+    KINDS["validation"](study)
     jobs = study.run.jobs
     assert [(j.plan.validation.validation, j.plan.validation.validation_sample) for j in jobs] == [
         ("none", 17),
