@@ -75,12 +75,23 @@ class Setup:
     deployed: Callable[[nn.Module], Deployed] | None = None
 
     def __post_init__(self) -> None:
-        self._check_kinds()
+        for name, kind in (("model", nn.Module), ("optimizer", Optimizer)):
+            value, wanted = getattr(self, name), f"{kind.__module__}.{kind.__name__}"
+            require(
+                isinstance(value, kind),
+                f"{name} is {describe(value)}: give an instance of {wanted}",
+            )
+        for name in ("loss_fn", "batch_loss", "probe", "deployed"):
+            value = getattr(self, name)
+            require(
+                value is None or (callable(value) and not isinstance(value, type)),
+                f"{name} is {describe(value)}: give a function, or an instance that can be called",
+            )
         require_trainable(self.model, self.optimizer)
         for name in ("train_batches", "val_batches"):
             batches = getattr(self, name)
             require(
-                batches is None or epoch_length(batches) > 0,
+                (batches is None and name == "val_batches") or epoch_length(batches) > 0,
                 f"{name} has no batch or no length: give a DataLoader, or any other object with a "
                 "length that can be iterated repeatedly",
             )
@@ -91,23 +102,6 @@ class Setup:
                 "another name than that of the loss",
             )
         self.directions = {name: _direction(name, each) for name, each in self.metrics.items()}
-
-    def _check_kinds(self) -> None:
-        kinds = {"model": nn.Module, "optimizer": Optimizer}
-        kinds |= {"train_batches": Iterable, "val_batches": Iterable, "metrics": Mapping}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if value is None and name == "val_batches":
-                continue
-            wanted = f"{kind.__module__}.{kind.__name__}".replace("collections.abc.", "")
-            fits = isinstance(value, kind)
-            require(fits, f"{name} is {describe(value)}: give an instance of {wanted}")
-        for name in ("loss_fn", "batch_loss", "probe", "deployed"):
-            value = getattr(self, name)
-            require(
-                value is None or (callable(value) and not isinstance(value, type)),
-                f"{name} is {describe(value)}: give a function, or an instance that can be called",
-            )
 
     @property
     def loss_modules(self) -> list[nn.Module]:

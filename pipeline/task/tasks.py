@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.settings import Options, option_text, require, setting
 from lrrt_stage.state.weights import INITIALIZERS
@@ -26,8 +25,8 @@ CACHE = "~/.cache/lrrt-stage"
 class Task(BuiltinOptions, StepOptions):
     """The setup, the initial weights, the seeds, and how a step is taken.
 
-    Frozen; goes to JSON and back unchanged. With a ``setup`` of the user's, the options of the
-    built-in one must be left alone.
+    Frozen; what ``dataclasses.asdict`` makes of it goes to JSON and back. With a ``setup`` of the
+    user's, the options of the built-in one must be left alone.
     """
 
     setup: str | None = setting(
@@ -102,28 +101,6 @@ class Task(BuiltinOptions, StepOptions):
         return {k: v for k, v in values.items() if k not in BUILTIN} | {
             f"setup_args.{name}": value for name, value in arguments.items()
         }
-
-    def to_json(self) -> str:
-        """Return the task as JSON, keys sorted."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Task:
-        """Return the task that :meth:`to_json` wrote.
-
-        Raises
-        ------
-        LRRTError
-            If the text is not JSON, or names a field that this version does not know.
-        """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise LRRTError(f"the task is not JSON ({error}): it was altered") from None
-        require(isinstance(values, dict), f"the task is {text.strip()[:20]!r}, not a JSON object")
-        unknown = set(values) - {field.name for field in fields(cls)}
-        require(not unknown, f"the task has unknown fields {sorted(unknown)}: update lrrt-stage")
-        return cls(**values)
 
     def differences(self, other: Task) -> list[str]:
         """Return ``field: mine, not theirs`` for every field that differs."""
