@@ -85,17 +85,6 @@ def data_order_study(study: Study) -> Findings:
         tables={
             **found.tables,
             "Suggested ranges, new weights": quantiles(suggested(new)).reset_index(names="end"),
-            "Variance of log10(max LR)": pd.DataFrame(
-                {
-                    "source": ["data order", "initialisation", "both"],
-                    "variance, decades²": [
-                        parts.order_variance,
-                        parts.init_variance,
-                        parts.total_variance,
-                    ],
-                    "share": [share.value, 1 - share.value, 1.0],
-                }
-            ),
             "Tests": tests_table(tests),
         },
     )
@@ -103,7 +92,11 @@ def data_order_study(study: Study) -> Findings:
 
 def varied_jobs(study: Study, count: int) -> list[RangeTestJob]:
     """Return ``count`` tests with new initial weights and a new data order each."""
-    study.require_drawn_weights()
+    require(
+        not study.task.initial.startswith("file:"),
+        f"kind={study.options.kind} compares weights of several seeds, but init="
+        f"{study.task.init!r} gives the same to all: use an initialiser",
+    )
     jobs = []
     for index in range(count):
         seeds = {"seed": study.task.seed + index, "data_seed": study.task.data_seed + index}

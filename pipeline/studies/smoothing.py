@@ -19,7 +19,6 @@ from lrrt_stage import (
     suggest,
 )
 from lrrt_stage.plots import drawing
-from lrrt_stage.plots.curve_plot import LR_LABEL
 from lrrt_stage.rules.registry import smoothed_loss
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from pipeline.studies.curves import drawable, label_losses, lag_of_minimum, plot_published
@@ -144,21 +143,10 @@ def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figur
 
 
 def _lags_figure(table: pd.DataFrame) -> Figure:
-    panels = {
-        "lag_decades": ("How late the minimum is found", "decades of LR"),
-        "lr_max": ("Suggested maximum", LR_LABEL),
-    }
-    figure, axes = drawing.new_figure(heights=[3.2], columns=2, width=4.6)
-    for ax, (column, (title, ylabel)) in zip(axes, panels.items(), strict=True):
-        drawing.label_axes(ax, title, "β", ylabel, log="y" if column.startswith("lr") else "")
-        for average, style in STYLES.items():
-            part = table[table["average"] == average]
-            ax.plot(part["beta"], part[column], "o", ms=4, label=average, **style)
-        known = table[column].dropna()
-        if column.startswith("lr") and len(known):
-            # At least two decades, so that steps of the ramp do not look like differences.
-            ax.set_ylim(known.min() / 10, known.max() * 10)
-        elif len(known):
-            ax.set_ylim(min(0.0, 1.1 * known.min()), max(1.15 * known.max(), 0.1))
-    drawing.legend_below(axes[0])
+    figure, (ax,) = drawing.new_figure()
+    drawing.label_axes(ax, "How late the minimum of the loss is found", "β", "decades of LR")
+    for average, style in STYLES.items():
+        part = table[table["average"] == average]
+        ax.plot(part["beta"], part["lag_decades"], "o", ms=4, label=average, **style)
+    drawing.legend_below(ax)
     return drawing.finished(figure)

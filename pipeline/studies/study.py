@@ -71,14 +71,6 @@ class Study:
         )
         return count
 
-    def require_drawn_weights(self) -> None:
-        """Raise LRRTError if every seed gives the same weights, read from a file."""
-        require(
-            not self.task.initial.startswith("file:"),
-            f"kind={self.options.kind} compares weights of several seeds, but init="
-            f"{self.task.init!r} gives the same to all: use an initialiser",
-        )
-
     def job(self, name: str, labels: Mapping[str, Any], **changes: Any) -> RangeTestJob:
         """Return a range test of the study's task with ``changes`` to it."""
         return RangeTestJob(name, self.task.changed(**changes), self.plan, labels)

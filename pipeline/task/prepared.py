@@ -13,7 +13,6 @@ from torch import Tensor
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
 from lrrt_stage.errors import LRRTError, describe, loader_error
 from lrrt_stage.measure.evaluations import examples_in, tensors_in
-from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import TrainingStep, require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
@@ -24,11 +23,14 @@ from pipeline.data.factories import call_factory, cause_of, load_factory
 from pipeline.data.splits import Data
 from pipeline.models.networks import check_output
 from pipeline.task.builtin import builtin_setup
-from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_evaluations
+from pipeline.task.plan import RangeTestPlan, ValidationOptions
 from pipeline.task.setup import Setup
 from pipeline.task.tasks import Runtime, Task
 
 __all__ = ["PreparedTask", "errors_of"]
+
+FULL_EVALUATIONS = 2
+"""Of the full validation set in a test with a sample: enough to see how far the sample is off."""
 
 
 class PreparedTask:
@@ -118,7 +120,6 @@ class PreparedTask:
         """Run the range test from the weights ``state``."""
         start = self.start(state)
         plan = plan or RangeTestPlan()
-        iterations = plan.ramp.iterations_for(start.train_batches, self.task.accumulate)
         # Separate, so that the test draws the same numbers whatever is evaluated.
         with (
             seeded(self.task.data_seed),
@@ -129,7 +130,7 @@ class PreparedTask:
             probe = self._held_out(start, size, plan.validation.probe) if size > 0 else None
             if probe is not None and examples_in(probe) < 2:
                 probe = None  # batch norm needs two examples
-            validation = self._validation(start, plan.validation, iterations)
+            validation = self._validation(start, plan.validation)
         with seeded(self.task.data_seed), errors_of(self.task):
             return range_test(
                 start.model,
@@ -183,9 +184,7 @@ class PreparedTask:
         )
         return next(iter(setup.val_batches))
 
-    def _validation(
-        self, setup: Setup, options: ValidationOptions, iterations: int
-    ) -> Validation | None:
+    def _validation(self, setup: Setup, options: ValidationOptions) -> Validation | None:
         if options.validation == "none":
             return None
         require(
@@ -197,10 +196,7 @@ class PreparedTask:
             return Validation(list(setup.val_batches), batch_loss=setup.evaluation_loss)
         size = options.sample_size(self.batch_size)
         sample = self._held_out(setup, size, options.validation_sample)
-        trained = iterations * self.batch_size * self.task.accumulate
-        available = epoch_length(setup.val_batches) * examples_in(next(iter(setup.val_batches)))
-        evaluations = full_evaluations(trained, available)
-        return Validation([sample], setup.val_batches, evaluations, setup.evaluation_loss)
+        return Validation([sample], setup.val_batches, FULL_EVALUATIONS, setup.evaluation_loss)
 
     def _first_batch(self, setup: Setup) -> Any:
         with seeded(self.task.data_seed):
