@@ -117,7 +117,7 @@ def _curves_figure(groups: Mapping[int, list[RangeTestResult]]) -> Figure:
     for ax, (title, average) in zip(axes, averages.items(), strict=True):
         medians = []
         for index, (size, tests) in enumerate(groups.items()):
-            lr, loss, _ = stacked([LRCurve(t.curve.finite.lr, average(t)) for t in tests])
+            lr, loss = stacked([LRCurve(t.curve.finite.lr, average(t)) for t in tests])
             medians.append(np.median(loss, axis=0))
             color, style = drawing.COLORS[index % 7], "--" if index >= 7 else "-"
             ax.plot(lr, medians[-1], color=color, ls=style, lw=2, label=f"batch size {size}")

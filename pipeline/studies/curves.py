@@ -22,7 +22,6 @@ from pipeline.task.tasks import Task
 
 __all__ = [
     "bands_figure",
-    "curves_figure",
     "drawable",
     "label_losses",
     "lag_free",
@@ -54,23 +53,20 @@ def loss_name(readings: Iterable[Reading]) -> str:
     return " or ".join(dict.fromkeys(name for name, _ in found))
 
 
-def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put curves of the same ramp on the LR grid ``[m]`` of the longest; return it and two more.
+def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the LR grid ``[m]`` of the longest of curves of one ramp, and the losses ``[k, m]``.
 
-    They are the losses ``[k, m]``, a row per curve, and how many tests were still running ``[m]``.
     A test that ended early, or in a loss that is not finite, keeps its last finite value to the
     end, as in the published code of S. Maggio, *The Learning Rate Black Magic* (2020). So a
     quantile over tests counts a diverged one as high, but no higher than where it stopped.
     """
     lr = max((curve.lr for curve in curves), key=len)
     loss = np.empty((len(curves), len(lr)))
-    running = np.zeros(len(lr), dtype=np.int64)
     for index, curve in enumerate(curves):
         finite = curve.finite.loss
         loss[index, : len(finite)] = finite
         loss[index, len(finite) :] = finite[-1]
-        running[: len(finite)] += 1
-    return lr, loss, running
+    return lr, loss
 
 
 def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
@@ -125,7 +121,7 @@ def label_losses(ax: Axes, title: str, name: str, losses: Sequence[np.ndarray]) 
 def _plot_band(tests: Sequence[RangeTestResult], title: str, ax: Axes) -> None:
     """Draw the loss that the rule reads: each test, the median, and the 10 to 90 % band."""
     readings = [test.reading for test in drawable(tests)]
-    lr, loss, _ = stacked([loss_read(reading) for reading in readings])
+    lr, loss = stacked([loss_read(reading) for reading in readings])
     q10, median, q90 = np.quantile(loss, [0.1, 0.5, 0.9], axis=0)
     ends = quantiles(suggested(tests))["median"]
     label = f"between the medians: {ends['min']:.3g} to {ends['max']:.3g}"
@@ -149,19 +145,6 @@ def bands_figure(groups: Mapping[str, Sequence[RangeTestResult]]) -> Figure:
     for ax in axes:
         ax.sharex(axes[0])
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    return drawing.finished(figure)
-
-
-def curves_figure(tests: Sequence[RangeTestResult], title: str) -> Figure:
-    """Return the curves of tests, and how many of them were still running at a learning rate."""
-    figure, (losses, running) = drawing.new_figure(heights=[4.2, 1.8])
-    _plot_band(tests, title, losses)
-    lr, _, count = stacked([test.curve for test in drawable(tests)])
-    running.plot(lr, count, color=drawing.GREY, drawstyle="steps-post")
-    label = "Tests still running; a test that stopped counts with its last loss above"
-    drawing.label_axes(running, label, LR_LABEL, "tests", log="x")
-    running.set_ylim(0, count[0] * 1.1)
-    running.sharex(losses)
     return drawing.finished(figure)
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 from lrrt_stage import LRRange
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.curves import bands_figure, curves_figure, loss_read, ranges_figure
+from pipeline.studies.curves import bands_figure, loss_read, ranges_figure
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import Decomposition, coverage, decompose, overlap, quantiles
 from pipeline.studies.study import Findings, Study, by_label, counted, suggested
@@ -144,7 +144,7 @@ def _spread_findings(
             **covered,
         },
         {
-            "curves": curves_figure(tests, title),
+            "curves": bands_figure({title: tests}),
             "ranges": ranges_figure(tests),
             "groups": bands_figure(by_magnitude),
         },

@@ -91,11 +91,6 @@ class Decomposition:
     order_share: Estimate
     """NaN where the total variance is 0."""
 
-    @property
-    def init_variance(self) -> float:
-        """What the initialisation adds; a negative difference, which chance allows, counts as 0."""
-        return max(0.0, self.total_variance - self.order_variance)
-
 
 def decompose(varied: list[float], order_only: list[float], seed: int = 0) -> Decomposition:
     """Split the variance of values between initialisation and data order.

@@ -56,7 +56,7 @@ def test_the_spread_of_three_initialisations_by_hand(found, suggesting):
 def test_what_the_figures_of_the_spread_show(found, suggesting, lines, rows):
     figures = found("initializations", each_of(THREE, suggesting), tests=3).figures
 
-    curves, running = figures["curves"].axes
+    (curves,) = figures["curves"].axes
     (span,) = curves.patches
     assert [span.get_x(), span.get_x() + span.get_width()] == pytest.approx([1e-4, 1e-2])
     assert len(curves.get_lines()) == 3 + 1
@@ -65,7 +65,6 @@ def test_what_the_figures_of_the_spread_show(found, suggesting, lines, rows):
     (band,) = curves.collections
     at_start = [y for x, y in band.get_paths()[0].vertices if x == pytest.approx(1e-6)]
     assert (min(at_start), max(at_start)) == pytest.approx((4.4 + 0.2 * 2, 6.4 + 0.8 * 1))
-    assert running.get_lines()[0].get_ydata().tolist() == [3] * 71
     assert list(rows(figures["ranges"])) == ["seed 0", "seed 1", "seed 2"]
     assert rows(figures["ranges"])["seed 1"] == pytest.approx((1e-3, 1e-1))
 
@@ -169,8 +168,7 @@ def test_a_test_that_was_never_finite_ends_no_study(found, suggesting, measured)
 
     findings = found("initializations", answer, tests=3)
     assert findings.metrics["without_suggestion"] == 1
-    (running,) = findings.figures["curves"].axes[1].get_lines()
-    assert running.get_ydata().tolist() == [2] * 71
+    assert len(findings.figures["curves"].axes[0].get_lines()) == 2 + 1
 
 
 def test_a_curve_that_diverged_counts_with_its_last_loss(found, measured, valley):
@@ -178,8 +176,7 @@ def test_a_curve_that_diverged_counts_with_its_last_loss(found, measured, valley
         whole = valley(0.1)
         return measured(job, whole[:60] if job.labels["seed"] == 0 else whole)
 
-    curves, running = found("initializations", answer, tests=2).figures["curves"].axes
-    assert running.get_lines()[0].get_ydata().tolist() == [2] * 60 + [1] * 11
+    (curves,) = found("initializations", answer, tests=2).figures["curves"].axes
     # At 10 the one is at 1 + 2 decades, the other was left at 1 + 0.9 of them.
     assert curves.get_lines()[-1].get_ydata()[-1] == pytest.approx((3.0 + 1.9) / 2)
 
