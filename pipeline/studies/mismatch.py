@@ -31,12 +31,12 @@ def mismatch_study(study: Study) -> Findings:
         tests = study.measure(varied_jobs(study, study.tests(20)))
     else:
         tests = _initialisations(study.source)
+    able = [test for test in tests if test.range is not None]
     found = suggested(tests, at_least=2)
-    by_maximum = {test.range.max: test for test in tests if test.range is not None}
-    pair = {"A": by_maximum[max(by_maximum)], "B": by_maximum[min(by_maximum)]}
-    a, b = pair["A"].range, pair["B"].range
-    assert a is not None
-    assert b is not None
+    maxima = [lr_range.max for lr_range in found]
+    ends = maxima.index(max(maxima)), maxima.index(min(maxima))
+    pair = dict(zip("AB", (able[index] for index in ends), strict=True))
+    a, b = (found[index] for index in ends)
     require(
         not math.isclose(a.max, b.max, rel_tol=1e-9),
         f"the maxima of all {len(found)} initialisations are {a.max:.3g}, so there is no other to "

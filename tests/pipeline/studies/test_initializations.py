@@ -257,11 +257,11 @@ def test_the_order_may_be_the_whole_and_nothing_of_the_variance(found, suggestin
     assert findings.metrics["order_share"] in (pytest.approx(1), 0)
 
 
-def test_a_group_of_which_too_few_are_left_is_named(found, suggesting, complains):
+def test_too_few_tests_that_did_not_fail_are_counted(found, suggesting, complains):
     def answer(job):
         return "broken" if job.name in ("order 0", "order 1") else suggesting(job, 1e-4, 1e-2)
 
-    with complains("1 test with same weights did not fail", "2 are needed"):
+    with complains("1 of 1 test with a curve gave a suggestion, of 2 needed"):
         found("data-order", answer, tests=3)
 
 
