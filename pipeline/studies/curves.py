@@ -76,9 +76,8 @@ def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
     at. A suggested maximum that is a tenth of the LR at the minimum is too high by as much. It is a
     lower bound where the smoothed loss is still falling at the curve's end.
 
-    The valley is steeper at its high side, which moves the lag-free minimum down too, by less than
-    a tenth of a decade; on simulated curves, noise of 5 % of the loss moves it by about a tenth
-    either way, noise of 15 % by two tenths.
+    On simulated curves, noise of 5 % of the loss moves the lag-free minimum by about a tenth of a
+    decade either way, noise of 15 % by two tenths.
     """
     lr, _, lowest = find_descent(curve, smoothing)
     # Where the smoothing is narrower than the window, the average is as narrow (its weights have
@@ -149,18 +148,14 @@ def bands_figure(groups: Mapping[str, Sequence[RangeTestResult]]) -> Figure:
 
 
 def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
-    """Return the range that each test suggests, one row each, and the published ones."""
+    """Return the range that each test suggests, one row each, over the published ones."""
     able = [test for test in tests if test.range is not None]
     figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.27 * len(able)])
     maximum, inside = best_covered(suggested(tests))
     label = f"{maximum:.3g}, inside the ranges of {inside} of {len(tests)} tests"
     ax.axvline(maximum, color=drawing.VERMILION, ls="--", label=label)
+    plot_published(tests[0].job.task, ax)
     plot_ranges({test.job.name: test.reading for test in able}, ax)
-    published = published_ranges(tests[0].job.task)
-    if published:
-        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
-        drawing.plot_bars(ax, ends, first_row=len(able), width=8, label="published")
-    drawing.name_rows(ax, [*(test.job.name for test in able), *published])
     drawing.legend_below(ax)
     return drawing.finished(figure)
 

@@ -16,7 +16,7 @@ from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import bands_figure, loss_read, ranges_figure
 from pipeline.studies.report import tests_table
-from pipeline.studies.statistics import Decomposition, coverage, decompose, overlap, quantiles
+from pipeline.studies.statistics import Estimate, coverage, order_share, overlap, quantiles
 from pipeline.studies.study import Findings, Study, by_label, counted, suggested
 
 __all__ = ["data_order_study", "initializations_study", "varied_jobs"]
@@ -49,8 +49,8 @@ def data_order_study(study: Study) -> Findings:
     tests = study.measure(jobs)
     groups = by_label(tests, "group")
     new, same = (groups.get(name, []) for name in ("new weights", "same weights"))
-    parts = decompose(_log_maxima(new), _log_maxima(same))
-    share = parts.order_share
+    new_maxima, same_maxima = _log_maxima(new), _log_maxima(same)
+    share = order_share(new_maxima, same_maxima)
     found = _spread_findings(
         same,
         "The same weights, different orders of the data",
@@ -64,7 +64,7 @@ def data_order_study(study: Study) -> Findings:
         sentences=[
             *found.sentences,
             _spread_sentence("With new weights as well", suggested(new)),
-            _decomposition_sentence(parts),
+            _share_sentence(share),
         ],
         metrics={
             **found.metrics,
@@ -72,8 +72,8 @@ def data_order_study(study: Study) -> Findings:
             "order_share_low": share.low,
             "order_share_high": share.high,
             "init_share": 1 - share.value,
-            "total_sd_decades": math.sqrt(parts.total_variance),
-            "order_sd_decades": math.sqrt(parts.order_variance),
+            "total_sd_decades": float(np.std(new_maxima, ddof=1)),
+            "order_sd_decades": float(np.std(same_maxima, ddof=1)),
         },
         figures={**found.figures, "both": bands_figure(both)},
         tables={
@@ -192,13 +192,12 @@ def _log_maxima(tests: Sequence[RangeTestResult]) -> list[float]:
     return [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
 
 
-def _decomposition_sentence(parts: Decomposition) -> str:
-    share = parts.order_share
+def _share_sentence(share: Estimate) -> str:
     if math.isnan(share.value):
         return "With new weights all maxima are equal: there is no variance to divide."
     caveat = "The order's part was measured on one initialisation alone."
-    if parts.order_variance > parts.total_variance:
-        caveat += " It varied more than both together, so initialisation is taken to add nothing."
+    if share.value == 1:
+        caveat += " It varied as much as both together, so initialisation is taken to add nothing."
     return (
         f"Of the variance of log10(max LR) over new weights and orders, {1 - share.value:.0%} is "
         f"due to initialisation and {share.value:.0%} to data order (90 % interval of the latter: "

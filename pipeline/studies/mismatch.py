@@ -114,8 +114,6 @@ def _initialisations(source: Sequence[RangeTestResult]) -> list[RangeTestResult]
 
 def _row(training: TrainingResult) -> dict[str, object]:
     history, lr_range = training.history, training.job.lr_range
-    losses = [epoch.val_loss for epoch in history.epochs]
-    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     # A network whose units died stays at the loss of a guess, and batch norm keeps the loss of
     # weights that exploded finite: so the last epoch is compared with the first loss.
     last = history.train_loss[-max(1, len(history.train_loss) // len(history.epochs)) :]
@@ -126,7 +124,6 @@ def _row(training: TrainingResult) -> dict[str, object]:
         "lr_max": lr_range.max,
         **history.epochs[-1].values(),
         "val_loss": history.val_loss,
-        "lowest_val_loss": min(finite, default=math.inf),
         "diverged": history.diverged or did_not_fall,
     }
 

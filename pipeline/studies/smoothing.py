@@ -66,16 +66,9 @@ def smoothing_study(study: Study) -> Findings:
             "lag_decades": now["lag_decades"],
             "lr_max_moved_decades": moved_max,
             "lr_min_moved_decades": moved_min,
-            **{
-                f"lag_decades.{smoothing.average}.{smoothing.beta:g}": lag
-                for smoothing, lag in zip(smoothings, table["lag_decades"], strict=True)
-            },
             **covered,
         },
-        {
-            "averages": _averages_figure(study, test.curve.finite, table),
-            "lags": _lags_figure(table),
-        },
+        {"averages": _averages_figure(study, test.curve.finite, table)},
         {"Averages": table},
     )
 
@@ -139,14 +132,4 @@ def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figur
         label_losses(ax, title, "training loss", [curve.loss])
         ax.sharex(axes[0])
     drawing.legend_below(axes[-1])
-    return drawing.finished(figure)
-
-
-def _lags_figure(table: pd.DataFrame) -> Figure:
-    figure, (ax,) = drawing.new_figure()
-    drawing.label_axes(ax, "How late the minimum of the loss is found", "β", "decades of LR")
-    for average, style in STYLES.items():
-        part = table[table["average"] == average]
-        ax.plot(part["beta"], part["lag_decades"], "o", ms=4, label=average, **style)
-    drawing.legend_below(ax)
     return drawing.finished(figure)

@@ -13,11 +13,10 @@ from scipy import stats
 from lrrt_stage import LRRange
 
 __all__ = [
-    "Decomposition",
     "Estimate",
     "best_covered",
     "coverage",
-    "decompose",
+    "order_share",
     "overlap",
     "quantiles",
     "slope",
@@ -82,39 +81,28 @@ class Estimate:
     high: float = nan
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """How much of the variance is due to the initialisation, and how much to the data order."""
-
-    total_variance: float
-    order_variance: float
-    order_share: Estimate
-    """NaN where the total variance is 0."""
-
-
-def decompose(varied: list[float], order_only: list[float], seed: int = 0) -> Decomposition:
-    """Split the variance of values between initialisation and data order.
+def order_share(varied: list[float], order_only: list[float], seed: int = 0) -> Estimate:
+    """Return the share of the data order in the variance of values, beside the initialisation's.
 
     ``varied`` are values of tests that differ in both, ``order_only`` those of tests on the same
     weights. A value is taken to be ``μ + initialisation + order``, the two effects independent and
-    additive. The order's effect is measured at one initialisation: the shares mean what they say
-    only if it is as large at the others.
+    additive. The order's effect is measured at one initialisation: the share means what it says
+    only if it is as large at the others. Without any variance of ``varied``, it is NaN.
 
     The interval is the percentile bootstrap of both samples (Efron & Tibshirani 1993, ch. 13),
     without the resamples of ``varied`` that have no spread. With 20 tests of each kind it is wide,
     and misses the truth somewhat more often than it says.
     """
     both, order = np.array(varied), np.array(order_only)
-    total, order_variance = float(_variance(both)), float(_variance(order))
+    total = float(_variance(both))
     if total == 0:
-        return Decomposition(total, order_variance, Estimate(nan))
+        return Estimate(nan)
     rng = np.random.default_rng(seed)
     totals = _variance(rng.choice(both, (RESAMPLES, len(both))))
     orders = _variance(rng.choice(order, (RESAMPLES, len(order))))
     shares = np.minimum(1.0, orders[totals > 0] / totals[totals > 0])
     low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
-    share = min(1.0, order_variance / total)
-    return Decomposition(total, order_variance, Estimate(share, low, high))
+    return Estimate(min(1.0, float(_variance(order)) / total), low, high)
 
 
 def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:

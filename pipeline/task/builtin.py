@@ -14,14 +14,16 @@ from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.batches import Batches
-from pipeline.data.factories import require_name
+from pipeline.data.factories import call, is_factory, load_factory, require_name
 from pipeline.data.splits import Data
-from pipeline.models.losses import LOSSES, build_loss
 from pipeline.models.networks import build_model
 from pipeline.models.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.task.setup import Deployed, Setup
 
-__all__ = ["BuiltinOptions", "builtin_setup"]
+__all__ = ["LOSSES", "BuiltinOptions", "builtin_setup"]
+
+LOSSES = {name: kind for name, kind in vars(nn).items() if name.endswith("Loss")}
+"""Name -> the losses of ``torch.nn``."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def builtin_setup(
     """
     model = build_model(options.model, options.model_args, data.input_shape, data.outputs)
     classes, l2 = data.num_classes is not None, options.l2
-    by_default = "CrossEntropyLoss" if classes else "MSELoss"
-    loss_fn = build_loss(options.loss or by_default, options.loss_args)
+    loss = options.loss or ("CrossEntropyLoss" if classes else "MSELoss")
+    make_loss = load_factory("loss", loss) if is_factory(loss) else LOSSES[loss]
+    loss_fn = call("loss", loss, make_loss, options.loss_args)
     require(
         l2 == 0 or bool(_kernels(model)),
         f"l2={l2} has no effect, model {options.model!r} has no trainable linear or convolutional "

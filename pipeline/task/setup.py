@@ -75,12 +75,6 @@ class Setup:
     deployed: Callable[[nn.Module], Deployed] | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("model", nn.Module), ("optimizer", Optimizer)):
-            value, wanted = getattr(self, name), f"{kind.__module__}.{kind.__name__}"
-            require(
-                isinstance(value, kind),
-                f"{name} is {describe(value)}: give an instance of {wanted}",
-            )
         for name in ("loss_fn", "batch_loss", "probe", "deployed"):
             value = getattr(self, name)
             require(

@@ -61,11 +61,12 @@ class Task(BuiltinOptions, StepOptions):
             self.setup is not None or not self.setup_args,
             f"setup_args={self.setup_args} without a setup: name it, or use model_args",
         )
-        without_use = [] if self.setup is None else _changed_options(self)
+        default = BuiltinOptions()
+        changed = [name for name in BUILTIN if getattr(self, name) != getattr(default, name)]
+        given = ", ".join(sorted(f"{name}={option_text(getattr(self, name))}" for name in changed))
         require(
-            not without_use,
-            f"{', '.join(without_use)} belongs to the built-in setup: give it to setup "
-            f"{self.setup!r} in setup_args",
+            self.setup is None or not changed,
+            f"{given} belongs to the built-in setup: give it to setup {self.setup!r} in setup_args",
         )
 
     @property
@@ -120,9 +121,3 @@ class Runtime(Options):
     loader_workers: int = setting(
         0, "Processes that read data which does not fit in memory.", minimum=0
     )
-
-
-def _changed_options(options: BuiltinOptions) -> list[str]:
-    default = BuiltinOptions()
-    changed = (name for name in BUILTIN if getattr(options, name) != getattr(default, name))
-    return sorted(f"{name}={option_text(getattr(options, name))}" for name in changed)

@@ -26,10 +26,6 @@ from pipeline.data.factories import call
 
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
 
-NOT_BY_NAME = (
-    *("LRScheduler", "ReduceLROnPlateau"),  # the latter needs a metric at every step
-    *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),  # of Python objects
-)
 OF_THE_RANGE = {"max_lr", "base_lr"}
 """Arguments of schedules that the range sets."""
 Rates = list[float]
@@ -47,10 +43,7 @@ def find_schedule(name: str) -> Callable[..., LRScheduler]:
     classes = {
         each: kind
         for each, kind in kinds.items()
-        if isinstance(kind, type)
-        and issubclass(kind, LRScheduler)
-        and not each.startswith("_")
-        and each not in NOT_BY_NAME
+        if isinstance(kind, type) and issubclass(kind, LRScheduler) and not each.startswith("_")
     }
     if name not in classes:
         raise unknown_name("schedule", name, [*SCHEDULES, *classes])
