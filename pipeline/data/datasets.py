@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
-from pipeline.data.factories import call, call_factory, is_factory
+from pipeline.data.factories import call, is_factory, load_factory
 from pipeline.data.photographs import load_photographs
 from pipeline.data.splits import Data, channel_statistics
 
@@ -34,7 +34,8 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
     """Return the dataset ``name``; see :data:`DATASETS` for the names."""
     kind, _, path = name.partition(":")
     if is_dataset_factory(name):
-        return Data.from_factory(call_factory("dataset", name, arguments), f"dataset {name!r}")
+        made = call("dataset", name, load_factory("dataset", name), arguments)
+        return Data.from_factory(made, f"dataset {name!r}")
     if kind not in DATASETS:
         raise unknown_name("dataset", kind, [*DATASETS, "package.module:factory"])
     return call("dataset", kind, DATASETS[kind], arguments, path or data_dir)

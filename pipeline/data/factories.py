@@ -21,7 +21,6 @@ __all__ = [
     "DatasetFactory",
     "ModelFactory",
     "call",
-    "call_factory",
     "cause_of",
     "is_factory",
     "load_factory",
@@ -83,15 +82,13 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
     return factory
 
 
-def call_factory(kind: str, name: str, arguments: Mapping[str, Any], *given: Any) -> Any:
-    """Return what a factory returns for ``arguments``, after the objects ``given``."""
-    return call(kind, name, load_factory(kind, name), arguments, *given)
-
-
 def call(
     kind: str, name: str, function: Callable[..., Any], arguments: Mapping[str, Any], *given: Any
 ) -> Any:
-    """Return what ``function`` returns, with errors in one line that name the ``arguments``."""
+    """Return what ``function``, a factory for example, returns for the objects and ``arguments``.
+
+    An error is one line that names the function and the arguments.
+    """
     try:
         signature = inspect.signature(function)
         signature.bind(*given, **arguments)

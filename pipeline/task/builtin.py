@@ -82,7 +82,6 @@ def builtin_setup(
     options: BuiltinOptions,
     data: Data,
     device: torch.device,
-    *,
     data_seed: int = 0,
     loader_workers: int = 0,
 ) -> Setup:

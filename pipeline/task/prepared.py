@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
 from lrrt_stage.state.preserve import evaluating, preserved_sources
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call_factory, cause_of, load_factory
+from pipeline.data.factories import call, cause_of, load_factory
 from pipeline.data.splits import Data
 from pipeline.models.networks import check_output
 from pipeline.task.builtin import builtin_setup
@@ -54,30 +55,24 @@ class PreparedTask:
             data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
             # Moved once, for all starts.
             self.data: Data | None = data.to(self.device)
+            self._make = partial(
+                builtin_setup, task, self.data, self.device, task.data_seed, runtime.loader_workers
+            )
         else:
             self.data = None
-            # Before the first call: what a module draws when it is imported is not a setup's.
-            load_factory("setup", task.setup)
+            # Now, since what a module draws when it is imported is not a setup's.
+            factory = load_factory("setup", task.setup)
+            self._make = partial(call, "setup", task.setup, factory, task.setup_args)
         with errors_of(task):
             self.data_digest, self.batch_size = self._check_setup()
 
     def setup(self) -> Setup:
         """Return a new setup, its model on the CPU with the weights that the task's seed gives."""
-        task = self.task
-        with seeded(task.seed):
-            if self.data is not None:
-                return builtin_setup(
-                    task,
-                    self.data,
-                    self.device,
-                    data_seed=task.data_seed,
-                    loader_workers=self.runtime.loader_workers,
-                )
-            assert task.setup is not None
-            made = call_factory("setup", task.setup, task.setup_args)
+        with seeded(self.task.seed):
+            made = self._make()
         require(
             isinstance(made, Setup),
-            f"setup {task.setup!r} returned {describe(made)}: return pipeline.Setup(model=…, "
+            f"setup {self.task.setup!r} returned {describe(made)}: return pipeline.Setup(model=…, "
             "optimizer=…, train_batches=…, val_batches=…, loss_fn=…)",
         )
         return made
@@ -127,9 +122,10 @@ class PreparedTask:
             errors_of(self.task),
         ):
             size = plan.validation.probe_size(self.batch_size)
-            probe = self._held_out(start, size, plan.validation.probe) if size > 0 else None
-            if probe is not None and examples_in(probe) < 2:
-                probe = None  # batch norm needs two examples
+            probe = None
+            if size > 0 and start.val_batches is not None:
+                held_out = self._held_out(start, size, plan.validation.probe)
+                probe = held_out if examples_in(held_out) > 1 else None  # batch norm needs two
             validation = self._validation(start, plan.validation)
         with seeded(self.task.data_seed), errors_of(self.task):
             return range_test(
@@ -162,7 +158,8 @@ class PreparedTask:
     def check_validation(self, start: Setup) -> None:
         """Evaluate ``start`` once, so that errors in the validation are raised before a training.
 
-        This takes a fraction of an epoch, once per prepared task.
+        This takes a fraction of an epoch, once per prepared task, and saves a training that would
+        fail at the end of its first epoch.
         """
         if not self._validated and start.val_batches is not None:
             with seeded(self.task.data_seed), preserved_sources(start.val_batches):
@@ -170,13 +167,10 @@ class PreparedTask:
         self._validated = True
 
     def _held_out(self, setup: Setup, size: int, asked: int | None) -> Any:
-        """Return a batch of held-out examples; None without validation batches."""
-        if setup.val_batches is None:
-            return None
+        """Return a batch of held-out examples, where there are validation batches."""
         if setup.probe is not None:
-            held_out = setup.probe(size)
-            require(held_out is not None, "the probe function returned None: return a batch")
-            return held_out
+            return setup.probe(size)
+        assert setup.val_batches is not None
         require(
             asked is None,
             f"setup {self.task.setup!r} has no probe function, so that {asked} examples cannot be "

@@ -141,8 +141,6 @@ def train(
         before the first epoch, the training batches during the epochs.
     """
     start = prepared.start(state)
-    # This takes a fraction of an epoch, once per prepared task, and saves a training that would
-    # fail at the end of its first epoch.
     prepared.check_validation(start)
     model, optimizer, batches = start.model, start.optimizer, start.train_batches
     steps_per_epoch = max(epoch_length(batches) // prepared.task.accumulate, 1)
