@@ -101,12 +101,13 @@ def call(
     try:
         return function(*given, **arguments)
     except (Exception, SystemExit) as error:
-        if isinstance(error, LRRTError) and not is_factory(name):
+        own, explained = is_factory(name), isinstance(error, LRRTError)
+        if explained and not own:
             raise
-        raised = ":" if isinstance(error, LRRTError) else " raised"
+        raised = ":" if explained else " raised"
         raise LRRTError(
             f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: check "
-            f"{kind}_args, or correct the factory"
+            f"{kind}_args{', or correct the factory' if own else ''}"
         ) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -49,7 +49,10 @@ def data_order_study(study: Study) -> Findings:
     tests = study.measure(jobs)
     groups = by_label(tests, "group")
     new, same = (groups.get(name, []) for name in ("new weights", "same weights"))
-    new_maxima, same_maxima = _log_maxima(new), _log_maxima(same)
+    new_maxima, same_maxima = (
+        [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
+        for tests in (new, same)
+    )
     share = order_share(new_maxima, same_maxima)
     found = _spread_findings(
         same,
@@ -108,6 +111,14 @@ def _spread_findings(
     """
     found = suggested(tests, at_least=2)
     by_magnitude = _by_magnitude(tests)
+    groups = pd.DataFrame(
+        {
+            "group": name,
+            "tests": len(group),
+            "lowest loss": np.median([loss_read(test.reading).loss.min() for test in group]),
+        }
+        for name, group in by_magnitude.items()
+    )
     ends = quantiles(found)
     pairs = np.array([overlap(one, other) for one, other in combinations(found, 2)])
     clear = sum(test.reading.chosen.confidence.clear for test in tests)
@@ -144,7 +155,7 @@ def _spread_findings(
         },
         {
             "Suggested ranges": ends.reset_index(names="end"),
-            "Groups": _groups_table(by_magnitude),
+            "Groups": groups,
             "Tests": tests_table(tests),
         },
     )
@@ -164,19 +175,6 @@ def _by_magnitude(tests: Sequence[RangeTestResult]) -> dict[str, list[RangeTestR
     return {f"Maximum from 1e{power} to 1e{power + 1}": groups[power] for power in sorted(groups)}
 
 
-def _groups_table(groups: Mapping[str, Sequence[RangeTestResult]]) -> pd.DataFrame:
-    """Return a row per group of tests, with medians of the loss that the rule reads."""
-    return pd.DataFrame(
-        {
-            "group": name,
-            "tests": len(tests),
-            "first loss": np.median([loss_read(test.reading).loss[0] for test in tests]),
-            "lowest loss": np.median([loss_read(test.reading).loss.min() for test in tests]),
-        }
-        for name, tests in groups.items()
-    )
-
-
 def _spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
     """Return the quantiles of suggested ranges as a sentence that begins with ``tests``."""
     ends = quantiles(found)
@@ -186,10 +184,6 @@ def _spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
         f"minima lie between {low['q10']:.3g} and {low['q90']:.3g}, of the maxima between "
         f"{high['q10']:.3g} and {high['q90']:.3g}, a factor of {high['q90'] / high['q10']:.3g}."
     )
-
-
-def _log_maxima(tests: Sequence[RangeTestResult]) -> list[float]:
-    return [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
 
 
 def _share_sentence(share: Estimate) -> str:

@@ -18,18 +18,14 @@ from pipeline.task.tasks import Task
 __all__ = [
     "PUBLISHED_RANGES",
     "RECIPES",
-    "Recipe",
     "RecipeOptions",
     "published_ranges",
 ]
 
-Recipe = Mapping[str, Any]
-"""Name of an option (a field of Task, RangeTestOptions or Smoothing) -> its value."""
-
 # Both programs plot the bias-corrected average with this factor, and stop by it.
 BETA = 0.98
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "keras": {
         # he_uniform, a different name for the same distribution.
         "init": "kaiming_uniform",
@@ -68,7 +64,7 @@ RECIPES: dict[str, Recipe] = {
         "beta": BETA,
     },
 }
-"""Name -> options that the published program of that framework sets.
+"""Name -> options that the published program of that framework sets, and their values.
 
 Properties of the frameworks' layers, such as momentum and ε of batch norm, are not options, and so
 not part of a recipe. Both programs had a 1 × 1 convolution without batch norm where the size
@@ -92,7 +88,7 @@ class RecipeOptions(Options):
     )
 
     @property
-    def values(self) -> Recipe:
+    def values(self) -> Mapping[str, Any]:
         """The recipe's options and values; empty without a recipe."""
         return {} if self.recipe is None else RECIPES[self.recipe]
 

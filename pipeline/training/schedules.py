@@ -8,15 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CyclicLR,
-    LambdaLR,
-    LRScheduler,
-    OneCycleLR,
-)
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
 from lrrt_stage import LRRange
 from lrrt_stage.errors import unknown_name
@@ -39,15 +32,9 @@ def find_schedule(name: str) -> Callable[..., LRScheduler]:
     """
     if name in SCHEDULES:
         return SCHEDULES[name]
-    kinds = vars(torch.optim.lr_scheduler)
-    classes = {
-        each: kind
-        for each, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, LRScheduler) and not each.startswith("_")
-    }
-    if name not in classes:
-        raise unknown_name("schedule", name, [*SCHEDULES, *classes])
-    return partial(_of_torch, classes[name])
+    if name not in lr_scheduler.__all__:
+        raise unknown_name("schedule", name, [*SCHEDULES, *lr_scheduler.__all__])
+    return partial(_of_torch, getattr(lr_scheduler, name))
 
 
 def build_schedule(
