@@ -33,8 +33,6 @@ __all__ = [
     "stacked",
 ]
 
-MIN_POINTS = 2
-"""Finite losses that a curve needs to be drawn."""
 LAG_FREE_WINDOW = 1 / 3
 """Decades of LR that the weights of the lag-free average add up to: enough to quiet the batches,
 and narrower than the valley."""
@@ -102,11 +100,11 @@ def lag_free(curve: LRCurve, beta_at_most: float = 1.0) -> np.ndarray:
 
 def drawable(tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
     """Return the tests that have a curve; LRRTError if there is none."""
-    able = [test for test in tests if len(test.curve.finite) >= MIN_POINTS]
+    able = [test for test in tests if len(test.curve.finite) >= 2]
     if not able:
         raise LRRTError(
-            f"none of {len(tests)} tests has {MIN_POINTS} finite losses: check data and loss, or "
-            "lower lr_start"
+            f"none of {len(tests)} tests has 2 finite losses: check data and loss, or lower "
+            "lr_start"
         )
     return able
 

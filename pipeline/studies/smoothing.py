@@ -38,8 +38,9 @@ def smoothing_study(study: Study) -> Findings:
     betas = study.options.list_of("betas", float)
     smoothings = [Smoothing(average, beta) for average in AVERAGES for beta in betas]
     (test,) = drawable(study.measure([study.job("test", {})]))
-    table = pd.DataFrame([_read(test.curve, smoothing, test.rule) for smoothing in smoothings])
-    now = _read(test.curve, study.plan.smoothing, test.rule)
+    rule = test.reading.rule
+    table = pd.DataFrame([_read(test.curve, smoothing, rule) for smoothing in smoothings])
+    now = _read(test.curve, study.plan.smoothing, rule)
     answered = table.dropna(subset=["lr_min", "lr_max"])
     ranges = [LRRange(*ends) for ends in answered[["lr_min", "lr_max"]].to_numpy().tolist()]
     moved_min, moved_max = (
@@ -54,14 +55,14 @@ def smoothing_study(study: Study) -> Findings:
         "range?",
         [
             _lag_sentence(study.plan.smoothing, now),
-            f"Of {len(table)} averages {len(answered) or 'none'} has a suggestion ({test.rule}), "
+            f"Of {len(table)} averages {len(answered) or 'none'} has a suggestion ({rule}), "
             f"too few to compare. The first without: {without.iloc[0]}."
             if len(answered) < 2
             else f"Over the {len(answered)} of {len(table)} averages that have a suggestion "
-            f"({test.rule}), the maximum moves by {moved_max:.2g} decades and the minimum by "
+            f"({rule}), the maximum moves by {moved_max:.2g} decades and the minimum by "
             f"{moved_min:.2g}.",
         ],
-        f"{_advice(test.rule, moved_max)} {sentence}".strip(),
+        f"{_advice(rule, moved_max)} {sentence}".strip(),
         {
             "lag_decades": now["lag_decades"],
             "lr_max_moved_decades": moved_max,

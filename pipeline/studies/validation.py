@@ -65,7 +65,7 @@ def validation_study(study: Study) -> Findings:
         else "No evaluation of the full set has a finite loss to compare the sample's with.",
         f"No maximum is suggested: {watched.reading.chosen.reason}."
         if watched.range is None
-        else f"The suggested maximum ({watched.rule}) is {watched.range.max:.3g}"
+        else f"The suggested maximum ({watched.reading.rule}) is {watched.range.max:.3g}"
         + ("." if math.isnan(above) else f", {above:+.2f} decades from the turn."),
         f"A test with the sample takes {ratio:.2f} times as long as without validation, one with "
         f"the full set at every iteration {full_ratio:.2f} times.",
@@ -143,7 +143,7 @@ def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     figure, (ax,) = drawing.new_figure()
     if watched.range is not None:
         low, high = watched.range.min, watched.range.max
-        label = f"suggested ({watched.rule}): {watched.range}"
+        label = f"suggested ({watched.reading.rule}): {watched.range}"
         ax.axvspan(low, high, color=drawing.ORANGE, alpha=0.25, lw=0, label=label)
     plot_published(watched.job.task, ax)
     ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="training loss of each batch")

@@ -62,13 +62,8 @@ class RangeTestPlan:
     @classmethod
     def from_dict(cls, parts: dict[str, Any]) -> RangeTestPlan:
         """Return the plan of which ``dataclasses.asdict`` made ``parts``."""
-        return cls(
-            RangeTestOptions(**parts["ramp"]),
-            Smoothing(**parts["smoothing"]),
-            SuggestionOptions(**parts["suggestion"]),
-            ValidationOptions(**parts["validation"]),
-            RecipeOptions(**parts["recipe"]),
-        )
+        kinds = {name: type(default) for name, default in vars(cls()).items()}
+        return cls(**{name: kind(**parts[name]) for name, kind in kinds.items()})
 
     def read(self, curve: LRCurve) -> Reading:
         """Return the reading of a curve with the rule and the average of this plan."""

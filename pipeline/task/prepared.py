@@ -86,10 +86,6 @@ class PreparedTask:
         model, init = self.setup().model, self.task.initial
         if init.startswith("file:"):
             pretrained = weights.load(init.removeprefix("file:"))
-        require(
-            pretrained is not None or not init.startswith("run:"),
-            f"init={init!r} names a run: pass its weights as pretrained",
-        )
         if pretrained is not None:
             weights.load_into(model, pretrained)
         else:

@@ -173,7 +173,7 @@ def test_one_size_with_an_answer_has_no_slope(found, suggesting, measured, flat,
         ("16,32.5", ("batch_sizes='16,32.5'",)),
         ("16", ("batch_sizes='16'", "two or more")),
         ("16,16", ("batch_sizes='16,16'", "two or more")),
-        ("0,16", ("batch_sizes='0,16'", "0 is below 1")),
+        ("0,16", ("batch_size=0", "at least 1")),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(refused, sizes, words):

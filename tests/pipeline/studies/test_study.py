@@ -93,7 +93,7 @@ def test_tests_of_the_same_task_are_taken_whatever_their_seeds(suggesting, job, 
     plan = RangeTestPlan(smoothing=Smoothing("corrected", 0.5), suggestion=SuggestionOptions())
     task = Task(model="mlp", seed=9)
     (same,) = matching_tests("12ab", tests, task, plan)
-    assert (same.job.name, same.rule, same.reading.smoothing) == (
+    assert (same.job.name, same.reading.rule, same.reading.smoothing) == (
         tests[0].job.name,
         "robust",
         plan.smoothing,
