@@ -61,12 +61,16 @@ def describe(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def loader_error(error: Exception) -> tuple[str, str]:
-    """Return the type's name and the first line of what a ``DataLoader`` raised."""
-    name = type(error).__name__
-    # A worker process passes on its whole traceback as text, which ends with the error.
-    message = str(error).rpartition(f"{name}: ")[2].strip()
-    return name, (message.splitlines() or [name])[0]
+def loader_error(error: BaseException) -> tuple[str, str]:
+    """Return the type's name and the first line of what code of the user raised.
+
+    The worker of a ``DataLoader`` passes on its whole traceback as text, which ends in the error.
+    """
+    caught = re.match(r"Caught (\w+) in DataLoader worker", text := str(error))
+    if caught is None:
+        return type(error).__name__, first_line(error)
+    lines = re.findall(rf"^[\w.<>]*\b{caught[1]}(?:: (.*))?$", text, re.MULTILINE)
+    return caught[1], (lines[-1].strip() if lines else "") or caught[1]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:

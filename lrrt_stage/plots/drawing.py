@@ -26,7 +26,6 @@ __all__ = [
     "new_figure",
     "on_new_figure",
     "plot_bars",
-    "plot_matrix",
     "svg_image",
     "to_svg",
 ]
@@ -166,33 +165,6 @@ def plot_bars(
     rows = first_row + np.arange(len(ends))
     finite = np.isfinite(ends).all(axis=1)
     ax.hlines(rows[finite], *ends[finite].T, color=color, lw=width, label=label)
-
-
-def plot_matrix(
-    ax: Axes,
-    values: np.ndarray,
-    columns: Sequence[str],
-    rows: Sequence[str],
-    label: str,
-    texts: Sequence[Sequence[str]] | None = None,
-    limits: tuple[float | None, float | None] = (None, None),
-) -> None:
-    """Draw cells coloured by ``values [n, m]``, grey where not finite, with a colour bar."""
-    image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
-    image.set_clim(*limits)
-    ax.set_facecolor("#dddddd")
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.colorbar(image, ax=ax, label=label)
-    turned = sum(map(len, columns)) > 60
-    ax.set_xticks(
-        range(len(columns)), columns, rotation=90 if turned else 0, fontsize=8, parse_math=False
-    )
-    ax.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
-    for (row, column), shade in np.ndenumerate(image.norm(np.nan_to_num(values))):
-        if texts is not None:
-            ink = "white" if shade < 0.6 and np.isfinite(values[row, column]) else "black"
-            ax.text(column, row, texts[row][column], ha="center", va="center", color=ink)
 
 
 def svg_image(svg: bytes, alt: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import rich_click as click
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
-from mlflow_project.cli.options import examples, from_values, given, options_of, tracked, typed
+from mlflow_project.cli.options import examples, from_values, given, options_of, tracked
 from mlflow_project.cli.outcome import OutputOptions, show_result
 from mlflow_project.stages.check import CheckOptions, check_stage
 from mlflow_project.stages.compare import compare_stage
@@ -22,7 +22,6 @@ from mlflow_project.stages.study import study_stage
 from mlflow_project.stages.train import TrainRunOptions, train_stage
 from mlflow_project.tracking.connection import connect
 from pipeline import (
-    RECIPES,
     Narrowing,
     RecipeOptions,
     RefineOptions,
@@ -205,7 +204,7 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     epilog=examples(
         "lrrt-stage study",
         "lrrt-stage study --kind data-order --dataset photographs --model resnet20",
-        "lrrt-stage study --kind grouped --study-run-id latest",
+        "lrrt-stage study --kind mismatch --study-run-id latest",
         "mlflow run . -e study -P kind=batch-size -P batch_sizes=16,64,256",
     ),
 )
@@ -219,8 +218,7 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
 @tracked
 def study_command(**values: Any) -> None:
     """Study the reliability of suggestions: many range tests, with figures and a report."""
-    fixed = frozenset(name for recipe in RECIPES.values() for name in recipe if typed(name))
-    _run("Study", study_stage, values, fixed=fixed)
+    _run("Study", study_stage, values)
 
 
 def _run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
 import mlflow
@@ -216,12 +215,12 @@ def read_handoff(run: Run) -> Handoff:
     """Return what a range-test run published, which may have no suggestion."""
     inputs, reading = read_published(run)
     with readable(run, TASK):
-        task = None if inputs["task"] is None else json.dumps(inputs["task"])
+        task = None if inputs["task"] is None else Task(**inputs["task"])
         data_sha256, device = inputs["data_sha256"], inputs["device"]
         plan = RangeTestPlan.from_dict(inputs["range_test"])
     return Handoff(
         run_id=run.info.run_id,
-        task=None if task is None else Task.from_json(task),
+        task=task,
         data_sha256=data_sha256,
         device=device,
         weights=read_weights(run, WEIGHTS, tags.WEIGHTS),

@@ -68,13 +68,10 @@ def study_stage(
     plan: RangeTestPlan,
     training: TrainOptions,
     options: StudyOptions,
-    *,
-    fixed: frozenset[str] = frozenset(),
 ) -> str:
     """Carry out a study as a run with a child run per test, and return its id.
 
     The tests of an interrupted or failed study of the same task and options are reused.
-    ``fixed`` names the options that the user gave.
 
     Raises
     ------
@@ -104,17 +101,16 @@ def study_stage(
             options=replace(options, workers=None, resume=None),
             plan=plan,
             training=training,
-            fixed=sorted(fixed),
         )
         finished = _finished_tests(same, options.resume)
         subject = _report_subject(prepared)
         mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind, SUBJECT_TAG: subject})
         tests = JobRuns(run, prepared, options.kind, options.workers, finished)
         tests.results += source or []
-        study = Study(task, plan, options, training, tests, source, fixed)
+        study = Study(task, plan, options, training, tests, source)
         with staged_files(run) as folder:
             try:
-                findings = KINDS[options.kind].carry_out(study)
+                findings = KINDS[options.kind](study)
             except NoSuggestion:
                 # What was measured is all there is to show.
                 measured = [each for each in tests.results if isinstance(each, RangeTestResult)]

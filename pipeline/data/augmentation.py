@@ -76,4 +76,4 @@ def _reflected(index: Tensor, size: int) -> Tensor:
     """Return ``index`` folded back into 0 … size - 1 at both ends, without repeating the edge."""
     period = max(2 * (size - 1), 1)
     index = index.remainder(period)
-    return torch.minimum(index, period - index) if size > 1 else index * 0
+    return torch.minimum(index, period - index)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.settings import require
 from pipeline.data.augmentation import AUGMENTATIONS
-from pipeline.data.splits import Data, read_batch, split_size
+from pipeline.data.splits import Data, checked_examples, split_size
 
 __all__ = ["Batches", "Preprocessing"]
 
@@ -84,16 +84,18 @@ class Batches:
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
         self.preprocessing = Preprocessing(data, normalize).to(device)
-        self.in_memory = isinstance(split, tuple)
         if isinstance(split, tuple):
-            self.tensors = split[0].to(device), split[1].to(device)
+            self.tensors: tuple[Tensor, Tensor] | None = (split[0].to(device), split[1].to(device))
         else:
-            self.places = _Places()
+            self.tensors = None
+            # The order of the examples, which is drawn before every epoch, and not by a sampler:
+            # how far that has got depends on the number of workers.
+            self.order: list[int] = []
             self.loader: DataLoader = DataLoader(
                 split,
-                batch_sampler=self.places,
-                # Separate from the generator above: how often a loader draws from it depends on
-                # the number of its workers, whose seeds come from it too.
+                batch_size,
+                sampler=self.order,
+                # For the seeds of the workers.
                 generator=torch.Generator().manual_seed(seed),
                 num_workers=loader_workers,
                 pin_memory=device.type == "cuda",
@@ -111,8 +113,16 @@ class Batches:
             order = order[: len(self) * self.batch_size]
         else:
             order = torch.arange(self.size)
-        for inputs, labels in self._batches(order, self.batch_size):
-            yield self._on_device(inputs, labels)
+        batches: Iterable[Any]
+        if self.tensors is not None:
+            inputs, targets = self.tensors
+            chosen = order.to(self.device).split(self.batch_size)
+            batches = ((inputs[places], targets[places]) for places in chosen)
+        else:
+            self.order[:] = order.tolist()
+            batches = self.loader
+        for batch in batches:
+            yield self._prepared(batch)
 
     def representative(self, size: int) -> tuple[Tensor, Tensor]:
         """Return a batch of ``size`` validation examples, at most all, alike at every call.
@@ -122,43 +132,19 @@ class Batches:
         """
         order = np.argsort(self.data.val_labels, kind="stable")
         size = min(size, self.size)
-        places = order[((np.arange(size) + 0.5) * self.size / size).astype(int)]
-        (batch,) = self._batches(torch.as_tensor(np.sort(places)), size)
-        return self._on_device(*batch)
+        places = np.sort(order[((np.arange(size) + 0.5) * self.size / size).astype(int)])
+        if self.tensors is not None:
+            inputs, targets = self.tensors
+            return self._prepared((inputs[places], targets[places]))
+        return self._prepared(default_collate([self.data.val[index] for index in places.tolist()]))
 
-    def _batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the examples at the positions ``order`` in batches of ``size``, not prepared."""
-        if self.in_memory:
-            inputs, labels = self.tensors
-            for chosen in order.to(self.device).split(size):
-                yield inputs[chosen], labels[chosen]
-            return
-        batches = [places.tolist() for places in order.split(size)]
-
-        def loaded() -> Iterator[Any]:
-            self.places.batches = batches
-            yield from self.loader
-
-        read = loaded()
-        for places in batches:
-            yield read_batch(self.split, read, places, self.num_classes)
-
-    def _on_device(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepared(self, batch: Any) -> tuple[Tensor, Tensor]:
+        if self.tensors is None:
+            batch = checked_examples(f"a batch of the {self.split} split", batch, self.num_classes)
+        inputs, targets = batch
         targets = targets.to(self.device, non_blocking=True)
         inputs = inputs.to(self.device, non_blocking=True)
         if self.augment is not None:
             inputs = self.augment(inputs, self.generator)
         targets = targets.float() if self.num_classes is None else targets.long()
         return self.preprocessing(inputs), targets
-
-
-class _Places:
-    """Positions of the examples of every batch, which a loader reads when it starts a pass."""
-
-    batches: Sequence[list[int]] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)

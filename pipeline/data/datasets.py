@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
-from pipeline.data.factories import call_factory, is_factory
+from pipeline.data.factories import call, is_factory, load_factory
 from pipeline.data.photographs import load_photographs
 from pipeline.data.splits import Data, channel_statistics
 
@@ -35,20 +34,11 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
     """Return the dataset ``name``; see :data:`DATASETS` for the names."""
     kind, _, path = name.partition(":")
     if is_dataset_factory(name):
-        try:
-            made = call_factory("dataset", name, arguments)
-        except LRRTError as error:
-            # A misspelt imagefolder:photos has the form of a factory.
-            if getattr(error.__cause__, "name", "") == kind and get_close_matches(kind, DATASETS):
-                raise unknown_name("dataset", kind, DATASETS) from error
-            raise
+        made = call("dataset", name, load_factory("dataset", name), arguments)
         return Data.from_factory(made, f"dataset {name!r}")
     if kind not in DATASETS:
         raise unknown_name("dataset", kind, [*DATASETS, "package.module:factory"])
-    try:
-        return DATASETS[kind](path or data_dir, **arguments)
-    except TypeError as error:
-        raise LRRTError(f"dataset {name!r}: {error}: check dataset_args {arguments}") from error
+    return call("dataset", kind, DATASETS[kind], arguments, path or data_dir)
 
 
 def is_dataset_factory(name: str) -> bool:

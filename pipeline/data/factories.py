@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 from torch import nn
 
 import lrrt_stage
-from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.errors import LRRTError, loader_error, unknown_name
 from pipeline.data.splits import Data, Split
 
 __all__ = [
     "DatasetFactory",
     "ModelFactory",
-    "call_factory",
+    "call",
     "cause_of",
     "is_factory",
     "load_factory",
@@ -82,32 +82,40 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
     return factory
 
 
-def call_factory(kind: str, name: str, arguments: Mapping[str, Any], *given: Any) -> Any:
-    """Return what a factory returns for ``arguments``, after the objects ``given``."""
-    factory = load_factory(kind, name)
+def call(
+    kind: str, name: str, function: Callable[..., Any], arguments: Mapping[str, Any], *given: Any
+) -> Any:
+    """Return what ``function``, a factory for example, returns for the objects and ``arguments``.
+
+    An error is one line that names the function and the arguments.
+    """
     try:
-        signature = inspect.signature(factory)
+        signature = inspect.signature(function)
         signature.bind(*given, **arguments)
-    except ValueError:  # a factory written in C may have no signature
+    except ValueError:  # a function written in C may have no signature
         pass
     except TypeError as error:
         raise LRRTError(
             f"{kind} {name!r} takes {signature}, {error}: check {kind}_args {dict(arguments)}"
         ) from error
     try:
-        return factory(*given, **arguments)
+        return function(*given, **arguments)
     except (Exception, SystemExit) as error:
-        raised = ":" if isinstance(error, LRRTError) else " raised"
+        own, explained = is_factory(name), isinstance(error, LRRTError)
+        if explained and not own:
+            raise
+        raised = ":" if explained else " raised"
         raise LRRTError(
-            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: correct "
-            f"the factory or check {kind}_args"
+            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: check "
+            f"{kind}_args{', or correct the factory' if own else ''}"
         ) from error
 
 
 def cause_of(error: BaseException) -> str:
     """Return an error in one line, with the file and line of the user's code that raised it."""
-    kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
-    line = kind + first_line(error)
+    kind, line = loader_error(error)
+    if not isinstance(error, LRRTError):
+        line = f"{kind}: {line}"
     if isinstance(error, SyntaxError):
         return f"{line} at {error.filename}:{error.lineno}"
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from lrrt_stage.errors import LRRTError, describe, loader_error
+from lrrt_stage.errors import LRRTError, describe
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 
-__all__ = ["Data", "Split", "channel_statistics", "read_batch", "split_size"]
+__all__ = ["Data", "Split", "channel_statistics", "checked_examples", "split_size"]
 
 Split = tuple[Tensor, Tensor] | Dataset
 """Inputs ``[n, …]`` and targets in memory, or a map-style dataset of ``(input tensor, target)``
@@ -55,16 +54,16 @@ class Data:
                 f"the {name} split is {describe(split)}: give a pair of tensors (inputs, labels) "
                 "or a torch Dataset with a length",
             )
-            size, labels = split_size(split), _known_labels(split)
-            require(size > 0, f"the {name} split is empty: check the dataset and its options")
-            if labels is not None:
-                _check_labels(name, labels, range(labels.numel()), self.num_classes)
-                require(
-                    len(labels) == size,
-                    f"the {name} split has {size} inputs and {len(labels)} labels: pair them",
-                )
+            where, size, targets = f"the {name} split", split_size(split), _known_targets(split)
+            require(size > 0, f"{where} is empty: check the dataset and its options")
             if isinstance(split, tuple):
-                _check_inputs(name, split[0], range(size))
+                checked_examples(where, split, self.num_classes)
+            elif targets is not None:
+                _check_targets(where, targets, self.num_classes)
+            require(
+                targets is None or len(targets) == size,
+                f"{where} has {size} inputs and not as many labels: pair them",
+            )
 
     @classmethod
     def from_factory(cls, made: Any, source: str) -> Data:
@@ -97,16 +96,16 @@ class Data:
         split = self.train
         if isinstance(split, tuple):
             return tuple(split[0].shape[1:])
-        read = (default_collate([split[index]]) for index in [0])
-        first, _ = read_batch("train", read, [0], self.num_classes)
-        return tuple(first.shape[1:])
+        first = default_collate([split[0]])
+        inputs, _ = checked_examples("the first train example", first, self.num_classes)
+        return tuple(inputs.shape[1:])
 
     @property
     def outputs(self) -> int:
         """Numbers that a model returns for an example: one per class, or one per target."""
         if self.num_classes is not None:
             return self.num_classes
-        targets = _known_labels(self.train)
+        targets = _known_targets(self.train)
         return 1 if targets is None else int(targets[0].numel())
 
     @property
@@ -117,7 +116,7 @@ class Data:
     @property
     def val_labels(self) -> np.ndarray:
         """Labels of the validation split, or the first target, ``[n]``; zeros if not known."""
-        labels = _known_labels(self.val)
+        labels = _known_targets(self.val)
         if labels is None:
             return np.zeros(self.sizes[1], dtype=np.int64)
         return labels.reshape(len(labels), -1)[:, 0].cpu().numpy()
@@ -131,9 +130,9 @@ class Data:
         tensors = {}
         described = hashlib.sha256()
         for name in ("train", "val"):
-            split, labels = getattr(self, name), _known_labels(getattr(self, name))
-            if labels is not None:
-                tensors[f"{name}.labels"] = labels
+            split, targets = getattr(self, name), _known_targets(getattr(self, name))
+            if targets is not None:
+                tensors[f"{name}.labels"] = targets
             if isinstance(split, tuple):
                 tensors[f"{name}.inputs"] = split[0]
             else:
@@ -166,73 +165,49 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def read_batch(
-    split: str, read: Iterator[Any], places: Sequence[int], num_classes: int | None
-) -> tuple[Tensor, Tensor]:
-    """Return the next batch of ``read``, inputs ``[b, …]`` and targets, checked.
-
-    ``split`` is the name of a split on disk, ``places`` the positions of the examples in it.
-    """
-    few = ", ".join(map(str, places[:3])) + (f", … {places[-1]}" if len(places) > 3 else "")
-    where = f"a batch of the {split} split (examples {few})"
-    try:
-        batch = next(read)
-    except Exception as error:  # whatever the user's dataset raises
-        name, line = loader_error(error)
-        if isinstance(error, LRRTError):
-            raise LRRTError(line) from error
-        raise LRRTError(
-            f"{where} cannot be read ({name}: {line}): correct or remove it, and give all inputs "
-            "of a split one shape"
-        ) from error
+def checked_examples(where: str, examples: Any, num_classes: int | None) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets of ``examples``: a split in memory, or a batch of one on disk."""
     require(
-        isinstance(batch, (tuple, list)) and _is_split(tuple(batch)),
-        f"{where} is {describe(batch)}: return (input tensor, target) for every example",
+        isinstance(examples, (tuple, list)) and _is_split(tuple(examples)),
+        f"{where} is {describe(examples)}: return (input tensor, target) for every example",
     )
-    inputs, labels = batch
-    _check_labels(split, labels, places, num_classes)
-    _check_inputs(split, inputs, places)
-    return inputs, labels
+    inputs, targets = examples
+    _check_targets(where, targets, num_classes)
+    if inputs.is_floating_point():
+        finite = torch.isfinite(inputs).reshape(len(inputs), -1).all(dim=1)
+        require(
+            bool(finite.all()),
+            f"example {int(finite.int().argmin())} of {where} contains NaN or infinite values: "
+            "clean the data",
+        )
+    return inputs, targets
 
 
-def _check_labels(
-    split: str, labels: Tensor, places: Sequence[int], num_classes: int | None
-) -> None:
+def _check_targets(where: str, targets: Tensor, num_classes: int | None) -> None:
     if num_classes is None:
         require(
-            labels.is_floating_point() and labels.dim() == 2 and bool(labels.isfinite().all()),
-            f"the {split} targets are {describe(labels)}: give finite numbers [n, outputs], or "
+            targets.is_floating_point() and targets.dim() == 2 and bool(targets.isfinite().all()),
+            f"the targets of {where} are {describe(targets)}: give finite numbers [n, outputs], or "
             "num_classes for labels",
         )
         return
     require(
-        not labels.is_floating_point() and labels.dim() == 1,
-        f"the {split} labels are {describe(labels)}: give integer class indices [n]",
+        not targets.is_floating_point() and targets.dim() == 1,
+        f"the labels of {where} are {describe(targets)}: give integer class indices [n]",
     )
-    wrong = (labels < 0) | (labels >= num_classes)
+    wrong = (targets < 0) | (targets >= num_classes)
     if wrong.any():
         index = int(wrong.nonzero()[0])
         raise LRRTError(
-            f"example {places[index]} of the {split} split has label {int(labels[index])}, outside "
-            f"0 to {num_classes - 1}: correct the labels or num_classes"
+            f"example {index} of {where} has label {int(targets[index])}, outside 0 to "
+            f"{num_classes - 1}: correct the labels or num_classes"
         )
 
 
-def _check_inputs(split: str, inputs: Tensor, places: Sequence[int]) -> None:
-    # The sum takes a fraction of the time. It may overflow, so then all values are examined.
-    if inputs.is_floating_point() and not torch.isfinite(inputs.sum()):
-        wrong = ~torch.isfinite(inputs).reshape(len(inputs), -1).all(dim=1)
-        if wrong.any():
-            raise LRRTError(
-                f"example {places[int(wrong.nonzero()[0])]} of the {split} split contains NaN or "
-                "infinite values: clean the data"
-            )
-
-
-def _known_labels(split: Any) -> Tensor | None:
-    """Return all labels of a split, None for one on disk that has no ``targets``."""
-    labels = split[1] if isinstance(split, tuple) else getattr(split, "targets", None)
-    return None if labels is None else torch.as_tensor(labels)
+def _known_targets(split: Any) -> Tensor | None:
+    """Return all targets of a split, None for one on disk that has no ``targets``."""
+    targets = split[1] if isinstance(split, tuple) else getattr(split, "targets", None)
+    return None if targets is None else torch.as_tensor(targets)
 
 
 def _is_split(split: Any) -> bool:

@@ -49,13 +49,8 @@ class RangeTestResult:
         return self.reading.curve
 
     @property
-    def rule(self) -> str:
-        """Name of the rule that the plan chose."""
-        return self.reading.rule
-
-    @property
     def range(self) -> LRRange | None:
-        """The range that this rule suggests; None where it suggests none."""
+        """The range that the rule of the plan suggests; None where it suggests none."""
         return self.reading.chosen.range
 
 

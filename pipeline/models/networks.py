@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
+from lrrt_stage.errors import describe, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.weights import require_no_lazy
-from pipeline.data.factories import call_factory, is_factory
+from pipeline.data.factories import call, is_factory, load_factory
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "build_model", "check_output"]
 
 Shape = tuple[int, ...]
 SHORTCUTS = ("identity", "projection", "convolution")
@@ -34,12 +34,12 @@ def build_model(
     random numbers from the global random state.
     """
     if is_factory(name):
-        made = call_factory("model", name, arguments)
-        if not isinstance(made, nn.Module):
-            raise LRRTError(
-                f"model {name!r} returned {describe(made)}: return a torch.nn.Module, not its "
-                "class, its weights or several objects"
-            )
+        made = call("model", name, load_factory("model", name), arguments)
+        require(
+            isinstance(made, nn.Module),
+            f"model {name!r} returned {describe(made)}: return a torch.nn.Module, not its class, "
+            "its weights or several objects",
+        )
         require_no_lazy(made, f"model {name!r}")
         require(
             any(parameter.requires_grad for parameter in made.parameters()),
@@ -47,16 +47,8 @@ def build_model(
             "constructor make all of them (give the shape of the inputs there)",
         )
         return made
-    try:
-        if name in MODELS:
-            return MODELS[name](input_shape, num_classes, **arguments)
-        return _torchvision_model(name, input_shape, num_classes, arguments)
-    except LRRTError:
-        raise
-    except Exception as error:  # whatever a constructor raises for its arguments
-        raise LRRTError(
-            f"model {name!r}: {first_line(error)}: check model_args {dict(arguments)}"
-        ) from error
+    function = MODELS.get(name) or partial(_torchvision_model, name)
+    return call("model", name, function, arguments, input_shape, num_classes)
 
 
 def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
@@ -161,7 +153,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def _torchvision_model(
-    name: str, input_shape: Shape, num_classes: int, arguments: Mapping[str, Any]
+    name: str, input_shape: Shape, num_classes: int, **arguments: Any
 ) -> nn.Module:
     import torchvision
 
@@ -193,42 +185,23 @@ def _image_channels(name: str, input_shape: Shape) -> int:
 def check_output(
     model: nn.Module, inputs: Tensor, outputs: int, name: str, classes: bool = True
 ) -> None:
-    """Run ``inputs`` through ``model`` and check that it returns ``outputs`` numbers for each.
+    """Check that ``model`` returns ``outputs`` numbers for each of ``inputs``.
 
     These are a logit per class, of which there may be more, or as many numbers as targets.
-
-    The model runs in eval mode and in train mode, in which some models return several outputs.
-    Batch norm changes its buffers meanwhile, so pass a model that is not used afterwards.
     """
-    for mode in (False, True):
-        model.train(mode)
-        try:
-            with torch.no_grad():
-                output = model(inputs)
-        except Exception as error:
-            raise LRRTError(
-                f"model {name!r} does not take inputs of shape {tuple(inputs.shape[1:])}: "
-                f"{first_line(error)}: choose another model, model_args or image size, or raise "
-                "batch_size (batch norm needs two examples)"
-            ) from error
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        fits = isinstance(output, Tensor) and output.dim() == 2
-        if not fits or output.shape[1] < outputs or (output.shape[1] > outputs and not classes):
-            what = "a logit per class" if classes else "a number per target"
-            raise LRRTError(
-                f"model {name!r} returns {got} for {len(inputs)} inputs"
-                f"{' in train mode' if mode else ''}, expected ({len(inputs)}, {outputs}), {what}: "
-                "set its number of classes or outputs, and switch off all others"
-            )
-        rows = output.float()
-        if (
-            classes
-            and not mode
-            and bool((rows >= 0).all())
-            and float((rows.sum(1) - 1).abs().max()) < 1e-4
-        ):
-            warnings.warn(
-                f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
-                "softmax from the model, since the loss takes logits and applies its own",
-                stacklevel=2,
-            )
+    output = model(inputs)
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    fits = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] >= outputs
+    what = "a logit per class" if classes else "a number per target"
+    require(
+        fits and (classes or output.shape[1] == outputs),
+        f"model {name!r} returns {got} for {len(inputs)} inputs, expected ({len(inputs)}, "
+        f"{outputs}), {what}: set its number of classes or outputs",
+    )
+    rows = output.detach().float()
+    if classes and bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4:
+        warnings.warn(
+            f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
+            "softmax from the model, since the loss takes logits and applies its own",
+            stacklevel=2,
+        )

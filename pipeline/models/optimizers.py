@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import require
-from pipeline.data.factories import call_factory, is_factory, require_name
+from pipeline.data.factories import call, is_factory, load_factory
 
-__all__ = ["OPTIMIZERS", "build_optimizer", "require_optimizer"]
+__all__ = ["OPTIMIZERS", "build_optimizer"]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
@@ -23,12 +22,6 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 """Name in lower case -> the optimizers of ``torch.optim``."""
 FUSED_PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def require_optimizer(name: str) -> None:
-    """Raise LRRTError unless ``name`` has the form of a factory, or is in :data:`OPTIMIZERS`."""
-    if name.lower() not in OPTIMIZERS:
-        require_name("optimizer", name, OPTIMIZERS)
 
 
 def build_optimizer(
@@ -54,13 +47,7 @@ def build_optimizer(
         "out",
     )
     if is_factory(name):
-        made = call_factory("optimizer", name, arguments, params)
-        if not isinstance(made, Optimizer):
-            raise LRRTError(
-                f"optimizer {name!r} returned {describe(made)}: return a torch.optim.Optimizer"
-            )
-        return made
-    require_optimizer(name)
+        return call("optimizer", name, load_factory("optimizer", name), arguments, params)
     kind = OPTIMIZERS[name.lower()]
     declared = inspect.signature(kind).parameters
     options: dict[str, Any] = {"lr": 1e-3}
@@ -74,9 +61,4 @@ def build_optimizer(
     if "fused" in declared and device is not None and device.type == "cuda" and not chosen:
         # Fused kernels take a GradScaler's verdict on the device; others make the host wait.
         options["fused"] = all(p.dtype in FUSED_PRECISION for p in params) or None
-    try:
-        return kind(params, **(options | arguments))
-    except (TypeError, ValueError) as error:
-        raise LRRTError(
-            f"optimizer {name!r}: {first_line(error)}: check optimizer_args {arguments}"
-        ) from None
+    return call("optimizer", name, kind, options | arguments, params)

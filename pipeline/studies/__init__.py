@@ -1,20 +1,15 @@
 """Studies over many range tests: how far can a suggestion be trusted on this task?
 
-A kind of study is one function from a :class:`Study` to its :class:`Findings`, registered in
-:data:`KINDS` by ``@kind("name", position)`` in one of the modules imported here.
+A kind of study is a function from a :class:`Study` to its :class:`Findings`, in :data:`KINDS`.
 """
 
-from pipeline.studies import (  # noqa: F401 - each registers its kind
-    batch_size,
-    grouped,
-    initializations,
-    mismatch,
-    recipes,
-    smoothing,
-    validation,
-)
+from pipeline.studies.batch_size import batch_size_study
+from pipeline.studies.initializations import data_order_study, initializations_study
+from pipeline.studies.mismatch import mismatch_study
 from pipeline.studies.report import study_frame, tests_frame, write_findings, write_report
+from pipeline.studies.smoothing import smoothing_study
 from pipeline.studies.study import KINDS, Findings, Study, StudyOptions
+from pipeline.studies.validation import validation_study
 
 __all__ = [
     "KINDS",
@@ -26,3 +21,14 @@ __all__ = [
     "write_findings",
     "write_report",
 ]
+
+KINDS.update(
+    {
+        "smoothing": smoothing_study,
+        "initializations": initializations_study,
+        "data-order": data_order_study,
+        "mismatch": mismatch_study,
+        "validation": validation_study,
+        "batch-size": batch_size_study,
+    }
+)

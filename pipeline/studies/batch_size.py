@@ -17,17 +17,15 @@ from pipeline.jobs.jobs import RangeTestResult
 from pipeline.studies.curves import drawable, label_losses, lag_free, stacked
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import Estimate, coverage, slope
-from pipeline.studies.study import Findings, Study, by_label, kind, suggested
+from pipeline.studies.study import Findings, Study, by_label, suggested
 
 __all__ = ["batch_size_study"]
 
 
-@kind("batch-size", 9)
 def batch_size_study(study: Study) -> Findings:
     """A list of batch sizes from the same weights, in several data orders (article, Fig 9)."""
     sizes = study.options.list_of("batch_sizes", int)
     require(len(sizes) >= 2, f"batch_sizes={study.options.batch_sizes!r}: give two or more")
-    require(sizes[0] >= 1, f"batch_sizes={study.options.batch_sizes!r}: {sizes[0]} is below 1")
     jobs = []
     orders = study.tests(5, at_least=1)
     for size, order in ((size, order) for size in sizes for order in range(orders)):
@@ -118,7 +116,7 @@ def _curves_figure(groups: Mapping[int, list[RangeTestResult]]) -> Figure:
     for ax, (title, average) in zip(axes, averages.items(), strict=True):
         medians = []
         for index, (size, tests) in enumerate(groups.items()):
-            lr, loss, _ = stacked([LRCurve(t.curve.finite.lr, average(t)) for t in tests])
+            lr, loss = stacked([LRCurve(t.curve.finite.lr, average(t)) for t in tests])
             medians.append(np.median(loss, axis=0))
             color, style = drawing.COLORS[index % 7], "--" if index >= 7 else "-"
             ax.plot(lr, medians[-1], color=color, ls=style, lw=2, label=f"batch size {size}")

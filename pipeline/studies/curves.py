@@ -22,24 +22,17 @@ from pipeline.task.tasks import Task
 
 __all__ = [
     "bands_figure",
-    "curves_figure",
     "drawable",
     "label_losses",
     "lag_free",
     "lag_of_minimum",
     "loss_name",
     "loss_read",
-    "name_rows_with_published",
     "plot_published",
     "ranges_figure",
     "stacked",
 ]
 
-MIN_POINTS = 2
-"""Finite losses that a curve needs to be drawn."""
-SAME_LR = 1e-9
-"""Relative difference up to which two learning rates are the same: the last digits of a ramp
-depend on the machine that computed it."""
 LAG_FREE_WINDOW = 1 / 3
 """Decades of LR that the weights of the lag-free average add up to: enough to quiet the batches,
 and narrower than the valley."""
@@ -58,30 +51,20 @@ def loss_name(readings: Iterable[Reading]) -> str:
     return " or ".join(dict.fromkeys(name for name, _ in found))
 
 
-def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put curves of the same ramp on the LR grid ``[m]`` of the longest; return it and two more.
+def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the LR grid ``[m]`` of the longest of curves of one ramp, and the losses ``[k, m]``.
 
-    They are the losses ``[k, m]``, a row per curve, and how many tests were still running ``[m]``.
     A test that ended early, or in a loss that is not finite, keeps its last finite value to the
     end, as in the published code of S. Maggio, *The Learning Rate Black Magic* (2020). So a
     quantile over tests counts a diverged one as high, but no higher than where it stopped.
     """
     lr = max((curve.lr for curve in curves), key=len)
     loss = np.empty((len(curves), len(lr)))
-    running = np.zeros(len(lr), dtype=np.int64)
     for index, curve in enumerate(curves):
-        differs = np.flatnonzero(~np.isclose(curve.lr, lr[: len(curve)], rtol=SAME_LR, atol=0))
-        if differs.size:
-            at = int(differs[0])
-            raise LRRTError(
-                f"curve {index} has lr={curve.lr[at]:g} at iteration {at} where the longest has "
-                f"{lr[at]:g}: put only tests of one ramp together"
-            )
         finite = curve.finite.loss
         loss[index, : len(finite)] = finite
         loss[index, len(finite) :] = finite[-1]
-        running[: len(finite)] += 1
-    return lr, loss, running
+    return lr, loss
 
 
 def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
@@ -91,9 +74,8 @@ def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
     at. A suggested maximum that is a tenth of the LR at the minimum is too high by as much. It is a
     lower bound where the smoothed loss is still falling at the curve's end.
 
-    The valley is steeper at its high side, which moves the lag-free minimum down too, by less than
-    a tenth of a decade; on simulated curves, noise of 5 % of the loss moves it by about a tenth
-    either way, noise of 15 % by two tenths.
+    On simulated curves, noise of 5 % of the loss moves the lag-free minimum by about a tenth of a
+    decade either way, noise of 15 % by two tenths.
     """
     lr, _, lowest = find_descent(curve, smoothing)
     # Where the smoothing is narrower than the window, the average is as narrow (its weights have
@@ -118,11 +100,11 @@ def lag_free(curve: LRCurve, beta_at_most: float = 1.0) -> np.ndarray:
 
 def drawable(tests: Sequence[RangeTestResult]) -> list[RangeTestResult]:
     """Return the tests that have a curve; LRRTError if there is none."""
-    able = [test for test in tests if len(test.curve.finite) >= MIN_POINTS]
+    able = [test for test in tests if len(test.curve.finite) >= 2]
     if not able:
         raise LRRTError(
-            f"none of {len(tests)} tests has {MIN_POINTS} finite losses: check data and loss, or "
-            "lower lr_start"
+            f"none of {len(tests)} tests has 2 finite losses: check data and loss, or lower "
+            "lr_start"
         )
     return able
 
@@ -136,7 +118,7 @@ def label_losses(ax: Axes, title: str, name: str, losses: Sequence[np.ndarray]) 
 def _plot_band(tests: Sequence[RangeTestResult], title: str, ax: Axes) -> None:
     """Draw the loss that the rule reads: each test, the median, and the 10 to 90 % band."""
     readings = [test.reading for test in drawable(tests)]
-    lr, loss, _ = stacked([loss_read(reading) for reading in readings])
+    lr, loss = stacked([loss_read(reading) for reading in readings])
     q10, median, q90 = np.quantile(loss, [0.1, 0.5, 0.9], axis=0)
     ends = quantiles(suggested(tests))["median"]
     label = f"between the medians: {ends['min']:.3g} to {ends['max']:.3g}"
@@ -163,39 +145,17 @@ def bands_figure(groups: Mapping[str, Sequence[RangeTestResult]]) -> Figure:
     return drawing.finished(figure)
 
 
-def curves_figure(tests: Sequence[RangeTestResult], title: str) -> Figure:
-    """Return the curves of tests, and how many of them were still running at a learning rate."""
-    figure, (losses, running) = drawing.new_figure(heights=[4.2, 1.8])
-    _plot_band(tests, title, losses)
-    lr, _, count = stacked([test.curve for test in drawable(tests)])
-    running.plot(lr, count, color=drawing.GREY, drawstyle="steps-post")
-    label = "Tests still running; a test that stopped counts with its last loss above"
-    drawing.label_axes(running, label, LR_LABEL, "tests", log="x")
-    running.set_ylim(0, count[0] * 1.1)
-    running.sharex(losses)
-    return drawing.finished(figure)
-
-
 def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
-    """Return the range that each test suggests, one row each, and the published ones."""
+    """Return the range that each test suggests, one row each, over the published ones."""
     able = [test for test in tests if test.range is not None]
     figure, (ax,) = drawing.new_figure(heights=[1.6 + 0.27 * len(able)])
     maximum, inside = best_covered(suggested(tests))
     label = f"{maximum:.3g}, inside the ranges of {inside} of {len(tests)} tests"
     ax.axvline(maximum, color=drawing.VERMILION, ls="--", label=label)
+    plot_published(tests[0].job.task, ax)
     plot_ranges({test.job.name: test.reading for test in able}, ax)
-    name_rows_with_published(ax, [test.job.name for test in able], tests[0].job.task)
     drawing.legend_below(ax)
     return drawing.finished(figure)
-
-
-def name_rows_with_published(ax: Axes, names: Sequence[str], task: Task) -> None:
-    """Name the rows of ranges; below them stand the published ones, if ``task`` has any."""
-    published = published_ranges(task)
-    if published:
-        ends = np.array([(lr_range.min, lr_range.max) for lr_range in published.values()])
-        drawing.plot_bars(ax, ends, first_row=len(names), width=8, label="published")
-    drawing.name_rows(ax, [*names, *published])
 
 
 def plot_published(task: Task, ax: Axes) -> None:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy import stats
 
 from lrrt_stage import LRRange
-from lrrt_stage.plots import drawing
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.curves import bands_figure, curves_figure, ranges_figure
+from pipeline.studies.curves import bands_figure, loss_read, ranges_figure
 from pipeline.studies.report import tests_table
-from pipeline.studies.statistics import Decomposition, coverage, decompose, overlaps, quantiles
-from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
+from pipeline.studies.statistics import Estimate, coverage, order_share, overlap, quantiles
+from pipeline.studies.study import Findings, Study, by_label, counted, suggested
 
 __all__ = ["data_order_study", "initializations_study", "varied_jobs"]
 
 
-@kind("initializations", 4)
 def initializations_study(study: Study) -> Findings:
     """Many tests, with new initial weights and a new data order each (article, Fig 4 and 5)."""
     return _spread_findings(
@@ -35,7 +33,6 @@ def initializations_study(study: Study) -> Findings:
     )
 
 
-@kind("data-order", 5)
 def data_order_study(study: Study) -> Findings:
     """Many tests on the same weights in different data orders, beside as many with new weights.
 
@@ -52,14 +49,11 @@ def data_order_study(study: Study) -> Findings:
     tests = study.measure(jobs)
     groups = by_label(tests, "group")
     new, same = (groups.get(name, []) for name in ("new weights", "same weights"))
-    for name, members in (("new weights", new), ("same weights", same)):
-        require(
-            len(members) >= 2,
-            f"{counted(len(members), 'test')} with {name} did not fail, 2 are needed: see the runs "
-            "of the others",
-        )
-    parts = decompose(_log_maxima(new), _log_maxima(same))
-    share = parts.order_share
+    new_maxima, same_maxima = (
+        [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
+        for tests in (new, same)
+    )
+    share = order_share(new_maxima, same_maxima)
     found = _spread_findings(
         same,
         "The same weights, different orders of the data",
@@ -73,7 +67,7 @@ def data_order_study(study: Study) -> Findings:
         sentences=[
             *found.sentences,
             _spread_sentence("With new weights as well", suggested(new)),
-            _decomposition_sentence(parts),
+            _share_sentence(share),
         ],
         metrics={
             **found.metrics,
@@ -81,24 +75,13 @@ def data_order_study(study: Study) -> Findings:
             "order_share_low": share.low,
             "order_share_high": share.high,
             "init_share": 1 - share.value,
-            "total_sd_decades": math.sqrt(parts.total_variance),
-            "order_sd_decades": math.sqrt(parts.order_variance),
+            "total_sd_decades": float(np.std(new_maxima, ddof=1)),
+            "order_sd_decades": float(np.std(same_maxima, ddof=1)),
         },
-        figures={**found.figures, "both": bands_figure(both), "shares": _shares_figure(parts)},
+        figures={**found.figures, "both": bands_figure(both)},
         tables={
             **found.tables,
             "Suggested ranges, new weights": quantiles(suggested(new)).reset_index(names="end"),
-            "Variance of log10(max LR)": pd.DataFrame(
-                {
-                    "source": ["data order", "initialisation", "both"],
-                    "variance, decades²": [
-                        parts.order_variance,
-                        parts.init_variance,
-                        parts.total_variance,
-                    ],
-                    "share": [share.value, 1 - share.value, 1.0],
-                }
-            ),
             "Tests": tests_table(tests),
         },
     )
@@ -106,7 +89,11 @@ def data_order_study(study: Study) -> Findings:
 
 def varied_jobs(study: Study, count: int) -> list[RangeTestJob]:
     """Return ``count`` tests with new initial weights and a new data order each."""
-    study.require_drawn_weights()
+    require(
+        not study.task.initial.startswith("file:"),
+        f"kind={study.options.kind} compares weights of several seeds, but init="
+        f"{study.task.init!r} gives the same to all: use an initialiser",
+    )
     jobs = []
     for index in range(count):
         seeds = {"seed": study.task.seed + index, "data_seed": study.task.data_seed + index}
@@ -123,8 +110,17 @@ def _spread_findings(
     ``vary`` is the option of ``lrrt`` under which several tests differ as these do.
     """
     found = suggested(tests, at_least=2)
-    ends, matrix = quantiles(found), overlaps(found)
-    pairs = matrix[np.triu_indices(len(found), 1)]
+    by_magnitude = _by_magnitude(tests)
+    groups = pd.DataFrame(
+        {
+            "group": name,
+            "tests": len(group),
+            "lowest loss": np.median([loss_read(test.reading).loss.min() for test in group]),
+        }
+        for name, group in by_magnitude.items()
+    )
+    ends = quantiles(found)
+    pairs = np.array([overlap(one, other) for one, other in combinations(found, 2)])
     clear = sum(test.reading.chosen.confidence.clear for test in tests)
     without = len(tests) - len(found)
     covered, sentence = coverage(found, len(tests))
@@ -153,12 +149,30 @@ def _spread_findings(
             **covered,
         },
         {
-            "curves": curves_figure(tests, title),
+            "curves": bands_figure({title: tests}),
             "ranges": ranges_figure(tests),
-            "overlaps": _overlaps_figure(matrix, tests),
+            "groups": bands_figure(by_magnitude),
         },
-        {"Suggested ranges": ends.reset_index(names="end"), "Tests": tests_table(tests)},
+        {
+            "Suggested ranges": ends.reset_index(names="end"),
+            "Groups": groups,
+            "Tests": tests_table(tests),
+        },
     )
+
+
+def _by_magnitude(tests: Sequence[RangeTestResult]) -> dict[str, list[RangeTestResult]]:
+    """Return the tests by the order of magnitude of the maximum that they suggest.
+
+    The published code of the article draws the curves of these groups.
+    """
+    groups: dict[int, list[RangeTestResult]] = {}
+    for test in tests:
+        if test.range is not None:
+            # A power of ten begins its own order; the last digits depend on the machine.
+            power = math.floor(round(math.log10(test.range.max), 9))
+            groups.setdefault(power, []).append(test)
+    return {f"Maximum from 1e{power} to 1e{power + 1}": groups[power] for power in sorted(groups)}
 
 
 def _spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
@@ -172,49 +186,14 @@ def _spread_sentence(tests: str, found: Sequence[LRRange]) -> str:
     )
 
 
-def _overlaps_figure(matrix: np.ndarray, tests: Sequence[RangeTestResult]) -> Figure:
-    names = [test.job.name for test in tests if test.range is not None]
-    figure, (ax,) = drawing.new_figure(heights=[5.5])
-    drawing.plot_matrix(ax, matrix, names, names, "shared part of both ranges", limits=(0, 1))
-    return drawing.finished(figure, "Overlap of every pair of ranges")
-
-
-def _log_maxima(tests: Sequence[RangeTestResult]) -> list[float]:
-    return [math.log10(lr_range.max) for lr_range in suggested(tests, at_least=2)]
-
-
-def _decomposition_sentence(parts: Decomposition) -> str:
-    share = parts.order_share
+def _share_sentence(share: Estimate) -> str:
     if math.isnan(share.value):
         return "With new weights all maxima are equal: there is no variance to divide."
     caveat = "The order's part was measured on one initialisation alone."
-    if parts.order_variance > parts.total_variance:
-        caveat += " It varied more than both together, so initialisation is taken to add nothing."
+    if share.value == 1:
+        caveat += " It varied as much as both together, so initialisation is taken to add nothing."
     return (
         f"Of the variance of log10(max LR) over new weights and orders, {1 - share.value:.0%} is "
         f"due to initialisation and {share.value:.0%} to data order (90 % interval of the latter: "
         f"{share.low:.0%} to {share.high:.0%}). {caveat}"
     )
-
-
-def _shares_figure(parts: Decomposition) -> Figure:
-    share = parts.order_share
-    shares = np.array([share.value, 1 - share.value])
-    # A percentile interval need not hold the share itself; an error bar that is drawn has to.
-    low = np.minimum(shares, [share.low, 1 - share.high])
-    high = np.maximum(shares, [share.high, 1 - share.low])
-    figure, (ax,) = drawing.new_figure(heights=[2.4])
-    names = ["data order", "initialisation"]
-    ax.barh(
-        names,
-        shares,
-        xerr=[shares - low, high - shares],
-        color=drawing.BLUE,
-        ecolor=drawing.GREY,
-        capsize=4,
-    )
-    title = "Shares of the variance of log10(max LR), with 90 % intervals"
-    drawing.label_axes(ax, title, "share", grid="x")
-    ax.set_xlim(0, 1.02)
-    ax.invert_yaxis()
-    return drawing.finished(figure)

@@ -16,15 +16,14 @@ from pipeline.jobs.jobs import FailedJob, RangeTestResult, TrainingJob, Training
 from pipeline.studies.curves import ranges_figure
 from pipeline.studies.initializations import varied_jobs
 from pipeline.studies.report import tests_table
-from pipeline.studies.statistics import coverage, farthest_pair, gap
-from pipeline.studies.study import Findings, Study, counted, kind, suggested
+from pipeline.studies.statistics import coverage
+from pipeline.studies.study import Findings, Study, counted, suggested
 
 __all__ = ["mismatch_study"]
 
 
-@kind("mismatch", 7, takes_tests=True)
 def mismatch_study(study: Study) -> Findings:
-    """Two initialisations A and B whose ranges differ most, each trained with both maxima.
+    """The initialisations A and B of the highest and the lowest maximum, trained with both ranges.
 
     The article's Fig 7, and the training that it says diverges or overfits.
     """
@@ -34,9 +33,10 @@ def mismatch_study(study: Study) -> Findings:
         tests = _initialisations(study.source)
     able = [test for test in tests if test.range is not None]
     found = suggested(tests, at_least=2)
-    farthest = farthest_pair(found)
-    pair = dict(zip("AB", (able[index] for index in farthest), strict=True))
-    a, b = (found[index] for index in farthest)
+    maxima = [lr_range.max for lr_range in found]
+    ends = maxima.index(max(maxima)), maxima.index(min(maxima))
+    pair = dict(zip("AB", (able[index] for index in ends), strict=True))
+    a, b = (found[index] for index in ends)
     require(
         not math.isclose(a.max, b.max, rel_tol=1e-9),
         f"the maxima of all {len(found)} initialisations are {a.max:.3g}, so there is no other to "
@@ -67,14 +67,15 @@ def mismatch_study(study: Study) -> Findings:
     }
     diverged = [t.job.name for t, bad in zip(trainings, table["diverged"], strict=True) if bad]
     covered, sentence = coverage(found, len(tests))
-    apart = f"{gap(a, b):.2g} decades apart" if gap(a, b) > 0 else "which overlap or touch"
+    gap = max(0.0, math.log10(a.min / b.max))
+    apart = f"{gap:.2g} decades apart" if gap > 0 else "which overlap or touch"
     return Findings(
         "The range of a different initialisation",
         "What happens if a network is trained with the range that was measured on other initial "
         "weights?",
         [
-            f"Of {len(found)} initialisations, A ({pair['A'].job.name}) and B "
-            f"({pair['B'].job.name}) differ most: {a} and {b}, {apart}.",
+            f"Of {len(found)} initialisations, A ({pair['A'].job.name}) has the highest maximum "
+            f"and B ({pair['B'].job.name}) the lowest: {a} and {b}, {apart}.",
             f"{len(diverged) or 'None'} of the four trainings diverged, to a loss that is not "
             f"finite or no lower than the first{': ' if diverged else ''}{', '.join(diverged)}.",
             *(
@@ -87,13 +88,13 @@ def mismatch_study(study: Study) -> Findings:
         "Train an initialisation with the range that was measured on it: the range test hands its "
         f"weights on together with the range. Where they cannot be kept: {sentence}",
         {
-            "gap_decades": gap(a, b),
-            "max_apart_decades": abs(math.log10(a.max / b.max)),
+            "gap_decades": gap,
+            "max_apart_decades": math.log10(a.max / b.max),
             "diverged": len(diverged),
             **{f"val_loss.{own}_with_{donor}": loss for (own, donor), loss in losses.items()},
             **covered,
         },
-        {"ranges": ranges_figure(tests), "trainings": _trainings_figure(trainings, table)},
+        {"ranges": ranges_figure(tests), "trainings": _trainings_figure(trainings)},
         {"Trainings": table, "Tests": tests_table(tests)},
     )
 
@@ -113,8 +114,6 @@ def _initialisations(source: Sequence[RangeTestResult]) -> list[RangeTestResult]
 
 def _row(training: TrainingResult) -> dict[str, object]:
     history, lr_range = training.history, training.job.lr_range
-    losses = [epoch.val_loss for epoch in history.epochs]
-    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     # A network whose units died stays at the loss of a guess, and batch norm keeps the loss of
     # weights that exploded finite: so the last epoch is compared with the first loss.
     last = history.train_loss[-max(1, len(history.train_loss) // len(history.epochs)) :]
@@ -125,7 +124,6 @@ def _row(training: TrainingResult) -> dict[str, object]:
         "lr_max": lr_range.max,
         **history.epochs[-1].values(),
         "val_loss": history.val_loss,
-        "lowest_val_loss": min(finite, default=math.inf),
         "diverged": history.diverged or did_not_fall,
     }
 
@@ -146,29 +144,15 @@ def _verdict(losses: Mapping[tuple[str, str], float]) -> str:
     return "Neither does better with its own range: the ranges themselves are not to be trusted."
 
 
-def _trainings_figure(trainings: Sequence[TrainingResult], table: pd.DataFrame) -> Figure:
-    losses = np.where(np.isfinite(table["val_loss"]), table["val_loss"], np.nan)
-    texts = [
-        _loss_text(loss) + (", diverged" if diverged else "")
-        for loss, diverged in zip(table["val_loss"], table["diverged"], strict=True)
-    ]
-    figure, (matrix, lines) = drawing.new_figure(heights=[2.6, 3.6])
-    drawing.plot_matrix(
-        matrix,
-        losses.reshape(2, 2),
-        ["A's range", "B's range"],
-        ["weights A", "weights B"],
-        "validation loss",
-        [texts[:2], texts[2:]],
-    )
-    matrix.set_title("Validation loss at the end", fontsize=10.5)
+def _trainings_figure(trainings: Sequence[TrainingResult]) -> Figure:
+    figure, (ax,) = drawing.new_figure()
     styles = zip(drawing.COLORS, ("-", "--", "-.", ":"), strict=False)
     for training, (color, style) in zip(trainings, styles, strict=True):
         steps = [epoch.iteration for epoch in training.history.epochs]
         shown = np.array([epoch.val_loss for epoch in training.history.epochs], dtype=float)
         shown[~np.isfinite(shown)] = np.nan
-        lines.plot(steps, shown, "o", ls=style, color=color, ms=3, label=training.job.name)
+        ax.plot(steps, shown, "o", ls=style, color=color, ms=3, label=training.job.name)
     title = "Validation loss after each epoch"
-    drawing.label_axes(lines, title, "iteration", "validation loss", log="y")
-    drawing.legend_below(lines)
+    drawing.label_axes(ax, title, "iteration", "validation loss", log="y")
+    drawing.legend_below(ax)
     return drawing.finished(figure)

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +181,8 @@ def _table(heading: str, content: Mapping[str, Any]) -> str:
 
 def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
     """Write one page of the sections by kind, in the article's order; it needs no network."""
-    # A section may be that of a kind that only the person who wrote it has.
-    kinds = sorted(sections, key=lambda kind: KINDS[kind].position if kind in KINDS else inf)
+    # The last ones are those of kinds that only the person who wrote them has.
+    kinds = sorted(sections, key=lambda kind: [*KINDS, kind].index(kind))
     names = [escape(kind) for kind in kinds]
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     title = f"Learning-rate range tests: {task}"

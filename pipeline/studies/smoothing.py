@@ -16,17 +16,14 @@ from lrrt_stage import (
     LRRange,
     NoSuggestion,
     Smoothing,
-    mean_age,
     suggest,
 )
 from lrrt_stage.plots import drawing
-from lrrt_stage.plots.curve_plot import LR_LABEL
-from lrrt_stage.rules.descent import SKIP_FIRST, find_descent
 from lrrt_stage.rules.registry import smoothed_loss
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from pipeline.studies.curves import drawable, label_losses, lag_of_minimum, plot_published
 from pipeline.studies.statistics import coverage
-from pipeline.studies.study import Findings, Study, kind
+from pipeline.studies.study import Findings, Study
 
 __all__ = ["smoothing_study"]
 
@@ -36,14 +33,14 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-@kind("smoothing", 3, one_test=True)
 def smoothing_study(study: Study) -> Findings:
     """One test, read with each of the three averages at several β (article, Fig 3)."""
     betas = study.options.list_of("betas", float)
     smoothings = [Smoothing(average, beta) for average in AVERAGES for beta in betas]
     (test,) = drawable(study.measure([study.job("test", {})]))
-    table = pd.DataFrame([_read(test.curve, smoothing, test.rule) for smoothing in smoothings])
-    now = _read(test.curve, study.plan.smoothing, test.rule)
+    rule = test.reading.rule
+    table = pd.DataFrame([_read(test.curve, smoothing, rule) for smoothing in smoothings])
+    now = _read(test.curve, study.plan.smoothing, rule)
     answered = table.dropna(subset=["lr_min", "lr_max"])
     ranges = [LRRange(*ends) for ends in answered[["lr_min", "lr_max"]].to_numpy().tolist()]
     moved_min, moved_max = (
@@ -58,29 +55,21 @@ def smoothing_study(study: Study) -> Findings:
         "range?",
         [
             _lag_sentence(study.plan.smoothing, now),
-            f"Of {len(table)} averages {len(answered) or 'none'} has a suggestion ({test.rule}), "
+            f"Of {len(table)} averages {len(answered) or 'none'} has a suggestion ({rule}), "
             f"too few to compare. The first without: {without.iloc[0]}."
             if len(answered) < 2
             else f"Over the {len(answered)} of {len(table)} averages that have a suggestion "
-            f"({test.rule}), the maximum moves by {moved_max:.2g} decades and the minimum by "
+            f"({rule}), the maximum moves by {moved_max:.2g} decades and the minimum by "
             f"{moved_min:.2g}.",
         ],
-        f"{_advice(test.rule, moved_max)} {sentence}".strip(),
+        f"{_advice(rule, moved_max)} {sentence}".strip(),
         {
             "lag_decades": now["lag_decades"],
-            "age_decades": now["age_decades"],
             "lr_max_moved_decades": moved_max,
             "lr_min_moved_decades": moved_min,
-            **{
-                f"lag_decades.{smoothing.average}.{smoothing.beta:g}": lag
-                for smoothing, lag in zip(smoothings, table["lag_decades"], strict=True)
-            },
             **covered,
         },
-        {
-            "averages": _averages_figure(study, test.curve.finite, table),
-            "lags": _lags_figure(table),
-        },
+        {"averages": _averages_figure(study, test.curve.finite, table)},
         {"Averages": table},
     )
 
@@ -88,7 +77,7 @@ def smoothing_study(study: Study) -> Findings:
 def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, Any]:
     """Return what is read from the curve with an average; NaN where there is nothing, and why."""
     row: dict[str, Any] = {"average": smoothing.average, "beta": smoothing.beta}
-    row |= dict.fromkeys(("lr_min", "lr_max", "lag_decades", "age_decades"), math.nan)
+    row |= dict.fromkeys(("lr_min", "lr_max", "lag_decades"), math.nan)
     row["reason"] = ""
     try:
         found = suggest(curve, rule, smoothing)
@@ -98,19 +87,10 @@ def _read(curve: LRCurve, smoothing: Smoothing, rule: str) -> dict[str, Any]:
     # There may be a suggestion and no lag, where the lag-free average is still falling; and the
     # other way round.
     try:
-        _, _, lowest = find_descent(curve, smoothing)
-        row["age_decades"] = _age(curve.finite, smoothing, SKIP_FIRST + lowest)
         row["lag_decades"] = lag_of_minimum(curve, smoothing)
     except NoSuggestion as reason:
         row["reason"] = row["reason"] or str(reason)
     return row
-
-
-def _age(curve: LRCurve, smoothing: Smoothing, index: int) -> float:
-    """Return how many decades below the LR at ``index`` the losses in the average were taken."""
-    age = mean_age(smoothing.average, smoothing.beta, len(curve))[index]
-    decades = np.log10(curve.lr)
-    return float(decades[index] - np.interp(index - age, np.arange(len(curve)), decades))
 
 
 def _advice(rule: str, moved: float) -> str:
@@ -133,9 +113,7 @@ def _lag_sentence(smoothing: Smoothing, row: dict[str, Any]) -> str:
         return f"{name} has no lag that could be measured: {row['reason']}."
     return (
         f"{name} finds the minimum of the loss {abs(lag):.2g} decades of LR "
-        f"{'before' if lag < 0 else 'after'} a lag-free average does. The losses in it were taken "
-        f"{row['age_decades']:.2g} decades below, in the mean: a minimum with a steep rise behind "
-        "it is found earlier than that, since the rise soon outweighs them."
+        f"{'before' if lag < 0 else 'after'} a lag-free average does."
     )
 
 
@@ -155,27 +133,4 @@ def _averages_figure(study: Study, curve: LRCurve, table: pd.DataFrame) -> Figur
         label_losses(ax, title, "training loss", [curve.loss])
         ax.sharex(axes[0])
     drawing.legend_below(axes[-1])
-    return drawing.finished(figure)
-
-
-def _lags_figure(table: pd.DataFrame) -> Figure:
-    panels = {
-        "lag_decades": ("How late the minimum is found", "decades of LR"),
-        "age_decades": ("Mean age of the losses in it", "decades of LR"),
-        "lr_max": ("Suggested maximum", LR_LABEL),
-        "lr_min": ("Suggested minimum", LR_LABEL),
-    }
-    figure, axes = drawing.new_figure(heights=[3.2, 3.2], columns=2, width=4.6)
-    for ax, (column, (title, ylabel)) in zip(axes, panels.items(), strict=True):
-        drawing.label_axes(ax, title, "β", ylabel, log="y" if column.startswith("lr") else "")
-        for average, style in STYLES.items():
-            part = table[table["average"] == average]
-            ax.plot(part["beta"], part[column], "o", ms=4, label=average, **style)
-        known = table[column].dropna()
-        if column.startswith("lr") and len(known):
-            # At least two decades, so that steps of the ramp do not look like differences.
-            ax.set_ylim(known.min() / 10, known.max() * 10)
-        elif len(known):
-            ax.set_ylim(min(0.0, 1.1 * known.min()), max(1.15 * known.max(), 0.1))
-    drawing.legend_below(axes[2])
     return drawing.finished(figure)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import log10, nan, sqrt
+from math import log10, nan
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRRange
 
 __all__ = [
-    "Decomposition",
     "Estimate",
     "best_covered",
     "coverage",
-    "decompose",
-    "farthest_pair",
-    "gap",
-    "mean_estimate",
+    "order_share",
     "overlap",
-    "overlaps",
     "quantiles",
     "slope",
 ]
@@ -78,38 +72,6 @@ def overlap(a: LRRange, b: LRRange) -> float:
     return log10(high / low) / log10(max(a.max, b.max) / min(a.min, b.min))
 
 
-def overlaps(ranges: Sequence[LRRange]) -> np.ndarray:
-    """Return the overlap of every pair, shape ``[k, k]``: symmetric, 1 on the diagonal."""
-    return np.array([[overlap(a, b) for b in ranges] for a in ranges])
-
-
-def gap(a: LRRange, b: LRRange) -> float:
-    """Return the decades between two ranges; 0 where they overlap or touch."""
-    return max(0.0, log10(max(a.min, b.min)) - log10(min(a.max, b.max)))
-
-
-def farthest_pair(ranges: Sequence[LRRange]) -> tuple[int, int]:
-    """Return the indices ``(i, j)``, i < j, of the two ranges that differ most.
-
-    They have the widest :func:`gap`; among equal gaps, and where there is none, the maxima that are
-    farthest apart decide, then the minima, then the order.
-    """
-
-    def distances(pair: tuple[int, int]) -> tuple[float, ...]:
-        a, b = ranges[pair[0]], ranges[pair[1]]
-        decades = gap(a, b), abs(log10(a.max / b.max)), abs(log10(a.min / b.min))
-        # Rounded, so that the last bit of a logarithm breaks no tie.
-        return tuple(round(distance, 9) for distance in decades)
-
-    farthest = max(combinations(range(len(ranges)), 2), key=distances)
-    if not any(distances(farthest)):
-        raise LRRTError(
-            f"all {len(ranges)} ranges are {ranges[0]}: no two differ, so raise the number of "
-            "tests or the iterations of each"
-        )
-    return farthest
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A value and the ends of its 90 % interval, NaN where there is none."""
@@ -119,44 +81,28 @@ class Estimate:
     high: float = nan
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """How much of the variance is due to the initialisation, and how much to the data order."""
-
-    total_variance: float
-    order_variance: float
-    order_share: Estimate
-    """NaN where the total variance is 0."""
-
-    @property
-    def init_variance(self) -> float:
-        """What the initialisation adds; a negative difference, which chance allows, counts as 0."""
-        return max(0.0, self.total_variance - self.order_variance)
-
-
-def decompose(varied: list[float], order_only: list[float], seed: int = 0) -> Decomposition:
-    """Split the variance of values between initialisation and data order.
+def order_share(varied: list[float], order_only: list[float], seed: int = 0) -> Estimate:
+    """Return the share of the data order in the variance of values, beside the initialisation's.
 
     ``varied`` are values of tests that differ in both, ``order_only`` those of tests on the same
     weights. A value is taken to be ``μ + initialisation + order``, the two effects independent and
-    additive. The order's effect is measured at one initialisation: the shares mean what they say
-    only if it is as large at the others.
+    additive. The order's effect is measured at one initialisation: the share means what it says
+    only if it is as large at the others. Without any variance of ``varied``, it is NaN.
 
     The interval is the percentile bootstrap of both samples (Efron & Tibshirani 1993, ch. 13),
     without the resamples of ``varied`` that have no spread. With 20 tests of each kind it is wide,
     and misses the truth somewhat more often than it says.
     """
     both, order = np.array(varied), np.array(order_only)
-    total, order_variance = float(_variance(both)), float(_variance(order))
+    total = float(_variance(both))
     if total == 0:
-        return Decomposition(total, order_variance, Estimate(nan))
+        return Estimate(nan)
     rng = np.random.default_rng(seed)
     totals = _variance(rng.choice(both, (RESAMPLES, len(both))))
     orders = _variance(rng.choice(order, (RESAMPLES, len(order))))
     shares = np.minimum(1.0, orders[totals > 0] / totals[totals > 0])
     low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
-    share = min(1.0, order_variance / total)
-    return Decomposition(total, order_variance, Estimate(share, low, high))
+    return Estimate(min(1.0, float(_variance(order)) / total), low, high)
 
 
 def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:
@@ -165,28 +111,11 @@ def slope(batch_sizes: list[float], lrs: list[float]) -> Estimate:
     Linear scaling is 1 (Goyal et al. 2017, arXiv 1706.02677), square root scaling 0.5
     (Krizhevsky 2014, arXiv 1404.5997). At least two batch sizes must differ.
     """
-    # Not scipy.stats.linregress, whose standard error is NaN where all suggestions are equal.
-    x, y = np.log10(batch_sizes), np.log10(lrs)
-    x, y = x - x.mean(), y - y.mean()
-    value, freedom = float(x @ y / (x @ x)), len(x) - 2
-    residual = y - value * x
-    error = sqrt(float(residual @ residual / (x @ x)) / max(freedom, 1))
-    return _t_interval(value, error, freedom)
-
-
-def mean_estimate(values: list[float]) -> Estimate:
-    """Return the mean of values, NaN without any, with its t interval from two on."""
-    if not values:
-        return Estimate(nan)
-    error = float(stats.sem(values)) if len(values) > 1 else nan
-    return _t_interval(float(np.mean(values)), error, len(values) - 1)
-
-
-def _t_interval(value: float, error: float, freedom: int) -> Estimate:
-    if freedom < 1:
-        return Estimate(value)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return Estimate(value, value - half, value + half)
+    fit = stats.linregress(np.log10(batch_sizes), np.log10(lrs))
+    # SciPy has no standard error for suggestions that are all equal, and no t for two points.
+    error = np.nan_to_num(fit.stderr)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(lrs) - 2) * error)
+    return Estimate(float(fit.slope), float(fit.slope - half), float(fit.slope + half))
 
 
 def _variance(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any
 
 import pandas as pd
@@ -20,12 +19,10 @@ from pipeline.training.loop import TrainOptions
 __all__ = [
     "KINDS",
     "Findings",
-    "Kind",
     "Study",
     "StudyOptions",
     "by_label",
     "counted",
-    "kind",
     "matching_tests",
     "suggested",
 ]
@@ -54,8 +51,7 @@ class Study:
     """A study in hand: what it is about, and the means to run its jobs.
 
     ``run`` takes jobs and returns their results in the same order. ``source`` holds the range tests
-    of a finished study of the same task, where one was named. ``fixed`` names the options that the
-    user gave, which a recipe must leave alone.
+    of a finished study of the same task, where one was named.
     """
 
     task: Task
@@ -64,7 +60,6 @@ class Study:
     training: TrainOptions
     run: Callable[[Sequence[Job]], list[JobResult]]
     source: Sequence[RangeTestResult] | None = None
-    fixed: frozenset[str] = frozenset()
 
     def tests(self, default: int, at_least: int = 2) -> int:
         """Return the number of tests, the kind's ``default`` where none was given."""
@@ -75,14 +70,6 @@ class Study:
             "raise it",
         )
         return count
-
-    def require_drawn_weights(self) -> None:
-        """Raise LRRTError if every seed gives the same weights, read from a file."""
-        require(
-            not self.task.initial.startswith("file:"),
-            f"kind={self.options.kind} compares weights of several seeds, but init="
-            f"{self.task.init!r} gives the same to all: use an initialiser",
-        )
 
     def job(self, name: str, labels: Mapping[str, Any], **changes: Any) -> RangeTestJob:
         """Return a range test of the study's task with ``changes`` to it."""
@@ -98,21 +85,8 @@ class Study:
         return tests
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of study."""
-
-    carry_out: Callable[[Study], Findings]
-    position: float
-    """Its place in a report; kinds of the same position stand in the order of the sections."""
-    takes_tests: bool
-    """Whether it can use :attr:`Study.source`, the tests of a finished study."""
-    one_test: bool
-    """Whether it has no number of tests to choose."""
-
-
-KINDS: dict[str, Kind] = {}
-"""Name of a kind of study -> the kind."""
+KINDS: dict[str, Callable[[Study], Findings]] = {}
+"""Name of a kind of study -> its function, in the order of a report."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +105,7 @@ class StudyOptions(Options):
         minimum=1,
     )
     study_run_id: str | None = setting(
-        None, "Finished study whose tests grouped and mismatch take; latest: the newest."
+        None, "Finished study whose tests kind mismatch takes; latest: the newest."
     )
     resume: str | None = setting(
         None,
@@ -141,15 +115,13 @@ class StudyOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.tests is None or not KINDS[self.kind].one_test,
-            f"tests={self.tests} is of no use, kind={self.kind} has no number of tests: leave it "
-            "out",
+            self.tests is None or self.kind != "smoothing",
+            f"tests={self.tests} is of no use, kind=smoothing reads a single test: leave it out",
         )
-        takes_tests = sorted(name for name in KINDS if KINDS[name].takes_tests)
         require(
-            self.study_run_id is None or self.kind in takes_tests,
+            self.study_run_id is None or self.kind == "mismatch",
             f"study_run_id={self.study_run_id!r} is of no use, kind={self.kind} runs its own "
-            f"tests: leave it out, or choose {' or '.join(takes_tests)}",
+            "tests: leave it out, or choose mismatch",
         )
 
     def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
@@ -162,18 +134,6 @@ class StudyOptions(Options):
             raise LRRTError(
                 f"{name}={text!r} is not a list of numbers: write them as in {default}"
             ) from None
-
-
-def kind(
-    name: str, position: float = inf, *, takes_tests: bool = False, one_test: bool = False
-) -> Callable[[Callable[[Study], Findings]], Callable[[Study], Findings]]:
-    """Register the decorated function as the :class:`Kind` of this name."""
-
-    def register(function: Callable[[Study], Findings]) -> Callable[[Study], Findings]:
-        KINDS[name] = Kind(function, position, takes_tests, one_test)
-        return function
-
-    return register
 
 
 def suggested(tests: Sequence[RangeTestResult], at_least: int = 1) -> list[LRRange]:
@@ -221,14 +181,8 @@ def matching_tests(
 
 
 def _read_by(plan: RangeTestPlan, test: RangeTestResult) -> RangeTestResult:
-    reading, rule = test.reading, plan.suggestion.rule
-    # A rule may be younger than the test.
-    if reading.smoothing == plan.smoothing and rule in reading.suggestions:
-        reading = reading.with_rule(rule)
-    else:
-        reading = plan.read(test.curve)
     read_by = replace(test.job.plan, smoothing=plan.smoothing, suggestion=plan.suggestion)
-    return replace(test, job=replace(test.job, plan=read_by), reading=reading)
+    return replace(test, job=replace(test.job, plan=read_by), reading=plan.read(test.curve))
 
 
 def counted(number: int, noun: str) -> str:

@@ -18,13 +18,12 @@ from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import drawable, label_losses, plot_published
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import coverage
-from pipeline.studies.study import Findings, Study, by_label, counted, kind, suggested
+from pipeline.studies.study import Findings, Study, by_label, counted, suggested
 from pipeline.task.plan import ValidationOptions
 
 __all__ = ["validation_study"]
 
 
-@kind("validation", 8)
 def validation_study(study: Study) -> Findings:
     """Training and validation loss, unsmoothed, over the learning rate (article, Fig 8).
 
@@ -48,10 +47,7 @@ def validation_study(study: Study) -> Findings:
         )
     watched, full = by_kind["sample"][0], by_kind["full"][0]
     seconds = {name: median([test.seconds for test in by_kind[name]]) for name in by_kind}
-    ratio, full_ratio = (
-        seconds[name] / seconds["none"] if seconds["none"] > 0 else math.nan
-        for name in ("sample", "full")
-    )
+    ratio, full_ratio = (seconds[name] / seconds["none"] for name in ("sample", "full"))
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
     losses = watched.curve.to_frame(watched.reading.smoothing)
     # Relative, wherever the full set was evaluated beside the sample.
@@ -69,14 +65,11 @@ def validation_study(study: Study) -> Findings:
         else "No evaluation of the full set has a finite loss to compare the sample's with.",
         f"No maximum is suggested: {watched.reading.chosen.reason}."
         if watched.range is None
-        else f"The suggested maximum ({watched.rule}) is {watched.range.max:.3g}"
+        else f"The suggested maximum ({watched.reading.rule}) is {watched.range.max:.3g}"
         + ("." if math.isnan(above) else f", {above:+.2f} decades from the turn."),
+        f"A test with the sample takes {ratio:.2f} times as long as without validation, one with "
+        f"the full set at every iteration {full_ratio:.2f} times.",
     ]
-    if seconds["none"] > 0:
-        sentences.append(
-            f"A test with the sample takes {ratio:.2f} times as long as without validation, one "
-            f"with the full set at every iteration {full_ratio:.2f} times."
-        )
     rates = {"validation turns, full set": full_turn, "validation turns, sample": turn}
     for name, suggestion in watched.reading.suggestions.items():
         if suggestion.range is not None:
@@ -150,7 +143,7 @@ def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     figure, (ax,) = drawing.new_figure()
     if watched.range is not None:
         low, high = watched.range.min, watched.range.max
-        label = f"suggested ({watched.rule}): {watched.range}"
+        label = f"suggested ({watched.reading.rule}): {watched.range}"
         ax.axvspan(low, high, color=drawing.ORANGE, alpha=0.25, lw=0, label=label)
     plot_published(watched.job.task, ax)
     ax.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="training loss of each batch")

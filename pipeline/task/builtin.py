@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, first_line
-from lrrt_stage.measure.step import StepOptions, TrainingStep, batch_loss_of
+from lrrt_stage.measure.step import batch_loss_of
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.batches import Batches
-from pipeline.data.factories import require_name
+from pipeline.data.factories import call, is_factory, load_factory, require_name
 from pipeline.data.splits import Data
-from pipeline.models.losses import LOSSES, build_loss
-from pipeline.models.networks import build_model, check_output
-from pipeline.models.optimizers import build_optimizer, require_optimizer
+from pipeline.models.networks import build_model
+from pipeline.models.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.task.setup import Deployed, Setup
 
-__all__ = ["BuiltinOptions", "builtin_setup", "check_builtin"]
+__all__ = ["LOSSES", "BuiltinOptions", "builtin_setup"]
+
+LOSSES = {name: kind for name, kind in vars(nn).items() if name.endswith("Loss")}
+"""Name -> the losses of ``torch.nn``."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class BuiltinOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_optimizer(self.optimizer)
+        require_name("optimizer", self.optimizer.lower(), OPTIMIZERS)
         if self.loss is not None:
             require_name("loss", self.loss, LOSSES)
 
@@ -81,7 +82,6 @@ def builtin_setup(
     options: BuiltinOptions,
     data: Data,
     device: torch.device,
-    *,
     data_seed: int = 0,
     loader_workers: int = 0,
 ) -> Setup:
@@ -94,8 +94,9 @@ def builtin_setup(
     """
     model = build_model(options.model, options.model_args, data.input_shape, data.outputs)
     classes, l2 = data.num_classes is not None, options.l2
-    by_default = "CrossEntropyLoss" if classes else "MSELoss"
-    loss_fn = build_loss(options.loss or by_default, options.loss_args)
+    loss = options.loss or ("CrossEntropyLoss" if classes else "MSELoss")
+    make_loss = load_factory("loss", loss) if is_factory(loss) else LOSSES[loss]
+    loss_fn = call("loss", loss, make_loss, options.loss_args)
     require(
         l2 == 0 or bool(_kernels(model)),
         f"l2={l2} has no effect, model {options.model!r} has no trainable linear or convolutional "
@@ -147,37 +148,6 @@ def builtin_setup(
         data_digest=data.digest,
         deployed=deployed,
     )
-
-
-def check_builtin(
-    options: BuiltinOptions, step: StepOptions, data: Data, setup: Setup, device: torch.device
-) -> None:
-    """Check by a step that model, loss and optimizer go with the data; ``setup`` is used up.
-
-    Raises
-    ------
-    LRRTError
-        If the model does not take the data's inputs, or returns another number of outputs; or if
-        the loss or the optimizer does not take them.
-    """
-    assert setup.val_batches is not None
-    # Two examples if training has as many, even if the validation split has only one.
-    inputs, targets = (
-        torch.cat([part[:2]] * 2)[: min(2, options.batch_size)]
-        for part in next(iter(setup.val_batches))
-    )
-    setup.to(device)
-    check_output(setup.model, inputs, data.outputs, options.model, data.num_classes is not None)
-    single = replace(StepOptions(), precision=step.precision)
-    try:
-        TrainingStep(setup.model, setup.optimizer, setup.training_loss, single, device)(
-            iter([(inputs, targets)])
-        )
-    except Exception as error:  # of a loss for other targets, an optimizer for other gradients
-        raise LRRTError(
-            f"a step of model {options.model!r} with optimizer {options.optimizer!r} and loss "
-            f"{options.loss!r} failed ({first_line(error)}): choose others for this data"
-        ) from error
 
 
 def _accuracy(output: Tensor, labels: Tensor) -> Tensor:

@@ -6,26 +6,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lrrt_stage import LRCurve, RangeTestOptions, Reading, Smoothing, SuggestionOptions
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import Options, setting
 from pipeline.task.recipes import RecipeOptions
 
-__all__ = ["RangeTestPlan", "ValidationOptions", "full_evaluations"]
+__all__ = ["RangeTestPlan", "ValidationOptions"]
 
 LEAST_PROBE = 64
 """The probe's examples are the same at every iteration, so a few are enough; with fewer than
 this, the suggestion depends on which examples they are."""
-FEWEST_EVALUATIONS, MOST_EVALUATIONS = 2, 5
-FULL_SHARE = 0.15
-"""Evaluations of the full set may take this share of the examples that the test trains on.
-Evaluating an example costs 25 % to 40 % of training on it, so a third of a batch at every
-iteration and these evaluations together add less than 35 % to the test."""
 
 
 @dataclass(frozen=True)
 class ValidationOptions(Options):
     """Held-out examples that a range test evaluates at every iteration.
 
-    ``sample`` evaluates a fixed, stratified sample at every iteration and the full set at a few;
+    ``sample`` evaluates a fixed, stratified sample at every iteration and the full set at two;
     ``full`` the full set at every iteration, as the article did (Fig 8), at many times the cost.
     """
 
@@ -43,14 +38,6 @@ class ValidationOptions(Options):
         "third of a batch, but at least 64; 0: off.",
         minimum=0,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.probe != 1,
-            "probe=1 is not enough for batch norm: use none for the default, 0 to switch it off, "
-            "or 2 and more",
-        )
 
     def probe_size(self, batch_size: int) -> int:
         """Return the number of examples in the probe; 0: none."""
@@ -75,13 +62,8 @@ class RangeTestPlan:
     @classmethod
     def from_dict(cls, parts: dict[str, Any]) -> RangeTestPlan:
         """Return the plan of which ``dataclasses.asdict`` made ``parts``."""
-        return cls(
-            RangeTestOptions(**parts["ramp"]),
-            Smoothing(**parts["smoothing"]),
-            SuggestionOptions(**parts["suggestion"]),
-            ValidationOptions(**parts["validation"]),
-            RecipeOptions(**parts["recipe"]),
-        )
+        kinds = {name: type(default) for name, default in vars(cls()).items()}
+        return cls(**{name: kind(**parts[name]) for name, kind in kinds.items()})
 
     def read(self, curve: LRCurve) -> Reading:
         """Return the reading of a curve with the rule and the average of this plan."""
@@ -90,12 +72,3 @@ class RangeTestPlan:
     def flat(self) -> dict[str, Any]:
         """Return all options by name."""
         return {name: value for part in asdict(self).values() for name, value in part.items()}
-
-
-def full_evaluations(trained: int, available: int) -> int:
-    """Return how often a test evaluates the full set of ``available`` examples: 2 to 5 times.
-
-    ``trained`` is the number of examples that the test trains on.
-    """
-    affordable = int(FULL_SHARE * trained / available)
-    return max(FEWEST_EVALUATIONS, min(MOST_EVALUATIONS, affordable))

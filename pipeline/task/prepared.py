@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
-from lrrt_stage.errors import describe
+from lrrt_stage.errors import LRRTError, describe, loader_error
 from lrrt_stage.measure.evaluations import examples_in, tensors_in
-from lrrt_stage.measure.ramps import epoch_length
-from lrrt_stage.measure.step import require_scalar
+from lrrt_stage.measure.step import TrainingStep, require_scalar
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
 from lrrt_stage.state.preserve import Evaluation, preserved_sources
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call_factory, load_factory
+from pipeline.data.factories import call, cause_of, load_factory
 from pipeline.data.splits import Data
-from pipeline.task.builtin import builtin_setup, check_builtin
-from pipeline.task.plan import RangeTestPlan, ValidationOptions, full_evaluations
-from pipeline.task.setup import Setup, errors_of
+from pipeline.models.networks import check_output
+from pipeline.task.builtin import builtin_setup
+from pipeline.task.plan import RangeTestPlan, ValidationOptions
+from pipeline.task.setup import Setup
 from pipeline.task.tasks import Runtime, Task
 
-__all__ = ["PreparedTask"]
+__all__ = ["PreparedTask", "errors_of"]
+
+FULL_EVALUATIONS = 2
+"""Of the full validation set in a test with a sample: enough to see how far the sample is off."""
 
 
 class PreparedTask:
@@ -35,8 +41,8 @@ class PreparedTask:
     ------
     LRRTError
         If the data, the setup or the device cannot be used, before any work; in particular, if two
-        calls of a setup's factory do not give equal weights and an equal first batch. From splits
-        on disk, only the first validation batch is read here.
+        calls of a setup's factory do not give equal weights and an equal first batch, or if no step
+        can be taken. Of splits on disk, only the first batches are read here.
     """
 
     def __init__(
@@ -49,34 +55,24 @@ class PreparedTask:
             data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
             # Moved once, for all starts.
             self.data: Data | None = data.to(self.device)
-            made = self.setup()
-            with seeded(task.seed):
-                check_builtin(task, task, self.data, made, self.device)
-            self.data_digest, self.batch_size = self.data.digest, task.batch_size
+            self._make = partial(
+                builtin_setup, task, self.data, self.device, task.data_seed, runtime.loader_workers
+            )
         else:
             self.data = None
-            # Before the first call: what a module draws when it is imported is not a setup's.
-            load_factory("setup", task.setup)
-            with errors_of(task.setup):
-                self.data_digest = self._check_setup(task.setup)
+            # Now, since what a module draws when it is imported is not a setup's.
+            factory = load_factory("setup", task.setup)
+            self._make = partial(call, "setup", task.setup, factory, task.setup_args)
+        with errors_of(task):
+            self.data_digest, self.batch_size = self._check_setup()
 
     def setup(self) -> Setup:
         """Return a new setup, its model on the CPU with the weights that the task's seed gives."""
-        task = self.task
-        with seeded(task.seed):
-            if self.data is not None:
-                return builtin_setup(
-                    task,
-                    self.data,
-                    self.device,
-                    data_seed=task.data_seed,
-                    loader_workers=self.runtime.loader_workers,
-                )
-            assert task.setup is not None
-            made = call_factory("setup", task.setup, task.setup_args)
+        with seeded(self.task.seed):
+            made = self._make()
         require(
             isinstance(made, Setup),
-            f"setup {task.setup!r} returned {describe(made)}: return pipeline.Setup(model=…, "
+            f"setup {self.task.setup!r} returned {describe(made)}: return pipeline.Setup(model=…, "
             "optimizer=…, train_batches=…, val_batches=…, loss_fn=…)",
         )
         return made
@@ -90,10 +86,6 @@ class PreparedTask:
         model, init = self.setup().model, self.task.initial
         if init.startswith("file:"):
             pretrained = weights.load(init.removeprefix("file:"))
-        require(
-            pretrained is not None or not init.startswith("run:"),
-            f"init={init!r} names a run: pass its weights as pretrained",
-        )
         if pretrained is not None:
             weights.load_into(model, pretrained)
         else:
@@ -119,19 +111,19 @@ class PreparedTask:
         """Run the range test from the weights ``state``."""
         start = self.start(state)
         plan = plan or RangeTestPlan()
-        iterations = plan.ramp.iterations_for(start.train_batches, self.task.accumulate)
         # Separate, so that the test draws the same numbers whatever is evaluated.
         with (
             seeded(self.task.data_seed),
             preserved_sources(start.val_batches),
-            errors_of(self.task.setup),
+            errors_of(self.task),
         ):
             size = plan.validation.probe_size(self.batch_size)
-            probe = self._held_out(start, size, plan.validation.probe) if size > 0 else None
-            if probe is not None and examples_in(probe) < 2:
-                probe = None  # batch norm needs two examples
-            validation = self._validation(start, plan.validation, iterations)
-        with seeded(self.task.data_seed), errors_of(self.task.setup):
+            probe = None
+            if size > 0 and start.val_batches is not None:
+                held_out = self._held_out(start, size, plan.validation.probe)
+                probe = held_out if examples_in(held_out) > 1 else None  # batch norm needs two
+            validation = self._validation(start, plan.validation)
+        with seeded(self.task.data_seed), errors_of(self.task):
             return range_test(
                 start.model,
                 start.optimizer,
@@ -153,7 +145,7 @@ class PreparedTask:
         The model is restored: the training that follows is the same as without.
         """
         evaluating = Evaluation([setup.model, *setup.loss_modules])
-        with evaluating(), errors_of(self.task.setup):
+        with evaluating(), errors_of(self.task):
             return setup.evaluate(self.on_device)
 
     def on_device(self, batch: Any) -> Any:
@@ -163,7 +155,8 @@ class PreparedTask:
     def check_validation(self, start: Setup) -> None:
         """Evaluate ``start`` once, so that errors in the validation are raised before a training.
 
-        This takes a fraction of an epoch, once per prepared task.
+        This takes a fraction of an epoch, once per prepared task, and saves a training that would
+        fail at the end of its first epoch.
         """
         if not self._validated and start.val_batches is not None:
             with seeded(self.task.data_seed), preserved_sources(start.val_batches):
@@ -171,13 +164,10 @@ class PreparedTask:
         self._validated = True
 
     def _held_out(self, setup: Setup, size: int, asked: int | None) -> Any:
-        """Return a batch of held-out examples; None without validation batches."""
-        if setup.val_batches is None:
-            return None
+        """Return a batch of held-out examples, where there are validation batches."""
         if setup.probe is not None:
-            held_out = setup.probe(size)
-            require(held_out is not None, "the probe function returned None: return a batch")
-            return held_out
+            return setup.probe(size)
+        assert setup.val_batches is not None
         require(
             asked is None,
             f"setup {self.task.setup!r} has no probe function, so that {asked} examples cannot be "
@@ -185,9 +175,7 @@ class PreparedTask:
         )
         return next(iter(setup.val_batches))
 
-    def _validation(
-        self, setup: Setup, options: ValidationOptions, iterations: int
-    ) -> Validation | None:
+    def _validation(self, setup: Setup, options: ValidationOptions) -> Validation | None:
         if options.validation == "none":
             return None
         require(
@@ -199,43 +187,70 @@ class PreparedTask:
             return Validation(list(setup.val_batches), batch_loss=setup.evaluation_loss)
         size = options.sample_size(self.batch_size)
         sample = self._held_out(setup, size, options.validation_sample)
-        trained = iterations * self.batch_size * self.task.accumulate
-        available = epoch_length(setup.val_batches) * examples_in(next(iter(setup.val_batches)))
-        evaluations = full_evaluations(trained, available)
-        return Validation([sample], setup.val_batches, evaluations, setup.evaluation_loss)
+        return Validation([sample], setup.val_batches, FULL_EVALUATIONS, setup.evaluation_loss)
 
     def _first_batch(self, setup: Setup) -> Any:
         with seeded(self.task.data_seed):
             return next(iter(setup.train_batches))
 
-    def _check_setup(self, name: str) -> str:
-        """Check what a factory makes, and return the digest of its data."""
-        one, other = self.setup(), self.setup()
+    def _check_setup(self) -> tuple[str, int]:
+        """Take a step with a setup, and return the digest of its data and the batch size."""
+        setup = self.setup()
+        batch = self._first_batch(setup)
+        if self.task.setup is not None:
+            self._require_equal(setup, batch, self.setup())
+        setup.to(self.device, self.task.memory_format)
+        with seeded(self.task.data_seed):
+            held = [] if setup.val_batches is None else [next(iter(setup.val_batches))]
+            with torch.no_grad():
+                if self.data is not None:
+                    outputs, classes = self.data.outputs, self.data.num_classes is not None
+                    check_output(setup.model, batch[0], outputs, self.task.model, classes)
+                with evaluating([setup.model, *setup.loss_modules]):
+                    for each in held:
+                        require_scalar(setup.evaluation_loss(self.on_device(each)))
+            options = replace(self.task, accumulate=1)
+            take_step = TrainingStep(
+                setup.model, setup.optimizer, setup.training_loss, options, self.device
+            )
+            take_step(iter([batch]))
+        return setup.data_digest or _content([batch, *held]), examples_in(batch)
+
+    def _require_equal(self, setup: Setup, batch: Any, other: Setup) -> None:
         require(
-            one.model is not other.model and one.optimizer is not other.optimizer,
+            setup.model is not other.model and setup.optimizer is not other.optimizer,
             "two calls gave the same object: make a new model and a new optimizer at every call; "
             "only data may be cached",
         )
-        ours, theirs = (weights.digest(weights.state_of(made.model)) for made in (one, other))
+        ours, theirs = (weights.digest(weights.state_of(made.model)) for made in (setup, other))
         require(
             ours == theirs,
             "two calls with one seed gave different weights: draw them from torch's global random "
             "state, which is seeded before the call, and make a new model at every call",
         )
-        batches = [self._first_batch(made) for made in (one, other)]
         require(
-            len({_content(batch) for batch in batches}) == 1,
+            _content(batch) == _content(self._first_batch(other)),
             "two calls with one seed gave different first batches: shuffle by torch's global "
             "random state, or by a generator that the factory makes and seeds",
         )
-        self.batch_size = examples_in(batches[0])
-        one.to(self.device, self.task.memory_format)
-        with seeded(self.task.data_seed), torch.no_grad():
-            require_scalar(one.training_loss(self.on_device(batches[0])))
-            held = [] if other.val_batches is None else [next(iter(other.val_batches))]
-            for batch in held:
-                require_scalar(one.evaluation_loss(self.on_device(batch)))
-        return one.data_digest or _content([batches[0], *held])
+
+
+@contextmanager
+def errors_of(task: Task) -> Iterator[None]:
+    """Turn errors of the block, also of the user's code in it, into one line that names a setup."""
+    try:
+        yield
+    except LRRTError as error:
+        _, line = loader_error(error)
+        own = task.setup is None or line.startswith("setup ")
+        raise LRRTError(line if own else f"setup {task.setup!r}: {line}") from error
+    except Exception as error:
+        raise LRRTError(
+            f"setup {task.setup!r} raised {cause_of(error)}: correct the factory or what it returns"
+            if task.setup is not None
+            else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {task.loss!r} on "
+            f"dataset {task.dataset!r} raised {cause_of(error)}: choose others, or correct them"
+        ) from error
 
 
 def _content(batch: Any) -> str:

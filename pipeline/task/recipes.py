@@ -1,4 +1,4 @@
-"""The two published settings of the range test, and the ingredients in which they differ.
+"""The two published settings of the range test.
 
 Their source is the code published with S. Maggio, *The Learning Rate Black Magic* (2020):
 ResNet-56 on CIFAR-10, batches of 512, once with Keras and once with fast.ai. Options that both
@@ -16,22 +16,16 @@ from lrrt_stage.settings import Options, setting
 from pipeline.task.tasks import Task
 
 __all__ = [
-    "INGREDIENTS",
     "PUBLISHED_RANGES",
     "RECIPES",
-    "Recipe",
     "RecipeOptions",
     "published_ranges",
-    "steps",
 ]
-
-Recipe = Mapping[str, Any]
-"""Name of an option (a field of Task, RangeTestOptions or Smoothing) -> its value."""
 
 # Both programs plot the bias-corrected average with this factor, and stop by it.
 BETA = 0.98
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "keras": {
         # he_uniform, a different name for the same distribution.
         "init": "kaiming_uniform",
@@ -70,23 +64,12 @@ RECIPES: dict[str, Recipe] = {
         "beta": BETA,
     },
 }
-"""Name -> options that the published program of that framework sets.
+"""Name -> options that the published program of that framework sets, and their values.
 
 Properties of the frameworks' layers, such as momentum and ε of batch norm, are not options, and so
 not part of a recipe. Both programs had a 1 × 1 convolution without batch norm where the size
 changes in a ResNet: ``model_args={"shortcut": "convolution"}``.
 """
-
-INGREDIENTS: dict[str, tuple[str, ...]] = {
-    "clipping": ("clip_norm",),
-    "regularisation": ("l2", "weight_decay"),
-    "augmentation": ("augment",),
-    "normalisation": ("normalize",),
-    "stop rule": ("stop_multiple",),
-}
-"""Name -> options that are switched together, in the order of :func:`steps`.
-
-Initialisation and smoothing are the same in both recipes."""
 
 PUBLISHED_RANGES: dict[str, LRRange] = {
     "fast.ai, published": LRRange(0.08, 3.0),
@@ -105,22 +88,9 @@ class RecipeOptions(Options):
     )
 
     @property
-    def values(self) -> Recipe:
+    def values(self) -> Mapping[str, Any]:
         """The recipe's options and values; empty without a recipe."""
         return {} if self.recipe is None else RECIPES[self.recipe]
-
-
-def steps() -> list[tuple[str, dict[str, Any]]]:
-    """Return the options on the way from keras to fastai, one ingredient at a time.
-
-    First ``("keras", its options)``; then the name of every ingredient, and all options after it
-    was switched. The last options are those of fastai.
-    """
-    way = [("keras", dict(RECIPES["keras"]))]
-    for ingredient, names in INGREDIENTS.items():
-        _, before = way[-1]
-        way.append((ingredient, before | {name: RECIPES["fastai"][name] for name in names}))
-    return way
 
 
 def published_ranges(task: Task) -> dict[str, LRRange]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrrt_stage.errors import LRRTError, describe
+from lrrt_stage.errors import describe
 from lrrt_stage.measure.evaluations import examples_in
 from lrrt_stage.measure.ramp_loop import require_trainable
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import BatchLoss, batch_loss_of
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import move_optimizer
-from pipeline.data.factories import cause_of
 
 __all__ = ["Deployed", "Metric", "Setup", "SetupFactory"]
 
@@ -77,12 +75,17 @@ class Setup:
     deployed: Callable[[nn.Module], Deployed] | None = None
 
     def __post_init__(self) -> None:
-        self._check_kinds()
+        for name in ("loss_fn", "batch_loss", "probe", "deployed"):
+            value = getattr(self, name)
+            require(
+                value is None or (callable(value) and not isinstance(value, type)),
+                f"{name} is {describe(value)}: give a function, or an instance that can be called",
+            )
         require_trainable(self.model, self.optimizer)
         for name in ("train_batches", "val_batches"):
             batches = getattr(self, name)
             require(
-                batches is None or epoch_length(batches) > 0,
+                (batches is None and name == "val_batches") or epoch_length(batches) > 0,
                 f"{name} has no batch or no length: give a DataLoader, or any other object with a "
                 "length that can be iterated repeatedly",
             )
@@ -93,23 +96,6 @@ class Setup:
                 "another name than that of the loss",
             )
         self.directions = {name: _direction(name, each) for name, each in self.metrics.items()}
-
-    def _check_kinds(self) -> None:
-        kinds = {"model": nn.Module, "optimizer": Optimizer}
-        kinds |= {"train_batches": Iterable, "val_batches": Iterable, "metrics": Mapping}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if value is None and name == "val_batches":
-                continue
-            wanted = f"{kind.__module__}.{kind.__name__}".replace("collections.abc.", "")
-            fits = isinstance(value, kind)
-            require(fits, f"{name} is {describe(value)}: give an instance of {wanted}")
-        for name in ("loss_fn", "batch_loss", "probe", "deployed"):
-            value = getattr(self, name)
-            require(
-                value is None or (callable(value) and not isinstance(value, type)),
-                f"{name} is {describe(value)}: give a function, or an instance that can be called",
-            )
 
     @property
     def loss_modules(self) -> list[nn.Module]:
@@ -195,21 +181,6 @@ SetupFactory: TypeAlias = Callable[..., Setup]
 """A function that ``setup`` may name. It is called with ``setup_args`` as keyword arguments, under
 the task's seed, and draws initial weights from the global random states only. Every call returns an
 equal :class:`Setup`: the same weights, and with the same data seed the same batches."""
-
-
-@contextmanager
-def errors_of(name: str | None) -> Iterator[None]:
-    """Turn errors of the block into one line that names the setup; None: the built-in one."""
-    try:
-        yield
-    except Exception as error:  # also whatever a user's batches, loss, or metrics raise
-        if name is None or str(error).startswith("setup "):
-            raise
-        if isinstance(error, LRRTError):
-            raise LRRTError(f"setup {name!r}: {error}") from error
-        raise LRRTError(
-            f"setup {name!r} raised {cause_of(error)}: correct the factory or what it returns"
-        ) from error
 
 
 def _function(metric: Metric) -> Any:

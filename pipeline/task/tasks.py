@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from lrrt_stage.errors import LRRTError, unknown_name
+from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.settings import Options, option_text, require, setting
 from lrrt_stage.state.weights import INITIALIZERS
@@ -26,8 +25,8 @@ CACHE = "~/.cache/lrrt-stage"
 class Task(BuiltinOptions, StepOptions):
     """The setup, the initial weights, the seeds, and how a step is taken.
 
-    Frozen; goes to JSON and back unchanged. With a ``setup`` of the user's, the options of the
-    built-in one must be left alone.
+    Frozen; what ``dataclasses.asdict`` makes of it goes to JSON and back. With a ``setup`` of the
+    user's, the options of the built-in one must be left alone.
     """
 
     setup: str | None = setting(
@@ -62,11 +61,12 @@ class Task(BuiltinOptions, StepOptions):
             self.setup is not None or not self.setup_args,
             f"setup_args={self.setup_args} without a setup: name it, or use model_args",
         )
-        without_use = [] if self.setup is None else _changed_options(self)
+        default = BuiltinOptions()
+        changed = [name for name in BUILTIN if getattr(self, name) != getattr(default, name)]
+        given = ", ".join(sorted(f"{name}={option_text(getattr(self, name))}" for name in changed))
         require(
-            not without_use,
-            f"{', '.join(without_use)} belongs to the built-in setup: give it to setup "
-            f"{self.setup!r} in setup_args",
+            self.setup is None or not changed,
+            f"{given} belongs to the built-in setup: give it to setup {self.setup!r} in setup_args",
         )
 
     @property
@@ -103,28 +103,6 @@ class Task(BuiltinOptions, StepOptions):
             f"setup_args.{name}": value for name, value in arguments.items()
         }
 
-    def to_json(self) -> str:
-        """Return the task as JSON, keys sorted."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Task:
-        """Return the task that :meth:`to_json` wrote.
-
-        Raises
-        ------
-        LRRTError
-            If the text is not JSON, or names a field that this version does not know.
-        """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise LRRTError(f"the task is not JSON ({error}): it was altered") from None
-        require(isinstance(values, dict), f"the task is {text.strip()[:20]!r}, not a JSON object")
-        unknown = set(values) - {field.name for field in fields(cls)}
-        require(not unknown, f"the task has unknown fields {sorted(unknown)}: update lrrt-stage")
-        return cls(**values)
-
     def differences(self, other: Task) -> list[str]:
         """Return ``field: mine, not theirs`` for every field that differs."""
         return [
@@ -143,9 +121,3 @@ class Runtime(Options):
     loader_workers: int = setting(
         0, "Processes that read data which does not fit in memory.", minimum=0
     )
-
-
-def _changed_options(options: BuiltinOptions) -> list[str]:
-    default = BuiltinOptions()
-    changed = (name for name in BUILTIN if getattr(options, name) != getattr(default, name))
-    return sorted(f"{name}={option_text(getattr(options, name))}" for name in changed)

@@ -21,8 +21,8 @@ from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
 from lrrt_stage.state.preserve import generators, set_training
 from lrrt_stage.state.weights import State
-from pipeline.task.prepared import PreparedTask
-from pipeline.task.setup import Setup, errors_of
+from pipeline.task.prepared import PreparedTask, errors_of
+from pipeline.task.setup import Setup
 from pipeline.training.schedules import build_schedule, find_schedule
 
 __all__ = ["Epoch", "ScheduleOptions", "TrainOptions", "Training", "TrainingHistory", "train"]
@@ -141,8 +141,6 @@ def train(
         before the first epoch, the training batches during the epochs.
     """
     start = prepared.start(state)
-    # This takes a fraction of an epoch, once per prepared task, and saves a training that would
-    # fail at the end of its first epoch.
     prepared.check_validation(start)
     model, optimizer, batches = start.model, start.optimizer, start.train_batches
     steps_per_epoch = max(epoch_length(batches) // prepared.task.accumulate, 1)
@@ -157,11 +155,11 @@ def train(
         # steps that overflow, and a resumed schedule counts up to where it was.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         if checkpoint is not None and checkpoint.exists():
-            _load_checkpoint(checkpoint, training, start, take_step, schedule)
+            _load_checkpoint(checkpoint, training, take_step, schedule)
         while len(training.epochs) < options.epochs and not training.diverged:
             stream = endless(batches)
             losses: list[Tensor] = []
-            with errors_of(prepared.task.setup):
+            with errors_of(prepared.task):
                 for _ in range(steps_per_epoch):
                     training.lr.append(max(group["lr"] for group in optimizer.param_groups))
                     losses.append(take_step(stream))
@@ -170,23 +168,24 @@ def train(
             validated = prepared.evaluate(start) if start.val_batches is not None else (None, {})
             training.epochs.append(Epoch(len(training.train_loss), *validated))
             if checkpoint is not None:
-                _save_checkpoint(checkpoint, training, start, take_step)
+                _save_checkpoint(checkpoint, training, take_step)
             if on_epoch is not None:
                 on_epoch(training)
     return training
 
 
-def _save_checkpoint(path: Path, training: Training, start: Setup, take_step: TrainingStep) -> None:
+def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) -> None:
+    setup = training.setup
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     content = {
         "lr": training.lr,
         "train_loss": training.train_loss,
         "epochs": [astuple(epoch) for epoch in training.epochs],
-        "model": start.model.state_dict(),
-        "losses": [loss.state_dict() for loss in start.loss_modules],
-        "optimizer": start.optimizer.state_dict(),
+        "model": setup.model.state_dict(),
+        "losses": [loss.state_dict() for loss in setup.loss_modules],
+        "optimizer": setup.optimizer.state_dict(),
         "scaler": take_step.scaler.state_dict(),
-        "batches": [generator.get_state() for generator in generators(start.train_batches)],
+        "batches": [generator.get_state() for generator in generators(setup.train_batches)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
@@ -202,25 +201,21 @@ def _save_checkpoint(path: Path, training: Training, start: Setup, take_step: Tr
 
 
 def _load_checkpoint(
-    path: Path,
-    training: Training,
-    start: Setup,
-    take_step: TrainingStep,
-    schedule: LRScheduler,
+    path: Path, training: Training, take_step: TrainingStep, schedule: LRScheduler
 ) -> None:
-    content = torch.load(path, weights_only=True)
+    setup, content = training.setup, torch.load(path, weights_only=True)
     training.lr, training.train_loss = content["lr"], content["train_loss"]
     training.epochs = [Epoch(*values) for values in content["epochs"]]
     for _ in training.lr:
         schedule.step()
-    start.model.load_state_dict(content["model"])
-    for loss, state in zip(start.loss_modules, content["losses"], strict=True):
+    setup.model.load_state_dict(content["model"])
+    for loss, state in zip(setup.loss_modules, content["losses"], strict=True):
         loss.load_state_dict(state)
     # After the schedule, so that the learning rates are bit-equal.
-    start.optimizer.load_state_dict(content["optimizer"])
+    setup.optimizer.load_state_dict(content["optimizer"])
     take_step.scaler.load_state_dict(content["scaler"])
     for generator, generated in zip(
-        generators(start.train_batches), content["batches"], strict=True
+        generators(setup.train_batches), content["batches"], strict=True
     ):
         generator.set_state(generated)
     torch.set_rng_state(content["torch"])

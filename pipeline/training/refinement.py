@@ -41,7 +41,7 @@ class RefineOptions(Options):
     metric: str | None = setting(
         None, "Validation metric that is improved, such as accuracy; none: the validation loss."
     )
-    search_seed: int = setting(0, "Seed of the search.", minimum=0)
+    search_seed: int = setting(0, "Seed of the search.", minimum=0, below=2**31)
     storage: str | None = setting(
         None,
         "Optuna storage URL, from which an interrupted search continues; none: optuna.db beside "
@@ -50,14 +50,6 @@ class RefineOptions(Options):
     study_name: str | None = setting(
         None, "Name of the Optuna study; none: made from the range-test run and these options."
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        highest = 2**32 - 1 - self.trials  # NumPy's bound; each trial has a seed of its own
-        require(
-            self.search_seed <= highest,
-            f"search_seed={self.search_seed} must be at most {highest}: the default is 0",
-        )
 
 
 AfterEpoch = Callable[[Training, bool], None]

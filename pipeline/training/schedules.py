@@ -8,28 +8,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingWarmRestarts,
-    CyclicLR,
-    LRScheduler,
-    OneCycleLR,
-)
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
 from lrrt_stage import LRRange
-from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.step import lr_ratios
 from lrrt_stage.settings import require
+from pipeline.data.factories import call
 
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
 
-NOT_BY_NAME = (
-    *("LRScheduler", "ReduceLROnPlateau"),  # the latter needs a metric at every step
-    *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),  # of Python objects
-)
 OF_THE_RANGE = {"max_lr", "base_lr"}
 """Arguments of schedules that the range sets."""
 Rates = list[float]
@@ -43,18 +32,9 @@ def find_schedule(name: str) -> Callable[..., LRScheduler]:
     """
     if name in SCHEDULES:
         return SCHEDULES[name]
-    kinds = vars(torch.optim.lr_scheduler)
-    classes = {
-        each: kind
-        for each, kind in kinds.items()
-        if isinstance(kind, type)
-        and issubclass(kind, LRScheduler)
-        and not each.startswith("_")
-        and each not in NOT_BY_NAME
-    }
-    if name not in classes:
-        raise unknown_name("schedule", name, [*SCHEDULES, *classes])
-    return partial(_of_torch, classes[name])
+    if name not in lr_scheduler.__all__:
+        raise unknown_name("schedule", name, [*SCHEDULES, *lr_scheduler.__all__])
+    return partial(_of_torch, getattr(lr_scheduler, name))
 
 
 def build_schedule(
@@ -79,12 +59,7 @@ def build_schedule(
     for group, peak in zip(optimizer.param_groups, high, strict=True):
         group["lr"] = peak
         group.pop("initial_lr", None)
-    try:
-        return function(optimizer, low, high, max(total_steps, 2), **arguments)
-    except (TypeError, ValueError) as error:
-        raise LRRTError(
-            f"schedule {name!r}: {first_line(error)}: check schedule_args {arguments}"
-        ) from None
+    return call("schedule", name, function, arguments, optimizer, low, high, max(total_steps, 2))
 
 
 def _of_torch(
@@ -127,21 +102,15 @@ def triangular(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRS
 
 def warm_restarts(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:
     """Three cosines from maximum to minimum, each twice as long (Loshchilov & Hutter 2016)."""
-    # 1 + 2 + 4 sevenths of the steps.
-    return _WarmRestarts(optimizer, max(-(-steps // 7), 1), max(low) / max(high))
+    # 1 + 2 + 4 sevenths of the steps. Torch's own scheduler has one minimum for all groups.
+    first, lowest = -(-steps // 7), max(low) / max(high)
 
+    def share_of_maximum(step: int) -> float:
+        length = 2 ** math.floor(math.log2(step / first + 1))
+        done = (step - first * (length - 1)) / (first * length)
+        return lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
 
-class _WarmRestarts(CosineAnnealingWarmRestarts):
-    """The scheduler of torch has one minimum for all groups; here it is a share of each maximum."""
-
-    def __init__(self, optimizer: Optimizer, first: int, min_share: float) -> None:
-        self.min_share = min_share
-        super().__init__(optimizer, T_0=first, T_mult=2)
-
-    def get_lr(self) -> list[float | Tensor]:
-        cosine = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
-        share = self.min_share + (1 - self.min_share) * cosine
-        return [maximum * share for maximum in self.base_lrs]
+    return LambdaLR(optimizer, share_of_maximum)
 
 
 def constant(optimizer: Optimizer, low: Rates, high: Rates, steps: int) -> LRScheduler:

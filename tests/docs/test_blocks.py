@@ -37,8 +37,7 @@ SMALL = "--iterations 60 --model mlp"
 SHORTER = {
     r"study .*per_image": f"{SMALL} --workers 1 --tests 2 --batch-sizes 16,32"
     ' --dataset-args {"per_image":40}',
-    r"study .*--kind recipes": f"{SMALL} --workers 1 --tests 2 --augment none --normalize true",
-    r"study .*--kind (grouped|smoothing|validation)": f"{SMALL} --workers 1",
+    r"study .*--kind (smoothing|validation)": f"{SMALL} --workers 1",
     r"study .*--kind.batch-size": f"{SMALL} --workers 1 --tests 2 --batch-sizes 64,128",
     r" study": f"{SMALL} --workers 1 --tests 2 --epochs 1",
     r" lrrt .*--tests": f"{SMALL} --workers 1 --tests 2",

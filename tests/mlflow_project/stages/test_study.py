@@ -127,18 +127,9 @@ def test_results_do_not_depend_on_the_number_of_workers(store):
 
 
 @pytest.mark.starts_with("study")
-def test_grouped_and_mismatch_take_a_finished_studys_tests(store):
+def test_mismatch_takes_a_finished_studys_tests(store):
     source = store.one("study")
     tests = csv(store, source, "tests.csv")
-    task = ("--study-run-id", source.info.run_id, "--workers", 1, "--seed", 3)
-    store.run(*STUDY, "--kind", "grouped", *task)
-    grouped = store.runs("study")[0]
-    assert len(store.runs("test")) == 4
-    powers = np.floor(np.log10(tests["lr_max"]))
-    assert grouped.data.metrics["groups"] == powers.nunique()
-    assert csv(store, grouped, "study.csv").equals(csv(store, source, "study.csv"))
-
-    # The newest study, grouped, has no tests of its own.
     latest = ("--study-run-id", "latest", "--workers", 1, "--epochs", 2)
     store.run(*STUDY, "--kind", "mismatch", *latest)
     mismatch = store.runs("study")[0]

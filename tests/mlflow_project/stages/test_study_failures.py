@@ -94,7 +94,6 @@ IN_A_RUN = {
     "batch size": (("--kind", "batch-size", "--batch-sizes", "64,2000"), ["2000", "1437"]),
     "batch sizes": (("--kind", "batch-size", "--batch-sizes", "a,b"), ["a,b"]),
     "betas": (("--kind", "smoothing", "--betas", "0.9,1"), ["beta=1.0"]),
-    "no source": (("--kind", "grouped"), ["study_run_id"]),
     "init": (("--init", "run:abc"), ["run:abc"]),
     "same weights": (("--init", "file:w.safetensors"), ["file:", "w.safetensors"]),
     "resume": (("--resume", "nonesuch"), ["nonesuch"]),

@@ -8,6 +8,8 @@ from torch.utils.data import Dataset
 from lrrt_stage import LRRTError
 from pipeline.data.batches import Batches
 from pipeline.data.splits import Data
+from pipeline.task.prepared import PreparedTask
+from pipeline.task.tasks import Runtime, Task
 
 CPU = torch.device("cpu")
 
@@ -236,41 +238,42 @@ class Faulty(Lazy):
 
 
 FAULTS = {
-    "label": ["example 13", "label 7", "outside 0 to 4", "num_classes"],
-    "negative label": ["example 13", "label -1", "outside 0 to 4"],
-    "nan": ["example 13", "NaN", "clean the data"],
-    "infinity": ["example 13", "infinite", "clean the data"],
-    "shape": ["cannot be read", "one shape"],
-    "file": ["cannot be read", "OSError: photo_13.png is truncated", "remove it"],
+    "label": ["label 7", "outside 0 to 4", "num_classes"],
+    "negative label": ["label -1", "outside 0 to 4"],
+    "nan": ["NaN", "clean the data"],
+    "infinity": ["infinite", "clean the data"],
+}
+UNREADABLE = {
+    "shape": ["RuntimeError"],
+    "file": ["OSError: photo_13.png is truncated"],
     "own": ["photo_13.png has no colour: convert it"],
-    "key": ["cannot be read", "KeyError"],
+    "key": ["KeyError"],
 }
 
 
-@pytest.mark.parametrize(
-    ("fault", "train", "workers"),
-    [
-        *((fault, train, 0) for fault in FAULTS for train in (True, False)),
-        ("file", True, 1),
-        ("own", False, 1),
-        ("key", False, 1),
-        ("shape", True, 1),
-    ],
-)
-def test_an_example_that_cannot_be_used_is_named_in_one_line(complains, fault, workers, train):
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("train", [True, False])
+def test_an_example_that_cannot_be_used_is_named_in_one_line(complains, fault, train):
     splits = {"train": Faulty(), "val": Faulty(), ("train" if train else "val"): Faulty(fault)}
-    data = Data(**splits, num_classes=5)
-    batches = Batches(data, 23, CPU, train=train, loader_workers=workers)
-    where = [] if fault == "own" else ["train" if train else "val"]
-    with complains(*FAULTS[fault], *where):
+    batches = Batches(Data(**splits, num_classes=5), 23, CPU, train=train)
+    with complains(f"of a batch of the {'train' if train else 'val'} split", *FAULTS[fault]):
         list(batches)
 
 
-@pytest.mark.parametrize("fault", ["label", "nan", "file", "own", "kind"])
+@pytest.mark.parametrize("fault", UNREADABLE)
+@pytest.mark.parametrize(("train", "workers"), [(True, 0), (False, 0), (True, 1)])
+def test_an_example_that_cannot_be_read_ends_in_one_line(complains, fault, train, workers):
+    splits = {"train": Faulty(), "val": Faulty(), ("train" if train else "val"): Faulty(fault)}
+    task, runtime = Task(model="mlp", batch_size=23), Runtime("cpu", loader_workers=workers)
+    with complains(*UNREADABLE[fault]):
+        PreparedTask(task, runtime, Data(**splits, num_classes=5))
+
+
+@pytest.mark.parametrize("fault", ["label", "nan"])
 def test_an_example_of_a_representative_batch_that_cannot_be_used_is_named_too(complains, fault):
     batches = Batches(Data(Faulty(), Faulty(fault), 5), 4, CPU, train=False)
 
-    with complains("13"):
+    with complains("a batch of the val split", *FAULTS[fault]):
         batches.representative(batches.size)
 
 
@@ -296,12 +299,12 @@ def test_a_representative_batch_of_numbers_spreads_over_them_and_is_at_most_all(
     assert torch.equal(batches.representative(99)[1], targets)
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"), [("file", ["OSError"]), ("kind", ["(input tensor, target)"])]
-)
-def test_the_first_example_of_a_split_that_cannot_be_read_is_named(complains, fault, words):
-    with complains("train split", "0", *words):
-        _ = Data(Faulty(fault, at=0), Faulty(), 5).input_shape
+def test_an_example_that_is_no_pair_is_described(complains):
+    data = Data(Faulty("kind", at=0), Faulty("kind", at=0), 5)
+    with complains("the first train example", "(input tensor, target)"):
+        _ = data.input_shape
+    with complains("a batch of the val split", "Tensor", "(input tensor, target)"):
+        list(Batches(data, 1, CPU, train=False))
 
 
 def test_values_whose_sum_overflows_are_no_fault():

@@ -4,8 +4,12 @@ import pytest
 
 from lrrt_stage import LRRTError
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call_factory, is_factory
+from pipeline.data.factories import call, is_factory, load_factory
 from pipeline.models.networks import build_model
+
+
+def call_factory(kind, name, arguments):
+    return call(kind, name, load_factory(kind, name), arguments)
 
 
 @pytest.mark.parametrize("name", ["module:make", "package.module:make", "_a.b_2:C"])
@@ -174,8 +178,14 @@ def test_a_factory_that_makes_no_data_is_told_what_it_made(
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ("((x, y.float()),) * 2", ["train targets", "torch.float32 [6]", "[n, outputs]"]),
-        ("((x, nn.functional.one_hot(y)),) * 2", ["train labels", "torch.int64 [6, 3]"]),
+        (
+            "((x, y.float()),) * 2",
+            ["targets of the train split", "torch.float32 [6]"],
+        ),
+        (
+            "((x, nn.functional.one_hot(y)),) * 2",
+            ["labels of the train split", "int64 [6, 3]"],
+        ),
         ("((x[:0], y[:0]), split)", ["train split is empty"]),
         ("(split, (x / 0, y))", ["example 0 of the val split", "NaN"]),
     ],

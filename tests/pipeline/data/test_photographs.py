@@ -112,8 +112,8 @@ def test_a_residual_network_takes_them():
     [
         ({"size": 61}, ("size=61", "60 pixels")),
         ({"size": 0}, ("size=0", "raise")),
-        ({"per_image": 4}, ("per_image=4", "raise")),
-        ({"seed": -1}, ("seed=-1",)),
+        ({"per_image": 4}, ("'per_image': 4", "dataset_args")),
+        ({"seed": -1}, ("'seed': -1", "dataset_args")),
         ({"sise": 32}, ("sise", "dataset_args")),
     ],
 )

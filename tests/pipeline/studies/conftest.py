@@ -133,7 +133,7 @@ def study_of():
     """A function from a kind, an ``answer`` to every job, and options, to a study."""
 
     def make(kind: str, answer=None, *, task=None, plan=RAW, **more) -> Study:
-        parts = {name: more.pop(name) for name in ("source", "fixed") if name in more}
+        parts = {name: more.pop(name) for name in ("source",) if name in more}
         options, run = StudyOptions(kind=kind, **more), FakeRun(answer)
         task = task or Task(model="mlp")
         return Study(task, plan, options, TrainOptions(epochs=1), run, **parts)
@@ -146,7 +146,7 @@ def found(study_of) -> Callable[..., Findings]:
     """A function that carries out a study made by hand."""
 
     def make(kind: str, answer=None, **more) -> Findings:
-        return KINDS[kind].carry_out(study_of(kind, answer, **more))
+        return KINDS[kind](study_of(kind, answer, **more))
 
     return make
 
@@ -158,7 +158,7 @@ def refused(study_of, complains):
     def check(kind: str, *words: str, **more) -> None:
         study = study_of(kind, **more)
         with complains(*words):
-            KINDS[kind].carry_out(study)
+            KINDS[kind](study)
         assert study.run.jobs == []
 
     return check
@@ -177,7 +177,7 @@ def real() -> Callable[..., Findings]:
         run = partial(run_jobs, runtime=Runtime(device="cpu"), workers=1)
         options = StudyOptions(kind=kind, **more)
         study = Study(task, plan, options, TrainOptions(epochs=1), run, source)
-        findings = KINDS[kind].carry_out(study)
+        findings = KINDS[kind](study)
         for figure in findings.figures.values():
             figure.draw_without_rendering()
         return findings

@@ -120,7 +120,7 @@ def test_what_the_figures_show(found, suggesting, lines):
 
 def test_the_weights_are_the_same_in_all_tests(study_of, suggesting):
     study = study_of("batch-size", scaling(suggesting, 1), batch_sizes="100,10,10", tests=2)
-    KINDS["batch-size"].carry_out(study)
+    KINDS["batch-size"](study)
     tasks = [job.task for job in study.run.jobs]
     assert [(t.seed, t.data_seed, t.batch_size) for t in tasks] == [
         (0, 0, 10),
@@ -173,7 +173,7 @@ def test_one_size_with_an_answer_has_no_slope(found, suggesting, measured, flat,
         ("16,32.5", ("batch_sizes='16,32.5'",)),
         ("16", ("batch_sizes='16'", "two or more")),
         ("16,16", ("batch_sizes='16,16'", "two or more")),
-        ("0,16", ("batch_sizes='0,16'", "0 is below 1")),
+        ("0,16", ("batch_size=0", "at least 1")),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(refused, sizes, words):

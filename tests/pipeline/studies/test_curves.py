@@ -16,38 +16,24 @@ def curve(*loss: float) -> LRCurve:
 
 
 def test_a_test_that_ended_early_keeps_its_last_loss():
-    lr, loss, running = stacked([curve(3, 2), curve(3, 1, 2, 5), curve(4, 2, 9)])
+    lr, loss = stacked([curve(3, 2), curve(3, 1, 2, 5), curve(4, 2, 9)])
 
     assert lr.tolist() == LR.tolist()
     assert loss.tolist() == [[3, 2, 2, 2], [3, 1, 2, 5], [4, 2, 9, 9]]
-    assert running.tolist() == [3, 3, 2, 1]
 
 
 @pytest.mark.parametrize("last", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_is_padded_over_and_not_counted(last):
-    _, loss, running = stacked([curve(3, 2, last), curve(3, 1, 2)])
+def test_a_loss_that_is_not_finite_is_padded_over(last):
+    _, loss = stacked([curve(3, 2, last), curve(3, 1, 2)])
 
     assert loss.tolist() == [[3, 2, 2], [3, 1, 2]]
-    assert running.tolist() == [2, 2, 1]
 
 
 def test_the_grid_is_that_of_the_longest_also_where_its_end_is_not_finite():
-    lr, loss, running = stacked([curve(3, 2, 1), curve(3, 2, 1, np.nan)])
+    lr, loss = stacked([curve(3, 2, 1), curve(3, 2, 1, np.nan)])
 
     assert lr.tolist() == LR.tolist()
     assert loss.tolist() == [[3, 2, 1, 1], [3, 2, 1, 1]]
-    assert running.tolist() == [2, 2, 2, 0]
-
-
-def test_the_first_learning_rate_that_differs_is_named(complains):
-    other = LRCurve([0.01, 0.1, 0.9], [3.0, 2.0, 1.0])
-    with complains("curve 1", "lr=0.9", "iteration 2", "has 1:"):
-        stacked([curve(3, 2, 1, 2), other])
-
-
-def test_the_last_digits_of_a_ramp_do_not_differ():
-    other = LRCurve(LR * (1 + 1e-13), [1.0, 1.0, 1.0, 1.0])
-    assert stacked([curve(3, 2, 1), other])[2].tolist() == [2, 2, 2, 1]
 
 
 PER_ITERATION = 0.05

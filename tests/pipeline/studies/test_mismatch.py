@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from pipeline.jobs.jobs import RangeTestJob
@@ -42,7 +41,7 @@ def test_the_two_by_two_by_hand(found, crossed, lines):
         "val_loss.B_with_B": 0.4,
     }
     differ, diverged, a_ends, b_ends, verdict = findings.sentences
-    assert "A (seed 0) and B (seed 1)" in differ
+    assert "A (seed 0) has the highest maximum and B (seed 1) the lowest" in differ
     assert "0.001 to 0.1 and 1e-05 to 0.0001, 1 decades apart" in differ
     assert "1 of the four" in diverged
     assert "B with A's range" in diverged
@@ -54,23 +53,14 @@ def test_the_two_by_two_by_hand(found, crossed, lines):
     assert table.loc[("B", "A"), "lr_max"] == pytest.approx(0.1)
     assert table.loc[("A", "B"), "lr_max"] == pytest.approx(1e-4)
     assert table["diverged"].tolist() == [False, False, True, False]
-    matrix = findings.figures["trainings"].axes[0]
-    (image,) = matrix.get_images()
-    assert np.ma.filled(image.get_array(), -1).tolist() == [[0.5, 0.6], [-1, 0.4]]
-    assert [text.get_text() for text in matrix.texts] == [
-        "0.5",
-        "0.6",
-        "not finite, diverged",
-        "0.4",
-    ]
-    assert len(lines(findings.figures["trainings"], 1)) == 4
+    assert len(lines(findings.figures["trainings"])) == 4
     for figure in findings.figures.values():
         figure.draw_without_rendering()
 
 
 def test_each_training_starts_from_its_own_weights(study_of, crossed):
     study = study_of("mismatch", crossed(), tests=3)
-    KINDS["mismatch"].carry_out(study)
+    KINDS["mismatch"](study)
     trainings = study.run.jobs[3:]
     assert [(job.name, job.task.seed, job.task.data_seed) for job in trainings] == [
         ("A with A's range", 0, 0),
@@ -111,7 +101,6 @@ def test_a_finite_loss_that_did_not_fall_is_divergence(
 
     findings = found("mismatch", answer, tests=3)
     assert findings.metrics["diverged"] == diverged
-    assert findings.tables["Trainings"]["lowest_val_loss"].tolist() == [2.5] * 4
 
 
 def test_ranges_that_overlap_are_said_to(found, crossed):
@@ -124,12 +113,12 @@ def test_ranges_that_overlap_are_said_to(found, crossed):
 def test_without_two_maxima_there_is_nothing_to_exchange(study_of, crossed, complains):
     equal = [(1e-3, 1e-1), (1e-3, 1e-1)]
     for ranges, words in (
-        (equal, ("all 2 ranges are 0.001 to 0.1", "no two differ")),
+        (equal, ("the maxima of all 2", "0.1", "raise the number")),
         ([(1e-3, 1e-1), (1e-4, 1e-1)], ("the maxima of all 2", "0.1", "raise the number")),
     ):
         study = study_of("mismatch", crossed(ranges), tests=2)
         with complains(*words):
-            KINDS["mismatch"].carry_out(study)
+            KINDS["mismatch"](study)
         assert len(study.run.jobs) == 2  # no training
 
 
@@ -144,7 +133,7 @@ def test_a_training_that_failed_is_told_with_its_reason(found, crossed, complain
 def test_the_tests_of_a_finished_study_are_taken(study_of, crossed, suggesting, job):
     source = [suggesting(job(seed, 10 + seed), *RANGES[seed]) for seed in (0, 1)]
     study = study_of("mismatch", crossed(), source=source)
-    findings = KINDS["mismatch"].carry_out(study)
+    findings = KINDS["mismatch"](study)
     assert len(study.run.jobs) == 4
     assert {each.task.data_seed for each in study.run.jobs} == {10, 11}
     assert "Of 2 initialisations" in findings.sentences[0]
@@ -154,11 +143,11 @@ def test_two_orders_are_not_two_initialisations(study_of, crossed, suggesting, j
     orders = [suggesting(job(0, order), *RANGES[order]) for order in (0, 1)]
     study = study_of("mismatch", crossed(), source=orders)
     with complains("1 initialisation of this task", "2 are needed"):
-        KINDS["mismatch"].carry_out(study)
+        KINDS["mismatch"](study)
     assert study.run.jobs == []
 
     more = [*orders, suggesting(job(2), *RANGES[2])]
-    findings = KINDS["mismatch"].carry_out(study_of("mismatch", crossed(), source=more))
+    findings = KINDS["mismatch"](study_of("mismatch", crossed(), source=more))
     assert findings.tables["Tests"]["test"].tolist() == ["seed 0 order 0", "seed 2 order 0"]
 
 

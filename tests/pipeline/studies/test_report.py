@@ -150,16 +150,14 @@ def test_all_kinds_stand_in_the_order_of_the_article(tmp_path):
     text = write_report(sections, "digits mlp", tmp_path / "r.html").read_text(encoding="utf-8")
     page = Page(text)
     ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-    # Fig 3; 4 and 5, and the orders beside them; 7; the groups; 8; 9; Fig 4 against 5.
+    # Fig 3; 4 and 5, and the orders beside them; 7; 8; 9.
     assert ids == [
         "smoothing",
         "initializations",
         "data-order",
         "mismatch",
-        "grouped",
         "validation",
         "batch-size",
-        "recipes",
         "my-own",
     ]
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
@@ -169,7 +167,7 @@ def test_all_kinds_stand_in_the_order_of_the_article(tmp_path):
 @pytest.mark.parametrize(("rows", "is_open"), [(12, True), (13, False)])
 def test_long_tables_are_folded(tmp_path, rows, is_open):
     long = Findings("T", "Q?", [], "Do.", tables={"Tests": pd.DataFrame({"x": range(rows)})})
-    page = Page(written(tmp_path, long, "grouped"))
+    page = Page(written(tmp_path, long, "data-order"))
     (attributes,) = (attributes for tag, attributes in page.tags if tag == "details")
     assert ("open" in attributes) == is_open
 

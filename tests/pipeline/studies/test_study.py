@@ -8,7 +8,7 @@ from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
 from pipeline import RangeTestPlan, Task
 from pipeline.jobs.jobs import TrainingJob
 from pipeline.studies import KINDS, StudyOptions
-from pipeline.studies.study import counted, kind, matching_tests, suggested
+from pipeline.studies.study import counted, matching_tests, suggested
 
 EXPECTED = {
     "initializations",
@@ -17,14 +17,11 @@ EXPECTED = {
     "batch-size",
     "validation",
     "mismatch",
-    "grouped",
-    "recipes",
 }
 
 
 def test_the_kinds_that_there_are():
     assert set(KINDS) == EXPECTED
-    assert len({kind.position for kind in KINDS.values()}) == len(KINDS)
     for name in EXPECTED:
         assert StudyOptions(kind=name).kind == name
 
@@ -34,10 +31,12 @@ def test_the_kinds_that_there_are():
     [
         ({"kind": "initialisations"}, ("unknown kind 'initialisations'", "'initializations'")),
         ({"kind": "batchsize"}, ("did you mean 'batch-size'",)),
-        ({"kind": "zzz"}, ("choose one of", "grouped")),
+        ({"kind": "zzz"}, ("choose one of", "mismatch")),
         ({"workers": 0}, ("workers=0", "at least 1", "none")),
         ({"workers": -2}, ("workers=-2",)),
         ({"tests": 0}, ("tests=0", "at least 1")),
+        ({"kind": "smoothing", "tests": 2}, ("tests=2", "kind=smoothing", "leave it out")),
+        ({"kind": "smoothing", "study_run_id": "latest"}, ("study_run_id='latest'", "mismatch")),
     ],
 )
 def test_options_that_cannot_be_are_refused(complains, options, words):
@@ -52,14 +51,11 @@ def test_a_list_is_sorted_and_has_each_value_once():
 
 
 def test_a_kind_of_ones_own_can_be_registered(study_of):
-    @kind("my-own")
-    def mine(study):
-        return study.tests(3)
-
+    KINDS["my-own"] = lambda study: study.tests(3)
     try:
         assert StudyOptions(kind="my-own").kind == "my-own"
-        assert KINDS["my-own"].carry_out(study_of("my-own")) == 3
-        assert KINDS["my-own"].carry_out(study_of("my-own", tests=7)) == 7
+        assert KINDS["my-own"](study_of("my-own")) == 3
+        assert KINDS["my-own"](study_of("my-own", tests=7)) == 7
     finally:
         del KINDS["my-own"]
 
@@ -97,7 +93,7 @@ def test_tests_of_the_same_task_are_taken_whatever_their_seeds(suggesting, job, 
     plan = RangeTestPlan(smoothing=Smoothing("corrected", 0.5), suggestion=SuggestionOptions())
     task = Task(model="mlp", seed=9)
     (same,) = matching_tests("12ab", tests, task, plan)
-    assert (same.job.name, same.rule, same.reading.smoothing) == (
+    assert (same.job.name, same.reading.rule, same.reading.smoothing) == (
         tests[0].job.name,
         "robust",
         plan.smoothing,
@@ -114,7 +110,7 @@ def test_a_number_with_its_noun():
     assert [counted(number, "seed") for number in (0, 1, 2)] == ["0 seeds", "1 seed", "2 seeds"]
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED - {"grouped"}))
+@pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_names_of_metrics_are_stable_and_scalars(
     name, found, suggesting, trained, measured, valley
 ):
@@ -132,7 +128,7 @@ def test_names_of_metrics_are_stable_and_scalars(
 
         return answer
 
-    more = {"fixed": frozenset({"beta"}), "tests": 3, "batch_sizes": "16,64"}
+    more = {"tests": 3, "batch_sizes": "16,64"}
     if name == "smoothing":
         more |= {"betas": "0,0.5", "tests": None}
     first, second = (found(name, answer_with(shift), **more) for shift in (0, 0.5))

@@ -93,7 +93,7 @@ def test_what_the_figure_shows(found, watching, lines):
 def test_the_tests_take_turns_and_differ_in_validation_alone(study_of, watching):
     plan = replace(RangeTestPlan(), validation=ValidationOptions("none", 17))
     study = study_of("validation", watching(), plan=plan, tests=2)
-    KINDS["validation"].carry_out(study)
+    KINDS["validation"](study)
     jobs = study.run.jobs
     assert [(j.plan.validation.validation, j.plan.validation.validation_sample) for j in jobs] == [
         ("none", 17),
@@ -120,15 +120,14 @@ def test_one_failed_test_of_several_does_no_harm(found, watching):
     assert found("validation", answer).metrics["validation_cost_ratio"] == pytest.approx(1.3)
 
 
-def test_no_suggestion_no_look_and_no_time_are_told(found, measured, watching, flat):
+def test_no_suggestion_and_no_look_are_told(found, measured, watching, flat):
     def answer(job):
         curve = watching(looks=())(job).curve
-        return measured(job, replace(curve, loss=flat.loss), seconds=0.0)
+        return measured(job, replace(curve, loss=flat.loss))
 
     findings = found("validation", answer)
     assert findings.sentences[1].startswith("No evaluation")
     assert findings.sentences[2].startswith("No maximum is suggested: the loss never fell")
-    assert math.isnan(findings.metrics["validation_cost_ratio"])
     assert math.isnan(findings.metrics["sample_error"])
     assert math.isnan(findings.metrics["max_above_turn_decades"])
     assert "nan" not in " ".join(findings.sentences)
