@@ -108,7 +108,7 @@ class AnyPage(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("status", "page", "path", "words"),
     [
-        (200, "<html>Sign in</html>", "", ["web page", "login"]),
+        (200, "<html>Sign in</html>", "", ["Sign in", "login"]),
         (401, "", "", ["login", "MLFLOW_TRACKING_USERNAME"]),
         (403, "Forbidden", "", ["login", "MLFLOW_TRACKING_TOKEN"]),
         (403, "Invalid Host header", "", ["--allowed-hosts"]),
