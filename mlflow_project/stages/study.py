@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,10 +12,10 @@ import mlflow
 import pandas as pd
 from mlflow.entities import Run
 
-from lrrt_stage import LRRTError, NoSuggestion
+from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import option_text, require
-from mlflow_project.handoff.artifacts import find_run, read_json, readable, run_file
+from mlflow_project.handoff.artifacts import find_run, read_json
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.publishing import TASK, TASK_TAG
 from mlflow_project.stages.job_runs import (
@@ -53,12 +50,12 @@ from pipeline.studies import (
     write_report,
 )
 from pipeline.studies.curves import drawable
-from pipeline.studies.report import FINDINGS, figure_names, section
+from pipeline.studies.report import section
 from pipeline.studies.study import matching_tests
 
 __all__ = ["study_stage"]
 
-KIND_TAG, SUBJECT_TAG = "lrrt.study", "lrrt.study_subject"
+KIND_TAG = "lrrt.study"
 KINDS_OF_SEEDS = ("initializations", "data-order", "mismatch")
 
 
@@ -107,8 +104,7 @@ def study_stage(
             fixed=sorted(fixed),
         )
         finished = _finished_tests(same, options.resume)
-        subject = _report_subject(prepared)
-        mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind, SUBJECT_TAG: subject})
+        mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind})
         tests = JobRuns(run, prepared, options.kind, options.workers, finished)
         tests.results += source or []
         study = Study(task, plan, options, training, tests, source, fixed)
@@ -132,8 +128,7 @@ def study_stage(
                 "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
             }
             write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
-            # The report has the latest study of every other kind as well.
-            sections = _latest_sections(subject) | {options.kind: section(folder)}
+            sections = {options.kind: section(folder)}
             write_report(sections, task.short_name, folder / "report.html")
         failed = sum(isinstance(each, FailedJob) for each in tests.results)
         known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
@@ -181,14 +176,6 @@ def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run
     return finished_jobs(same_runs(study_fingerprint, "study", "FAILED", "KILLED"))
 
 
-def _report_subject(prepared: PreparedTask) -> str:
-    """Return what the studies of one report have in common."""
-    task = prepared.task
-    same = [task.short_name, task.model_args, task.optimizer, prepared.data_digest]
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
-    return f"{task.short_name} {digest[:16]}"
-
-
 def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings:
     """Return the findings with what failed, which is left out of everything else."""
     failed = [(each.job.name, each.reason) for each in results if isinstance(each, FailedJob)]
@@ -215,23 +202,6 @@ def _in_common(jobs: Sequence[RangeTestJob]) -> str:
         and (name in always or value != defaults.get(name))
     ]
     return f"{len(jobs)} range tests: {', '.join(same)}"
-
-
-def _latest_sections(subject: str) -> dict[str, str]:
-    found = find_runs({SUBJECT_TAG: subject}, finished=True)
-    newest = {run.data.tags[KIND_TAG]: run for run in reversed(found)}
-    sections = {}
-    for kind, run in newest.items():
-        with tempfile.TemporaryDirectory(prefix="lrrt-") as scratch:
-            try:
-                findings = run_file(run, FINDINGS, scratch)
-                with readable(run, findings):
-                    for name in figure_names(findings.parent):
-                        run_file(run, name, scratch)
-                    sections[kind] = section(findings.parent)
-            except LRRTError:
-                continue  # its artifacts were deleted or altered: the report has no section of it
-    return sections
 
 
 def _tests_of_study(
