@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from lrrt_stage import (
     RULES,
     Consensus,
     LRCurve,
-    LRRTError,
     NoSuggestion,
     RangeTestInterrupted,
     Reading,
@@ -49,7 +48,7 @@ from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
 from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestResult
 
-__all__ = ["Subject", "lrrt_fingerprint", "measure", "publish_suggestion", "range_test_stage"]
+__all__ = ["lrrt_fingerprint", "measure", "publish_suggestion", "range_test_stage"]
 
 
 def range_test_stage(
@@ -86,9 +85,7 @@ def range_test_stage(
                 tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
                 others = [_reading(result) for result in tests(jobs)]
             reading = combined_reading([first, *others], consensus)
-            train = f"train from them with `lrrt-stage train --lrrt-run-id {run.info.run_id}`"
-            subject = Subject(task_words(task), train, _more_tests(task, plan, reading))
-            publish_suggestion(run, subject, plan, reading, folder)
+            publish_suggestion(run, task, task_words(task), plan, reading, folder)
     return run.info.run_id
 
 
@@ -96,9 +93,9 @@ def lrrt_fingerprint(
     prepared: PreparedTask, plan: RangeTestPlan, consensus: ConsensusOptions
 ) -> str:
     """Return the fingerprint of range tests that would give the same curve and suggestion."""
-    # Nothing depends on how many tests run at a time, or, of a single test, on the others.
-    several = replace(consensus, workers=None) if consensus.tests > 1 else ConsensusOptions()
-    return fingerprint("lrrt", prepared, plan=plan, consensus=several)
+    # Nothing depends on how many tests run at a time.
+    consensus = replace(consensus, workers=None)
+    return fingerprint("lrrt", prepared, plan=plan, consensus=consensus)
 
 
 def _initial_weights(prepared: PreparedTask) -> weights.State:
@@ -147,39 +144,33 @@ def _reading(result: JobResult) -> Reading | NoSuggestion:
     return NoSuggestion(f"{result.job.name} failed: {result.reason}")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What a range test is of, as its description says it."""
-
-    words: str
-    train: str = "`mlflow_project.load_handoff` loads them"
-    """How to train from the initial weights."""
-    more_tests: str = ""
-    """How to ask for more tests of an uncertain suggestion."""
-
-
 def publish_suggestion(
-    run: Run, subject: Subject, plan: RangeTestPlan, reading: Reading, folder: Path
+    run: Run, task: Task | None, subject: str, plan: RangeTestPlan, reading: Reading, folder: Path
 ) -> None:
-    """Publish, log, print and describe a reading; raise NoSuggestion if it has no range."""
+    """Publish, log, print and describe a reading; raise NoSuggestion if it has no range.
+
+    A test of objects in hand has no task. ``subject`` is how the description names what is tested.
+    """
     mlflow.set_tags(publish_reading(folder, reading))
     log_reading(reading)
     asked, final = plan.suggestion.rule, reading.final
     if final.range is None:
         verdict = final.confidence.verdict
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {final.reason}", verdict)
-    for note in _notes(subject, asked, reading):
+    for note in _notes(task, asked, reading):
         console.note(note)
     curve, rule = reading.curve, reading.rule
     source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
     start = f", from the weights of {link(source)}" if source else ""
     found = _found(reading)
+    command = f"`lrrt-stage train --lrrt-run-id {run.info.run_id}` trains from them"
+    use = "`mlflow_project.load_handoff` loads them" if task is None else command
     set_description(
         run,
-        f"LR range test of {subject.words}{start}: {len(curve)} iterations ({curve.stop}).",
+        f"LR range test of {subject}{start}: {len(curve)} iterations ({curve.stop}).",
         f"Rule `{rule}` suggests learning rates from **{final.range}**"
         f"{found.removeprefix(str(final.range))}. {RULES[rule].explanation}",
-        f"The initial weights are the artifact `{WEIGHTS}`: {subject.train}.",
+        f"The initial weights are the artifact `{WEIGHTS}`: {use}.",
         f"[Runs that start from this one]({followers_page(run)}).",
     )
 
@@ -194,7 +185,7 @@ def _found(reading: Reading) -> str:
     return f"{reading.consensus}; the tests differ in {VARIED[reading.consensus.vary]}{more}"
 
 
-def _notes(subject: Subject, asked: str, reading: Reading) -> Iterator[str]:
+def _notes(task: Task | None, asked: str, reading: Reading) -> Iterator[str]:
     """Yield what a person who reads the suggestion has to know."""
     rule, final = reading.rule, reading.final
     if rule != asked:
@@ -203,7 +194,10 @@ def _notes(subject: Subject, asked: str, reading: Reading) -> Iterator[str]:
     if isinstance(reading.consensus, Consensus):
         yield f"rule {rule} suggests {_found(reading)}"
     elif not final.confidence.clear:
-        yield f"the suggestion is {final.confidence}{subject.more_tests}"
+        yield f"the suggestion is {final.confidence}"
+        # Weights that are given, as file: or run:, are a single initialisation.
+        if final.confidence.verdict is Verdict.NOISY and task and ":" not in task.initial:
+            yield "--tests 3 --vary initializations tests two more initialisations"
     if reading.lacks_probe:
         yield (
             f"rule {rule} had no probe and read the training loss, which is noisier: give "
@@ -214,15 +208,3 @@ def _notes(subject: Subject, asked: str, reading: Reading) -> Iterator[str]:
             f"this ramp is known to move the maximum of rule {rule} by about {moved:.2g} decades, "
             "compared with 100 iterations from 1e-7"
         )
-
-
-def _more_tests(task: Task, plan: RangeTestPlan, reading: Reading) -> str:
-    """Return how to ask for more tests, where they can change the suggestion."""
-    noisy = reading.final.confidence.verdict is Verdict.NOISY
-    if reading.rule != "robust" or not noisy:
-        return ""
-    try:
-        further_jobs(task, plan, ConsensusOptions(tests=3, vary="initializations"))
-    except LRRTError:  # given weights are a single initialisation
-        return ""
-    return "; --tests 3 --vary initializations tests two more initialisations"

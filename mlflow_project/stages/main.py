@@ -16,7 +16,7 @@ from mlflow_project.stages.refine import load_refined, refine_fingerprint, refin
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.logged_model import registered_model, require_deployable
+from mlflow_project.tracking.logged_model import require_deployable
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import (
     find_runs,
@@ -41,15 +41,7 @@ from pipeline.decide.several_tests import ConsensusOptions
 from pipeline.training.plots import summary_figure
 from pipeline.training.refinement import direction_of
 
-__all__ = ["METRICS", "RANGES", "MainOptions", "main_stage"]
-
-RANGES = ("suggested", "narrowed", "refined", "trained")
-METRICS = (
-    *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
-    "suggestion_decades",
-)
-"""Metrics of the steps that the parent run shows, with those of the validation (``val_…``), each of
-the last step that has it."""
+__all__ = ["MainOptions", "main_stage"]
 
 
 @dataclass(frozen=True)
@@ -147,21 +139,27 @@ def _copy_results(
     train_id: str,
 ) -> None:
     """Show the result of all steps on the parent: metrics, a figure, and a description."""
+    # A metric of several steps is that of the last one.
     logged: dict[str, float] = {}
     for run_id in filter(None, (handoff.run_id, refine_id, train_id)):
         logged |= get_run(run_id).data.metrics
-    metrics = {k: v for k, v in logged.items() if k in METRICS or k.startswith("val_")}
+    metrics = {
+        name: value
+        for name, value in logged.items()
+        if name.startswith("val_") or name.endswith(("_lr_min", "_lr_max", "_decades"))
+    }
     mlflow.log_metrics(metrics)
     with staged_files(parent) as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
         figure.savefig(folder / "summary.png")
     verdict = handoff.reading.verdict
     mlflow.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
-    model = registered_model(train_id)
     registered = ""
-    if model is not None:
-        page = f"#/models/{model.name}/versions/{model.version}"
-        registered = f" Its model is [{model.name} version {model.version}]({page})."
+    if model := get_run(train_id).data.tags.get(tags.MODEL):
+        mlflow.set_tag(tags.MODEL, model)
+        name, version = model.removeprefix("models:/").rsplit("/", 1)
+        page = f"#/models/{name}/versions/{version}"
+        registered = f" Its model is [{name} version {version}]({page})."
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     set_description(
         parent,

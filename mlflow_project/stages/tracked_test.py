@@ -27,7 +27,7 @@ from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import publish_inputs
-from mlflow_project.stages.lrrt import Subject, measure, publish_suggestion
+from mlflow_project.stages.lrrt import measure, publish_suggestion
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import stage_run, staged_files
@@ -118,7 +118,7 @@ def track_range_test(
                 inputs = publish_inputs(folder, None, plan, state, digest, device, described)
                 mlflow.set_tags(inputs)
                 reading = plan.read(measure(run, plan, folder, run_test))
-                publish_suggestion(run, Subject(f"`{words}`"), plan, reading, folder)
+                publish_suggestion(run, None, f"`{words}`", plan, reading, folder)
         return Handoff(run.info.run_id, None, digest, device, state, plan, reading)
 
     if not (distributed.is_available() and distributed.is_initialized()):
