@@ -40,9 +40,6 @@ RANGE_TEST_OF = {
 """Stage -> the tag for the range test that its run contains or starts from; None: it is one."""
 
 
-TRAININGS = ("train", OWN_TRAINING)
-
-
 @dataclass(frozen=True, repr=False)
 class Handoff:
     """What a range-test run published, checked against its digests: a training starts from it."""
@@ -199,7 +196,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         If there is no such run, it is of a different stage or did not finish, or an artifact is
         missing, unreadable, or does not match the digest that the run recorded.
     """
-    run = find_run(run_id, *RANGE_TEST_OF)
+    run = find_run(run_id, *(("lrrt",) if run_id == "latest" else RANGE_TEST_OF))
     source = RANGE_TEST_OF[run.data.tags[tags.STAGE]]
     if source is not None:
         run = find_run(run.data.tags[source], "lrrt", "test")
@@ -237,7 +234,7 @@ def source_of(name: str) -> tuple[Run, Handoff]:
     training; ``latest`` is the experiment's newest finished training, also of one's own program.
     """
     run_id = _run_of_model(name) if name.startswith("models:/") else name
-    run = find_run(run_id, *dict.fromkeys(["train", *RANGE_TEST_OF]), latest=TRAININGS)
+    run = find_run(run_id, *(("train", OWN_TRAINING) if run_id == "latest" else RANGE_TEST_OF))
     if run.data.tags[tags.STAGE] == "main":
         run = find_run(run.data.tags[tags.STEPS["train"]], "train")
     return run, load_handoff(run.info.run_id)

@@ -18,7 +18,7 @@ from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import find_runs, log_dataset, log_range, stage_run, staged_files
+from mlflow_project.tracking.runs import find_runs, log_prepared, log_range, stage_run, staged_files
 from mlflow_project.tracking.views import link, set_description
 from pipeline import PreparedTask, Runtime
 from pipeline.decide.fit_check import CheckResult, still_fits
@@ -76,9 +76,9 @@ def check_stage(
     plan = replace(then.plan, suggestion=replace(then.plan.suggestion, rule=then.rule))
     lr = _peak_lr(baseline, then) if options.lr is None else options.lr
     with stage_run("check", run_name(task)) as run:
+        log_options(run, task, plan, consensus, options)
         prepared = PreparedTask(task, runtime)
-        log_options(run, task, plan, consensus, options, device=str(prepared.device))
-        log_dataset(prepared)
+        log_prepared(run, prepared)
         mlflow.set_tag(tags.BASELINE, baseline.info.run_id)
         log_range("baseline", then.range)
         mlflow.log_metrics({"lr_in_use": lr})

@@ -38,7 +38,7 @@ from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     log_curve,
-    log_dataset,
+    log_prepared,
     log_reading,
     stage_run,
     staged_files,
@@ -65,9 +65,9 @@ def range_test_stage(
     If no rule has a suggestion, the run keeps its weights and its curve.
     """
     with stage_run("lrrt", run_name(task)) as run:
+        log_options(run, task, plan, consensus)
         prepared = prepared or PreparedTask(task, runtime)
-        log_options(run, task, plan, consensus, device=str(prepared.device))
-        log_dataset(prepared)
+        log_prepared(run, prepared)
         # Set before the test, so that the tests of an interrupted run are found again.
         test_fingerprint = lrrt_fingerprint(prepared, plan, consensus)
         mlflow.set_tag(tags.FINGERPRINT, test_fingerprint)

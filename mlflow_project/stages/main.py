@@ -17,11 +17,11 @@ from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, v
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import require_deployable
-from mlflow_project.tracking.params import log_options, log_params
+from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     find_runs,
     get_run,
-    log_dataset,
+    log_prepared,
     read_training,
     stage_run,
     staged_files,
@@ -88,13 +88,11 @@ def main_stage(
         return run_id
 
     with stage_run("main", run_name(task)) as parent:
-        # Logged first, so that a run that fails has them as well.
         log_options(
             parent, task, plan, consensus, narrowing, refine_options, train_options, options
         )
         prepared = PreparedTask(task, runtime)
-        log_params(parent, {"device": str(prepared.device)})
-        log_dataset(prepared)
+        log_prepared(parent, prepared)
         # What the later steps need is checked before the first one runs.
         if options.refine:
             direction_of(prepared, refine_options.metric)

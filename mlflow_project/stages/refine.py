@@ -77,7 +77,6 @@ def refine_stage(
             narrowing,
             replace(options, study_name=name),
             schedule,
-            device=str(prepared.device),
             rule=handoff.rule,
         )
         storage = options.storage or default_storage()

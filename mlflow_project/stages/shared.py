@@ -13,7 +13,7 @@ from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.runs import log_dataset, name_run
+from mlflow_project.tracking.runs import log_prepared, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
 
 __all__ = ["HandoffOptions", "open_handoff", "run_name", "task_words", "validation_words"]
@@ -57,7 +57,7 @@ def open_handoff(
     narrowed = narrowing(handoff.range)
     name_run(run, run_name(task))
     handoff.log_lineage(narrowed)
-    log_dataset(prepared)
+    log_prepared(run, prepared)
     return handoff, prepared, narrowed
 
 

@@ -31,8 +31,7 @@ from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     find_runs,
     get_run,
-    log_dataset,
-    name_run,
+    log_prepared,
     stage_run,
     staged_files,
 )
@@ -79,16 +78,15 @@ def study_stage(
         If the task or the study's options cannot be used, before any test starts; or if too few
         tests have a suggestion, with those tests kept.
     """
-    with stage_run("study") as run:
+    with stage_run("study", f"{options.kind} {task.short_name}") as run:
         require(
             not task.initial.startswith("run:"),
             f"init={task.init!r}: a study's tests draw their own weights: download the weights of "
             "the run and give init=file:PATH",
         )
+        log_options(run, task, plan, training, options)
         prepared = PreparedTask(task, runtime)
-        name_run(run, f"{options.kind} {task.short_name}")
-        log_options(run, task, plan, training, options, device=str(prepared.device))
-        log_dataset(prepared)
+        log_prepared(run, prepared)
         source_id, source = None, None
         if options.study_run_id is not None:
             source_id, source = _tests_of_study(options.study_run_id, prepared, plan)

@@ -70,9 +70,7 @@ def train_stage(
             require_deployable(prepared.setup())
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
         mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
-        log_options(
-            run, prepared.task, narrowing, options, device=str(prepared.device), rule=handoff.rule
-        )
+        log_options(run, prepared.task, narrowing, options, rule=handoff.rule)
         log_range("trained", lr_range)
         with staged_files(run) as folder:
             checkpoint = folder / CHECKPOINT

@@ -22,7 +22,7 @@ from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothin
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
-from mlflow_project.tracking.params import shown
+from mlflow_project.tracking.params import log_params, shown
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -32,7 +32,7 @@ __all__ = [
     "find_runs",
     "get_run",
     "log_curve",
-    "log_dataset",
+    "log_prepared",
     "log_range",
     "log_reading",
     "log_training",
@@ -256,8 +256,9 @@ def log_reading(reading: Reading) -> None:
     mlflow.set_tags({"lrrt.stop": stop, tags.RULE: reading.rule, tags.VERDICT: verdict})
 
 
-def log_dataset(prepared: PreparedTask) -> None:
-    """Record the training data as the active run's input, by name and digest."""
+def log_prepared(run: Run, prepared: PreparedTask) -> None:
+    """Log the device as a parameter, and the training data, by name and digest, as an input."""
+    log_params(run, {"device": str(prepared.device)})
     task = prepared.task
     source = CodeDatasetSource(tags={"dataset": task.setup or shown(task.dataset)})
     # MLflow keeps 36 characters of a digest.
