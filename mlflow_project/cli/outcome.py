@@ -12,8 +12,6 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRRTError
-from lrrt_stage.errors import first_line
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console, tags
@@ -72,11 +70,12 @@ def result_of(run: Run) -> dict[str, Any]:
     found |= {"metrics": metrics} if stage == "study" else metrics
     if "fits" in found:
         found["fits"] = found["fits"] == "true"
-    source = run.info.run_id if stage == "lrrt" else logged.get(tags.SOURCE)
+    source = run.info.run_id if stage in ("lrrt", "test") else logged.get(tags.SOURCE)
     if source is not None:
         found.setdefault("lrrt_run_id", source)
     if stage == "compare":
-        found["tests"] = [_test(run_id) for run_id in logged[tags.COMPARED].split(",")]
+        compared = logged[tags.COMPARED].split(",")
+        found["tests"] = [result_of(get_run(run_id)) for run_id in compared]
     return found
 
 
@@ -98,20 +97,11 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
     if output.output_json == "-":
         print(text, end="")
     elif output.output_json is not None:
-        try:
-            _replace_file(Path(output.output_json), text)
-        except OSError as error:
-            raise LRRTError(
-                f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
-                f"{first_line(error)}"
-            ) from error
+        # Renamed, so that no other process reads an incomplete file.
+        part = Path(f"{output.output_json}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(output.output_json)
     return found
-
-
-def _test(run_id: str) -> dict[str, Any]:
-    metrics = get_run(run_id).data.metrics
-    ends = {name: metrics[name] for name in ("suggested_lr_min", "suggested_lr_max")}
-    return {"lrrt_run_id": run_id, **ends}
 
 
 def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
@@ -135,10 +125,3 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
     if found["stage"] == "study":
         rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"
     return rows
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write a file so that no other process reads an incomplete one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

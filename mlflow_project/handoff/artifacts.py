@@ -97,9 +97,9 @@ def load_artifact(run: Run, name: str, load: Callable[[Path], T], tag: str | Non
             return load(path)
 
 
-def write_json(path: Path, content: dict[str, Any], *, sort_keys: bool = False) -> str:
+def write_json(path: Path, content: dict[str, Any]) -> str:
     """Write a JSON file, with dataclasses as objects, and return its SHA-256."""
-    text = json.dumps(content, indent=2, sort_keys=sort_keys, default=asdict)
+    text = json.dumps(content, indent=2, default=asdict)
     path.write_text(text + "\n", encoding="utf-8")
     return sha256(path)
 

@@ -71,7 +71,7 @@ def publish_inputs(
     }
     if objects is not None:
         content["objects"] = dict(objects)
-    digest = write_json(folder / TASK, content, sort_keys=True)
+    digest = write_json(folder / TASK, content)
     return {tags.WEIGHTS: weights.digest(state), TASK_TAG: digest}
 
 
@@ -89,7 +89,7 @@ def publish_reading(folder: Path, reading: Reading) -> dict[str, str]:
     }
     if reading.consensus is not None:
         content["consensus"] = _consensus_to_json(reading.consensus, reading.final)
-    digest = write_json(folder / SUGGESTIONS, content, sort_keys=True)
+    digest = write_json(folder / SUGGESTIONS, content)
     plot_reading(reading).figure.get_figure(root=True).savefig(folder / "lrrt_curve.png")
     return {CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest}
 

@@ -176,36 +176,34 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
         if isinstance(result, FailedJob):
             raise LRRTError(result.reason)
         with staged_files(run) as folder:
+            content = {"job": job}
             if isinstance(result, RangeTestResult):
-                content = _log_test(run, prepared, result, folder)
+                _log_test(run, prepared, result, folder)
             else:
                 log_training(run, result.history)
                 log_range("trained", result.job.lr_range)
-                content = asdict(result.history)
-            # Infinity and NaN stay as they are: Python reads them back.
-            write_json(folder / JOB, {"job": asdict(job), "result": content})
+                # Infinity and NaN, which are no metrics, stay as they are in the file.
+                content["result"] = result.history
+            write_json(folder / JOB, content)
         mlflow.set_tag(tags.FINGERPRINT, job_fingerprint)
 
 
-def _log_test(
-    run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path
-) -> dict[str, Any]:
-    plan, curve = test.job.plan, test.curve
+def _log_test(run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
+    plan = test.job.plan
     digest, device = prepared.data_digest, str(prepared.device)
     inputs = publish_inputs(folder, test.job.task, plan, test.weights, digest, device)
     mlflow.set_tags(inputs | publish_reading(folder, test.reading))
-    log_curve(run, curve, plan.smoothing)
+    log_curve(run, test.curve, plan.smoothing)
     log_reading(test.reading)
     mlflow.log_metrics({"seconds": test.seconds})
-    return {"stop": curve.stop, "epochs": curve.epochs, "seconds": test.seconds}
 
 
 def read_test(run: Run) -> RangeTestResult:
     """Return the range test that a child run holds, without its weights."""
-    content, published = load_artifact(run, JOB, _load_json), read_handoff(run)
-    name, labels = content["job"]["name"], content["job"]["labels"]
-    job = RangeTestJob(name, published.recipe, published.plan, labels)
-    return RangeTestResult(job, published.reading, content["result"]["seconds"], published.device)
+    told, published = load_artifact(run, JOB, _load_json)["job"], read_handoff(run)
+    job = RangeTestJob(told["name"], published.recipe, published.plan, told["labels"])
+    seconds = run.data.metrics["seconds"]
+    return RangeTestResult(job, published.reading, seconds, published.device)
 
 
 def _read_history(run: Run) -> TrainingHistory:
