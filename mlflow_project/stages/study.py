@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
-from lrrt_stage.settings import option_text, require
+from lrrt_stage.settings import require
 from mlflow_project.handoff.artifacts import find_run, read_json
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.publishing import TASK, TASK_TAG
@@ -118,11 +118,14 @@ def study_stage(
             finally:
                 _write_tables(folder, tests.results)
             findings = _with_failures(findings, tests.results)
-            jobs = [each.job for each in tests.results if isinstance(each.job, RangeTestJob)]
+            count = sum(isinstance(each.job, RangeTestJob) for each in tests.results)
+            logged = get_run(run.info.run_id)
+            parameters = sorted(logged.data.params.items())
+            begun = ", ".join(f"{name} {value}" for name, value in parameters)
             taken = f"; taken from study {source_id}" if source_id else ""
             provenance = {
-                "setting": f"{_in_common(jobs)}{taken}",
-                "run": f"{get_run(run.info.run_id).info.run_name} ({run.info.run_id})",
+                "setting": f"{count} range tests, begun with {begun}{taken}",
+                "run": f"{logged.info.run_name} ({run.info.run_id})",
                 "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
             }
             write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
@@ -186,20 +189,6 @@ def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings
         sentences=[*findings.sentences, sentence],
         tables={**findings.tables, "Failed": table},
     )
-
-
-def _in_common(jobs: Sequence[RangeTestJob]) -> str:
-    """Return in a line what range tests had in common, and not what was varied."""
-    options = [job.task.flat() | job.plan.flat() for job in jobs]
-    defaults = Task().flat() | RangeTestPlan().flat()
-    always = ("dataset", "model", "optimizer", "batch_size", "lr_start", "lr_end", "rule", "beta")
-    same = [
-        f"{name} {option_text(value)}"
-        for name, value in options[0].items()
-        if all(other[name] == value for other in options)
-        and (name in always or value != defaults.get(name))
-    ]
-    return f"{len(jobs)} range tests: {', '.join(same)}"
 
 
 def _tests_of_study(
