@@ -162,16 +162,26 @@ class Handoff:
                 f"that {link(self.run_id)} suggests ({self.range}).",
             )
 
-    def differences(self, task: Task, data_sha256: str) -> list[str]:
+    def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
         """Return how ``task``, or else its data, differs from the range test's, in words."""
         mine = self.recipe
         if not is_dataset_factory(task.dataset) and task.data_name == mine.data_name:
             # The same files in a different folder: their digest tells.
             mine = replace(mine, dataset=task.dataset)
         differences = task.differences(mine)
-        if not differences and data_sha256 != self.data_sha256:
+        if not differences and data_sha256 not in (None, self.data_sha256):
             return [f"content of {task.setup or task.dataset!r}"]
         return differences
+
+    def check(self, task: Task, data_sha256: str | None = None) -> None:
+        """Raise LRRTError if ``task`` or its data is not what the range test ran on."""
+        differences = self.differences(task, data_sha256)
+        require(
+            not differences,
+            f"the task differs from range-test run {self.run_id} in {'; '.join(differences)}: run "
+            "lrrt on this task, or pass allow_mismatch=true to train with a range that was "
+            "measured on a different task",
+        )
 
 
 def load_handoff(run_id: str = "latest") -> Handoff:

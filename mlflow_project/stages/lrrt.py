@@ -162,14 +162,13 @@ def publish_suggestion(
     curve, rule = reading.curve, reading.rule
     source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
     start = f", from the weights of {link(source)}" if source else ""
-    found = _found(reading)
     command = f"`lrrt-stage train --lrrt-run-id {run.info.run_id}` trains from them"
     use = "`mlflow_project.load_handoff` loads them" if task is None else command
     set_description(
         run,
         f"LR range test of {subject}{start}: {len(curve)} iterations ({curve.stop}).",
-        f"Rule `{rule}` suggests learning rates from **{final.range}**"
-        f"{found.removeprefix(str(final.range))}. {RULES[rule].explanation}",
+        f"Rule `{rule}` suggests learning rates from **{_found(reading)}**. "
+        f"{RULES[rule].explanation}",
         f"The initial weights are the artifact `{WEIGHTS}`: {use}.",
         f"[Runs that start from this one]({followers_page(run)}).",
     )

@@ -10,7 +10,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange
-from lrrt_stage.settings import Options, hide_passwords, require, setting
+from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_prepared, name_run
@@ -46,15 +46,14 @@ def open_handoff(
     """
     handoff = load_handoff(options.lrrt_run_id)
     task: Task = replace(handoff.recipe, **changes or {})
+    if not options.allow_mismatch:
+        # The fields first, because they cost nothing; then the content of the data.
+        handoff.check(task)
     prepared = prepared or PreparedTask(task, runtime)
-    if differences := "; ".join(handoff.differences(task, prepared.data_digest)):
-        require(
-            options.allow_mismatch,
-            f"the task differs from range-test run {handoff.run_id} in {differences}: run lrrt on "
-            "this task, or pass allow_mismatch=true to train with a range that was measured on a "
-            "different task",
-        )
-        mlflow.set_tag(tags.MISMATCH, hide_passwords(differences))
+    if not options.allow_mismatch:
+        handoff.check(task, prepared.data_digest)
+    elif differences := handoff.differences(task, prepared.data_digest):
+        mlflow.set_tag(tags.MISMATCH, hide_passwords("; ".join(differences)))
     narrowed = narrowing(handoff.range)
     name_run(run, run_name(task))
     handoff.log_lineage(narrowed)

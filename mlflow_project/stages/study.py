@@ -32,6 +32,7 @@ from mlflow_project.tracking.runs import (
     find_runs,
     get_run,
     log_prepared,
+    resumed_run,
     stage_run,
     staged_files,
 )
@@ -158,17 +159,7 @@ def _write_tables(folder: Path, results: Sequence[JobResult]) -> None:
 def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study that is resumed, by fingerprint."""
     if resume is not None:
-        resumed = get_run(resume)
-        require(
-            resumed.info.status != "FINISHED",
-            f"study {resume} is finished: there is nothing to resume; leave resume out",
-        )
-        require(
-            resumed.data.tags.get(tags.FINGERPRINT) == study_fingerprint,
-            f"run {resume} cannot be resumed: it is not a study of this task with these options "
-            "and this code; give the options that it was started with",
-        )
-        return finished_jobs([resumed])
+        return finished_jobs([resumed_run(resume, study_fingerprint)])
     for other in same_runs(study_fingerprint, "study", "RUNNING"):
         console.note(
             f"study {other.info.run_id} with the same options is marked as running: if it was "

@@ -12,7 +12,7 @@ import torch
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import Options, setting
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import readable, run_file
 from mlflow_project.handoff.fingerprints import fingerprint
@@ -23,7 +23,13 @@ from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_word
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import log_model, require_deployable
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import get_run, log_range, log_training, stage_run, staged_files
+from mlflow_project.tracking.runs import (
+    log_range,
+    log_training,
+    resumed_run,
+    stage_run,
+    staged_files,
+)
 from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.plots import training_figure
@@ -97,20 +103,16 @@ def train_stage(
             "lrrt.trained_lr_min": repr(lr_range.min),
             "lrrt.trained_lr_max": repr(lr_range.max),
         }
-        description = (
-            f"Trained over learning rates from {lr_range} by {link(run.info.run_id)}, from the "
-            f"initial weights of range test {link(handoff.run_id)}, which suggests {handoff.range}."
-        )
-        log_model(training.setup, run_options.register, lineage, description)
         refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
-        set_description(
-            run,
+        sentences = (
             f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
             f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
             f"{refined}.",
             validation_words(training.epochs[-1].values()),
             "It started from the initial weights of the range test.",
         )
+        log_model(training.setup, run_options.register, lineage, " ".join(sentences))
+        set_description(run, *sentences)
     return run.info.run_id
 
 
@@ -164,16 +166,7 @@ def _train(
 
 
 def _fetch_checkpoint(run_id: str, run_fingerprint: str, folder: Path) -> None:
-    resumed = get_run(run_id)
-    require(
-        resumed.data.tags.get(tags.FINGERPRINT) == run_fingerprint,
-        f"run {run_id} cannot be resumed: it is not a training of this range test with these "
-        "options and this code; give the options that it was started with",
-    )
-    require(
-        resumed.info.status != "FINISHED",
-        f"run {run_id} is finished and cannot be resumed: train without resume",
-    )
+    resumed = resumed_run(run_id, run_fingerprint)
     mlflow.set_tag("lrrt.resumed_run_id", run_id)
     path = run_file(resumed, CHECKPOINT, folder)
     with readable(resumed, path):

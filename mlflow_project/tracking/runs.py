@@ -38,6 +38,7 @@ __all__ = [
     "log_training",
     "name_run",
     "read_training",
+    "resumed_run",
     "stage_run",
     "staged_files",
 ]
@@ -59,6 +60,21 @@ def get_run(run_id: str) -> Run:
         run.info.lifecycle_stage == LifecycleStage.ACTIVE,
         f"run {run_id} was deleted: give a different one, or restore it with mlflow runs restore "
         f"--run-id {run_id}",
+    )
+    return run
+
+
+def resumed_run(run_id: str, fingerprint: str) -> Run:
+    """Return a run that did not finish; raise LRRTError if it has not this fingerprint."""
+    run = get_run(run_id)
+    require(
+        run.data.tags.get(tags.FINGERPRINT) == fingerprint,
+        f"run {run_id} cannot be resumed: it was not started with these options and this code; "
+        "give the options that it was started with",
+    )
+    require(
+        run.info.status != "FINISHED",
+        f"run {run_id} is finished and cannot be resumed: leave resume out",
     )
     return run
 
