@@ -15,8 +15,24 @@ from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Readi
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import find_run, read_weights, readable
-from mlflow_project.handoff.publishing import TASK, WEIGHTS, read_published
+from mlflow_project.handoff import version_1
+from mlflow_project.handoff.artifacts import (
+    find_run,
+    load_artifact,
+    read_json,
+    read_weights,
+    readable,
+)
+from mlflow_project.handoff.publishing import (
+    CURVE,
+    CURVE_TAG,
+    SUGGESTIONS,
+    SUGGESTIONS_TAG,
+    TASK,
+    TASK_TAG,
+    WEIGHTS,
+    reading_from_json,
+)
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_range
 from mlflow_project.tracking.views import link, set_description
@@ -211,20 +227,26 @@ def load_handoff(run_id: str = "latest") -> Handoff:
 
 def read_handoff(run: Run) -> Handoff:
     """Return what a range-test run published, which may have no suggestion."""
-    inputs, reading = read_published(run)
-    with readable(run, TASK):
-        task = None if inputs["task"] is None else Task.from_json(json.dumps(inputs["task"]))
-        data_sha256, device = inputs["data_sha256"], inputs["device"]
-        plan = RangeTestPlan.from_dict(inputs["range_test"])
-    return Handoff(
-        run_id=run.info.run_id,
-        task=task,
-        data_sha256=data_sha256,
-        device=device,
-        weights=read_weights(run, WEIGHTS, tags.WEIGHTS),
-        plan=plan,
-        reading=reading,
-    )
+    inputs = read_json(run, TASK, TASK_TAG)
+    suggestions = read_json(run, SUGGESTIONS, SUGGESTIONS_TAG)
+    curve = load_artifact(run, CURVE, LRCurve.from_csv, CURVE_TAG)
+    state = read_weights(run, WEIGHTS, tags.WEIGHTS)
+    with readable(run, f"{TASK} or {SUGGESTIONS}"):
+        ended = suggestions["curve"]
+        curve = replace(curve, stop=ended["stop"], epochs=ended["epochs"])
+        require(len(curve) > 0, f"{CURVE} has no iteration")
+        if inputs["contract_version"] == 1:
+            curve = version_1.translate(run, inputs, suggestions, curve)
+        task = inputs["task"]
+        return Handoff(
+            run_id=run.info.run_id,
+            task=None if task is None else Task.from_json(json.dumps(task)),
+            data_sha256=inputs["data_sha256"],
+            device=inputs["device"],
+            weights=state,
+            plan=RangeTestPlan.from_dict(inputs["range_test"]),
+            reading=reading_from_json(suggestions, curve),
+        )
 
 
 def source_of(name: str) -> tuple[Run, Handoff]:
