@@ -173,7 +173,6 @@ class Handoff:
         log_range("trained", lr_range or narrowed)
         if "mlflow.note.content" not in run.data.tags:
             set_description(
-                run,
                 f"Trains over learning rates from **{lr_range or narrowed}**, inside the range "
                 f"that {link(self.run_id)} suggests ({self.range}).",
             )

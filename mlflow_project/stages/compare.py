@@ -37,14 +37,14 @@ def compare_stage(*, runs: Sequence[str]) -> str:
     tests = dict(zip(_names(handoffs), handoffs, strict=True))
     name = " against ".join(tests) if len(tests) == 2 else f"{len(tests)} tests"
     with stage_run("compare", name) as run:
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             readings = {name: test.reading for name, test in tests.items()}
             comparison_figure("", readings).savefig(folder / "overlay.png")
             rows = pd.DataFrame(_row(name, test) for name, test in tests.items())
             rows.to_csv(folder / "ranges.csv", index=False)
         mlflow.set_tag(tags.COMPARED, ",".join(ids))
         found = [f"{link(test.run_id)} ({name}): {test.range}" for name, test in tests.items()]
-        set_description(run, f"Suggested ranges: {'; '.join(found)}.")
+        set_description(f"Suggested ranges: {'; '.join(found)}.")
         for name, test in tests.items():
             console.note(f"{name}: {test.range}")
     return run.info.run_id

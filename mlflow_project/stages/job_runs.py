@@ -169,18 +169,18 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
     job = result.job
     stage = "test" if isinstance(job, RangeTestJob) else "training"
     failed = isinstance(result, FailedJob)
-    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name) as run:
+    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name):
         batch = {} if job.task.setup else {"batch_size": job.task.batch_size}
         seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
-        log_params(run, {**batch, **seeds, **job.labels})
+        log_params({**batch, **seeds, **job.labels})
         if isinstance(result, FailedJob):
             raise LRRTError(result.reason)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             content = {"job": job}
             if isinstance(result, RangeTestResult):
-                _log_test(run, prepared, result, folder)
+                _log_test(prepared, result, folder)
             else:
-                log_training(run, result.history)
+                log_training(result.history)
                 log_range("trained", result.job.lr_range)
                 # Infinity and NaN, which are no metrics, stay as they are in the file.
                 content["result"] = result.history
@@ -188,12 +188,12 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
         mlflow.set_tag(tags.FINGERPRINT, job_fingerprint)
 
 
-def _log_test(run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
+def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
     plan = test.job.plan
     digest, device = prepared.data_digest, str(prepared.device)
     inputs = publish_inputs(folder, test.job.task, plan, test.weights, digest, device)
     mlflow.set_tags(inputs | publish_reading(folder, test.reading))
-    log_curve(run, test.curve, plan.smoothing)
+    log_curve(test.curve, plan.smoothing)
     log_reading(test.reading)
     mlflow.log_metrics({"seconds": test.seconds})
 

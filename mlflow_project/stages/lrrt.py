@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Run
 
 from lrrt_stage import (
     RULES,
@@ -35,6 +34,7 @@ from mlflow_project.handoff.publishing import (
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     log_curve,
@@ -65,19 +65,19 @@ def range_test_stage(
     If no rule has a suggestion, the run keeps its weights and its curve.
     """
     with stage_run("lrrt", run_name(task)) as run:
-        log_options(run, task, plan, consensus)
+        log_options(task, plan, consensus)
         prepared = prepared or PreparedTask(task, runtime)
-        log_prepared(run, prepared)
+        log_prepared(prepared)
         # Set before the test, so that the tests of an interrupted run are found again.
         test_fingerprint = lrrt_fingerprint(prepared, plan, consensus)
         mlflow.set_tag(tags.FINGERPRINT, test_fingerprint)
         jobs = further_jobs(task, plan, consensus)
         state = _initial_weights(prepared)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             # Published before the test, so that the weights are kept however it ends.
             digest, device = prepared.data_digest, str(prepared.device)
             mlflow.set_tags(publish_inputs(folder, task, plan, state, digest, device))
-            first = plan.read(measure(run, plan, folder, partial(prepared.range_test, state, plan)))
+            first = plan.read(measure(plan, folder, partial(prepared.range_test, state, plan)))
             others = []
             if jobs:
                 earlier = same_runs(test_fingerprint, "lrrt", "FAILED", "KILLED")
@@ -85,7 +85,7 @@ def range_test_stage(
                 tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
                 others = [_reading(result) for result in tests(jobs)]
             reading = combined_reading([first, *others], consensus)
-            publish_suggestion(run, task, task_words(task), plan, reading, folder)
+            publish_suggestion(task, task_words(task), plan, reading, folder)
     return run.info.run_id
 
 
@@ -115,7 +115,6 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
 
 
 def measure(
-    run: Run,
     plan: RangeTestPlan,
     folder: Path,
     run_test: Callable[[Callable[[int, int], None]], LRCurve],
@@ -123,7 +122,7 @@ def measure(
     """Return the curve of the range test; it is kept at once, also where Ctrl-C ends the test."""
 
     def keep(curve: LRCurve) -> None:
-        log_curve(run, curve, plan.smoothing)
+        log_curve(curve, plan.smoothing)
         curve.to_csv(folder / CURVE, plan.smoothing)
 
     try:
@@ -145,7 +144,7 @@ def _reading(result: JobResult) -> Reading | NoSuggestion:
 
 
 def publish_suggestion(
-    run: Run, task: Task | None, subject: str, plan: RangeTestPlan, reading: Reading, folder: Path
+    task: Task | None, subject: str, plan: RangeTestPlan, reading: Reading, folder: Path
 ) -> None:
     """Publish, log, print and describe a reading; raise NoSuggestion if it has no range.
 
@@ -160,12 +159,12 @@ def publish_suggestion(
     for note in _notes(task, asked, reading):
         console.note(note)
     curve, rule = reading.curve, reading.rule
-    source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
+    run = active_run()
+    source = run.data.tags.get(tags.SOURCE)
     start = f", from the weights of {link(source)}" if source else ""
     command = f"`lrrt-stage train --lrrt-run-id {run.info.run_id}` trains from them"
     use = "`mlflow_project.load_handoff` loads them" if task is None else command
     set_description(
-        run,
         f"LR range test of {subject}{start}: {len(curve)} iterations ({curve.stop}).",
         f"Rule `{rule}` suggests learning rates from **{_found(reading)}**. "
         f"{RULES[rule].explanation}",

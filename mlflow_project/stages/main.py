@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlflow
-from mlflow.entities import Run
 
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
@@ -88,11 +87,9 @@ def main_stage(
         return run_id
 
     with stage_run("main", run_name(task)) as parent:
-        log_options(
-            parent, task, plan, consensus, narrowing, refine_options, train_options, options
-        )
+        log_options(task, plan, consensus, narrowing, refine_options, train_options, options)
         prepared = PreparedTask(task, runtime)
-        log_prepared(parent, prepared)
+        log_prepared(prepared)
         # What the later steps need is checked before the first one runs.
         if options.refine:
             direction_of(prepared, refine_options.metric)
@@ -125,12 +122,11 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _copy_results(parent, handoff, lr_range, refine_id, train_id)
+        _copy_results(handoff, lr_range, refine_id, train_id)
     return parent.info.run_id
 
 
 def _copy_results(
-    parent: Run,
     handoff: Handoff,
     lr_range: LRRange,
     refine_id: str | None,
@@ -147,7 +143,7 @@ def _copy_results(
         if name.startswith("val_") or name.endswith(("_lr_min", "_lr_max", "_decades"))
     }
     mlflow.log_metrics(metrics)
-    with staged_files(parent) as folder:
+    with staged_files() as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
         figure.savefig(folder / "summary.png")
     verdict = handoff.reading.verdict
@@ -160,7 +156,6 @@ def _copy_results(
         registered = f" Its model is [{name} version {version}]({page})."
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     set_description(
-        parent,
         f"Range test {link(handoff.run_id)} of {task_words(handoff.recipe)} suggests learning "
         f"rates from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
         f"Training {link(train_id)} started from the initial weights of the range test, with "

@@ -27,10 +27,10 @@ from mlflow_project.stages.job_runs import (
 )
 from mlflow_project.stages.shared import task_words
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     find_runs,
-    get_run,
     log_prepared,
     resumed_run,
     stage_run,
@@ -85,9 +85,9 @@ def study_stage(
             f"init={task.init!r}: a study's tests draw their own weights: download the weights of "
             "the run and give init=file:PATH",
         )
-        log_options(run, task, plan, training, options)
+        log_options(task, plan, training, options)
         prepared = PreparedTask(task, runtime)
-        log_prepared(run, prepared)
+        log_prepared(prepared)
         source_id, source = None, None
         if options.study_run_id is not None:
             source_id, source = _tests_of_study(options.study_run_id, prepared, plan)
@@ -107,7 +107,7 @@ def study_stage(
         tests = JobRuns(run, prepared, options.kind, options.workers, finished)
         tests.results += source or []
         study = Study(task, plan, options, training, tests, source, fixed)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             try:
                 findings = KINDS[options.kind].carry_out(study)
             except NoSuggestion:
@@ -120,7 +120,7 @@ def study_stage(
                 _write_tables(folder, tests.results)
             findings = _with_failures(findings, tests.results)
             count = sum(isinstance(each.job, RangeTestJob) for each in tests.results)
-            logged = get_run(run.info.run_id)
+            logged = active_run()
             parameters = sorted(logged.data.params.items())
             begun = ", ".join(f"{name} {value}" for name, value in parameters)
             taken = f"; taken from study {source_id}" if source_id else ""
@@ -136,7 +136,6 @@ def study_stage(
         known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
         mlflow.log_metrics({**known, "failed_tests": failed})
         set_description(
-            run,
             f"Study of {task_words(task)}: {findings.question}",
             *findings.sentences,
             f"What to do: {findings.advice}",

@@ -109,16 +109,16 @@ def track_range_test(
             device = arguments.get("device") or next(model.parameters()).device
             device = str(resolve_device(device))
             described = _described(model, optimizer, loss_fn, batches)
-            log_options(run, plan, step, **described, device=device)
+            log_options(plan, step, **described, device=device)
             if dataset is not None:
                 mlflow.log_input(dataset, context="training")
             digest = "" if dataset is None else str(dataset.digest)
             state = weights.state_of(model)
-            with staged_files(run) as folder:
+            with staged_files() as folder:
                 inputs = publish_inputs(folder, None, plan, state, digest, device, described)
                 mlflow.set_tags(inputs)
-                reading = plan.read(measure(run, plan, folder, run_test))
-                publish_suggestion(run, None, f"`{words}`", plan, reading, folder)
+                reading = plan.read(measure(plan, folder, run_test))
+                publish_suggestion(None, f"`{words}`", plan, reading, folder)
         return Handoff(run.info.run_id, None, digest, device, state, plan, reading)
 
     if not (distributed.is_available() and distributed.is_initialized()):

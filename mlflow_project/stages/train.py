@@ -9,7 +9,6 @@ from typing import Any
 
 import mlflow
 import torch
-from mlflow.entities import Run
 
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.settings import Options, setting
@@ -21,6 +20,7 @@ from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.logged_model import log_model, require_deployable
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
@@ -66,7 +66,7 @@ def train_stage(
     """
     with stage_run("train") as run:
         handoff, prepared, lr_range = open_handoff(
-            run, handoff_options, runtime, narrowing, changes, prepared
+            handoff_options, runtime, narrowing, changes, prepared
         )
         refine_run_id = None
         if run_options.refine_run_id is not None:
@@ -76,13 +76,13 @@ def train_stage(
             require_deployable(prepared.setup())
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
         mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
-        log_options(run, prepared.task, narrowing, options, rule=handoff.rule)
+        log_options(prepared.task, narrowing, options, rule=handoff.rule)
         log_range("trained", lr_range)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             checkpoint = folder / CHECKPOINT
             if run_options.resume:
                 _fetch_checkpoint(run_options.resume, run_fingerprint, folder)
-            training = _train(run, prepared, handoff, lr_range, options, checkpoint)
+            training = _train(prepared, handoff, lr_range, options, checkpoint)
             checkpoint.unlink()
             final = weights.state_of(training.model)
             weights.save(final, folder / FINAL_WEIGHTS)
@@ -112,7 +112,7 @@ def train_stage(
             "It started from the initial weights of the range test.",
         )
         log_model(training.setup, run_options.register, lineage, " ".join(sentences))
-        set_description(run, *sentences)
+        set_description(*sentences)
     return run.info.run_id
 
 
@@ -124,7 +124,6 @@ def train_fingerprint(
 
 
 def _train(
-    run: Run,
     prepared: PreparedTask,
     handoff: Handoff,
     lr_range: LRRange,
@@ -136,7 +135,7 @@ def _train(
 
     def log_new(training: Training) -> None:
         nonlocal logged
-        log_training(run, training, *logged)
+        log_training(training, *logged)
         logged = len(training.train_loss), len(training.epochs)
 
     with console.progress("training") as progress:
@@ -159,7 +158,7 @@ def _train(
                 raise
             raise KeyboardInterrupt(
                 f"{logged[1]} epochs are kept; lrrt-stage train with the same options, "
-                f"--lrrt-run-id {handoff.run_id} and --resume {run.info.run_id} continues there"
+                f"--lrrt-run-id {handoff.run_id} and --resume {active_run().info.run_id} continues"
             ) from None
     log_new(training)  # a training that was interrupted after its last epoch has no epoch left
     return training

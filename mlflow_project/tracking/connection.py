@@ -19,7 +19,14 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from pipeline.task.tasks import CACHE
 
-__all__ = ["connect", "default_storage", "experiment_id", "in_project_folder", "project_run"]
+__all__ = [
+    "active_run",
+    "connect",
+    "default_storage",
+    "experiment_id",
+    "in_project_folder",
+    "project_run",
+]
 
 RUN_ID = "MLFLOW_RUN_ID"
 CONNECT_SECONDS, ANSWER_SECONDS = 5, 20
@@ -62,6 +69,13 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
             f"experiment {named!r} in {hide_passwords(uri)} cannot be used ({first_line(error)}): "
             "name a different one with --experiment, or restore a deleted one"
         ) from error
+
+
+def active_run() -> Run:
+    """Return the active run as the store has it now."""
+    run = mlflow.active_run()
+    assert run is not None
+    return mlflow.get_run(run.info.run_id)
 
 
 def experiment_id() -> str:

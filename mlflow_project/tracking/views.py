@@ -60,9 +60,9 @@ def link(run: Run | str) -> str:
     return f"[{name}]({page(run)})"
 
 
-def set_description(run: Run, *sentences: str) -> None:
-    """Set the run's description, in the UI's Markdown."""
-    mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.note.content", " ".join(sentences))
+def set_description(*sentences: str) -> None:
+    """Set the description of the active run, in the UI's Markdown."""
+    mlflow.set_tag("mlflow.note.content", " ".join(sentences))
 
 
 def save_view(experiment_id: str) -> None:

@@ -61,9 +61,9 @@ def test_an_interrupted_search_goes_on_where_it_stopped(store, lrrt, monkeypatch
     real = stage.log_training
     seen = []
 
-    def interrupting(run, training, *args):
-        real(run, training, *args)
-        seen.append(run)
+    def interrupting(training, *args):
+        real(training, *args)
+        seen.append(training)
         if len(seen) == 2:
             raise KeyboardInterrupt
 
