@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import torch
 
 from lrrt_stage import (
@@ -45,8 +46,8 @@ def publish_inputs(
     data_digest: str,
     device: str,
     objects: Mapping[str, Any] | None = None,
-) -> dict[str, str]:
-    """Write what a range test of ``task`` starts from, and return the tags of the digests.
+) -> None:
+    """Write what a range test of ``task`` starts from, and record the digests on the active run.
 
     A test of objects in hand has no task, and says what the ``objects`` are.
     """
@@ -62,11 +63,11 @@ def publish_inputs(
     if objects is not None:
         content["objects"] = dict(objects)
     digest = write_json(folder / TASK, content)
-    return {tags.WEIGHTS: weights.digest(state), TASK_TAG: digest}
+    mlflow.set_tags({tags.WEIGHTS: weights.digest(state), TASK_TAG: digest})
 
 
-def publish_reading(folder: Path, reading: Reading) -> dict[str, str]:
-    """Write a reading into ``folder``, and return the tags of the digests."""
+def publish_reading(folder: Path, reading: Reading) -> None:
+    """Write a reading into ``folder``, and record the digests on the active run."""
     curve = reading.curve
     curve.to_csv(folder / CURVE, reading.smoothing)
     content = {
@@ -81,7 +82,7 @@ def publish_reading(folder: Path, reading: Reading) -> dict[str, str]:
         content["consensus"] = _consensus_to_json(reading.consensus, reading.final)
     digest = write_json(folder / SUGGESTIONS, content)
     plot_reading(reading).figure.get_figure(root=True).savefig(folder / "lrrt_curve.png")
-    return {CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest}
+    mlflow.set_tags({CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest})
 
 
 def reading_from_json(content: dict[str, Any], curve: LRCurve) -> Reading:

@@ -191,8 +191,8 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
 def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
     plan = test.job.plan
     digest, device = prepared.data_digest, str(prepared.device)
-    inputs = publish_inputs(folder, test.job.task, plan, test.weights, digest, device)
-    mlflow.set_tags(inputs | publish_reading(folder, test.reading))
+    publish_inputs(folder, test.job.task, plan, test.weights, digest, device)
+    publish_reading(folder, test.reading)
     log_curve(test.curve, plan.smoothing)
     log_reading(test.reading)
     mlflow.log_metrics({"seconds": test.seconds})

@@ -76,7 +76,7 @@ def range_test_stage(
         with staged_files() as folder:
             # Published before the test, so that the weights are kept however it ends.
             digest, device = prepared.data_digest, str(prepared.device)
-            mlflow.set_tags(publish_inputs(folder, task, plan, state, digest, device))
+            publish_inputs(folder, task, plan, state, digest, device)
             first = plan.read(measure(plan, folder, partial(prepared.range_test, state, plan)))
             others = []
             if jobs:
@@ -150,7 +150,7 @@ def publish_suggestion(
 
     A test of objects in hand has no task. ``subject`` is how the description names what is tested.
     """
-    mlflow.set_tags(publish_reading(folder, reading))
+    publish_reading(folder, reading)
     log_reading(reading)
     asked, final = plan.suggestion.rule, reading.final
     if final.range is None:

@@ -115,8 +115,7 @@ def track_range_test(
             digest = "" if dataset is None else str(dataset.digest)
             state = weights.state_of(model)
             with staged_files() as folder:
-                inputs = publish_inputs(folder, None, plan, state, digest, device, described)
-                mlflow.set_tags(inputs)
+                publish_inputs(folder, None, plan, state, digest, device, described)
                 reading = plan.read(measure(plan, folder, run_test))
                 publish_suggestion(None, f"`{words}`", plan, reading, folder)
         return Handoff(run.info.run_id, None, digest, device, state, plan, reading)
