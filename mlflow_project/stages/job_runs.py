@@ -67,20 +67,11 @@ class JobRuns:
         """
         self._check_tasks(jobs)
         fingerprint_of = _fingerprints(self.prepared)
-        fingerprints = [fingerprint_of(job) for job in jobs]
-        done: dict[str, JobResult] = {}
-        for job, each in zip(jobs, fingerprints, strict=True):
-            if each in self.finished:
-                reused, parent = self.finished[each], self.run.info.run_id
-                mlflow.MlflowClient().set_tag(reused.info.run_id, "mlflow.parentRunId", parent)
-                done[each] = (
-                    read_test(reused)
-                    if isinstance(job, RangeTestJob)
-                    else TrainingResult(job, _read_history(reused))
-                )
+        reused = {fingerprint_of(job): job for job in jobs if fingerprint_of(job) in self.finished}
+        done = {each: self._reuse(job, self.finished[each]) for each, job in reused.items()}
         if done:
             console.note(f"{len(done)} of {len(jobs)} are finished already and reused")
-        missing = [job for job, each in zip(jobs, fingerprints, strict=True) if each not in done]
+        missing = [job for job in jobs if fingerprint_of(job) not in reused]
         with console.progress(self.title) as progress:
             progress(len(done), len(jobs))
 
@@ -101,10 +92,20 @@ class JobRuns:
                 ) from None
             finally:
                 # An interrupted study writes them into its tables as well.
-                results = [done[each] for each in fingerprints if each in done]
+                results = [done[each] for each in map(fingerprint_of, jobs) if each in done]
                 self.results += results
         _note_equal_weights(results)
         return results
+
+    def _reuse(self, job: Job, run: Run) -> JobResult:
+        """Make the run of a job that is finished a child of this one, and return its result."""
+        parent = self.run.info.run_id
+        mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+        if isinstance(job, RangeTestJob):
+            return read_test(run)
+        history = load_artifact(run, JOB, _load_json)["result"]
+        epochs = [Epoch(**epoch) for epoch in history["epochs"]]
+        return TrainingResult(job, TrainingHistory(history["lr"], history["train_loss"], epochs))
 
     def _check_tasks(self, jobs: Sequence[Job]) -> None:
         """Prepare every task that differs from that of the run in more than its seeds."""
@@ -204,12 +205,6 @@ def read_test(run: Run) -> RangeTestResult:
     job = RangeTestJob(told["name"], published.recipe, published.plan, told["labels"])
     seconds = run.data.metrics["seconds"]
     return RangeTestResult(job, published.reading, seconds, published.device)
-
-
-def _read_history(run: Run) -> TrainingHistory:
-    content = load_artifact(run, JOB, _load_json)["result"]
-    epochs = [Epoch(**epoch) for epoch in content["epochs"]]
-    return TrainingHistory(content["lr"], content["train_loss"], epochs)
 
 
 def _load_json(path: Path) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def train_stage(
             validation_words(training.epochs[-1].values()),
             "It started from the initial weights of the range test.",
         )
-        log_model(training.setup, run_options.register, lineage, " ".join(sentences))
+        description = f"By {link(run.info.run_id)}: {' '.join(sentences)}"
+        log_model(training.setup, run_options.register, lineage, description)
         set_description(*sentences)
     return run.info.run_id
 

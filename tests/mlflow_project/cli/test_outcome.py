@@ -178,6 +178,7 @@ def test_a_registered_version_tells_its_lineage(store):
     assert result_of(store.one("main"))["model"] == "models:/digits/1"
     note = store.one("main").data.tags["mlflow.note.content"]
     assert "[digits version 1](#/models/digits/versions/1)" in note
+    assert train.info.run_id in version.description
 
 
 @pytest.mark.starts_with("study")
