@@ -125,9 +125,7 @@ def _note_equal_weights(results: Sequence[JobResult]) -> None:
     """Say so where tests of several seeds had the same weights, as those of a setup may have."""
     new = [each for each in results if isinstance(each, RangeTestResult) and each.weights]
     seeds = {each.job.task.seed for each in new}
-    # Stops at the first other weights, which are usually the second ones.
-    digests = (weights.digest(each.weights) for each in new)
-    if len(seeds) > 1 and all(map(next(digests).__eq__, digests)):
+    if len(seeds) > 1 and len({weights.digest(each.weights) for each in new}) == 1:
         console.note(
             f"{len(seeds)} seeds gave the same initial weights, since the setup draws none: only "
             "the order of the data differs between the tests"
