@@ -56,8 +56,7 @@ def followers_page(run: Run) -> str:
 def link(run: Run | str) -> str:
     """Return a Markdown link to a run's page, by its name."""
     run = mlflow.get_run(run) if isinstance(run, str) else run
-    name = (run.info.run_name or run.info.run_id).translate({ord("["): "(", ord("]"): ")"})
-    return f"[{name}]({page(run)})"
+    return f"[{run.info.run_name or run.info.run_id}]({page(run)})"
 
 
 def set_description(*sentences: str) -> None:
