@@ -175,7 +175,7 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
         if isinstance(result, FailedJob):
             raise LRRTError(result.reason)
         with staged_files() as folder:
-            content = {"job": job}
+            content: dict[str, Any] = {"job": job}
             if isinstance(result, RangeTestResult):
                 _log_test(prepared, result, folder)
             else:
