@@ -122,10 +122,10 @@ def study_stage(
             count = sum(isinstance(each.job, RangeTestJob) for each in tests.results)
             logged = active_run()
             parameters = sorted(logged.data.params.items())
-            begun = ", ".join(f"{name} {value}" for name, value in parameters)
+            started = ", ".join(f"{name} {value}" for name, value in parameters)
             taken = f"; taken from study {source_id}" if source_id else ""
             provenance = {
-                "setting": f"{count} range tests, begun with {begun}{taken}",
+                "setting": f"{count} range tests, started with {started}{taken}",
                 "run": f"{logged.info.run_name} ({run.info.run_id})",
                 "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
             }
