@@ -59,7 +59,7 @@ ROOMS = {
     ),
     "mlflow_project.tracking": (
         (),
-        ("lrrt_stage", "pipeline", "mlflow", "numpy", "requests", "rich", "torch"),
+        ("lrrt_stage", "pipeline", "mlflow", "numpy", "rich", "torch"),
     ),
     "mlflow_project.handoff": (("tracking",), ("lrrt_stage", "pipeline", "mlflow", "torch")),
     "mlflow_project.stages": (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, get_type_hints
 
 import rich_click as click
@@ -40,13 +39,6 @@ FITS, FITS_NO_LONGER = 0, 3
 """Exit codes of ``check``."""
 
 
-def _version() -> str:
-    try:
-        return version("lrrt-stage")
-    except PackageNotFoundError:  # run from a checkout, as MLflow Projects do
-        return "not installed"
-
-
 @click.group(
     context_settings={
         "help_option_names": ["-h", "--help"],
@@ -55,7 +47,7 @@ def _version() -> str:
         "max_content_width": 100,
     }
 )
-@click.version_option(_version(), prog_name="lrrt-stage")
+@click.version_option(package_name="lrrt-stage", prog_name="lrrt-stage")
 def commands() -> None:
     """Pick a learning rate on exactly seeded initial weights, and train from those weights."""
 

@@ -12,32 +12,16 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lrrt_stage import LRRTError
-from lrrt_stage.errors import first_line
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
-from mlflow_project.stages.main import METRICS, RANGES
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.logged_model import registered_model
 from mlflow_project.tracking.runs import get_run
 from mlflow_project.tracking.views import page, view_page
 
 __all__ = ["OutputOptions", "result_of", "show_result"]
 
-CHECK_METRICS = (
-    *("baseline_lr_min", "baseline_lr_max", "lr_in_use", "moved_decades", "allowed_decades"),
-)
-TAGS = {
-    "rule": tags.RULE,
-    "verdict": tags.VERDICT,
-    "weights_sha256": tags.WEIGHTS,
-    "lrrt_run_id": tags.STEPS["lrrt"],
-    "refine_run_id": tags.STEPS["refine"],
-    "train_run_id": tags.STEPS["train"],
-    "baseline_run_id": tags.BASELINE,
-    "fits": tags.FITS,
-    "reason": tags.REASON,
-}
+OWN_TAGS = "lrrt."
+RANGES = ("suggested", "narrowed", "refined", "trained")
 
 
 @dataclass(frozen=True)
@@ -65,38 +49,33 @@ class OutputOptions(Options):
 def result_of(run: Run) -> dict[str, Any]:
     """Return what the next step of a pipeline needs of a finished run, as JSON.
 
-    ``stage``, ``run_id``, ``run_name``, ``experiment``, and what else the stage has:
-    ``lrrt_run_id`` (for :func:`load_handoff`), ``suggested_lr_min`` and ``suggested_lr_max``
-    (likewise ``narrowed``, ``refined``, ``trained``), ``rule``, ``verdict``, ``weights_sha256``,
-    ``val_loss`` and the other metrics of the validation; ``model`` (``models:/NAME/VERSION``) if it
-    was registered; for ``check``, ``fits`` and ``reason``; for ``compare``, ``tests``; for
-    ``study``, ``metrics``.
+    ``run_id``, ``run_name``, ``experiment``, and ``lrrt_run_id`` (for :func:`load_handoff`); the
+    tags of the contract without ``lrrt.``, such as ``stage``, ``rule`` and ``verdict``; and the
+    metrics, such as ``suggested_lr_max``, which for ``study`` are in ``metrics``. For ``compare``,
+    ``tests`` has the range tests.
     """
     logged, stage = run.data.tags, run.data.tags[tags.STAGE]
     metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
     found: dict[str, Any] = {
         "contract_version": CONTRACT_VERSION,
-        "stage": stage,
         "run_id": run.info.run_id,
         "run_name": run.info.run_name,
         "experiment": mlflow.get_experiment(run.info.experiment_id).name,
     }
-    found |= {key: logged[tag] for key, tag in TAGS.items() if tag in logged}
-    found |= {name: metrics[name] for name in (*METRICS, *CHECK_METRICS) if name in metrics}
-    found |= {name: value for name, value in metrics.items() if name.startswith("val_")}
+    found |= {
+        tag.removeprefix(OWN_TAGS): value
+        for tag, value in logged.items()
+        if tag.startswith(OWN_TAGS)
+    }
+    found |= {"metrics": metrics} if stage == "study" else metrics
     if "fits" in found:
         found["fits"] = found["fits"] == "true"
-    source = run.info.run_id if stage == "lrrt" else logged.get(tags.SOURCE)
+    source = run.info.run_id if stage in ("lrrt", "test") else logged.get(tags.SOURCE)
     if source is not None:
         found.setdefault("lrrt_run_id", source)
-    if stage in ("train", "main"):
-        model = registered_model(found.get("train_run_id", run.info.run_id))
-        if model is not None:
-            found["model"] = f"models:/{model.name}/{model.version}"
     if stage == "compare":
-        found["tests"] = [_test(run_id) for run_id in logged[tags.COMPARED].split(",")]
-    if stage == "study":
-        found["metrics"] = metrics
+        compared = logged[tags.COMPARED].split(",")
+        found["tests"] = [result_of(get_run(run_id)) for run_id in compared]
     return found
 
 
@@ -118,20 +97,11 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
     if output.output_json == "-":
         print(text, end="")
     elif output.output_json is not None:
-        try:
-            _replace_file(Path(output.output_json), text)
-        except OSError as error:
-            raise LRRTError(
-                f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
-                f"{first_line(error)}"
-            ) from error
+        # Renamed, so that no other process reads an incomplete file.
+        part = Path(f"{output.output_json}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(output.output_json)
     return found
-
-
-def _test(run_id: str) -> dict[str, Any]:
-    metrics = get_run(run_id).data.metrics
-    ends = {name: metrics[name] for name in ("suggested_lr_min", "suggested_lr_max")}
-    return {"lrrt_run_id": run_id, **ends}
 
 
 def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
@@ -155,10 +125,3 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
     if found["stage"] == "study":
         rows["report"] = f"{run.info.artifact_uri.removeprefix('file://')}/report.html"
     return rows
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write a file so that no other process reads an incomplete one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,17 +40,12 @@ T = TypeVar("T")
 CONTRACT_VERSION = 2
 
 
-def find_run(run_id: str, *stages: str, latest: Sequence[str] = ()) -> Run:
-    """Return the finished run ``run_id`` of one of ``stages``.
-
-    The word ``latest`` is the newest run in the experiment of the stages ``latest``; by default, of
-    the first of ``stages``.
-    """
+def find_run(run_id: str, *stages: str) -> Run:
+    """Return the finished run ``run_id`` of one of ``stages``; ``latest`` is the newest."""
     if run_id == "latest":
         found = []
-        for stage in latest or stages[:1]:
+        for stage in stages:
             found += find_runs({tags.STAGE: stage}, finished=True, limit=1)
-        found.sort(key=lambda run: run.info.start_time, reverse=True)
         if not found:
             name = mlflow.get_experiment(experiment_id()).name
             raise LRRTError(
@@ -58,7 +53,7 @@ def find_run(run_id: str, *stages: str, latest: Sequence[str] = ()) -> Run:
                 f"finished {stages[0]} run: run {stages[0]} first, or name the experiment that has "
                 "one with --experiment or MLFLOW_EXPERIMENT_NAME"
             )
-        return found[0]
+        return max(found, key=lambda run: run.info.start_time)
     run = get_run(run_id)
     of_stage = run.data.tags.get(tags.STAGE)
     require(
@@ -102,9 +97,9 @@ def load_artifact(run: Run, name: str, load: Callable[[Path], T], tag: str | Non
             return load(path)
 
 
-def write_json(path: Path, content: dict[str, Any], *, sort_keys: bool = False) -> str:
+def write_json(path: Path, content: dict[str, Any]) -> str:
     """Write a JSON file, with dataclasses as objects, and return its SHA-256."""
-    text = json.dumps(content, indent=2, sort_keys=sort_keys, default=asdict)
+    text = json.dumps(content, indent=2, default=asdict)
     path.write_text(text + "\n", encoding="utf-8")
     return sha256(path)
 
@@ -147,13 +142,8 @@ def readable(run: Run, path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a parser's, or that of a missing or unusable value
-        cause = first_line(error)
-        if isinstance(error, LRRTError):
-            cause = cause.rpartition(": ")[0] or cause  # its remedy concerns files of the user
-        elif isinstance(error, KeyError):
-            cause = f"it has no {cause}"
         # The temporary file is gone when a person reads this.
-        cause = cause.replace(str(path), "it")
+        cause = f"{type(error).__name__}: {first_line(error)}".replace(str(path), "it")
         raise LRRTError(
             f"{Path(path).name} of run {run.info.run_id} cannot be read ({cause}): it was altered "
             f"or is incomplete; {_again(run)}"

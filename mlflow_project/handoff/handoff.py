@@ -14,8 +14,24 @@ from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Readi
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import find_run, read_weights, readable
-from mlflow_project.handoff.publishing import TASK, WEIGHTS, read_published
+from mlflow_project.handoff import version_1
+from mlflow_project.handoff.artifacts import (
+    find_run,
+    load_artifact,
+    read_json,
+    read_weights,
+    readable,
+)
+from mlflow_project.handoff.publishing import (
+    CURVE,
+    CURVE_TAG,
+    SUGGESTIONS,
+    SUGGESTIONS_TAG,
+    TASK,
+    TASK_TAG,
+    WEIGHTS,
+    reading_from_json,
+)
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_range
 from mlflow_project.tracking.views import link, set_description
@@ -37,9 +53,6 @@ RANGE_TEST_OF = {
     "check": tags.STEPS["lrrt"],
 }
 """Stage -> the tag for the range test that its run contains or starts from; None: it is one."""
-
-
-TRAININGS = ("train", OWN_TRAINING)
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,13 +172,12 @@ class Handoff:
         log_range("trained", lr_range or narrowed)
         if "mlflow.note.content" not in run.data.tags:
             set_description(
-                run,
                 f"Trains over learning rates from **{lr_range or narrowed}**, inside the range "
                 f"that {link(self.run_id)} suggests ({self.range}).",
             )
 
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
-        """Return how ``task`` or its data differs from the range test's, in words."""
+        """Return how ``task``, or else its data, differs from the range test's, in words."""
         mine = self.recipe
         if not is_dataset_factory(task.dataset) and task.data_name == mine.data_name:
             # The same files in a different folder: their digest tells.
@@ -178,12 +190,12 @@ class Handoff:
     def check(self, task: Task, data_sha256: str | None = None) -> None:
         """Raise LRRTError if ``task`` or its data is not what the range test ran on."""
         differences = self.differences(task, data_sha256)
-        if differences:
-            raise LRRTError(
-                f"the task differs from range-test run {self.run_id} in "
-                f"{'; '.join(differences)}: run lrrt on this task, or pass allow_mismatch=true "
-                "to train with a range that was measured on a different task"
-            )
+        require(
+            not differences,
+            f"the task differs from range-test run {self.run_id} in {'; '.join(differences)}: run "
+            "lrrt on this task, or pass allow_mismatch=true to train with a range that was "
+            "measured on a different task",
+        )
 
 
 def load_handoff(run_id: str = "latest") -> Handoff:
@@ -198,7 +210,7 @@ def load_handoff(run_id: str = "latest") -> Handoff:
         If there is no such run, it is of a different stage or did not finish, or an artifact is
         missing, unreadable, or does not match the digest that the run recorded.
     """
-    run = find_run(run_id, *RANGE_TEST_OF)
+    run = find_run(run_id, *(("lrrt",) if run_id == "latest" else RANGE_TEST_OF))
     source = RANGE_TEST_OF[run.data.tags[tags.STAGE]]
     if source is not None:
         run = find_run(run.data.tags[source], "lrrt", "test")
@@ -213,20 +225,26 @@ def load_handoff(run_id: str = "latest") -> Handoff:
 
 def read_handoff(run: Run) -> Handoff:
     """Return what a range-test run published, which may have no suggestion."""
-    inputs, reading = read_published(run)
-    with readable(run, TASK):
-        task = None if inputs["task"] is None else Task(**inputs["task"])
-        data_sha256, device = inputs["data_sha256"], inputs["device"]
-        plan = RangeTestPlan.from_dict(inputs["range_test"])
-    return Handoff(
-        run_id=run.info.run_id,
-        task=task,
-        data_sha256=data_sha256,
-        device=device,
-        weights=read_weights(run, WEIGHTS, tags.WEIGHTS),
-        plan=plan,
-        reading=reading,
-    )
+    inputs = read_json(run, TASK, TASK_TAG)
+    suggestions = read_json(run, SUGGESTIONS, SUGGESTIONS_TAG)
+    curve = load_artifact(run, CURVE, LRCurve.from_csv, CURVE_TAG)
+    state = read_weights(run, WEIGHTS, tags.WEIGHTS)
+    with readable(run, f"{TASK} or {SUGGESTIONS}"):
+        ended = suggestions["curve"]
+        curve = replace(curve, stop=ended["stop"], epochs=ended["epochs"])
+        require(len(curve) > 0, f"{CURVE} has no iteration")
+        if inputs["contract_version"] == 1:
+            curve = version_1.translate(run, inputs, suggestions, curve)
+        task = inputs["task"]
+        return Handoff(
+            run_id=run.info.run_id,
+            task=None if task is None else Task(**task),
+            data_sha256=inputs["data_sha256"],
+            device=inputs["device"],
+            weights=state,
+            plan=RangeTestPlan.from_dict(inputs["range_test"]),
+            reading=reading_from_json(suggestions, curve),
+        )
 
 
 def source_of(name: str) -> tuple[Run, Handoff]:
@@ -236,7 +254,7 @@ def source_of(name: str) -> tuple[Run, Handoff]:
     training; ``latest`` is the experiment's newest finished training, also of one's own program.
     """
     run_id = _run_of_model(name) if name.startswith("models:/") else name
-    run = find_run(run_id, *dict.fromkeys(["train", *RANGE_TEST_OF]), latest=TRAININGS)
+    run = find_run(run_id, *(("train", OWN_TRAINING) if run_id == "latest" else RANGE_TEST_OF))
     if run.data.tags[tags.STAGE] == "main":
         run = find_run(run.data.tags[tags.STEPS["train"]], "train")
     return run, load_handoff(run.info.run_id)

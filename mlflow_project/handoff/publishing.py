@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import torch
-from mlflow.entities import Run
 
 from lrrt_stage import (
     Confidence,
@@ -24,21 +24,12 @@ from lrrt_stage import (
     Verdict,
 )
 from lrrt_stage.plots.curve_plot import plot_reading
-from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from mlflow_project.handoff import version_1
-from mlflow_project.handoff.artifacts import (
-    CONTRACT_VERSION,
-    load_artifact,
-    read_json,
-    readable,
-    sha256,
-    write_json,
-)
+from mlflow_project.handoff.artifacts import CONTRACT_VERSION, sha256, write_json
 from mlflow_project.tracking import tags
 from pipeline import RangeTestPlan, Task
 
-__all__ = ["publish_inputs", "publish_reading", "read_published"]
+__all__ = ["publish_inputs", "publish_reading", "reading_from_json"]
 
 WEIGHTS = "initial_weights.safetensors"
 FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
@@ -55,8 +46,8 @@ def publish_inputs(
     data_digest: str,
     device: str,
     objects: Mapping[str, Any] | None = None,
-) -> dict[str, str]:
-    """Write what a range test of ``task`` starts from, and return the tags of the digests.
+) -> None:
+    """Write what a range test of ``task`` starts from, and record the digests on the active run.
 
     A test of objects in hand has no task, and says what the ``objects`` are.
     """
@@ -71,12 +62,12 @@ def publish_inputs(
     }
     if objects is not None:
         content["objects"] = dict(objects)
-    digest = write_json(folder / TASK, content, sort_keys=True)
-    return {tags.WEIGHTS: weights.digest(state), TASK_TAG: digest}
+    digest = write_json(folder / TASK, content)
+    mlflow.set_tags({tags.WEIGHTS: weights.digest(state), TASK_TAG: digest})
 
 
-def publish_reading(folder: Path, reading: Reading) -> dict[str, str]:
-    """Write a reading into ``folder``, and return the tags of the digests."""
+def publish_reading(folder: Path, reading: Reading) -> None:
+    """Write a reading into ``folder``, and record the digests on the active run."""
     curve = reading.curve
     curve.to_csv(folder / CURVE, reading.smoothing)
     content = {
@@ -89,34 +80,19 @@ def publish_reading(folder: Path, reading: Reading) -> dict[str, str]:
     }
     if reading.consensus is not None:
         content["consensus"] = _consensus_to_json(reading.consensus, reading.final)
-    digest = write_json(folder / SUGGESTIONS, content, sort_keys=True)
+    digest = write_json(folder / SUGGESTIONS, content)
     plot_reading(reading).figure.get_figure(root=True).savefig(folder / "lrrt_curve.png")
-    return {CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest}
+    mlflow.set_tags({CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest})
 
 
-def read_published(run: Run) -> tuple[dict[str, Any], Reading]:
-    """Return the content of ``task.json`` and the reading that a range test published."""
-    inputs = read_json(run, TASK, TASK_TAG)
-    content = read_json(run, SUGGESTIONS, SUGGESTIONS_TAG)
-    with readable(run, SUGGESTIONS):
-        rules, rule = content["rules"], content["rule"]
-        smoothing = Smoothing(**content["smoothing"])
-        ended = {name: content["curve"][name] for name in ("stop", "epochs")}
-
-    def load(path: Path) -> LRCurve:
-        curve = LRCurve.from_csv(path, **ended)
-        require(len(curve) > 0, "it has no iteration")
-        return curve
-
-    curve = load_artifact(run, CURVE, load, CURVE_TAG)
-    if inputs["contract_version"] == 1:
-        curve = version_1.translate(run, inputs, content, curve)
-    with readable(run, SUGGESTIONS):
-        suggestions = {name: _from_json(found) for name, found in rules.items()}
-        consensus = content.get("consensus")
-        if consensus is not None:
-            consensus = _consensus_from_json(consensus, content["range"])
-        return inputs, Reading(curve, suggestions, rule, smoothing, consensus)
+def reading_from_json(content: dict[str, Any], curve: LRCurve) -> Reading:
+    """Return the reading of ``curve`` that a file of :func:`publish_reading` holds."""
+    suggestions = {name: _from_json(found) for name, found in content["rules"].items()}
+    consensus = content.get("consensus")
+    if consensus is not None:
+        consensus = _consensus_from_json(consensus, content["range"])
+    smoothing = Smoothing(**content["smoothing"])
+    return Reading(curve, suggestions, content["rule"], smoothing, consensus)
 
 
 def _to_json(suggestion: Suggestion) -> dict[str, Any]:

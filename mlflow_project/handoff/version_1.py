@@ -15,7 +15,7 @@ from typing import Any
 from mlflow.entities import Run
 
 from lrrt_stage import LRCurve, Smoothing, Verdict, confidence
-from mlflow_project.handoff.artifacts import load_artifact, readable
+from mlflow_project.handoff.artifacts import load_artifact
 from pipeline import RangeTestPlan
 
 __all__ = ["translate"]
@@ -43,17 +43,16 @@ def translate(
         elif len(curve) < ITERATIONS:
             curve = replace(curve, stop="diverged")
     default = asdict(RangeTestPlan(smoothing=Smoothing(**suggestions["smoothing"])))
-    with readable(run, "task.json"):
-        plan = inputs.setdefault("range_test", default)
-        ramp = plan["ramp"]
-        ramp["iterations"] = ramp["iterations"] or "epoch"
-        if has_reference:
-            plan["ramp"] = default["ramp"] | {
-                "lr_start": min(LR_START, ramp["lr_end"] / 10),
-                "lr_end": ramp["lr_end"],
-                "iterations": ITERATIONS,
-                "stop_multiple": ramp["stop_multiple"],
-            }
+    plan = inputs.setdefault("range_test", default)
+    ramp = plan["ramp"]
+    ramp["iterations"] = ramp["iterations"] or "epoch"
+    if has_reference:
+        plan["ramp"] = default["ramp"] | {
+            "lr_start": min(LR_START, ramp["lr_end"] / 10),
+            "lr_end": ramp["lr_end"],
+            "iterations": ITERATIONS,
+            "stop_multiple": ramp["stop_multiple"],
+        }
     for rule, found in suggestions["rules"].items():
         if "no_suggestion" in found:
             found.setdefault("verdict", Verdict.NO_DESCENT)

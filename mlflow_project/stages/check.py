@@ -18,7 +18,7 @@ from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import find_runs, log_dataset, log_range, stage_run, staged_files
+from mlflow_project.tracking.runs import find_runs, log_prepared, log_range, stage_run, staged_files
 from mlflow_project.tracking.views import link, set_description
 from pipeline import PreparedTask, Runtime
 from pipeline.decide.fit_check import CheckResult, still_fits
@@ -76,9 +76,9 @@ def check_stage(
     plan = replace(then.plan, suggestion=replace(then.plan.suggestion, rule=then.rule))
     lr = _peak_lr(baseline, then) if options.lr is None else options.lr
     with stage_run("check", run_name(task)) as run:
+        log_options(task, plan, consensus, options)
         prepared = PreparedTask(task, runtime)
-        log_options(run, task, plan, consensus, options, device=str(prepared.device))
-        log_dataset(prepared)
+        log_prepared(prepared)
         mlflow.set_tag(tags.BASELINE, baseline.info.run_id)
         log_range("baseline", then.range)
         mlflow.log_metrics({"lr_in_use": lr})
@@ -92,7 +92,7 @@ def check_stage(
             reason = f"rule {then.rule} has none, {today.rule} suggests {today.final.range}"
             today = replace(today, rule=then.rule, consensus=NoSuggestion(reason))
         result = still_fits(then.reading.final, today.final, lr, options.tolerance)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
             overlaid = {"baseline": then.reading, "today": today}
             comparison_figure(title, overlaid, lr).savefig(folder / "overlay.png")
@@ -108,7 +108,7 @@ def check_stage(
         if today.final.range is not None:
             log_range("suggested", today.final.range)
             mlflow.log_metrics({"moved_decades": result.moved, "allowed_decades": result.allowed})
-        _describe(run, baseline, then, now, result)
+        _describe(baseline, then, now, result)
     return run.info.run_id
 
 
@@ -119,7 +119,7 @@ def _peak_lr(baseline: Run, then: Handoff) -> float:
     return next((metrics[name] for name in names if name in metrics), then.narrowed().max)
 
 
-def _describe(run: Run, baseline: Run, then: Handoff, now: Handoff, result: CheckResult) -> None:
+def _describe(baseline: Run, then: Handoff, now: Handoff, result: CheckResult) -> None:
     changed = now.recipe.differences(then.recipe)
     if now.data_sha256 != then.data_sha256:
         changed.append(f"the content of dataset {now.recipe.data_name!r}")
@@ -127,7 +127,6 @@ def _describe(run: Run, baseline: Run, then: Handoff, now: Handoff, result: Chec
         changed.append("the initial weights, and so the model or its initialisation")
     verdict = "still fits" if result.fits else "no longer fits"
     set_description(
-        run,
         f"The learning rate in use by {link(baseline)} **{verdict}** "
         f"{task_words(now.recipe)}: {result.reason}.",
         f"The baseline's range test is {link(then.run_id)}, today's is {link(now.run_id)}.",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Run
 
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import require
@@ -19,9 +18,6 @@ from mlflow_project.tracking.runs import get_run, stage_run, staged_files
 from mlflow_project.tracking.views import link, set_description
 
 __all__ = ["compare_stage"]
-
-MAX_NAME, MAX_LINKS = 100, 10
-"""Characters of a run's name; range tests that its description links to. The table has all."""
 
 
 def compare_stage(*, runs: Sequence[str]) -> str:
@@ -39,15 +35,16 @@ def compare_stage(*, runs: Sequence[str]) -> str:
             "of different range tests",
         )
     tests = dict(zip(_names(handoffs), handoffs, strict=True))
-    name = " against ".join(tests)
-    with stage_run("compare", name if len(name) <= MAX_NAME else f"{len(tests)} tests") as run:
-        with staged_files(run) as folder:
+    name = " against ".join(tests) if len(tests) == 2 else f"{len(tests)} tests"
+    with stage_run("compare", name) as run:
+        with staged_files() as folder:
             readings = {name: test.reading for name, test in tests.items()}
             comparison_figure("", readings).savefig(folder / "overlay.png")
             rows = pd.DataFrame(_row(name, test) for name, test in tests.items())
             rows.to_csv(folder / "ranges.csv", index=False)
         mlflow.set_tag(tags.COMPARED, ",".join(ids))
-        _describe(run, tests)
+        found = [f"{link(test.run_id)} ({name}): {test.range}" for name, test in tests.items()]
+        set_description(f"Suggested ranges: {'; '.join(found)}.")
         for name, test in tests.items():
             console.note(f"{name}: {test.range}")
     return run.info.run_id
@@ -81,9 +78,3 @@ def _row(name: str, test: Handoff) -> dict[str, Any]:
         "iterations": len(test.curve),
         "ended": test.curve.stop,
     }
-
-
-def _describe(run: Run, tests: Mapping[str, Handoff]) -> None:
-    found = [f"{link(test.run_id)} ({name}): {test.range}" for name, test in tests.items()]
-    more = [f"and {len(found) - MAX_LINKS} more"] if len(found) > MAX_LINKS else []
-    set_description(run, f"Suggested ranges: {'; '.join(found[:MAX_LINKS] + more)}.")

@@ -67,20 +67,11 @@ class JobRuns:
         """
         self._check_tasks(jobs)
         fingerprint_of = _fingerprints(self.prepared)
-        fingerprints = [fingerprint_of(job) for job in jobs]
-        done: dict[str, JobResult] = {}
-        for job, each in zip(jobs, fingerprints, strict=True):
-            if each in self.finished:
-                reused, parent = self.finished[each], self.run.info.run_id
-                mlflow.MlflowClient().set_tag(reused.info.run_id, "mlflow.parentRunId", parent)
-                done[each] = (
-                    read_test(reused)
-                    if isinstance(job, RangeTestJob)
-                    else TrainingResult(job, _read_history(reused))
-                )
+        reused = {fingerprint_of(job): job for job in jobs if fingerprint_of(job) in self.finished}
+        done = {each: self._reuse(job, self.finished[each]) for each, job in reused.items()}
         if done:
             console.note(f"{len(done)} of {len(jobs)} are finished already and reused")
-        missing = [job for job, each in zip(jobs, fingerprints, strict=True) if each not in done]
+        missing = [job for job in jobs if fingerprint_of(job) not in reused]
         with console.progress(self.title) as progress:
             progress(len(done), len(jobs))
 
@@ -101,10 +92,20 @@ class JobRuns:
                 ) from None
             finally:
                 # An interrupted study writes them into its tables as well.
-                results = [done[each] for each in fingerprints if each in done]
+                results = [done[each] for each in map(fingerprint_of, jobs) if each in done]
                 self.results += results
         _note_equal_weights(results)
         return results
+
+    def _reuse(self, job: Job, run: Run) -> JobResult:
+        """Make the run of a job that is finished a child of this one, and return its result."""
+        parent = self.run.info.run_id
+        mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+        if isinstance(job, RangeTestJob):
+            return read_test(run)
+        history = load_artifact(run, JOB, _load_json)["result"]
+        epochs = [Epoch(**epoch) for epoch in history["epochs"]]
+        return TrainingResult(job, TrainingHistory(history["lr"], history["train_loss"], epochs))
 
     def _check_tasks(self, jobs: Sequence[Job]) -> None:
         """Prepare every task that differs from that of the run in more than its seeds."""
@@ -124,9 +125,7 @@ def _note_equal_weights(results: Sequence[JobResult]) -> None:
     """Say so where tests of several seeds had the same weights, as those of a setup may have."""
     new = [each for each in results if isinstance(each, RangeTestResult) and each.weights]
     seeds = {each.job.task.seed for each in new}
-    # Stops at the first other weights, which are usually the second ones.
-    digests = (weights.digest(each.weights) for each in new)
-    if len(seeds) > 1 and all(map(next(digests).__eq__, digests)):
+    if len(seeds) > 1 and len({weights.digest(each.weights) for each in new}) == 1:
         console.note(
             f"{len(seeds)} seeds gave the same initial weights, since the setup draws none: only "
             "the order of the data differs between the tests"
@@ -169,49 +168,41 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
     job = result.job
     stage = "test" if isinstance(job, RangeTestJob) else "training"
     failed = isinstance(result, FailedJob)
-    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name) as run:
+    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name):
         batch = {} if job.task.setup else {"batch_size": job.task.batch_size}
         seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
-        log_params(run, {**batch, **seeds, **job.labels})
+        log_params({**batch, **seeds, **job.labels})
         if isinstance(result, FailedJob):
             raise LRRTError(result.reason)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
+            content: dict[str, Any] = {"job": job}
             if isinstance(result, RangeTestResult):
-                content = _log_test(run, prepared, result, folder)
+                _log_test(prepared, result, folder)
             else:
-                log_training(run, result.history)
+                log_training(result.history)
                 log_range("trained", result.job.lr_range)
-                content = asdict(result.history)
-            # Infinity and NaN stay as they are: Python reads them back.
-            write_json(folder / JOB, {"job": asdict(job), "result": content})
+                # Infinity and NaN, which are no metrics, stay as they are in the file.
+                content["result"] = result.history
+            write_json(folder / JOB, content)
         mlflow.set_tag(tags.FINGERPRINT, job_fingerprint)
 
 
-def _log_test(
-    run: Run, prepared: PreparedTask, test: RangeTestResult, folder: Path
-) -> dict[str, Any]:
-    plan, curve = test.job.plan, test.curve
+def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
+    plan = test.job.plan
     digest, device = prepared.data_digest, str(prepared.device)
-    inputs = publish_inputs(folder, test.job.task, plan, test.weights, digest, device)
-    mlflow.set_tags(inputs | publish_reading(folder, test.reading))
-    log_curve(run, curve, plan.smoothing)
+    publish_inputs(folder, test.job.task, plan, test.weights, digest, device)
+    publish_reading(folder, test.reading)
+    log_curve(test.curve, plan.smoothing)
     log_reading(test.reading)
     mlflow.log_metrics({"seconds": test.seconds})
-    return {"stop": curve.stop, "epochs": curve.epochs, "seconds": test.seconds}
 
 
 def read_test(run: Run) -> RangeTestResult:
     """Return the range test that a child run holds, without its weights."""
-    content, published = load_artifact(run, JOB, _load_json), read_handoff(run)
-    name, labels = content["job"]["name"], content["job"]["labels"]
-    job = RangeTestJob(name, published.recipe, published.plan, labels)
-    return RangeTestResult(job, published.reading, content["result"]["seconds"], published.device)
-
-
-def _read_history(run: Run) -> TrainingHistory:
-    content = load_artifact(run, JOB, _load_json)["result"]
-    epochs = [Epoch(**epoch) for epoch in content["epochs"]]
-    return TrainingHistory(content["lr"], content["train_loss"], epochs)
+    told, published = load_artifact(run, JOB, _load_json)["job"], read_handoff(run)
+    job = RangeTestJob(told["name"], published.recipe, published.plan, told["labels"])
+    seconds = run.data.metrics["seconds"]
+    return RangeTestResult(job, published.reading, seconds, published.device)
 
 
 def _load_json(path: Path) -> dict[str, Any]:

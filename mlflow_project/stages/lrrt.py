@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Run
 
 from lrrt_stage import (
     RULES,
     Consensus,
     LRCurve,
-    LRRTError,
     NoSuggestion,
     RangeTestInterrupted,
     Reading,
@@ -36,10 +34,11 @@ from mlflow_project.handoff.publishing import (
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     log_curve,
-    log_dataset,
+    log_prepared,
     log_reading,
     stage_run,
     staged_files,
@@ -49,7 +48,7 @@ from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
 from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestResult
 
-__all__ = ["Subject", "lrrt_fingerprint", "measure", "publish_suggestion", "range_test_stage"]
+__all__ = ["lrrt_fingerprint", "measure", "publish_suggestion", "range_test_stage"]
 
 
 def range_test_stage(
@@ -66,19 +65,19 @@ def range_test_stage(
     If no rule has a suggestion, the run keeps its weights and its curve.
     """
     with stage_run("lrrt", run_name(task)) as run:
+        log_options(task, plan, consensus)
         prepared = prepared or PreparedTask(task, runtime)
-        log_options(run, task, plan, consensus, device=str(prepared.device))
-        log_dataset(prepared)
+        log_prepared(prepared)
         # Set before the test, so that the tests of an interrupted run are found again.
         test_fingerprint = lrrt_fingerprint(prepared, plan, consensus)
         mlflow.set_tag(tags.FINGERPRINT, test_fingerprint)
         jobs = further_jobs(task, plan, consensus)
         state = _initial_weights(prepared)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             # Published before the test, so that the weights are kept however it ends.
             digest, device = prepared.data_digest, str(prepared.device)
-            mlflow.set_tags(publish_inputs(folder, task, plan, state, digest, device))
-            first = plan.read(measure(run, plan, folder, partial(prepared.range_test, state, plan)))
+            publish_inputs(folder, task, plan, state, digest, device)
+            first = plan.read(measure(plan, folder, partial(prepared.range_test, state, plan)))
             others = []
             if jobs:
                 earlier = same_runs(test_fingerprint, "lrrt", "FAILED", "KILLED")
@@ -86,9 +85,7 @@ def range_test_stage(
                 tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
                 others = [_reading(result) for result in tests(jobs)]
             reading = combined_reading([first, *others], consensus)
-            train = f"train from them with `lrrt-stage train --lrrt-run-id {run.info.run_id}`"
-            subject = Subject(task_words(task), train, _more_tests(task, plan, reading))
-            publish_suggestion(run, subject, plan, reading, folder)
+            publish_suggestion(task, task_words(task), plan, reading, folder)
     return run.info.run_id
 
 
@@ -96,9 +93,9 @@ def lrrt_fingerprint(
     prepared: PreparedTask, plan: RangeTestPlan, consensus: ConsensusOptions
 ) -> str:
     """Return the fingerprint of range tests that would give the same curve and suggestion."""
-    # Nothing depends on how many tests run at a time, or, of a single test, on the others.
-    several = replace(consensus, workers=None) if consensus.tests > 1 else ConsensusOptions()
-    return fingerprint("lrrt", prepared, plan=plan, consensus=several)
+    # Nothing depends on how many tests run at a time.
+    consensus = replace(consensus, workers=None)
+    return fingerprint("lrrt", prepared, plan=plan, consensus=consensus)
 
 
 def _initial_weights(prepared: PreparedTask) -> weights.State:
@@ -118,7 +115,6 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
 
 
 def measure(
-    run: Run,
     plan: RangeTestPlan,
     folder: Path,
     run_test: Callable[[Callable[[int, int], None]], LRCurve],
@@ -126,7 +122,7 @@ def measure(
     """Return the curve of the range test; it is kept at once, also where Ctrl-C ends the test."""
 
     def keep(curve: LRCurve) -> None:
-        log_curve(run, curve, plan.smoothing)
+        log_curve(curve, plan.smoothing)
         curve.to_csv(folder / CURVE, plan.smoothing)
 
     try:
@@ -147,39 +143,32 @@ def _reading(result: JobResult) -> Reading | NoSuggestion:
     return NoSuggestion(f"{result.job.name} failed: {result.reason}")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What a range test is of, as its description says it."""
-
-    words: str
-    train: str = "`mlflow_project.load_handoff` loads them"
-    """How to train from the initial weights."""
-    more_tests: str = ""
-    """How to ask for more tests of an uncertain suggestion."""
-
-
 def publish_suggestion(
-    run: Run, subject: Subject, plan: RangeTestPlan, reading: Reading, folder: Path
+    task: Task | None, subject: str, plan: RangeTestPlan, reading: Reading, folder: Path
 ) -> None:
-    """Publish, log, print and describe a reading; raise NoSuggestion if it has no range."""
-    mlflow.set_tags(publish_reading(folder, reading))
+    """Publish, log, print and describe a reading; raise NoSuggestion if it has no range.
+
+    A test of objects in hand has no task. ``subject`` is how the description names what is tested.
+    """
+    publish_reading(folder, reading)
     log_reading(reading)
     asked, final = plan.suggestion.rule, reading.final
     if final.range is None:
         verdict = final.confidence.verdict
         raise NoSuggestion(f"no rule has a suggestion; {asked}: {final.reason}", verdict)
-    for note in _notes(subject, asked, reading):
+    for note in _notes(task, asked, reading):
         console.note(note)
     curve, rule = reading.curve, reading.rule
-    source = mlflow.get_run(run.info.run_id).data.tags.get(tags.SOURCE)
+    run = active_run()
+    source = run.data.tags.get(tags.SOURCE)
     start = f", from the weights of {link(source)}" if source else ""
-    found = _found(reading)
+    command = f"`lrrt-stage train --lrrt-run-id {run.info.run_id}` trains from them"
+    use = "`mlflow_project.load_handoff` loads them" if task is None else command
     set_description(
-        run,
-        f"LR range test of {subject.words}{start}: {len(curve)} iterations ({curve.stop}).",
-        f"Rule `{rule}` suggests learning rates from **{final.range}**"
-        f"{found.removeprefix(str(final.range))}. {RULES[rule].explanation}",
-        f"The initial weights are the artifact `{WEIGHTS}`: {subject.train}.",
+        f"LR range test of {subject}{start}: {len(curve)} iterations ({curve.stop}).",
+        f"Rule `{rule}` suggests learning rates from **{_found(reading)}**. "
+        f"{RULES[rule].explanation}",
+        f"The initial weights are the artifact `{WEIGHTS}`: {use}.",
         f"[Runs that start from this one]({followers_page(run)}).",
     )
 
@@ -194,7 +183,7 @@ def _found(reading: Reading) -> str:
     return f"{reading.consensus}; the tests differ in {VARIED[reading.consensus.vary]}{more}"
 
 
-def _notes(subject: Subject, asked: str, reading: Reading) -> Iterator[str]:
+def _notes(task: Task | None, asked: str, reading: Reading) -> Iterator[str]:
     """Yield what a person who reads the suggestion has to know."""
     rule, final = reading.rule, reading.final
     if rule != asked:
@@ -203,7 +192,10 @@ def _notes(subject: Subject, asked: str, reading: Reading) -> Iterator[str]:
     if isinstance(reading.consensus, Consensus):
         yield f"rule {rule} suggests {_found(reading)}"
     elif not final.confidence.clear:
-        yield f"the suggestion is {final.confidence}{subject.more_tests}"
+        yield f"the suggestion is {final.confidence}"
+        # Weights that are given, as file: or run:, are a single initialisation.
+        if final.confidence.verdict is Verdict.NOISY and task and ":" not in task.initial:
+            yield "--tests 3 --vary initializations tests two more initialisations"
     if reading.lacks_probe:
         yield (
             f"rule {rule} had no probe and read the training loss, which is noisier: give "
@@ -214,15 +206,3 @@ def _notes(subject: Subject, asked: str, reading: Reading) -> Iterator[str]:
             f"this ramp is known to move the maximum of rule {rule} by about {moved:.2g} decades, "
             "compared with 100 iterations from 1e-7"
         )
-
-
-def _more_tests(task: Task, plan: RangeTestPlan, reading: Reading) -> str:
-    """Return how to ask for more tests, where they can change the suggestion."""
-    noisy = reading.final.confidence.verdict is Verdict.NOISY
-    if reading.rule != "robust" or not noisy:
-        return ""
-    try:
-        further_jobs(task, plan, ConsensusOptions(tests=3, vary="initializations"))
-    except LRRTError:  # given weights are a single initialisation
-        return ""
-    return "; --tests 3 --vary initializations tests two more initialisations"

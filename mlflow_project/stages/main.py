@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlflow
-from mlflow.entities import Run
 
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
@@ -16,12 +15,12 @@ from mlflow_project.stages.refine import load_refined, refine_fingerprint, refin
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
 from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.logged_model import registered_model, require_deployable
-from mlflow_project.tracking.params import log_options, log_params
+from mlflow_project.tracking.logged_model import require_deployable
+from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     find_runs,
     get_run,
-    log_dataset,
+    log_prepared,
     read_training,
     stage_run,
     staged_files,
@@ -41,15 +40,7 @@ from pipeline.decide.several_tests import ConsensusOptions
 from pipeline.training.plots import summary_figure
 from pipeline.training.refinement import direction_of
 
-__all__ = ["METRICS", "RANGES", "MainOptions", "main_stage"]
-
-RANGES = ("suggested", "narrowed", "refined", "trained")
-METRICS = (
-    *(f"{name}_lr_{end}" for name in RANGES for end in ("min", "max")),
-    "suggestion_decades",
-)
-"""Metrics of the steps that the parent run shows, with those of the validation (``val_…``), each of
-the last step that has it."""
+__all__ = ["MainOptions", "main_stage"]
 
 
 @dataclass(frozen=True)
@@ -96,13 +87,9 @@ def main_stage(
         return run_id
 
     with stage_run("main", run_name(task)) as parent:
-        # Logged first, so that a run that fails has them as well.
-        log_options(
-            parent, task, plan, consensus, narrowing, refine_options, train_options, options
-        )
+        log_options(task, plan, consensus, narrowing, refine_options, train_options, options)
         prepared = PreparedTask(task, runtime)
-        log_params(parent, {"device": str(prepared.device)})
-        log_dataset(prepared)
+        log_prepared(prepared)
         # What the later steps need is checked before the first one runs.
         if options.refine:
             direction_of(prepared, refine_options.metric)
@@ -135,36 +122,40 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _copy_results(parent, handoff, lr_range, refine_id, train_id)
+        _copy_results(handoff, lr_range, refine_id, train_id)
     return parent.info.run_id
 
 
 def _copy_results(
-    parent: Run,
     handoff: Handoff,
     lr_range: LRRange,
     refine_id: str | None,
     train_id: str,
 ) -> None:
     """Show the result of all steps on the parent: metrics, a figure, and a description."""
+    # A metric of several steps is that of the last one.
     logged: dict[str, float] = {}
     for run_id in filter(None, (handoff.run_id, refine_id, train_id)):
         logged |= get_run(run_id).data.metrics
-    metrics = {k: v for k, v in logged.items() if k in METRICS or k.startswith("val_")}
+    metrics = {
+        name: value
+        for name, value in logged.items()
+        if name.startswith("val_") or name.endswith(("_lr_min", "_lr_max", "_decades"))
+    }
     mlflow.log_metrics(metrics)
-    with staged_files(parent) as folder:
+    with staged_files() as folder:
         figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
         figure.savefig(folder / "summary.png")
     verdict = handoff.reading.verdict
     mlflow.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
-    model = registered_model(train_id)
     registered = ""
-    if model is not None:
-        page = f"#/models/{model.name}/versions/{model.version}"
-        registered = f" Its model is [{model.name} version {model.version}]({page})."
+    if model := get_run(train_id).data.tags.get(tags.MODEL):
+        mlflow.set_tag(tags.MODEL, model)
+        name, version = model.removeprefix("models:/").rsplit("/", 1)
+        page = f"#/models/{name}/versions/{version}"
+        registered = f" Its model is [{name} version {version}]({page})."
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     set_description(
-        parent,
         f"Range test {link(handoff.run_id)} of {task_words(handoff.recipe)} suggests learning "
         f"rates from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
         f"Training {link(train_id)} started from the initial weights of the range test, with "

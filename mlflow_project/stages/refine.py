@@ -63,7 +63,7 @@ def refine_stage(
     """
     with stage_run("refine") as run:
         handoff, prepared, narrowed = open_handoff(
-            run, handoff_options, runtime, narrowing, changes, prepared
+            handoff_options, runtime, narrowing, changes, prepared
         )
         # Neither the number of trials nor the storage changes what a trial's loss depends on.
         same = replace(options, trials=1, storage=None, study_name=None)
@@ -72,12 +72,10 @@ def refine_stage(
         run_fingerprint = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
         mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
         log_options(
-            run,
             prepared.task,
             narrowing,
             replace(options, study_name=name),
             schedule,
-            device=str(prepared.device),
             rule=handoff.rule,
         )
         storage = options.storage or default_storage()
@@ -94,7 +92,7 @@ def refine_stage(
                 on_trial=partial(_trial_run, progress, options.trials),
             )
         refined = best_range(optuna_study, narrowed)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             _write_search(folder, optuna_study)
             if refined is not None:
                 content = {
@@ -114,7 +112,6 @@ def refine_stage(
         metric = f"val_{options.metric or 'loss'}"
         mlflow.log_metrics({metric: optuna_study.best_value})
         set_description(
-            run,
             f"Search for the peak learning rate of {task_words(prepared.task)} in {narrowed}, "
             f"inside the range that {link(handoff.run_id)} suggests.",
             f"{len(optuna_study.trials)} trainings of {options.trial_epochs} epochs started from "
@@ -154,10 +151,7 @@ def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
     )
     content = read_json(run, REFINED, REFINED_TAG)
     with readable(run, REFINED):
-        lr_range = LRRange(**content["range"])
-        named = content["lrrt_run_id"]
-        require(named == source, f"it is of range test {named}, not {source}")
-    return run.info.run_id, lr_range
+        return run.info.run_id, LRRange(**content["range"])
 
 
 @contextmanager
@@ -171,15 +165,15 @@ def _trial_run(
         nonlocal last
         last = training, pruned
 
-    with stage_run("trial", f"{number}: peak {lr_range.max:.3g}") as run:
-        log_params(run, {"trial": number})
+    with stage_run("trial", f"{number}: peak {lr_range.max:.3g}"):
+        log_params({"trial": number})
         log_range("trained", lr_range)
         try:
             yield after_epoch
         finally:
             if last is not None:
                 training, pruned = last
-                log_training(run, training)
+                log_training(training)
                 state = "pruned" if pruned else "diverged" if training.diverged else "complete"
                 mlflow.set_tag("lrrt.trial_state", state)
     progress(number + 1, trials)

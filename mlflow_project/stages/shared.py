@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import mlflow
-from mlflow.entities import Run
 
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.runs import log_dataset, name_run
+from mlflow_project.tracking.runs import log_prepared, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
 
 __all__ = ["HandoffOptions", "open_handoff", "run_name", "task_words", "validation_words"]
@@ -32,7 +31,6 @@ class HandoffOptions(Options):
 
 
 def open_handoff(
-    run: Run,
     options: HandoffOptions,
     runtime: Runtime,
     narrowing: Narrowing,
@@ -55,9 +53,9 @@ def open_handoff(
     elif differences := handoff.differences(task, prepared.data_digest):
         mlflow.set_tag(tags.MISMATCH, hide_passwords("; ".join(differences)))
     narrowed = narrowing(handoff.range)
-    name_run(run, run_name(task))
+    name_run(run_name(task))
     handoff.log_lineage(narrowed)
-    log_dataset(prepared)
+    log_prepared(prepared)
     return handoff, prepared, narrowed
 
 

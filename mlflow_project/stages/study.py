@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,10 +12,10 @@ import mlflow
 import pandas as pd
 from mlflow.entities import Run
 
-from lrrt_stage import LRRTError, NoSuggestion
+from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
-from lrrt_stage.settings import option_text, require
-from mlflow_project.handoff.artifacts import find_run, read_json, readable, run_file
+from lrrt_stage.settings import require
+from mlflow_project.handoff.artifacts import find_run, read_json
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.publishing import TASK, TASK_TAG
 from mlflow_project.stages.job_runs import (
@@ -30,12 +27,12 @@ from mlflow_project.stages.job_runs import (
 )
 from mlflow_project.stages.shared import task_words
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
     find_runs,
-    get_run,
-    log_dataset,
-    name_run,
+    log_prepared,
+    resumed_run,
     stage_run,
     staged_files,
 )
@@ -53,12 +50,12 @@ from pipeline.studies import (
     write_report,
 )
 from pipeline.studies.curves import drawable
-from pipeline.studies.report import FINDINGS, figure_names, section
+from pipeline.studies.report import section
 from pipeline.studies.study import matching_tests
 
 __all__ = ["study_stage"]
 
-KIND_TAG, SUBJECT_TAG = "lrrt.study", "lrrt.study_subject"
+KIND_TAG = "lrrt.study"
 KINDS_OF_SEEDS = ("initializations", "data-order", "mismatch")
 
 
@@ -79,16 +76,15 @@ def study_stage(
         If the task or the study's options cannot be used, before any test starts; or if too few
         tests have a suggestion, with those tests kept.
     """
-    with stage_run("study") as run:
+    with stage_run("study", f"{options.kind} {task.short_name}") as run:
         require(
             not task.initial.startswith("run:"),
             f"init={task.init!r}: a study's tests draw their own weights: download the weights of "
             "the run and give init=file:PATH",
         )
+        log_options(task, plan, training, options)
         prepared = PreparedTask(task, runtime)
-        name_run(run, f"{options.kind} {task.short_name}")
-        log_options(run, task, plan, training, options, device=str(prepared.device))
-        log_dataset(prepared)
+        log_prepared(prepared)
         source_id, source = None, None
         if options.study_run_id is not None:
             source_id, source = _tests_of_study(options.study_run_id, prepared, plan)
@@ -103,12 +99,11 @@ def study_stage(
             training=training,
         )
         finished = _finished_tests(same, options.resume)
-        subject = _report_subject(prepared)
-        mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind, SUBJECT_TAG: subject})
+        mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind})
         tests = JobRuns(run, prepared, options.kind, options.workers, finished)
         tests.results += source or []
         study = Study(task, plan, options, training, tests, source)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             try:
                 findings = KINDS[options.kind](study)
             except NoSuggestion:
@@ -120,22 +115,23 @@ def study_stage(
             finally:
                 _write_tables(folder, tests.results)
             findings = _with_failures(findings, tests.results)
-            jobs = [each.job for each in tests.results if isinstance(each.job, RangeTestJob)]
+            count = sum(isinstance(each.job, RangeTestJob) for each in tests.results)
+            logged = active_run()
+            parameters = sorted(logged.data.params.items())
+            started = ", ".join(f"{name} {value}" for name, value in parameters)
             taken = f"; taken from study {source_id}" if source_id else ""
             provenance = {
-                "setting": f"{_in_common(jobs)}{taken}",
-                "run": f"{get_run(run.info.run_id).info.run_name} ({run.info.run_id})",
+                "setting": f"{count} range tests, started with {started}{taken}",
+                "run": f"{logged.info.run_name} ({run.info.run_id})",
                 "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
             }
             write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
-            # The report has the latest study of every other kind as well.
-            sections = _latest_sections(subject) | {options.kind: section(folder)}
+            sections = {options.kind: section(folder)}
             write_report(sections, task.short_name, folder / "report.html")
         failed = sum(isinstance(each, FailedJob) for each in tests.results)
         known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
         mlflow.log_metrics({**known, "failed_tests": failed})
         set_description(
-            run,
             f"Study of {task_words(task)}: {findings.question}",
             *findings.sentences,
             f"What to do: {findings.advice}",
@@ -158,31 +154,13 @@ def _write_tables(folder: Path, results: Sequence[JobResult]) -> None:
 def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study that is resumed, by fingerprint."""
     if resume is not None:
-        resumed = get_run(resume)
-        require(
-            resumed.info.status != "FINISHED",
-            f"study {resume} is finished: there is nothing to resume; leave resume out",
-        )
-        require(
-            resumed.data.tags.get(tags.FINGERPRINT) == study_fingerprint,
-            f"run {resume} cannot be resumed: it is not a study of this task with these options "
-            "and this code; give the options that it was started with",
-        )
-        return finished_jobs([resumed])
+        return finished_jobs([resumed_run(resume, study_fingerprint)])
     for other in same_runs(study_fingerprint, "study", "RUNNING"):
         console.note(
             f"study {other.info.run_id} with the same options is marked as running: if it was "
             f"killed, stop this one and start it again with --resume {other.info.run_id}"
         )
     return finished_jobs(same_runs(study_fingerprint, "study", "FAILED", "KILLED"))
-
-
-def _report_subject(prepared: PreparedTask) -> str:
-    """Return what the studies of one report have in common."""
-    task = prepared.task
-    same = [task.short_name, task.model_args, task.optimizer, prepared.data_digest]
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
-    return f"{task.short_name} {digest[:16]}"
 
 
 def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings:
@@ -197,37 +175,6 @@ def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings
         sentences=[*findings.sentences, sentence],
         tables={**findings.tables, "Failed": table},
     )
-
-
-def _in_common(jobs: Sequence[RangeTestJob]) -> str:
-    """Return in a line what range tests had in common, and not what was varied."""
-    options = [job.task.flat() | job.plan.flat() for job in jobs]
-    defaults = Task().flat() | RangeTestPlan().flat()
-    always = ("dataset", "model", "optimizer", "batch_size", "lr_start", "lr_end", "rule", "beta")
-    same = [
-        f"{name} {option_text(value)}"
-        for name, value in options[0].items()
-        if all(other[name] == value for other in options)
-        and (name in always or value != defaults.get(name))
-    ]
-    return f"{len(jobs)} range tests: {', '.join(same)}"
-
-
-def _latest_sections(subject: str) -> dict[str, str]:
-    found = find_runs({SUBJECT_TAG: subject}, finished=True)
-    newest = {run.data.tags[KIND_TAG]: run for run in reversed(found)}
-    sections = {}
-    for kind, run in newest.items():
-        with tempfile.TemporaryDirectory(prefix="lrrt-") as scratch:
-            try:
-                findings = run_file(run, FINDINGS, scratch)
-                with readable(run, findings):
-                    for name in figure_names(findings.parent):
-                        run_file(run, name, scratch)
-                    sections[kind] = section(findings.parent)
-            except LRRTError:
-                continue  # its artifacts were deleted or altered: the report has no section of it
-    return sections
 
 
 def _tests_of_study(

@@ -27,7 +27,7 @@ from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import publish_inputs
-from mlflow_project.stages.lrrt import Subject, measure, publish_suggestion
+from mlflow_project.stages.lrrt import measure, publish_suggestion
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import stage_run, staged_files
@@ -109,16 +109,15 @@ def track_range_test(
             device = arguments.get("device") or next(model.parameters()).device
             device = str(resolve_device(device))
             described = _described(model, optimizer, loss_fn, batches)
-            log_options(run, plan, step, **described, device=device)
+            log_options(plan, step, **described, device=device)
             if dataset is not None:
                 mlflow.log_input(dataset, context="training")
             digest = "" if dataset is None else str(dataset.digest)
             state = weights.state_of(model)
-            with staged_files(run) as folder:
-                inputs = publish_inputs(folder, None, plan, state, digest, device, described)
-                mlflow.set_tags(inputs)
-                reading = plan.read(measure(run, plan, folder, run_test))
-                publish_suggestion(run, Subject(f"`{words}`"), plan, reading, folder)
+            with staged_files() as folder:
+                publish_inputs(folder, None, plan, state, digest, device, described)
+                reading = plan.read(measure(plan, folder, run_test))
+                publish_suggestion(None, f"`{words}`", plan, reading, folder)
         return Handoff(run.info.run_id, None, digest, device, state, plan, reading)
 
     if not (distributed.is_available() and distributed.is_initialized()):

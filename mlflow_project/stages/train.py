@@ -9,10 +9,9 @@ from typing import Any
 
 import mlflow
 import torch
-from mlflow.entities import Run
 
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import Options, setting
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import readable, run_file
 from mlflow_project.handoff.fingerprints import fingerprint
@@ -21,9 +20,16 @@ from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.logged_model import log_model, require_deployable
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import get_run, log_range, log_training, stage_run, staged_files
+from mlflow_project.tracking.runs import (
+    log_range,
+    log_training,
+    resumed_run,
+    stage_run,
+    staged_files,
+)
 from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.plots import training_figure
@@ -60,7 +66,7 @@ def train_stage(
     """
     with stage_run("train") as run:
         handoff, prepared, lr_range = open_handoff(
-            run, handoff_options, runtime, narrowing, changes, prepared
+            handoff_options, runtime, narrowing, changes, prepared
         )
         refine_run_id = None
         if run_options.refine_run_id is not None:
@@ -70,15 +76,13 @@ def train_stage(
             require_deployable(prepared.setup())
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
         mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
-        log_options(
-            run, prepared.task, narrowing, options, device=str(prepared.device), rule=handoff.rule
-        )
+        log_options(prepared.task, narrowing, options, rule=handoff.rule)
         log_range("trained", lr_range)
-        with staged_files(run) as folder:
+        with staged_files() as folder:
             checkpoint = folder / CHECKPOINT
             if run_options.resume:
                 _fetch_checkpoint(run_options.resume, run_fingerprint, folder)
-            training = _train(run, prepared, handoff, lr_range, options, checkpoint)
+            training = _train(prepared, handoff, lr_range, options, checkpoint)
             checkpoint.unlink()
             final = weights.state_of(training.model)
             weights.save(final, folder / FINAL_WEIGHTS)
@@ -99,20 +103,17 @@ def train_stage(
             "lrrt.trained_lr_min": repr(lr_range.min),
             "lrrt.trained_lr_max": repr(lr_range.max),
         }
-        description = (
-            f"Trained over learning rates from {lr_range} by {link(run.info.run_id)}, from the "
-            f"initial weights of range test {link(handoff.run_id)}, which suggests {handoff.range}."
-        )
-        log_model(training.setup, run_options.register, lineage, description)
         refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
-        set_description(
-            run,
+        sentences = (
             f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
             f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
             f"{refined}.",
             validation_words(training.epochs[-1].values()),
             "It started from the initial weights of the range test.",
         )
+        description = f"By {link(run.info.run_id)}: {' '.join(sentences)}"
+        log_model(training.setup, run_options.register, lineage, description)
+        set_description(*sentences)
     return run.info.run_id
 
 
@@ -124,7 +125,6 @@ def train_fingerprint(
 
 
 def _train(
-    run: Run,
     prepared: PreparedTask,
     handoff: Handoff,
     lr_range: LRRange,
@@ -136,7 +136,7 @@ def _train(
 
     def log_new(training: Training) -> None:
         nonlocal logged
-        log_training(run, training, *logged)
+        log_training(training, *logged)
         logged = len(training.train_loss), len(training.epochs)
 
     with console.progress("training") as progress:
@@ -159,23 +159,14 @@ def _train(
                 raise
             raise KeyboardInterrupt(
                 f"{logged[1]} epochs are kept; lrrt-stage train with the same options, "
-                f"--lrrt-run-id {handoff.run_id} and --resume {run.info.run_id} continues there"
+                f"--lrrt-run-id {handoff.run_id} and --resume {active_run().info.run_id} continues"
             ) from None
     log_new(training)  # a training that was interrupted after its last epoch has no epoch left
     return training
 
 
 def _fetch_checkpoint(run_id: str, run_fingerprint: str, folder: Path) -> None:
-    resumed = get_run(run_id)
-    require(
-        resumed.data.tags.get(tags.FINGERPRINT) == run_fingerprint,
-        f"run {run_id} cannot be resumed: it is not a training of this range test with these "
-        "options and this code; give the options that it was started with",
-    )
-    require(
-        resumed.info.status != "FINISHED",
-        f"run {run_id} is finished and cannot be resumed: train without resume",
-    )
+    resumed = resumed_run(run_id, run_fingerprint)
     mlflow.set_tag("lrrt.resumed_run_id", run_id)
     path = run_file(resumed, CHECKPOINT, folder)
     with readable(resumed, path):

@@ -9,36 +9,34 @@ from urllib.parse import urlparse
 import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.db.utils import create_sqlalchemy_engine
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
-from requests import ConnectionError, Timeout
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import hide_passwords
+from lrrt_stage.settings import hide_passwords, require
 from pipeline.task.tasks import CACHE
 
-__all__ = ["connect", "default_storage", "experiment_id", "in_project_folder", "project_run"]
+__all__ = [
+    "active_run",
+    "connect",
+    "default_storage",
+    "experiment_id",
+    "in_project_folder",
+    "project_run",
+]
 
 RUN_ID = "MLFLOW_RUN_ID"
 CONNECT_SECONDS, ANSWER_SECONDS = 5, 20
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search"
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-UNREACHED = "it cannot be reached"
-ADVICE = {
-    UNREACHED: "a browser may reach it through a proxy or a tunnel, or from a different machine: "
-    "set HTTP_PROXY or HTTPS_PROXY, forward the port, or correct tracking_uri",
-    "Invalid Host header": "the server does not know itself by this name: start it with "
-    "--allowed-hosts, or use the name that it knows",
-    "error code 401": "it asks for a login, which a browser remembers: set "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-    "error code 403": "this login may not use it: set MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of one that may",
-    "valid JSON": "a web page answered instead of MLflow, such as the login page of a proxy: "
-    "give the address of the MLflow server itself, or set MLFLOW_TRACKING_TOKEN",
-}
-"""Part of an error message -> what to do about it. Most concern servers that a browser shows."""
+ADVICE = "correct tracking_uri or MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
+SERVER_ADVICE = (
+    " without what a browser shows after it; a server behind a proxy needs HTTP_PROXY or "
+    "HTTPS_PROXY, one with a login needs MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or "
+    "MLFLOW_TRACKING_TOKEN, and one that refuses its name is started with --allowed-hosts"
+)
 
 
 def connect(tracking_uri: str | None, experiment: str | None) -> None:
@@ -64,18 +62,20 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         if experiment:
             mlflow.set_experiment(experiment)
         found = mlflow.MlflowClient().get_experiment(experiment_id())
+        require(found.lifecycle_stage == LifecycleStage.ACTIVE, "it was deleted")
     except Exception as error:
         named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
         raise LRRTError(
             f"experiment {named!r} in {hide_passwords(uri)} cannot be used ({first_line(error)}): "
-            "name a different one with --experiment"
+            "name a different one with --experiment, or restore a deleted one"
         ) from error
-    if found.lifecycle_stage != LifecycleStage.ACTIVE:
-        raise LRRTError(
-            f"experiment {found.name!r} in {hide_passwords(uri)} was deleted: name a different "
-            "one with --experiment, or restore it with mlflow experiments restore --experiment-id "
-            f"{found.experiment_id}"
-        )
+
+
+def active_run() -> Run:
+    """Return the active run as the store has it now."""
+    run = mlflow.active_run()
+    assert run is not None
+    return mlflow.get_run(run.info.run_id)
 
 
 def experiment_id() -> str:
@@ -130,43 +130,34 @@ def _is_absent(uri: str) -> bool:
 
 def _require_reachable(uri: str) -> None:
     """Query a store once, within seconds. MLflow itself would retry for minutes."""
+    is_server = uri.startswith(("http://", "https://"))
     try:
-        if uri.startswith(("http://", "https://")):
+        if is_server:
             _query_server(uri)
         else:
             _query_database(uri)
     except Exception as error:  # a socket's, a driver's, SQLAlchemy's, MLflow's
+        advice = ADVICE + SERVER_ADVICE if is_server else ADVICE
         raise LRRTError(
-            hide_passwords(
-                f"tracking store {uri} cannot be used ({first_line(error)}): {_advice(uri, error)}"
-            )
+            hide_passwords(f"tracking store {uri} cannot be used ({first_line(error)}): {advice}")
         ) from error
 
 
 def _query_server(uri: str) -> None:
-    try:
-        response = http_request(
-            get_default_host_creds(uri),
-            EXPERIMENTS,
-            "POST",
-            json={"max_results": 1},
-            max_retries=0,
-            timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-            raise_on_status=False,
-        )
-    except Exception as error:
-        if not isinstance(error.__context__, ConnectionError | Timeout):
-            raise
-        raise OSError(f"{UNREACHED}: {_innermost(error)}") from error
+    response = http_request(
+        get_default_host_creds(uri),
+        EXPERIMENTS,
+        "POST",
+        json={"max_results": 1},
+        max_retries=0,
+        timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+        raise_on_status=False,
+    )
     verify_rest_response(response, EXPERIMENTS)
 
 
-def _innermost(error: BaseException) -> BaseException:
-    return error if error.__context__ is None else _innermost(error.__context__)
-
-
 def _query_database(uri: str) -> None:
-    if uri.partition(":")[0].partition("+")[0] in DATABASES:
+    if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
         engine = create_sqlalchemy_engine(uri)
         file = engine.url.database
         if engine.url.get_backend_name() == "sqlite" and file not in (None, "", ":memory:"):
@@ -175,15 +166,3 @@ def _query_database(uri: str) -> None:
             engine.dialect.get_table_names(connection)
         engine.dispose()
     mlflow.MlflowClient().search_experiments(max_results=1)
-
-
-def _advice(uri: str, error: Exception) -> str:
-    address, hash_, _ = uri.partition("#")
-    if hash_ and address.startswith("http"):
-        return f"give {address.rstrip('/')}, without what the browser shows after it"
-    for text, advice in ADVICE.items():
-        if text in str(error):
-            return advice
-    return (
-        "correct tracking_uri or MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
-    )

@@ -10,29 +10,27 @@ from typing import Any
 
 import mlflow
 import torch
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
 from lrrt_stage.settings import require
-from mlflow_project.tracking import console
+from mlflow_project.tracking import console, tags
 from pipeline import Setup
 
-__all__ = ["log_model", "registered_model", "require_deployable"]
+__all__ = ["log_model", "require_deployable"]
 
 
 def log_model(
     setup: Setup,
     register: str | None,
-    tags: Mapping[str, str],
+    lineage: Mapping[str, str],
     description: str,
 ) -> None:
-    """Log the trained model with signature and input example.
+    """Log the trained model of the active run with signature and input example.
 
-    With a name to ``register`` it becomes the next version of that model, with these ``tags`` and
-    this ``description``.
+    With a name to ``register`` it becomes the next version of that model, with the tags ``lineage``
+    and this ``description``.
 
     The model of the built-in setup takes inputs as the dataset holds them (before normalisation),
     a batch of any size, and returns logits. It is a ``torch.export`` archive, which loads without
@@ -66,20 +64,9 @@ def log_model(
     if register is not None and info.registered_model_version is not None:
         client, number = mlflow.MlflowClient(), str(info.registered_model_version)
         client.update_model_version(register, number, description=description)
-        for tag, value in tags.items():
+        for tag, value in lineage.items():
             client.set_model_version_tag(register, number, tag, value)
-
-
-def registered_model(run_id: str) -> ModelVersion | None:
-    """Return the version of a registered model that a run made; None if there is none.
-
-    None too where the registry cannot be queried: nothing else depends on it.
-    """
-    try:
-        found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
-    except MlflowException:
-        return None
-    return found[0] if found else None
+        mlflow.set_tag(tags.MODEL, f"models:/{register}/{number}")
 
 
 def require_deployable(setup: Setup) -> None:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 import mlflow
-from mlflow.entities import Param, Run
 
 from lrrt_stage.settings import hide_passwords, option_text
+from mlflow_project.tracking.connection import active_run
 from pipeline import RangeTestPlan
 
 __all__ = ["log_options", "log_params", "shown"]
@@ -26,7 +26,7 @@ FOLDER = re.compile(r"^(file://|(?:[\w+.-]+:)?(?:///(?=/))?)(?!//)[~/](?:.*/)?([
 is before it, and its last part."""
 
 
-def log_options(run: Run, *options: Any, **more: Any) -> None:
+def log_options(*options: Any, **more: Any) -> None:
     """Log options (dataclasses) and ``more`` as parameters, and all of them as ``options.json``.
 
     A default is left out of the parameters unless it is in ``ALWAYS_LOGGED`` or the recipe sets
@@ -45,17 +45,15 @@ def log_options(run: Run, *options: Any, **more: Any) -> None:
         for name, value in values.items()
         if name in always or value != defaults.get(name)
     }
-    log_params(run, params)
+    log_params(params)
     hidden = _change_texts(values, hide_passwords)
-    mlflow.MlflowClient().log_dict(run.info.run_id, dict(sorted(hidden.items())), "options.json")
+    mlflow.log_dict(dict(sorted(hidden.items())), "options.json")
 
 
-def log_params(run: Run, values: Mapping[str, Any]) -> None:
-    """Log parameters, except those that the run has already."""
-    client = mlflow.MlflowClient()
-    logged = client.get_run(run.info.run_id).data.params
-    params = [Param(name, shown(value)) for name, value in values.items() if name not in logged]
-    client.log_batch(run.info.run_id, params=params)
+def log_params(values: Mapping[str, Any]) -> None:
+    """Log parameters of the active run, except those that it has already."""
+    logged = active_run().data.params
+    mlflow.log_params({name: shown(each) for name, each in values.items() if name not in logged})
 
 
 def _flat(options: Any) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from mlflow.utils.time import get_current_time_millis
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
-from mlflow_project.tracking.params import shown
+from mlflow_project.tracking.connection import RUN_ID, active_run, experiment_id, project_run
+from mlflow_project.tracking.params import log_params, shown
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -32,12 +32,13 @@ __all__ = [
     "find_runs",
     "get_run",
     "log_curve",
-    "log_dataset",
+    "log_prepared",
     "log_range",
     "log_reading",
     "log_training",
     "name_run",
     "read_training",
+    "resumed_run",
     "stage_run",
     "staged_files",
 ]
@@ -59,6 +60,21 @@ def get_run(run_id: str) -> Run:
         run.info.lifecycle_stage == LifecycleStage.ACTIVE,
         f"run {run_id} was deleted: give a different one, or restore it with mlflow runs restore "
         f"--run-id {run_id}",
+    )
+    return run
+
+
+def resumed_run(run_id: str, fingerprint: str) -> Run:
+    """Return a run that did not finish; raise LRRTError if it has not this fingerprint."""
+    run = get_run(run_id)
+    require(
+        run.data.tags.get(tags.FINGERPRINT) == fingerprint,
+        f"run {run_id} cannot be resumed: it was not started with these options and this code; "
+        "give the options that it was started with",
+    )
+    require(
+        run.info.status != "FINISHED",
+        f"run {run_id} is finished and cannot be resumed: leave resume out",
     )
     return run
 
@@ -113,7 +129,7 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
     try:
         mlflow.set_tag(tags.STAGE, stage)
         if name:
-            name_run(run, name)
+            name_run(name)
         if active is None:
             save_view(run.info.experiment_id)
         yield run
@@ -152,11 +168,11 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def name_run(run: Run, name: str) -> None:
-    """Name a run after its stage and ``name``, unless the user has named it."""
+def name_run(name: str) -> None:
+    """Name the active run after its stage and ``name``, unless the user has named it."""
+    run = active_run()
     if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
-        stage = get_run(run.info.run_id).data.tags[tags.STAGE]
-        mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.runName", f"{stage} {name}")
+        mlflow.set_tag("mlflow.runName", f"{run.data.tags[tags.STAGE]} {name}")
 
 
 def fail_project_run(stage: str, reason: str) -> None:
@@ -168,7 +184,7 @@ def fail_project_run(stage: str, reason: str) -> None:
         client.set_terminated(run.info.run_id, "FAILED")
 
 
-def _log_series(run: Run, series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
+def _log_series(series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
     """Log whole series; ``steps`` are the iterations of their values, the same for all."""
     now = get_current_time_millis()
     metrics = [
@@ -176,20 +192,18 @@ def _log_series(run: Run, series: Mapping[str, Sequence[float]], steps: Sequence
         for name, values in series.items()
         for step, value in zip(steps, values, strict=True)
     ]
-    mlflow.MlflowClient().log_batch(run.info.run_id, metrics=metrics)
+    mlflow.MlflowClient().log_batch(active_run().info.run_id, metrics=metrics)
 
 
-def log_training(
-    run: Run, training: TrainingHistory, first_iteration: int = 0, first_epoch: int = 0
-) -> None:
+def log_training(training: TrainingHistory, first_iteration: int = 0, first_epoch: int = 0) -> None:
     """Log a training from an iteration and an epoch on, with one value per iteration or epoch."""
     series = {"lr": training.lr, "train_loss": training.train_loss}
     steps = range(first_iteration, len(training.train_loss))
-    _log_series(run, {name: values[first_iteration:] for name, values in series.items()}, steps)
+    _log_series({name: values[first_iteration:] for name, values in series.items()}, steps)
     epochs = training.epochs[first_epoch:]
     rows = [epoch.values() for epoch in epochs]
     validation = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-    _log_series(run, validation, [epoch.iteration for epoch in epochs])
+    _log_series(validation, [epoch.iteration for epoch in epochs])
 
 
 def read_training(run_id: str) -> TrainingHistory:
@@ -211,17 +225,17 @@ def log_range(name: str, lr_range: LRRange) -> None:
 
 
 @contextmanager
-def staged_files(run: Run) -> Iterator[Path]:
+def staged_files() -> Iterator[Path]:
     """Yield an empty folder; what is in it at the end, also after an error, becomes artifacts."""
     with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
         try:
             yield Path(folder)
         finally:
             if any(Path(folder).iterdir()):
-                mlflow.MlflowClient().log_artifacts(run.info.run_id, folder)
+                mlflow.log_artifacts(folder)
 
 
-def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
+def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
     """Log learning rates and losses, one value per iteration.
 
     ``log10_lr`` is for the UI's charts, which draw one metric over a different one only on a
@@ -231,9 +245,9 @@ def log_curve(run: Run, curve: LRCurve, smoothing: Smoothing) -> None:
     frame["log10_lr"] = np.log10(frame["lr"])
     steps = frame.pop("iteration")
     evaluations = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
-    _log_series(run, {str(name): frame[name].tolist() for name in frame}, steps.tolist())
+    _log_series({str(name): frame[name].tolist() for name in frame}, steps.tolist())
     if evaluations is not None:
-        _log_series(run, {"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
+        _log_series({"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
 
 
 def log_reading(reading: Reading) -> None:
@@ -256,8 +270,9 @@ def log_reading(reading: Reading) -> None:
     mlflow.set_tags({"lrrt.stop": stop, tags.RULE: reading.rule, tags.VERDICT: verdict})
 
 
-def log_dataset(prepared: PreparedTask) -> None:
-    """Record the training data as the active run's input, by name and digest."""
+def log_prepared(prepared: PreparedTask) -> None:
+    """Log the device as a parameter, and the training data, by name and digest, as an input."""
+    log_params({"device": str(prepared.device)})
     task = prepared.task
     source = CodeDatasetSource(tags={"dataset": task.setup or shown(task.dataset)})
     # MLflow keeps 36 characters of a digest.

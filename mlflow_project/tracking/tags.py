@@ -8,6 +8,7 @@ FINGERPRINT = "lrrt.fingerprint"
 RULE, VERDICT = "lrrt.rule", "lrrt.verdict"
 WEIGHTS = "lrrt.weights_sha256"
 FITS, REASON = "lrrt.fits", "lrrt.reason"
+MODEL = "lrrt.model"
 
 SOURCE = "lrrt.source_run_id"
 """The run that a run starts from: its range test, or the run that ``init=run:ID`` names."""

@@ -56,13 +56,12 @@ def followers_page(run: Run) -> str:
 def link(run: Run | str) -> str:
     """Return a Markdown link to a run's page, by its name."""
     run = mlflow.get_run(run) if isinstance(run, str) else run
-    name = (run.info.run_name or run.info.run_id).translate({ord("["): "(", ord("]"): ")"})
-    return f"[{name}]({page(run)})"
+    return f"[{run.info.run_name or run.info.run_id}]({page(run)})"
 
 
-def set_description(run: Run, *sentences: str) -> None:
-    """Set the run's description, in the UI's Markdown."""
-    mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.note.content", " ".join(sentences))
+def set_description(*sentences: str) -> None:
+    """Set the description of the active run, in the UI's Markdown."""
+    mlflow.set_tag("mlflow.note.content", " ".join(sentences))
 
 
 def save_view(experiment_id: str) -> None:

@@ -206,7 +206,7 @@ class PreparedTask:
                 if self.data is not None:
                     outputs, classes = self.data.outputs, self.data.num_classes is not None
                     check_output(setup.model, batch[0], outputs, self.task.model, classes)
-                with evaluating([setup.model, *setup.loss_modules]):
+                with Evaluation([setup.model, *setup.loss_modules])():
                     for each in held:
                         require_scalar(setup.evaluation_loss(self.on_device(each)))
             options = replace(self.task, accumulate=1)

@@ -81,15 +81,6 @@ def test_a_file_that_cannot_be_written_is_named_before_any_work(store, path):
     assert not store.runs()
 
 
-def test_a_file_that_fails_at_the_end_is_one_line_with_the_run(store):
-    # It looks as if it could be written.
-    options = ("--iterations", 60, "--output-json", "/proc/lrrt.json")
-    result = store.run("lrrt", *store.SMALL, *options, code=2)
-    run = store.one("lrrt")
-    assert run.info.status == "FINISHED"
-    result.names(run.info.run_id, "/proc/lrrt.json")
-
-
 class TestParameters:
     """Those that tell runs apart; all options are in a file."""
 

@@ -127,8 +127,7 @@ def test_a_model_is_registered_even_if_the_same_was_trained_before(store):
     assert names == {"digits", "mine"}
 
 
-@pytest.mark.parametrize("command", ["lrrt", "main"])
-def test_a_folder_of_images_beside_the_command_is_a_dataset(store, command):
+def test_a_folder_of_images_beside_the_command_is_a_dataset(store):
     pixels = np.random.default_rng(0)
     for name, low, high in (("dark", 0, 120), ("light", 135, 255)):
         folder = Path("photos") / name
@@ -138,7 +137,6 @@ def test_a_folder_of_images_beside_the_command_is_a_dataset(store, command):
             Image.fromarray(image).save(folder / f"{number}.png")
     task = ("--dataset", "imagefolder:photos", "--dataset-args", '{"size": 8}', "--model", "mlp")
     options = ("--batch-size", 8, "--rule", "steepest", "--device", "cpu")
-    chain = (*QUICK, "--reuse", "true") if command == "main" else ()
-    store.run(command, *task, *options, *chain)
-    assert store.one(command).info.status == "FINISHED"
+    store.run("main", *task, *options, *QUICK, "--reuse", "true")
+    assert store.one("main").info.status == "FINISHED"
     assert store.one("lrrt").data.params["dataset"] == "imagefolder:photos"

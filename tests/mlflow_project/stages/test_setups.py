@@ -90,7 +90,8 @@ def test_every_stage_takes_a_setup_from_the_range_test_on(store):
     assert json.loads(done.out)["model"] == "models:/mine/1"
     steps, values = store.history(trained, "val_mae")
     assert (len(values), steps[-1]) == (3, 24)
-    checked = store.run("check", "--baseline", "models:/mine/1", "--device", "cpu")
+    baseline = ("--baseline", "models:/mine/1", "--workers", 1)
+    checked = store.run("check", *baseline, "--device", "cpu")
     assert "Fits: " in checked.out
 
 

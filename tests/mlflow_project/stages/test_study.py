@@ -176,19 +176,10 @@ def test_a_study_that_cannot_be_taken_fails_in_one_line_before_anything_runs(sto
 
 
 @pytest.mark.starts_with("study")
-def test_a_report_holds_the_other_kinds_of_the_same_task_alone(store):
-    smoothing = ("--kind", "smoothing", "--workers", 1, "--betas", "0.9")
-    store.run(*STUDY, *smoothing, "--model-args", '{"width": 32}')
-    store.run(*STUDY, *smoothing, "--seed", 5)
-    sections = []
-    for run in store.runs("study"):
-        report = Path(store.file(run, "report.html")).read_text(encoding="utf-8")
-        assert "<script src=" not in report  # it needs no network
-        sections.append([kind for kind in ("smoothing", "initializations", "mismatch")
-                         if f'<section id="{kind}">' in report])  # fmt: skip
-    assert sections == [["smoothing", "initializations"], ["smoothing"], ["initializations"]]
-    parts = (store.runs("study")[index] for index in (0, 2))
-    report = Path(store.file(store.runs("study")[0], "report.html")).read_text(encoding="utf-8")
-    for part in parts:
-        for sentence in store.json(part, "findings.json")["sentences"]:
-            assert html.escape(sentence) in report
+def test_a_report_needs_no_network_and_says_what_was_found(store):
+    run = store.one("study")
+    report = Path(store.file(run, "report.html")).read_text(encoding="utf-8")
+    assert "<script src=" not in report
+    assert report.count("<section ") == 1
+    for sentence in store.json(run, "findings.json")["sentences"]:
+        assert html.escape(sentence) in report

@@ -123,14 +123,6 @@ def test_no_two_ranges_that_differ_end_mismatch_before_any_training(store):
     assert {"study.csv", "tests.csv"} <= store.artifacts(run)
 
 
-def test_help_groups_the_options_and_shows_defaults_and_examples(store):
-    text = store.run("study", "--help").out
-    for word in ("Study", "Recipe", "Task", "Range test", "Training", "Tracking", "Examples"):
-        assert word in text
-    for word in ("[default: initializations]", "lrrt-stage study", "mlflow run . -e study"):
-        assert word in text
-
-
 @pytest.mark.unabridged
 def test_a_study_without_any_suggestion_shows_its_curves(store):
     options = ("--tests", 2, "--iterations", 40, "--lr-end", 1e-5, "--workers", 1)

@@ -99,6 +99,7 @@ def test_an_interrupted_study_keeps_what_it_had_and_the_same_command_runs_the_mi
     kept = {run.info.run_id for run in store.runs("test")}
     # The threads of this process, which the tests do not use, make it no other study.
     monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
     outcome = store.run(*STUDY, "--workers", 1)
     monkeypatch.undo()
     assert "2 of 4" in outcome.err

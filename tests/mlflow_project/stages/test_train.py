@@ -224,8 +224,8 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, mon
     stage = sys.modules["mlflow_project.stages.train"]
     real = stage.log_training
 
-    def interrupting(run, training, *args):
-        real(run, training, *args)
+    def interrupting(training, *args):
+        real(training, *args)
         if len(training.epochs) == 2:
             raise KeyboardInterrupt
 
@@ -266,7 +266,7 @@ def test_a_run_that_is_no_unfinished_training_is_not_resumed(store, stage):
 def test_a_checkpoint_that_cannot_be_used_is_named(store, monkeypatch):
     stage = sys.modules["mlflow_project.stages.train"]
 
-    def interrupting(run, training, *args):
+    def interrupting(training, *args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

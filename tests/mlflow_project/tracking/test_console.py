@@ -51,4 +51,4 @@ def test_on_a_terminal_there_is_one(monkeypatch):
     os.close(main)
     shown = shown.decode()
     assert "range test" in shown
-    assert "7/10" in shown
+    assert "70%" in shown

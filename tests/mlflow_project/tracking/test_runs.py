@@ -23,8 +23,8 @@ def test_a_name_is_the_users_unless_mlflow_made_it_up(store, given, kept, monkey
         mlflow.get_experiment_by_name("test").experiment_id, run_name=given
     )
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    with stage_run("lrrt") as opened:
-        name_run(opened, "digits mlp")
+    with stage_run("lrrt"):
+        name_run("digits mlp")
     found = mlflow.get_run(run.info.run_id).info.run_name
     assert found == (given if kept else "lrrt digits mlp")
 
