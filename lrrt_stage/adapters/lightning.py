@@ -61,7 +61,7 @@ def from_lightning(
     trainer: Any | None = None,
     train_dataloaders: Any | None = None,
     val_dataloaders: Any | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | int | None = None,
 ) -> RangeTestArguments:
     """Return the arguments of a range test for a LightningModule and its data.
 
@@ -89,7 +89,8 @@ def from_lightning(
         ``accumulate_grad_batches`` and ``precision`` become the ``step`` of the range test. A
         callback of the Trainer that runs gets its loaders and its optimizer.
     optimizer
-        Used instead of the result of ``configure_optimizers``, which is then not called.
+        Used instead of the result of ``configure_optimizers``, which is then not called; or the
+        index of the optimizer in this result.
 
     Returns
     -------
@@ -100,8 +101,7 @@ def from_lightning(
     Raises
     ------
     LRRTError
-        For a module with manual optimization or no training data. What Lightning itself refuses,
-        such as several optimizers, is refused with its error.
+        For a module with manual optimization, several optimizers, or no training data.
     """
     package = importlib.import_module(check_kind(module, "LightningModule", *PACKAGES))
     name = type(module).__name__
@@ -123,7 +123,8 @@ def from_lightning(
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
-        optimizer = optimizer or trainer.optimizers[0]
+        if not isinstance(optimizer, Optimizer):
+            optimizer = _chosen(name, trainer.optimizers, optimizer)
     step_loss = _StepLoss(
         module, datamodule, _silent_trainer(package, trainer), train_dataloaders, val_dataloaders
     )
@@ -134,11 +135,12 @@ def from_lightning(
             for owner in owners:
                 owner.setup("fit")
             module.configure_model()
-        strategy = step_loss.trainer.strategy
-        if optimizer is None:
-            strategy.setup_optimizers(step_loss.trainer)
-            (optimizer,) = strategy.optimizers
-        strategy.optimizers = [optimizer]
+        if not isinstance(optimizer, Optimizer):
+            # Lightning's own reading of the forms that the result may have.
+            core = importlib.import_module(f"{package.__name__}.core.optimizer")
+            configured, _, _ = core._configure_optimizers(module.configure_optimizers() or [])
+            optimizer = _chosen(name, configured, optimizer)
+        step_loss.trainer.strategy.optimizers = [optimizer]
         train, val = train_dataloaders, val_dataloaders
         if train is None and (hook := _user_hook(owners, "train_dataloader")):
             train = hook()
@@ -323,6 +325,18 @@ def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, l
         precision=PRECISIONS.get(precision, "fp32"),
     )
     return step, [name for name, applies in not_applied.items() if applies]
+
+
+def _chosen(name: str, configured: list[Optimizer], index: int | None) -> Optimizer:
+    """Return the optimizer at an index; without one, the only optimizer."""
+    chosen = configured if index is None else configured[index : index + 1]
+    kinds = ", ".join(type(each).__name__ for each in configured) or "nothing"
+    require(
+        len(chosen) == 1,
+        f"{name}.configure_optimizers returned {kinds}, but a range test needs one optimizer: "
+        "pass one, or its index from 0, as from_lightning(..., optimizer=...)",
+    )
+    return chosen[0]
 
 
 def _user_hook(owners: list[Any], name: str) -> Callable[..., Any] | None:

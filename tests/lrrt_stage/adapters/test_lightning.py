@@ -460,6 +460,10 @@ def test_loaders_may_come_from_the_module_or_be_given(pair):
     assert from_lightning(own)["probe"] is None
 
 
+def two(module):
+    return [sgd(module), sgd(module)]
+
+
 WRONG = {
     "its class": (lambda data: from_lightning(Classifier, data), "the class Classifier was given"),
     "a plain module": (
@@ -469,6 +473,18 @@ WRONG = {
     "manual": (
         lambda data: from_lightning(variant(automatic_optimization=False), data),
         "automatic_optimization=False",
+    ),
+    "two optimizers": (
+        lambda data: from_lightning(variant(configure_optimizers=two), data),
+        "returned SGD, SGD",
+    ),
+    "no optimizer": (
+        lambda data: from_lightning(variant(configure_optimizers=lambda self: None), data),
+        "returned nothing",
+    ),
+    "no such optimizer": (
+        lambda data: from_lightning(variant(configure_optimizers=two), data, optimizer=2),
+        "returned SGD, SGD",
     ),
     "no data": (lambda data: from_lightning(Classifier()), "no training loaders"),
     "another trainer": (
@@ -498,17 +514,12 @@ def test_what_cannot_be_tested_is_refused_in_one_line(what, pair):
     assert "\n" not in str(caught.value)
 
 
-def test_what_lightning_refuses_is_refused_with_its_error_unless_an_optimizer_is_given(pair):
-    module = variant(configure_optimizers=lambda self: [sgd(self), sgd(self)])
-    with pytest.raises(RuntimeError, match="multiple optimizers"):
-        from_lightning(module, pair[1])
+def test_several_optimizers_are_helped_by_giving_one_or_its_index(pair):
+    module = variant(configure_optimizers=lambda self: [sgd(self), sgd(self, momentum=0.5)])
+    second = from_lightning(module, pair[1], optimizer=1)["optimizer"]
+    assert second.param_groups[0]["momentum"] == 0.5
     arguments = from_lightning(module, pair[1], optimizer=sgd(module))
     assert len(range_test(**arguments, iterations=10)) == 10
-    module = variant(configure_optimizers=lambda self: None)
-    with pytest.warns(UserWarning, match="returned `None`"):
-        arguments = from_lightning(module, pair[1])
-    with pytest.raises(LRRTError, match="none of this model's parameters"):
-        range_test(**arguments)
 
 
 def test_the_script_finds_a_range_that_trains(monkeypatch, tmp_path):
