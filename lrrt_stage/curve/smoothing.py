@@ -90,6 +90,11 @@ def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
         Shape ``[n]``, computed in O(n). It is NaN from the first value that is not finite; the
         values before are averaged over the finite part only.
 
+    Raises
+    ------
+    LRRTError
+        If ``beta`` is outside [0, 1).
+
     References
     ----------
     A. V. Oppenheim and R. W. Schafer, *Discrete-Time Signal Processing*, §5.7: a filter with a
@@ -124,6 +129,11 @@ def mean_age(average: str, beta: float, n: int) -> np.ndarray:
       ``Σ β^k`` over k = 1 … t
 
     All of them tend to ``β / (1 - β)``: 49 iterations for β = 0.98.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such average, or ``beta`` is outside [0, 1).
     """
     Smoothing(average, beta)  # checks both
     age = np.arange(n)

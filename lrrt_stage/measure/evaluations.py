@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
-from lrrt_stage.errors import LRRTError, describe
+from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.measure.step import BatchLoss, require_batches, require_scalar
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import Evaluation
@@ -67,7 +67,7 @@ class Probe:
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
             try:
-                loss = require_scalar(self.loss_of(copy.deepcopy(self.batch)))
+                loss = require_scalar(self.loss_of(_copied(self.batch)))
             except LRRTError as error:
                 raise LRRTError(f"the probe: {error}") from None
             finally:
@@ -75,6 +75,16 @@ class Probe:
                     layer.running_mean, layer.running_var = mean, variance
             # The model may hold this tensor, and then its value is restored.
             return loss.reshape(()).clone()
+
+
+def _copied(batch: Any) -> Any:
+    try:
+        return copy.deepcopy(batch)
+    except Exception as error:
+        raise LRRTError(
+            f"{describe(batch)} cannot be copied ({first_line(error)}): pass dense tensors "
+            "without a graph"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -39,7 +39,13 @@ class Reading:
     def from_curve(
         cls, curve: LRCurve, rule: str = "robust", smoothing: Smoothing | None = None
     ) -> Reading:
-        """Return what all rules suggest for ``curve``, with ``rule`` chosen."""
+        """Return what all rules suggest for ``curve``, with ``rule`` chosen.
+
+        Raises
+        ------
+        LRRTError
+            If there is no such rule.
+        """
         if rule not in RULES:
             raise unknown_name("rule", rule, RULES)
         smoothing = smoothing or Smoothing()

@@ -89,6 +89,8 @@ def suggest(curve: LRCurve, rule: str = "robust", smoothing: Smoothing | None = 
     ------
     NoSuggestion
         If the rule has no suggestion for this curve; the message says why and what to do.
+    LRRTError
+        If there is no such rule.
     """
     if rule not in RULES:
         raise unknown_name("rule", rule, RULES)

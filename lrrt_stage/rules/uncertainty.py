@@ -79,6 +79,11 @@ def confidence(
     ramp gives a different curve as well: how far that is known to move the suggestion
     (:func:`ramp_movement`) counts in the verdict, and not in the interval.
 
+    Raises
+    ------
+    LRRTError
+        If there is no such rule.
+
     References
     ----------
     C. F. J. Wu (1986), R. Y. Liu (1988); signs of equal probability: R. Davidson and

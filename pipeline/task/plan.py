@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lrrt_stage import LRCurve, RangeTestOptions, Reading, Smoothing, SuggestionOptions
-from lrrt_stage.settings import Options, setting
+from lrrt_stage.settings import Options, require, setting
 from pipeline.task.recipes import RecipeOptions
 
 __all__ = ["RangeTestPlan", "ValidationOptions"]
@@ -38,6 +38,14 @@ class ValidationOptions(Options):
         "third of a batch, but at least 64; 0: off.",
         minimum=0,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.probe != 1,
+            "probe=1 is not enough for batch norm: use none for the default, 0 to switch it off, "
+            "or 2 and more",
+        )
 
     def probe_size(self, batch_size: int) -> int:
         """Return the number of examples in the probe; 0: none."""

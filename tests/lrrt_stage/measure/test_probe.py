@@ -209,3 +209,10 @@ def test_a_probe_may_hold_a_list_of_examples(start):
     )
     plain = range_test(model, optimizer, mse_loss, loader, iterations=10, probe=(x, y))
     assert curve.probe_loss == pytest.approx(plain.probe_loss)
+
+
+def test_a_probe_that_cannot_be_copied_is_named(start):
+    model, optimizer, loader, (x, y) = start
+    with pytest.raises(LRRTError, match="the probe: .* cannot be copied") as error:
+        range_test(model, optimizer, mse_loss, loader, probe=(x, y, (i for i in range(3))))
+    assert "\n" not in str(error.value)

@@ -16,6 +16,8 @@ def test_what_cannot_be_used_is_named(complains):
         ValidationOptions("sample", 0)
     with complains("probe=-3"):
         ValidationOptions(probe=-3)
+    with complains("probe=1 is not enough"):
+        ValidationOptions(probe=1)
 
 
 def test_the_probe_is_a_third_of_a_batch_but_at_least_64_unless_it_is_given():
