@@ -10,7 +10,7 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.store.db.utils import create_sqlalchemy_engine
+from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
@@ -162,7 +162,6 @@ def _query_database(uri: str) -> None:
         file = engine.url.database
         if engine.url.get_backend_name() == "sqlite" and file not in (None, "", ":memory:"):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with engine.connect() as connection:
-            engine.dialect.get_table_names(connection)
+        _safe_initialize_tables(engine)  # waits for another process that creates them
         engine.dispose()
     mlflow.MlflowClient().search_experiments(max_results=1)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from mlflow_project import load_handoff
 from tests.servers import mlflow_server
+from tests.stores import shell
 
 ROOT = Path(__file__).parents[3]
 
@@ -147,6 +150,15 @@ def test_a_store_in_a_folder_that_is_not_there_is_made(store, tmp_path):
     options = ("--iterations", 20, "--rule", "valley", "--experiment", "first")
     store.run("lrrt", *store.SMALL, *options, "--tracking-uri", uri)
     assert (tmp_path / "some" / "where" / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_a_store_that_another_process_is_creating_is_waited_for(tmp_path):
+    uri = f"sqlite:///{tmp_path}/fresh.db"
+    script = f"from mlflow_project.tracking.connection import connect; connect({uri!r}, None)"
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: shell(tmp_path, sys.executable, "-c", script), range(3)))
+    assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
 
 
 @pytest.mark.parametrize("named_by", ["option", "environment"])
