@@ -116,9 +116,8 @@ JobResult = RangeTestResult | TrainingResult | FailedJob
 
 
 def _prepared(task: Task, runtime: Runtime) -> PreparedTask:
-    if task.setup is not None:
-        return PreparedTask(task, runtime)
-    data = _data(task.dataset, json.dumps(task.dataset_args), runtime.data_dir)
+    arguments = json.dumps(task.dataset_args)
+    data = None if task.setup else _data(task.dataset, arguments, runtime.data_dir)
     return PreparedTask(task, runtime, data)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrrt_stage.errors import describe, unknown_name
+from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.weights import require_no_lazy
 from pipeline.data.factories import call, is_factory, load_factory
@@ -189,7 +189,14 @@ def check_output(
 
     These are a logit per class, of which there may be more, or as many numbers as targets.
     """
-    output = model(inputs)
+    try:
+        output = model(inputs)
+    except Exception as error:
+        raise LRRTError(
+            f"model {name!r} does not take inputs of shape {tuple(inputs.shape[1:])} "
+            f"({first_line(error)}): choose another model, model_args or image size, or raise "
+            "batch_size (batch norm needs two examples)"
+        ) from error
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     fits = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] >= outputs
     what = "a logit per class" if classes else "a number per target"

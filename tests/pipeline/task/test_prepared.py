@@ -333,7 +333,7 @@ class TestMistakes:
             ({"dataset_args": {"n": 3}}, ["'digits'", "check dataset_args"]),
             (
                 {"model": "squeezenet1_1", "model_args": {}},
-                ["'squeezenet1_1'", "dataset 'digits' raised", "too small", "choose others"],
+                ["'squeezenet1_1' does not take inputs of shape (1, 8, 8)", "choose another"],
             ),
         ],
     )
