@@ -3,10 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked_python import programs
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("docs/reference")
@@ -15,7 +16,7 @@ FOLDER = Path("docs/reference")
 def generate(root, *arguments):
     """Run the script of the clone ``root``; return its exit code and what it prints."""
     done = subprocess.run(
-        [sys.executable, FOLDER / "generate.py", *arguments],
+        [programs() / "python", FOLDER / "generate.py", *arguments],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,
