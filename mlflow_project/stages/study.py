@@ -47,10 +47,8 @@ from pipeline.studies import (
     study_frame,
     tests_frame,
     write_findings,
-    write_report,
 )
 from pipeline.studies.curves import drawable
-from pipeline.studies.report import section
 from pipeline.studies.study import matching_tests
 
 __all__ = ["study_stage"]
@@ -121,13 +119,12 @@ def study_stage(
             started = ", ".join(f"{name} {value}" for name, value in parameters)
             taken = f"; taken from study {source_id}" if source_id else ""
             provenance = {
+                "task": task.short_name,
                 "setting": f"{count} range tests, started with {started}{taken}",
                 "run": f"{logged.info.run_name} ({run.info.run_id})",
                 "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
             }
             write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
-            sections = {options.kind: section(folder)}
-            write_report(sections, task.short_name, folder / "report.html")
         failed = sum(isinstance(each, FailedJob) for each in tests.results)
         known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
         mlflow.log_metrics({**known, "failed_tests": failed})

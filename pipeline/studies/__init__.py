@@ -6,7 +6,7 @@ A kind of study is a function from a :class:`Study` to its :class:`Findings`, in
 from pipeline.studies.batch_size import batch_size_study
 from pipeline.studies.initializations import data_order_study, initializations_study
 from pipeline.studies.mismatch import mismatch_study
-from pipeline.studies.report import study_frame, tests_frame, write_findings, write_report
+from pipeline.studies.report import study_frame, tests_frame, write_findings
 from pipeline.studies.smoothing import smoothing_study
 from pipeline.studies.study import KINDS, Findings, Study, StudyOptions
 from pipeline.studies.validation import validation_study
@@ -19,7 +19,6 @@ __all__ = [
     "study_frame",
     "tests_frame",
     "write_findings",
-    "write_report",
 ]
 
 KINDS.update(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -20,17 +19,14 @@ from pipeline.jobs.jobs import (
     RangeTestResult,
     TrainingResult,
 )
-from pipeline.studies.study import KINDS, Findings
+from pipeline.studies.study import Findings
 
 __all__ = [
     "FINDINGS",
-    "figure_names",
-    "section",
     "study_frame",
     "tests_frame",
     "tests_table",
     "write_findings",
-    "write_report",
 ]
 
 FINDINGS = "findings.json"
@@ -45,7 +41,6 @@ table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0 1.5rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; text-align: right; }
 th { background: #f5f7f9; } td:first-child, th:first-child { text-align: left; }
 details { margin: .5rem 0; overflow-x: auto; } summary { cursor: pointer; color: #00507d; }
-nav a { margin-right: 1rem; }
 """
 
 
@@ -110,13 +105,15 @@ def tests_frame(results: Sequence[JobResult]) -> pd.DataFrame:
 def write_findings(
     findings: Findings, folder: Path, kind: str, rule: str, source: Mapping[str, str]
 ) -> None:
-    """Write the figures into ``folder`` as PNG and SVG, and all else as ``findings.json``.
+    """Write what a study found: its figures as PNG and SVG, ``findings.json``, ``report.html``.
 
-    ``source`` holds where the findings come from, for the reader: ``setting``, ``run``, ``date``.
+    The report is one page that needs no other file. ``source`` says where the findings come from,
+    for its reader: ``task``, ``setting``, ``run``, ``date``.
     """
+    figures = {name: drawing.to_svg(figure) for name, figure in findings.figures.items()}
     for name, figure in findings.figures.items():
         figure.savefig(folder / f"{name}.png")
-        (folder / f"{name}.svg").write_bytes(drawing.to_svg(figure))
+        (folder / f"{name}.svg").write_bytes(figures[name])
     content = {
         "kind": kind,
         "rule": rule,
@@ -135,68 +132,42 @@ def write_findings(
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (folder / FINDINGS).write_text(text, encoding="utf-8")
+    page = _page(findings, figures, rule, source)
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def figure_names(folder: Path) -> list[str]:
-    """Return the names of the SVG files that the section of ``findings.json`` shows."""
-    content = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
-    # They become names of files, and may come from a run that somebody else wrote.
-    return [f"{name}.svg" for name in content["figures"] if re.fullmatch(r"[\w-]+", name)]
-
-
-def section(folder: Path) -> str:
-    """Return the findings that :func:`write_findings` wrote as a section of a report, in HTML.
-
-    Nothing of what the files hold is taken for HTML.
-    """
-    content = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
-    title, source = content["title"], content["source"]
-    images = [
-        drawing.svg_image((folder / name).read_bytes(), f"{title}: {name.removesuffix('.svg')}")
-        for name in figure_names(folder)
-    ]
+def _page(
+    findings: Findings, figures: Mapping[str, bytes], rule: str, source: Mapping[str, str]
+) -> str:
+    """Return the findings as HTML; nothing of what a user wrote is taken for HTML."""
+    title = escape(findings.title)
+    heading = escape(f"Learning-rate range tests: {source['task']}")
     return "\n".join(
         [
-            f'<section id="{escape(content["kind"])}"><h2>{escape(title)}</h2>',
-            f'<p class="question">{escape(content["question"])}</p>',
-            *(f'<p class="answer">{escape(text)}</p>' for text in content["sentences"]),
-            *images,
-            *(_table(heading, table) for heading, table in content["tables"].items()),
-            f"<p>Rule <b>{escape(content['rule'])}</b>: {escape(content['rule_explained'])}</p>",
+            "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+            f"<title>{heading}</title><style>{STYLE}</style></head><body><h1>{heading}</h1>",
+            "<p>How far can a suggested learning rate be trusted on this task? A range test trains "
+            "for some iterations while the learning rate grows at each of them, and records the "
+            "loss: it stays, falls, turns, and explodes. A rule reads a range of learning rates "
+            "from that curve. This is a study of several such tests; it ends with the rule that "
+            "was used and with what to do.</p>",
+            f"<h2>{title}</h2>",
+            f'<p class="question">{escape(findings.question)}</p>',
+            *(f'<p class="answer">{escape(text)}</p>' for text in findings.sentences),
+            *(drawing.svg_image(svg, f"{findings.title}: {name}") for name, svg in figures.items()),
+            *(_table(heading, table) for heading, table in findings.tables.items()),
+            f"<p>Rule <b>{escape(rule)}</b>: {escape(RULES[rule].explanation)}</p>",
             f'<p class="source">Measured on {escape(source["setting"])}. Run '
             f"{escape(source['run'])}, {escape(source['date'])}.</p>",
-            f'<p class="advice"><b>What to do:</b> {escape(content["advice"])}</p></section>',
+            f'<p class="advice"><b>What to do:</b> {escape(findings.advice)}</p>',
+            "</body></html>\n",
         ]
     )
 
 
-def _table(heading: str, content: Mapping[str, Any]) -> str:
-    table = pd.DataFrame(content["data"], columns=content["columns"])
+def _table(heading: str, table: pd.DataFrame) -> str:
     rows = table.to_html(
         index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="–"
     )
     state = " open" if len(table) <= 12 else ""
     return f"<details{state}><summary>{escape(heading)}</summary>{rows}</details>"
-
-
-def write_report(sections: Mapping[str, str], task: str, path: Path) -> Path:
-    """Write one page of the sections by kind, in the article's order; it needs no network."""
-    # The last ones are those of kinds that only the person who wrote them has.
-    kinds = sorted(sections, key=lambda kind: [*KINDS, kind].index(kind))
-    names = [escape(kind) for kind in kinds]
-    links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
-    title = f"Learning-rate range tests: {task}"
-    path.write_text(
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><h1>{escape(title)}</h1>"
-        "<p>How far can a suggested learning rate be trusted on this task? A range test trains for "
-        "some iterations while the learning rate grows at each of them, and records the loss: it "
-        "stays, falls, turns, and explodes. A rule reads a range of learning rates from that "
-        "curve. Each section is a study of several such tests, and ends with the rule that was "
-        f"used and with what to do.</p><nav>{links}</nav>\n"
-        + "\n".join(sections[kind] for kind in kinds)
-        + "\n</body></html>\n",
-        encoding="utf-8",
-    )
-    return path

@@ -15,17 +15,20 @@ from lrrt_stage.plots import drawing
 from pipeline import TrainOptions, studies
 from pipeline.jobs.jobs import FailedJob, TrainingJob
 from pipeline.studies import (
-    KINDS,
     Findings,
     study_frame,
     write_findings,
-    write_report,
 )
-from pipeline.studies.report import FINDINGS, figure_names, section
+from pipeline.studies.report import FINDINGS
 
 NASTY = "<b>bold</b> & </script><script>alert(1)</script>"
 PNG = b"\x89PNG\r\n\x1a\n"
-SOURCE = {"setting": "digits, model mlp", "run": "a study (12ab)", "date": "2026-11-26 10:00"}
+SOURCE = {
+    "task": "digits mlp",
+    "setting": "digits, model mlp",
+    "run": "a study (12ab)",
+    "date": "2026-11-26 10:00",
+}
 
 
 class Page(HTMLParser):
@@ -70,14 +73,15 @@ def findings(title="A title", **more):
     )
 
 
-def written(folder, found=None, kind="smoothing", source=SOURCE):
-    write_findings(found or findings(), folder, kind, "robust", source)
-    return section(folder)
+def written(folder, found=None, source=SOURCE):
+    write_findings(found or findings(), folder, "smoothing", "robust", source)
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_study_is_written_as_figures_and_numbers(tmp_path):
+def test_a_study_is_written_as_figures_numbers_and_a_report(tmp_path):
     written(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "curves.svg", FINDINGS}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"curves.png", "curves.svg", FINDINGS, "report.html"}
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
     content = json.loads((tmp_path / FINDINGS).read_text(encoding="utf-8"))
     assert (content["kind"], content["rule"], content["advice"]) == (
@@ -87,10 +91,9 @@ def test_a_study_is_written_as_figures_and_numbers(tmp_path):
     assert content["tables"]["A table"]["data"] == [["a", 0.012345678], ["b", None]]
 
 
-def test_a_section_is_read_back_from_these_files(tmp_path):
+def test_the_report_shows_all_of_it_and_needs_no_other_file(tmp_path):
     page = Page(written(tmp_path))
     assert page.inside == []
-    assert page.tags[0] == ("section", {"id": "smoothing"})
     for text in ("A title", "A question?", "One answer.", "And another.", "A table", "0.01235", "–",
                  *SOURCE.values(), RULES["robust"].explanation, "Do this."):  # fmt: skip
         assert text in page.text
@@ -101,6 +104,8 @@ def test_a_section_is_read_back_from_these_files(tmp_path):
     assert "A title" in image["alt"]
     # The last thing that a reader sees is what to do.
     assert page.text.strip().endswith("Do this.")
+    assert [tag for tag, attributes in page.tags if tag != "img" and "src" in attributes] == []
+    assert [tag for tag, _ in page.tags if tag in ("link", "iframe", "script", "a")] == []
 
 
 def test_what_a_user_wrote_is_shown_and_not_run(tmp_path):
@@ -108,31 +113,11 @@ def test_what_a_user_wrote_is_shown_and_not_run(tmp_path):
         NASTY, question=NASTY, sentences=[NASTY], label=NASTY, cell=NASTY, heading=NASTY,
         advice=NASTY,
     )  # fmt: skip
-    part = written(tmp_path, nasty, source=dict.fromkeys(SOURCE, NASTY))
-    report = write_report({"initializations": part, NASTY: part}, NASTY, tmp_path / "r.html")
-    for page in (Page(part), Page(report.read_text(encoding="utf-8"))):
-        assert page.inside == []
-        assert [attributes for tag, attributes in page.tags if tag == "b" and attributes] == []
-        assert page.scripts == []
-        assert page.text.count(NASTY) >= 9
-
-
-def test_the_name_of_a_figure_cannot_leave_the_folder(tmp_path):
-    written(tmp_path)
-    content = json.loads((tmp_path / FINDINGS).read_text(encoding="utf-8"))
-    content["figures"] += ["../../secret", "/etc/passwd"]
-    (tmp_path / FINDINGS).write_text(json.dumps(content), encoding="utf-8")
-    assert figure_names(tmp_path) == ["curves.svg"]
-
-
-def test_the_report_needs_no_network(tmp_path):
-    report = write_report({"smoothing": written(tmp_path)}, "digits mlp", tmp_path / "report.html")
-    page = Page(report.read_text(encoding="utf-8"))
-    sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
-    assert all(source.startswith("data:") for source in sources)
-    assert [tag for tag, _ in page.tags if tag in ("link", "iframe", "script")] == []
-    targets = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
-    assert all(target.startswith("#") for target in targets)
+    page = Page(written(tmp_path, nasty, dict.fromkeys(SOURCE, NASTY)))
+    assert page.inside == []
+    assert [attributes for tag, attributes in page.tags if tag == "b" and attributes] == []
+    assert page.scripts == []
+    assert page.text.count(NASTY) >= 10
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -142,32 +127,10 @@ def test_every_rule_is_explained_in_plain_words(rule):
     assert not {"`", "\n"} & set(text)
 
 
-def test_all_kinds_stand_in_the_order_of_the_article(tmp_path):
-    sections = {
-        kind: written(tmp_path, findings(f"About {kind}"), kind)
-        for kind in ["my-own", *sorted(KINDS)]
-    }
-    text = write_report(sections, "digits mlp", tmp_path / "r.html").read_text(encoding="utf-8")
-    page = Page(text)
-    ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-    # Fig 3; 4 and 5, and the orders beside them; 7; 8; 9.
-    assert ids == [
-        "smoothing",
-        "initializations",
-        "data-order",
-        "mismatch",
-        "validation",
-        "batch-size",
-        "my-own",
-    ]
-    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert links == [f"#{name}" for name in ids]
-
-
 @pytest.mark.parametrize(("rows", "is_open"), [(12, True), (13, False)])
 def test_long_tables_are_folded(tmp_path, rows, is_open):
     long = Findings("T", "Q?", [], "Do.", tables={"Tests": pd.DataFrame({"x": range(rows)})})
-    page = Page(written(tmp_path, long, "data-order"))
+    page = Page(written(tmp_path, long))
     (attributes,) = (attributes for tag, attributes in page.tags if tag == "details")
     assert ("open" in attributes) == is_open
 
