@@ -126,6 +126,8 @@ def become(
     for number, file in zip(numbers, moved, strict=True):
         os.dup2(file, number)
         os.close(file)
+    # A shell starts what runs in the background with this signal ignored, which is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)

@@ -21,6 +21,7 @@ from lrrt_stage.adapters.arguments import (
     range_test_arguments,
     warn_not_applied,
 )
+from lrrt_stage.errors import LRRTError, describe
 from lrrt_stage.measure.step import StepOptions
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
@@ -110,6 +111,10 @@ def from_lightning(
         f"{name} has automatic_optimization=False, and steps its optimizers itself: pass "
         "range_test a part of it, with the optimizer and batch_loss of this part",
     )
+    require(
+        "dataloader_iter" not in inspect.signature(module.training_step).parameters,
+        f"{name}.training_step takes dataloader_iter: pass range_test batches and batch_loss",
+    )
     if trainer is not None:
         check_kind(trainer, "Trainer", *PACKAGES)
     if datamodule is not None and not hasattr(datamodule, "prepare_data"):
@@ -138,7 +143,14 @@ def from_lightning(
         if not isinstance(optimizer, Optimizer):
             # Lightning's own reading of the forms that the result may have.
             core = importlib.import_module(f"{package.__name__}.core.optimizer")
-            configured, _, _ = core._configure_optimizers(module.configure_optimizers() or [])
+            result = module.configure_optimizers()
+            try:
+                configured, _, _ = core._configure_optimizers(result or [])
+            except Exception as error:
+                raise LRRTError(
+                    f"{name}.configure_optimizers returned {describe(result)}: return an "
+                    "optimizer, or one of the other forms that Lightning documents"
+                ) from error
             optimizer = _chosen(name, configured, optimizer)
         step_loss.trainer.strategy.optimizers = [optimizer]
         train, val = train_dataloaders, val_dataloaders
@@ -240,7 +252,13 @@ class _StepLoss:
             takes = inspect.signature(self.module.training_step).parameters.values()
             only_batch = len(takes) == 1 and all(p.kind != p.VAR_POSITIONAL for p in takes)
             output = self.module.training_step(*([batch] if only_batch else [batch, index]))
-        return output.get("loss") if isinstance(output, Mapping) else output
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        require(
+            isinstance(loss, torch.Tensor),
+            f"{type(self.module).__name__}.training_step returned {describe(output)} for batch "
+            f"{index}: return the loss, or a dict with it as 'loss'",
+        )
+        return loss
 
     @contextmanager
     def attached(self, training: bool = True) -> Iterator[None]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -258,11 +258,15 @@ def _known_to(function: Any) -> list[Any]:
     while isinstance(function, partial):
         values += [*function.args, *function.keywords.values()]
         function = function.func
-    if inspect.ismethod(function):
+    if isinstance(function, MethodType):
         values += [function.__self__, *getattr(function.__self__, "__dict__", {}).values()]
-    with suppress(TypeError, ValueError):  # no function, or a variable without a value yet
-        known = inspect.getclosurevars(function)
-        values += [*known.nonlocals.values(), *known.globals.values()]
+        function = function.__func__
+    if isinstance(function, FunctionType):
+        names, known = function.__code__.co_names, function.__globals__
+        values += [known[name] for name in names if name in known]
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # a variable without a value yet
+                values.append(cell.cell_contents)
     containers = [value for value in values if type(value) in (list, tuple, dict)]
     values += [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
     return values

@@ -156,13 +156,12 @@ def plot_bars(
     ax: Axes,
     ends: np.ndarray,
     *,
-    first_row: int = 0,
     color: str = BLUE,
     label: str = "",
     width: float = 5,
 ) -> None:
     """Draw a horizontal bar in each row between its two ``ends [n, 2]``; none where one is NaN."""
-    rows = first_row + np.arange(len(ends))
+    rows = np.arange(len(ends))
     finite = np.isfinite(ends).all(axis=1)
     ax.hlines(rows[finite], *ends[finite].T, color=color, lw=width, label=label)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.smoothing import Smoothing
@@ -77,9 +77,3 @@ class Reading:
         """The verdict on the final suggestion, and whether it was read without a probe."""
         verdict = str(self.final.confidence.verdict)
         return f"{verdict} (training loss)" if self.lacks_probe else verdict
-
-    def with_rule(self, rule: str) -> Reading:
-        """Return the reading with a different rule chosen, one of :attr:`suggestions`."""
-        if rule not in self.suggestions:
-            raise unknown_name("rule", rule, self.suggestions)
-        return replace(self, rule=rule)

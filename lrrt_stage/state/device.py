@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lrrt_stage.errors import LRRTError, first_line
+from lrrt_stage.settings import require
 
 __all__ = ["deterministic", "resolve_device", "to_device"]
 
@@ -24,7 +25,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     Raises
     ------
     LRRTError
-        If torch does not know the name, or there is no such device.
+        If torch does not know the name, there is no such device, or its tensors have no values
+        (``meta``).
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -39,6 +41,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         raise LRRTError(
             f"device {str(name)!r} is not available here ({reason}): use auto or cpu"
         ) from None
+    require(
+        device.type != "meta",
+        f"device {str(name)!r} holds shapes without values, which cannot be trained: "
+        "use auto or cpu",
+    )
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

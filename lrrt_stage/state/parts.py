@@ -29,9 +29,10 @@ CONTAINERS = (list, deque, set, bytearray, OrderedDict, dict)
 """Types whose content changes in place, subclasses first."""
 SOURCES = (DataLoader, Dataset, Sampler)
 """What batches are drawn from; see :func:`lrrt_stage.state.preserve.preserved_sources`."""
-MAX_DEPTH = 10
-"""Steps from the batches to a generator: from the tuple of batches and validation to
-``wrapper.loader.dataset.dataset.dataset.transform.transforms[0].generator`` there are ten."""
+MAX_DEPTH = 11
+"""Steps from the batches to a generator. From the tuple of batches and validation to
+``wrapper.loader.dataset.dataset.dataset.transform.transforms[0].generator`` there are ten, and
+Lightning adds one."""
 MAX_ENTRIES = 10_000
 """Longer containers hold examples or words, which do not change."""
 LIVE = (
@@ -53,7 +54,7 @@ def parts_of(
 ) -> list[Any]:
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
-    They reach ten steps, where all the modules in a module are one step away. Functions and
+    They reach eleven steps, where all the modules in a module are one step away. Functions and
     containers of more than ``longest`` entries are not searched, nor are objects of the types
     ``leave``, which are left out.
     """
@@ -82,8 +83,8 @@ def preserved_parts(
     Restored are the values, the memory, the gradient and ``requires_grad`` of tensors; the values
     of arrays; the entries of containers; the states of random generators; and which attributes an
     object has, with the objects that they name. What entries and attributes hold is restored only
-    if it is among the parts. If a list ``changed`` is given, those of the parts that had changed
-    are added to it.
+    if it is among the parts. The modes of modules are left alone. If a list ``changed`` is given,
+    those of the parts that had changed are added to it.
     """
 
     def finish(part: Any, restore: Callable[[], object]) -> None:
@@ -104,7 +105,9 @@ def preserved_parts(
             elif kind in CONTAINERS:
                 stack.callback(finish, part, partial(_refill, part, kind, _content(part, kind)))
             if kind is not None and type(part) not in CONTAINERS:
-                stack.callback(finish, part, partial(_restore_names, part, _names(part), skip))
+                # The modes of modules are restored by whoever changes them.
+                own = {*skip, "training"} if isinstance(part, nn.Module) else skip
+                stack.callback(finish, part, partial(_restore_names, part, _names(part), own))
         yield
 
 

@@ -163,14 +163,16 @@ class Evaluation:
             self.parts = parts_of(self.networks)
         restored = self.parts if first else entries_of(self.changing.values())
         changed: list[Any] | None = [] if first else None
+        networks = [each for each in self.networks if isinstance(each, nn.Module)]
+        # A module may have been added meanwhile.
+        present = [module for network in networks for module in network.modules()]
         with (
-            preserved_modes(self.parts),
+            preserved_modes([*self.parts, *present]),
             torch.no_grad(),
-            preserved_parts(restored, skip={"training"}, changed=changed),
+            preserved_parts(restored, changed=changed),
         ):
-            for network in self.networks:
-                if isinstance(network, nn.Module):
-                    network.eval()
+            for network in networks:
+                network.eval()
             yield
         if changed:
             self.changing |= {id(part): part for part in with_holders(changed, self.parts)}

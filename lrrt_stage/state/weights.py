@@ -214,7 +214,11 @@ def load_into(model: nn.Module, state: State) -> None:
         "arguments that they were made with, the same names at every construction, and a model "
         "that is neither wrapped nor compiled",
     )
-    model.load_state_dict(dict(state))
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise LRRTError(f"the weights cannot be loaded: {reason}") from error
 
 
 def _kind(tensor: Tensor | None) -> str:

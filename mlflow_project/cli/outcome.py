@@ -12,6 +12,8 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console, tags
@@ -21,6 +23,8 @@ from mlflow_project.tracking.views import page, view_page
 __all__ = ["OutputOptions", "result_of", "show_result"]
 
 OWN_TAGS = "lrrt."
+SERIES = {"lr", "log10_lr", "train_loss", "smoothed_loss", "probe_loss", "full_val_loss"}
+"""Metrics with a value for every iteration, of which the last one says nothing."""
 RANGES = ("suggested", "narrowed", "refined", "trained")
 
 
@@ -51,11 +55,16 @@ def result_of(run: Run) -> dict[str, Any]:
 
     ``run_id``, ``run_name``, ``experiment``, and ``lrrt_run_id`` (for :func:`load_handoff`); the
     tags of the contract without ``lrrt.``, such as ``stage``, ``rule`` and ``verdict``; and the
-    metrics, such as ``suggested_lr_max``, which for ``study`` are in ``metrics``. For ``compare``,
+    metrics, such as ``suggested_lr_max``, which for ``study`` are in ``metrics``; not those of
+    every iteration. For ``compare``,
     ``tests`` has the range tests.
     """
     logged, stage = run.data.tags, run.data.tags[tags.STAGE]
-    metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
+    metrics = {
+        name: value
+        for name, value in run.data.metrics.items()
+        if math.isfinite(value) and name not in SERIES
+    }
     found: dict[str, Any] = {
         "contract_version": CONTRACT_VERSION,
         "run_id": run.info.run_id,
@@ -99,8 +108,14 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
     elif output.output_json is not None:
         # Renamed, so that no other process reads an incomplete file.
         part = Path(f"{output.output_json}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(output.output_json)
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(output.output_json)
+        except OSError as error:
+            raise LRRTError(
+                f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
+                f"{first_line(error)}"
+            ) from error
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import mlflow
 from mlflow.entities import Run
@@ -16,6 +16,7 @@ from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff import version_1
 from mlflow_project.handoff.artifacts import (
+    CONTRACT_VERSION,
     find_run,
     load_artifact,
     read_json,
@@ -229,13 +230,21 @@ def read_handoff(run: Run) -> Handoff:
     suggestions = read_json(run, SUGGESTIONS, SUGGESTIONS_TAG)
     curve = load_artifact(run, CURVE, LRCurve.from_csv, CURVE_TAG)
     state = read_weights(run, WEIGHTS, tags.WEIGHTS)
+    with readable(run, TASK):
+        task = inputs["task"]
+        unknown = {*(task or {})} - {field.name for field in fields(Task)}
+        is_newer = inputs["contract_version"] > CONTRACT_VERSION
+    require(
+        not (unknown or is_newer),
+        f"run {run.info.run_id} was published by a newer version of lrrt-stage, with "
+        f"{', '.join(sorted(unknown)) or 'another contract'}: update lrrt-stage",
+    )
     with readable(run, f"{TASK} or {SUGGESTIONS}"):
         ended = suggestions["curve"]
         curve = replace(curve, stop=ended["stop"], epochs=ended["epochs"])
         require(len(curve) > 0, f"{CURVE} has no iteration")
         if inputs["contract_version"] == 1:
             curve = version_1.translate(run, inputs, suggestions, curve)
-        task = inputs["task"]
         return Handoff(
             run_id=run.info.run_id,
             task=None if task is None else Task(**task),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from lrrt_stage.errors import LRRTError
+from lrrt_stage.errors import LRRTError, loader_error
 from lrrt_stage.settings import require
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.splits import Data, checked_examples, split_size
@@ -113,16 +113,15 @@ class Batches:
             order = order[: len(self) * self.batch_size]
         else:
             order = torch.arange(self.size)
-        batches: Iterable[Any]
         if self.tensors is not None:
             inputs, targets = self.tensors
-            chosen = order.to(self.device).split(self.batch_size)
-            batches = ((inputs[places], targets[places]) for places in chosen)
-        else:
-            self.order[:] = order.tolist()
-            batches = self.loader
-        for batch in batches:
-            yield self._prepared(batch)
+            for places in order.to(self.device).split(self.batch_size):
+                yield self._prepared((inputs[places], targets[places]))
+            return
+        self.order[:] = order.tolist()
+        batches = iter(self.loader)
+        for places in order.split(self.batch_size):
+            yield self._prepared(self._read(batches, places.tolist()))
 
     def representative(self, size: int) -> tuple[Tensor, Tensor]:
         """Return a batch of ``size`` validation examples, at most all, alike at every call.
@@ -136,11 +135,27 @@ class Batches:
         if self.tensors is not None:
             inputs, targets = self.tensors
             return self._prepared((inputs[places], targets[places]))
-        return self._prepared(default_collate([self.data.val[index] for index in places.tolist()]))
+        examples = places.tolist()
+        read = (default_collate([self.data.val[index] for index in each]) for each in [examples])
+        return self._prepared(self._read(read, examples))
 
-    def _prepared(self, batch: Any) -> tuple[Tensor, Tensor]:
-        if self.tensors is None:
-            batch = checked_examples(f"a batch of the {self.split} split", batch, self.num_classes)
+    def _read(self, batches: Iterator[Any], places: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the next batch of a split on disk, of the examples at ``places``, checked."""
+        few = ", ".join(map(str, places[:3])) + (", …" if len(places) > 3 else "")
+        where = f"a batch of the {self.split} split (examples {few})"
+        try:
+            batch = next(batches)
+        except Exception as error:  # whatever the user's dataset raises
+            name, line = loader_error(error)
+            if isinstance(error, LRRTError):
+                raise LRRTError(line) from error
+            raise LRRTError(
+                f"{where} cannot be read ({name}: {line}): correct or remove it, and give all "
+                "inputs of a split one shape"
+            ) from error
+        return checked_examples(where, batch, self.num_classes, places)
+
+    def _prepared(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         targets = targets.to(self.device, non_blocking=True)
         inputs = inputs.to(self.device, non_blocking=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,13 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
     """Return the dataset ``name``; see :data:`DATASETS` for the names."""
     kind, _, path = name.partition(":")
     if is_dataset_factory(name):
-        made = call("dataset", name, load_factory("dataset", name), arguments)
+        try:
+            made = call("dataset", name, load_factory("dataset", name), arguments)
+        except LRRTError as error:
+            # A misspelt imagefolder:photos has the form of a factory.
+            if getattr(error.__cause__, "name", "") == kind and get_close_matches(kind, DATASETS):
+                raise unknown_name("dataset", kind, DATASETS) from error
+            raise
         return Data.from_factory(made, f"dataset {name!r}")
     if kind not in DATASETS:
         raise unknown_name("dataset", kind, [*DATASETS, "package.module:factory"])

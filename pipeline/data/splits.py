@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,7 +60,7 @@ class Data:
             if isinstance(split, tuple):
                 checked_examples(where, split, self.num_classes)
             elif targets is not None:
-                _check_targets(where, targets, self.num_classes)
+                _check_targets(where, targets, self.num_classes, range(len(targets)))
             require(
                 targets is None or len(targets) == size,
                 f"{where} has {size} inputs and not as many labels: pair them",
@@ -165,25 +166,33 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def checked_examples(where: str, examples: Any, num_classes: int | None) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets of ``examples``: a split in memory, or a batch of one on disk."""
+def checked_examples(
+    where: str, examples: Any, num_classes: int | None, places: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets of ``examples``: a split in memory, or a batch of one on disk.
+
+    ``places`` are the positions of a batch's examples in the split.
+    """
     require(
         isinstance(examples, (tuple, list)) and _is_split(tuple(examples)),
         f"{where} is {describe(examples)}: return (input tensor, target) for every example",
     )
     inputs, targets = examples
-    _check_targets(where, targets, num_classes)
+    places = places or range(len(inputs))
+    _check_targets(where, targets, num_classes, places)
     if inputs.is_floating_point():
         finite = torch.isfinite(inputs).reshape(len(inputs), -1).all(dim=1)
         require(
             bool(finite.all()),
-            f"example {int(finite.int().argmin())} of {where} contains NaN or infinite values: "
-            "clean the data",
+            f"example {places[int(finite.int().argmin())]} of {where} contains NaN or infinite "
+            "values: clean the data",
         )
     return inputs, targets
 
 
-def _check_targets(where: str, targets: Tensor, num_classes: int | None) -> None:
+def _check_targets(
+    where: str, targets: Tensor, num_classes: int | None, places: Sequence[int]
+) -> None:
     if num_classes is None:
         require(
             targets.is_floating_point() and targets.dim() == 2 and bool(targets.isfinite().all()),
@@ -199,7 +208,7 @@ def _check_targets(where: str, targets: Tensor, num_classes: int | None) -> None
     if wrong.any():
         index = int(wrong.nonzero()[0])
         raise LRRTError(
-            f"example {index} of {where} has label {int(targets[index])}, outside 0 to "
+            f"example {places[index]} of {where} has label {int(targets[index])}, outside 0 to "
             f"{num_classes - 1}: correct the labels or num_classes"
         )
 

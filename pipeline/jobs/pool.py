@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle, starmap
 
 import joblib
 import torch
@@ -33,29 +32,35 @@ def run_jobs(
     ``workers`` of None is one for each core, or for each GPU; one runs the jobs in this process.
     The processes are joblib's: inside ``joblib.parallel_config(backend=…)`` they are those of
     another backend, a cluster's for example. ``on_done`` is called in this process with every
-    result, in the order of ``jobs``.
+    result as soon as it is there.
     """
     devices = _devices(runtime.device)
     by_default = joblib.cpu_count() if devices == ["cpu"] else len(devices)
     count = min(workers or by_default, max(len(jobs), 1))
-    runtimes = [replace(runtime, device=device) for device in devices]
-    results = []
-    for result in _results(list(zip(jobs, cycle(runtimes), strict=False)), count):
-        results.append(result)
+    placed = [
+        (index, job, replace(runtime, device=devices[index % len(devices)]))
+        for index, job in enumerate(jobs)
+    ]
+    results: dict[int, JobResult] = {}
+    for index, result in _results(placed, count):
+        results[index] = result
         if on_done is not None:
             on_done(result)
-    return results
+    return [results[index] for index in range(len(jobs))]
 
 
-def _results(placed: Sequence[tuple[Job, Runtime]], count: int) -> Iterator[JobResult]:
+Placed = tuple[int, Job, Runtime]
+
+
+def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, JobResult]]:
     if count == 1:
-        yield from starmap(_run, placed)
+        yield from map(_run, placed)
         return
     # Ctrl-C goes to all processes of a terminal: this one ends the workers, without their noise.
     quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    pool = joblib.Parallel(n_jobs=count, return_as="generator", **quiet)
+    pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **quiet)
     try:
-        yield from pool(joblib.delayed(_run)(*each) for each in placed)
+        yield from pool(joblib.delayed(_run)(each) for each in placed)
     except TerminatedWorkerError:
         raise LRRTError(
             f"one of {count} worker processes was ended from outside, perhaps for want of memory: "
@@ -63,14 +68,15 @@ def _results(placed: Sequence[tuple[Job, Runtime]], count: int) -> Iterator[JobR
         ) from None
 
 
-def _run(job: Job, runtime: Runtime) -> JobResult:
+def _run(placed: Placed) -> tuple[int, JobResult]:
+    index, job, runtime = placed
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return job.run(runtime)
+        return index, job.run(runtime)
     except Exception as error:  # one bad test must not end a study
         kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
-        return FailedJob(job, kind + first_line(error))
+        return index, FailedJob(job, kind + first_line(error))
     finally:
         torch.set_num_threads(threads)
 

@@ -206,7 +206,12 @@ def check_output(
         f"{outputs}), {what}: set its number of classes or outputs",
     )
     rows = output.detach().float()
-    if classes and bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4:
+    if (
+        classes
+        and not model.training
+        and bool((rows >= 0).all())
+        and float((rows.sum(1) - 1).abs().max()) < 1e-4
+    ):
         warnings.warn(
             f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
             "softmax from the model, since the loss takes logits and applies its own",

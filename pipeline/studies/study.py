@@ -86,7 +86,7 @@ class Study:
 
 
 KINDS: dict[str, Callable[[Study], Findings]] = {}
-"""Name of a kind of study -> its function, in the order of a report."""
+"""Name of a kind of study -> its function."""
 
 
 @dataclass(frozen=True)

@@ -202,19 +202,24 @@ class PreparedTask:
         setup.to(self.device, self.task.memory_format)
         with seeded(self.task.data_seed):
             held = [] if setup.val_batches is None else [next(iter(setup.val_batches))]
+            # Some models return several outputs in one of the two modes.
             with torch.no_grad():
-                if self.data is not None:
-                    outputs, classes = self.data.outputs, self.data.num_classes is not None
-                    check_output(setup.model, batch[0], outputs, self.task.model, classes)
-                with Evaluation([setup.model, *setup.loss_modules])():
-                    for each in held:
-                        require_scalar(setup.evaluation_loss(self.on_device(each)))
+                self._check_output(setup, batch)
+            with Evaluation([setup.model, *setup.loss_modules])():
+                self._check_output(setup, batch)
+                for each in held:
+                    require_scalar(setup.evaluation_loss(self.on_device(each)))
             options = replace(self.task, accumulate=1)
             take_step = TrainingStep(
                 setup.model, setup.optimizer, setup.training_loss, options, self.device
             )
             take_step(iter([batch]))
         return setup.data_digest or _content([batch, *held]), examples_in(batch)
+
+    def _check_output(self, setup: Setup, batch: Any) -> None:
+        if self.data is not None:
+            outputs, classes = self.data.outputs, self.data.num_classes is not None
+            check_output(setup.model, batch[0], outputs, self.task.model, classes)
 
     def _require_equal(self, setup: Setup, batch: Any, other: Setup) -> None:
         require(
@@ -245,11 +250,12 @@ def errors_of(task: Task) -> Iterator[None]:
         own = task.setup is None or line.startswith("setup ")
         raise LRRTError(line if own else f"setup {task.setup!r}: {line}") from error
     except Exception as error:
+        loss = task.loss or "by default"
         raise LRRTError(
             f"setup {task.setup!r} raised {cause_of(error)}: correct the factory or what it returns"
             if task.setup is not None
-            else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {task.loss!r} on "
-            f"dataset {task.dataset!r} raised {cause_of(error)}: choose others, or correct them"
+            else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {loss!r} on dataset "
+            f"{task.dataset!r} raised {cause_of(error)}: choose others, or correct them"
         ) from error
 
 

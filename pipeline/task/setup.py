@@ -81,6 +81,10 @@ class Setup:
                 value is None or (callable(value) and not isinstance(value, type)),
                 f"{name} is {describe(value)}: give a function, or an instance that can be called",
             )
+        require(
+            isinstance(self.metrics, Mapping),
+            f"metrics is {describe(self.metrics)}: give a mapping from names to metrics",
+        )
         require_trainable(self.model, self.optimizer)
         for name in ("train_batches", "val_batches"):
             batches = getattr(self, name)

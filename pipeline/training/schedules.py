@@ -19,6 +19,10 @@ from pipeline.data.factories import call
 
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
 
+NOT_BY_NAME = {
+    *("LRScheduler", "ReduceLROnPlateau"),  # the latter needs a metric at every step
+    *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),  # of Python objects
+}
 OF_THE_RANGE = {"max_lr", "base_lr"}
 """Arguments of schedules that the range sets."""
 Rates = list[float]
@@ -32,8 +36,9 @@ def find_schedule(name: str) -> Callable[..., LRScheduler]:
     """
     if name in SCHEDULES:
         return SCHEDULES[name]
-    if name not in lr_scheduler.__all__:
-        raise unknown_name("schedule", name, [*SCHEDULES, *lr_scheduler.__all__])
+    of_torch = sorted({*lr_scheduler.__all__} - NOT_BY_NAME)
+    if name not in of_torch:
+        raise unknown_name("schedule", name, [*SCHEDULES, *of_torch])
     return partial(_of_torch, getattr(lr_scheduler, name))
 
 

@@ -495,13 +495,13 @@ WRONG = {
         lambda data: range_test(
             **from_lightning(variant(training_step=step(lambda _: None)), data)
         ),
-        "the loss is None: return a tensor of one number",
+        "training_step returned None for batch 0",
     ),
     "a step without its key": (
         lambda data: range_test(
             **from_lightning(variant(training_step=step(lambda loss: {"l": loss})), data)
         ),
-        "the loss is None: return a tensor of one number",
+        "training_step returned (a )?dict.* for batch 0",
     ),
 }
 

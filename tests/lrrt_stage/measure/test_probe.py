@@ -1,6 +1,7 @@
 """The probe: a fixed batch that is evaluated at every iteration, and changes nothing."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,3 +217,47 @@ def test_a_probe_that_cannot_be_copied_is_named(start):
     with pytest.raises(LRRTError, match="the probe: .* cannot be copied") as error:
         range_test(model, optimizer, mse_loss, loader, probe=(x, y, (i for i in range(3))))
     assert "\n" not in str(error.value)
+
+
+class Noisy(nn.Linear):
+    """Adds noise, by a helper object that is no module, in training alone."""
+
+    def __init__(self):
+        super().__init__(4, 1)
+        self.helper = SimpleNamespace(training=True)
+
+    def train(self, mode=True):
+        self.helper.training = mode
+        return super().train(mode)
+
+    def forward(self, x):
+        out = super().forward(x)
+        return out + torch.rand_like(out) if self.helper.training else out
+
+
+class Growing(nn.Sequential):
+    """Gets a dropout in its fourth batch of training."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 16), nn.Linear(16, 1))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 4 and len(self) == 2:
+            self.insert(1, nn.Dropout(0.5))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Noisy, Growing])
+def test_what_an_evaluation_switches_is_on_again_in_the_step(start, kind):
+    _, _, loader, probe = start
+    losses = []
+    for given in (None, probe):
+        torch.manual_seed(0)
+        model = kind()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.manual_seed(1)
+        curve = range_test(model, optimizer, mse_loss, loader, iterations=20, probe=given)
+        losses.append(curve.loss)
+    assert np.array_equal(*losses)

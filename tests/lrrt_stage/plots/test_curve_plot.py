@@ -70,7 +70,7 @@ def test_validation_is_drawn_where_it_was_evaluated():
 
 @pytest.mark.parametrize("rule", ["robust", "article", "steepest"])
 def test_the_chosen_rule_and_one_more_are_marked(rule):
-    ax = plot_reading(READING.with_rule(rule))
+    ax = plot_reading(replace(READING, rule=rule))
     chosen, other = RULES[rule], "robust" if rule == "article" else "article"
     assert f"suggested range ({rule}): {chosen.range}" in labels(ax)
     assert drawn(ax, "maximum between")[0].tolist() == [

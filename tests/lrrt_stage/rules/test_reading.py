@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import isnan
 
 import numpy as np
@@ -47,9 +48,8 @@ def test_a_rule_without_a_suggestion_has_the_reason_instead(reading):
 
 def test_training_uses_the_chosen_rule_of_a_single_test(reading):
     assert reading.final is reading.chosen is reading.suggestions["valley"]
-    other = reading.with_rule("robust")
-    assert other.chosen is reading.suggestions["robust"]
-    assert other.suggestions is reading.suggestions
+    other = replace(reading, rule="robust")
+    assert other.final is other.chosen is reading.suggestions["robust"]
 
 
 def test_training_uses_the_consensus_of_several_tests(reading):
@@ -72,5 +72,3 @@ def test_without_a_consensus_there_is_no_suggestion(reading):
 def test_an_unknown_rule_is_refused():
     with pytest.raises(LRRTError, match="valley"):
         Reading.from_curve(FALLING, "valey")
-    with pytest.raises(LRRTError, match="valley"):
-        Reading.from_curve(FALLING).with_rule("valey")

@@ -133,3 +133,8 @@ def test_a_packed_sequence_runs_on_the_gpu():
     packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
     moved = to_device({"x": packed}, torch.device("cuda"), torch.preserve_format)
     assert torch.nn.LSTM(2, 2).cuda()(moved["x"])[0].data.device.type == "cuda"
+
+
+def test_a_device_without_values_is_refused():
+    with pytest.raises(LRRTError, match="'meta'"):
+        resolve_device("meta")

@@ -304,3 +304,10 @@ def test_a_state_that_is_no_dense_tensor_is_refused(model, tmp_path):
 def test_what_safetensors_cannot_hold_is_refused(tmp_path):
     with pytest.raises(LRRTError, match="torch.complex128"):
         weights.save({"a": torch.ones(2, dtype=torch.complex128)}, tmp_path / "w.safetensors")
+
+
+def test_a_buffer_that_cannot_be_written_is_refused():
+    model = with_buffer(torch.ones(1).expand(4))
+    with pytest.raises(LRRTError, match="cannot be loaded.*clone") as error:
+        weights.load_into(model, weights.state_of(model))
+    assert "\n" not in str(error.value)

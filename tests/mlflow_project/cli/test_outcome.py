@@ -188,3 +188,12 @@ def test_a_studys_json_holds_its_numbers(store):
     assert metrics["failed_tests"] == 0
     assert len(metrics) > 1
     assert metrics.items() <= run.data.metrics.items()
+
+
+def test_a_file_that_fails_at_the_end_is_one_line_with_the_run(store):
+    # It looks as if it could be written.
+    options = ("--iterations", 60, "--output-json", "/proc/lrrt.json")
+    result = store.run("lrrt", *store.SMALL, *options, code=2)
+    run = store.one("lrrt")
+    assert run.info.status == "FINISHED"
+    result.names(run.info.run_id, "/proc/lrrt.json")

@@ -219,8 +219,8 @@ class TestCheckOutput:
 def test_a_softmax_in_the_model_is_warned_of_and_a_log_softmax_is_not():
     inputs = torch.randn(2, 4)
     with pytest.warns(UserWarning, match="softmax"):
-        check_output(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)), inputs, 3, "soft")
+        check_output(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)).eval(), inputs, 3, "soft")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_output(nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(dim=1)), inputs, 3, "log")
-        check_output(nn.Linear(4, 3), inputs, 3, "logits")
+        check_output(nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(dim=1)).eval(), inputs, 3, "log")
+        check_output(nn.Linear(4, 3).eval(), inputs, 3, "logits")

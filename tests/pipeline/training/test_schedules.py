@@ -197,6 +197,12 @@ def test_an_unknown_schedule_brings_the_nearest_name(complains):
         build_schedule("onecycle", groups(1.0), RANGE, 10)
 
 
+@pytest.mark.parametrize("name", ["ReduceLROnPlateau", "SequentialLR", "LRScheduler"])
+def test_a_schedule_of_torch_that_a_name_does_not_make_is_unknown(complains, name):
+    with complains(f"unknown schedule '{name}'"):
+        build_schedule(name, groups(1.0), RANGE, 10)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_first_group_at_rate_zero_stays_there_and_the_other_goes_its_way(name):
     still, moving = scheduled(name, 40, 0.0, 1e-2)
