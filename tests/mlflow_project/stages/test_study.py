@@ -179,7 +179,6 @@ def test_a_study_that_cannot_be_taken_fails_in_one_line_before_anything_runs(sto
 def test_a_report_needs_no_network_and_says_what_was_found(store):
     run = store.one("study")
     report = Path(store.file(run, "report.html")).read_text(encoding="utf-8")
-    assert "<script src=" not in report
-    assert report.count("<section ") == 1
+    assert "<script" not in report
     for sentence in store.json(run, "findings.json")["sentences"]:
         assert html.escape(sentence) in report

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -157,7 +156,7 @@ def test_a_store_that_another_process_is_creating_is_waited_for(tmp_path):
     uri = f"sqlite:///{tmp_path}/fresh.db"
     script = f"from mlflow_project.tracking.connection import connect; connect({uri!r}, None)"
     with ThreadPoolExecutor() as pool:
-        done = list(pool.map(lambda _: shell(tmp_path, sys.executable, "-c", script), range(3)))
+        done = list(pool.map(lambda _: shell(tmp_path, "python", "-c", script), range(3)))
     assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
 
 
