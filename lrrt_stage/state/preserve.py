@@ -100,7 +100,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
 
     These are the global random states of Python, NumPy and torch; the random generators among the
     parts of ``batches``; and the attributes of its loaders and samplers, such as a count of
-    epochs. Parts are attributes and entries up to ten steps away: the loader in a wrapper, its
+    epochs. Parts are attributes and entries up to eleven steps away: the loader in a wrapper, its
     samplers, datasets and transforms. The closure of a function is not searched.
     """
     found = (DataLoader, Sampler, *GENERATORS)
