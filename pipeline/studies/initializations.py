@@ -151,7 +151,8 @@ def _spread_findings(
         {
             "curves": bands_figure({title: tests}),
             "ranges": ranges_figure(tests),
-            "groups": bands_figure(by_magnitude),
+            # A single group is what the curves show.
+            **({"groups": bands_figure(by_magnitude)} if len(by_magnitude) > 1 else {}),
         },
         {
             "Suggested ranges": ends.reset_index(names="end"),
