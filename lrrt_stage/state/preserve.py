@@ -151,23 +151,24 @@ class Evaluation:
 
     def __init__(self, networks: Iterable[Any]) -> None:
         self.networks = list(networks)
-        self.parts: list[Any] = []
+        self.modules: list[nn.Module] = []
         self.count, self.changing = 0, {}  # type: ignore[var-annotated]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Evaluate in the block."""
         self.count += 1
-        first = self.count <= self.FIRST
-        if first:
-            self.parts = parts_of(self.networks)
-        restored = self.parts if first else entries_of(self.changing.values())
-        changed: list[Any] | None = [] if first else None
+        changed: list[Any] | None = None
+        if self.count <= self.FIRST:
+            restored, changed = parts_of(self.networks), []
+            self.modules = [part for part in restored if isinstance(part, nn.Module)]
+        else:
+            restored = entries_of(self.changing.values())
         networks = [each for each in self.networks if isinstance(each, nn.Module)]
         # A module may have been added meanwhile.
         present = [module for network in networks for module in network.modules()]
         with (
-            preserved_modes([*self.parts, *present]),
+            preserved_modes([*self.modules, *present]),
             torch.no_grad(),
             preserved_parts(restored, changed=changed),
         ):
@@ -175,7 +176,7 @@ class Evaluation:
                 network.eval()
             yield
         if changed:
-            self.changing |= {id(part): part for part in with_holders(changed, self.parts)}
+            self.changing |= {id(part): part for part in with_holders(changed, restored)}
 
 
 @contextmanager

@@ -67,11 +67,16 @@ class JobRuns:
         """
         self._check_tasks(jobs)
         fingerprint_of = _fingerprints(self.prepared)
-        reused = {fingerprint_of(job): job for job in jobs if fingerprint_of(job) in self.finished}
-        done = {each: self._reuse(job, self.finished[each]) for each, job in reused.items()}
+        fingerprints = [fingerprint_of(job) for job in jobs]
+        named = dict(zip(fingerprints, jobs, strict=True))
+        done = {
+            each: self._reuse(job, self.finished[each])
+            for each, job in named.items()
+            if each in self.finished
+        }
         if done:
             console.note(f"{len(done)} of {len(jobs)} are finished already and reused")
-        missing = [job for job in jobs if fingerprint_of(job) not in reused]
+        missing = [job for job, each in zip(jobs, fingerprints, strict=True) if each not in done]
         with console.progress(self.title) as progress:
             progress(len(done), len(jobs))
 
@@ -92,7 +97,7 @@ class JobRuns:
                 ) from None
             finally:
                 # An interrupted study writes them into its tables as well.
-                results = [done[each] for each in map(fingerprint_of, jobs) if each in done]
+                results = [done[each] for each in fingerprints if each in done]
                 self.results += results
         _note_equal_weights(results)
         return results

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
-from pipeline.data.factories import call, is_factory, load_factory
+from pipeline.data.factories import call, call_factory, is_factory
 from pipeline.data.photographs import load_photographs
 from pipeline.data.splits import Data, channel_statistics
 
@@ -36,7 +36,7 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
     kind, _, path = name.partition(":")
     if is_dataset_factory(name):
         try:
-            made = call("dataset", name, load_factory("dataset", name), arguments)
+            made = call_factory("dataset", name, arguments)
         except LRRTError as error:
             # A misspelt imagefolder:photos has the form of a factory.
             if getattr(error.__cause__, "name", "") == kind and get_close_matches(kind, DATASETS):

@@ -21,6 +21,7 @@ __all__ = [
     "DatasetFactory",
     "ModelFactory",
     "call",
+    "call_factory",
     "cause_of",
     "is_factory",
     "load_factory",
@@ -80,6 +81,11 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
             f"or class {attribute!r}: choose one of those it defines, {', '.join(own) or 'none'}"
         )
     return factory
+
+
+def call_factory(kind: str, name: str, arguments: Mapping[str, Any], *given: Any) -> Any:
+    """Return what a factory returns for ``arguments``, after the objects ``given``."""
+    return call(kind, name, load_factory(kind, name), arguments, *given)
 
 
 def call(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.weights import require_no_lazy
-from pipeline.data.factories import call, is_factory, load_factory
+from pipeline.data.factories import call, call_factory, is_factory
 
 __all__ = ["MODELS", "build_model", "check_output"]
 
@@ -34,7 +34,7 @@ def build_model(
     random numbers from the global random state.
     """
     if is_factory(name):
-        made = call("model", name, load_factory("model", name), arguments)
+        made = call_factory("model", name, arguments)
         require(
             isinstance(made, nn.Module),
             f"model {name!r} returned {describe(made)}: return a torch.nn.Module, not its class, "

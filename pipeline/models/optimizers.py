@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrrt_stage.settings import require
-from pipeline.data.factories import call, is_factory, load_factory
+from pipeline.data.factories import call, call_factory, is_factory
 
 __all__ = ["OPTIMIZERS", "build_optimizer"]
 
@@ -47,7 +47,7 @@ def build_optimizer(
         "out",
     )
     if is_factory(name):
-        return call("optimizer", name, load_factory("optimizer", name), arguments, params)
+        return call_factory("optimizer", name, arguments, params)
     kind = OPTIMIZERS[name.lower()]
     declared = inspect.signature(kind).parameters
     options: dict[str, Any] = {"lr": 1e-3}

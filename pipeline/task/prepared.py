@@ -199,9 +199,13 @@ class PreparedTask:
         batch = self._first_batch(setup)
         if self.task.setup is not None:
             self._require_equal(setup, batch, self.setup())
+        size = examples_in(batch)
         setup.to(self.device, self.task.memory_format)
         with seeded(self.task.data_seed):
             held = [] if setup.val_batches is None else [next(iter(setup.val_batches))]
+            if self.data is not None:
+                # Two are enough to see, and batch norm needs two: every job of a study is checked.
+                batch, *held = [[part[:2] for part in each] for each in (batch, *held)]
             # Some models return several outputs in one of the two modes.
             with torch.no_grad():
                 self._check_output(setup, batch)
@@ -214,7 +218,7 @@ class PreparedTask:
                 setup.model, setup.optimizer, setup.training_loss, options, self.device
             )
             take_step(iter([batch]))
-        return setup.data_digest or _content([batch, *held]), examples_in(batch)
+        return setup.data_digest or _content([batch, *held]), size
 
     def _check_output(self, setup: Setup, batch: Any) -> None:
         if self.data is not None:

@@ -100,7 +100,7 @@ IN_A_RUN = {
     "wrong": (own("data", "wrong"), ["int", "pipeline.data.Data"]),
     "raises": (own("data", "raises"), ["KeyError: 'no such column'"]),
     "frozen": (own("model", "frozen"), ["trainable"]),
-    "narrow": (own("model", "narrow"), ["(16, 2)", "(16, 3)"]),
+    "narrow": (own("model", "narrow"), ["(2, 2)", "(2, 3)"]),
     "size": (own("model", "size"), ["(1, 8, 8)"]),
     "no module": (own("model", "good"), ["str", "torch.nn.Module"]),
     "folder": (("--dataset", "imagefolder:nowhere"), ["nowhere"]),

@@ -4,12 +4,8 @@ import pytest
 
 from lrrt_stage import LRRTError
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call, is_factory, load_factory
+from pipeline.data.factories import call_factory, is_factory
 from pipeline.models.networks import build_model
-
-
-def call_factory(kind, name, arguments):
-    return call(kind, name, load_factory(kind, name), arguments)
 
 
 @pytest.mark.parametrize("name", ["module:make", "package.module:make", "_a.b_2:C"])

@@ -344,7 +344,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("factory", "words"),
         [
-            ("seven", ["returns (64, 7)", "expected (64, 10)", "number of classes"]),
+            ("seven", ["returns (2, 7)", "expected (2, 10)", "number of classes"]),
             ("frozen", ["no trainable parameter", "requires_grad"]),
             ("empty", ["no trainable parameter", "requires_grad"]),
             ("Unbuilt", ["no trainable parameter", "have the constructor make all of them"]),
