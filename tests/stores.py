@@ -170,7 +170,8 @@ class Templates:
             for table, columns in LOCATIONS.items():
                 for column in columns:
                     statement = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-                    database.execute(statement, (template.as_uri(), folder.as_uri()))
+                    # Of the default experiment it is a path, of the others a URI that ends in one.
+                    database.execute(statement, (str(template), str(folder)))
 
 
 @dataclass
