@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,8 +41,11 @@ def store(request, tmp_path, monkeypatch, capfd, template):
     """
     import mlflow
 
+    from tests.forked_python import programs
     from tests.stores import Store, abridge
 
+    # By which joblib starts workers.
+    monkeypatch.setattr(sys, "executable", str(programs() / "python"))
     marker = request.node.get_closest_marker("starts_with")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)

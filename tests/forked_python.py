@@ -149,6 +149,7 @@ def run() -> int:
     try:
         if sys.argv[0] == "-m":
             sys.argv = sys.argv[1:]
+            sys.modules.pop(sys.argv[0], None)  # or Python warns that it runs twice
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         elif sys.argv[0] == "-c":
             exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})

@@ -96,7 +96,7 @@ def save_a_pixel(figure, file, *, format=None, **options):
 
 def search_path():
     """Where a shell finds the programs of this environment; Python starts without its imports."""
-    places = [programs(), Path(sys.executable).parent, os.environ["PATH"]]
+    places = [programs(), Path(sys.prefix) / "bin", os.environ["PATH"]]
     return os.pathsep.join(map(str, places))
 
 

@@ -196,7 +196,7 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     epilog=examples(
         "lrrt-stage study",
         "lrrt-stage study --kind data-order --dataset photographs --model resnet20",
-        "lrrt-stage study --kind mismatch --study-run-id latest",
+        "lrrt-stage study --kind mismatch --tests 10",
         "mlflow run . -e study -P kind=batch-size -P batch_sizes=16,64,256",
     ),
 )

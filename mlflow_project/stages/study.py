@@ -15,27 +15,13 @@ from mlflow.entities import Run
 from lrrt_stage import NoSuggestion
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import require
-from mlflow_project.handoff.artifacts import find_run, read_json
 from mlflow_project.handoff.fingerprints import fingerprint
-from mlflow_project.handoff.publishing import TASK, TASK_TAG
-from mlflow_project.stages.job_runs import (
-    JobRuns,
-    children,
-    finished_jobs,
-    read_test,
-    same_runs,
-)
+from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import task_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    find_runs,
-    log_prepared,
-    resumed_run,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.runs import log_prepared, resumed_run, stage_run, staged_files
 from mlflow_project.tracking.views import set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestJob, RangeTestResult
@@ -49,12 +35,10 @@ from pipeline.studies import (
     write_findings,
 )
 from pipeline.studies.curves import drawable
-from pipeline.studies.study import matching_tests
 
 __all__ = ["study_stage"]
 
 KIND_TAG = "lrrt.study"
-KINDS_OF_SEEDS = ("initializations", "data-order", "mismatch")
 
 
 def study_stage(
@@ -83,10 +67,6 @@ def study_stage(
         log_options(task, plan, training, options)
         prepared = PreparedTask(task, runtime)
         log_prepared(prepared)
-        source_id, source = None, None
-        if options.study_run_id is not None:
-            source_id, source = _tests_of_study(options.study_run_id, prepared, plan)
-            mlflow.set_tag("lrrt.source_study_id", source_id)
         same = fingerprint(
             "study",
             prepared,
@@ -99,8 +79,7 @@ def study_stage(
         finished = _finished_tests(same, options.resume)
         mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind})
         tests = JobRuns(run, prepared, options.kind, options.workers, finished)
-        tests.results += source or []
-        study = Study(task, plan, options, training, tests, source)
+        study = Study(task, plan, options, training, tests)
         with staged_files() as folder:
             try:
                 findings = KINDS[options.kind](study)
@@ -117,10 +96,9 @@ def study_stage(
             logged = active_run()
             parameters = sorted(logged.data.params.items())
             started = ", ".join(f"{name} {value}" for name, value in parameters)
-            taken = f"; taken from study {source_id}" if source_id else ""
             provenance = {
                 "task": task.short_name,
-                "setting": f"{count} range tests, started with {started}{taken}",
+                "setting": f"{count} range tests, started with {started}",
                 "run": f"{logged.info.run_name} ({run.info.run_id})",
                 "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
             }
@@ -172,36 +150,3 @@ def _with_failures(findings: Findings, results: Sequence[JobResult]) -> Findings
         sentences=[*findings.sentences, sentence],
         tables={**findings.tables, "Failed": table},
     )
-
-
-def _tests_of_study(
-    study_id: str, prepared: PreparedTask, plan: RangeTestPlan
-) -> tuple[str, list[RangeTestResult]]:
-    """Return the id of a finished study, and its tests of the task of ``prepared`` by seeds.
-
-    ``latest`` is the experiment's newest finished one that compares seeds.
-    """
-    study = find_run(study_id, "study")
-    if study_id == "latest":
-        finished = find_runs({tags.STAGE: "study"}, finished=True)
-        study = next((found for found in finished if _compares_seeds(found)), study)
-    runs, found = _test_runs(study), study.info.run_id
-    tests = [read_test(run) for run in runs]
-    require(bool(tests), f"study {found} has no finished range test: name a different study")
-    tests = matching_tests(found, tests, prepared.task, plan)
-    require(
-        read_json(runs[0], TASK, TASK_TAG)["data_sha256"] == prepared.data_digest,
-        f"the content of dataset {prepared.task.data_name!r} is not what study {found} ran on: run "
-        "a study on its present content",
-    )
-    # The order in which they ended depends on the workers.
-    tests.sort(key=lambda test: (test.job.task.seed, test.job.task.data_seed, test.job.name))
-    return found, tests
-
-
-def _compares_seeds(study: Run) -> bool:
-    return study.data.tags.get(KIND_TAG) in KINDS_OF_SEEDS and len(_test_runs(study)) >= 2
-
-
-def _test_runs(study: Run) -> list[Run]:
-    return [run for run in children(study) if run.data.tags[tags.STAGE] == "test"]

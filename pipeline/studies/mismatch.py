@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from lrrt_stage import LRRTError
 from lrrt_stage.plots import drawing
 from lrrt_stage.settings import require
-from pipeline.jobs.jobs import FailedJob, RangeTestResult, TrainingJob, TrainingResult
+from pipeline.jobs.jobs import FailedJob, TrainingJob, TrainingResult
 from pipeline.studies.curves import ranges_figure
 from pipeline.studies.initializations import varied_jobs
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import coverage
-from pipeline.studies.study import Findings, Study, counted, suggested
+from pipeline.studies.study import Findings, Study, suggested
 
 __all__ = ["mismatch_study"]
 
@@ -27,10 +27,7 @@ def mismatch_study(study: Study) -> Findings:
 
     The article's Fig 7, and the training that it says diverges or overfits.
     """
-    if study.source is None:
-        tests = study.measure(varied_jobs(study, study.tests(20)))
-    else:
-        tests = _initialisations(study.source)
+    tests = study.measure(varied_jobs(study, study.tests(20)))
     able = [test for test in tests if test.range is not None]
     found = suggested(tests, at_least=2)
     maxima = [lr_range.max for lr_range in found]
@@ -97,19 +94,6 @@ def mismatch_study(study: Study) -> Findings:
         {"ranges": ranges_figure(tests), "trainings": _trainings_figure(trainings)},
         {"Trainings": table, "Tests": tests_table(tests)},
     )
-
-
-def _initialisations(source: Sequence[RangeTestResult]) -> list[RangeTestResult]:
-    """Return the first test of every seed of weights: a study may vary the order of data alone."""
-    by_seed: dict[int, RangeTestResult] = {}
-    for test in source:
-        by_seed.setdefault(test.job.task.seed, test)
-    require(
-        len(by_seed) >= 2,
-        f"the finished study has {counted(len(by_seed), 'initialisation')} of this task, 2 are "
-        "needed: name a study of kind initializations, or none",
-    )
-    return list(by_seed.values())
 
 
 def _row(training: TrainingResult) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -23,7 +23,6 @@ __all__ = [
     "StudyOptions",
     "by_label",
     "counted",
-    "matching_tests",
     "suggested",
 ]
 
@@ -50,8 +49,7 @@ class Findings:
 class Study:
     """A study in hand: what it is about, and the means to run its jobs.
 
-    ``run`` takes jobs and returns their results in the same order. ``source`` holds the range tests
-    of a finished study of the same task, where one was named.
+    ``run`` takes jobs and returns their results in the same order.
     """
 
     task: Task
@@ -59,7 +57,6 @@ class Study:
     options: StudyOptions
     training: TrainOptions
     run: Callable[[Sequence[Job]], list[JobResult]]
-    source: Sequence[RangeTestResult] | None = None
 
     def tests(self, default: int, at_least: int = 2) -> int:
         """Return the number of tests, the kind's ``default`` where none was given."""
@@ -104,9 +101,6 @@ class StudyOptions(Options):
         "Tests at a time; none: one per core, or per GPU. Results do not depend on it.",
         minimum=1,
     )
-    study_run_id: str | None = setting(
-        None, "Finished study whose tests kind mismatch takes; latest: the newest."
-    )
     resume: str | None = setting(
         None,
         "Study that was cut off without notice, to go on with; others are found by themselves.",
@@ -117,11 +111,6 @@ class StudyOptions(Options):
         require(
             self.tests is None or self.kind != "smoothing",
             f"tests={self.tests} is of no use, kind=smoothing reads a single test: leave it out",
-        )
-        require(
-            self.study_run_id is None or self.kind == "mismatch",
-            f"study_run_id={self.study_run_id!r} is of no use, kind={self.kind} runs its own "
-            "tests: leave it out, or choose mismatch",
         )
 
     def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
@@ -154,35 +143,6 @@ def by_label(tests: Sequence[RangeTestResult], label: str) -> dict[Any, list[Ran
     for test in tests:
         groups.setdefault(test.job.labels[label], []).append(test)
     return groups
-
-
-def matching_tests(
-    study_id: str, tests: Sequence[RangeTestResult], task: Task, plan: RangeTestPlan
-) -> list[RangeTestResult]:
-    """Return the tests of a study on ``task`` and the plan's ramp, whatever their seeds.
-
-    They are read by the rule and the average of ``plan``. If there is none, the error says how the
-    first test differs.
-    """
-
-    def differences(test: RangeTestResult) -> list[str]:
-        theirs = replace(test.job.task, seed=task.seed, data_seed=task.data_seed)
-        ramp = test.job.plan.ramp
-        other_ramp = [] if ramp == plan.ramp else [f"ramp: {plan.ramp}, not {ramp}"]
-        return task.differences(theirs) + other_ramp
-
-    same = [_read_by(plan, test) for test in tests if not differences(test)]
-    require(
-        bool(same),
-        f"study {study_id} ran on a different task or ramp: {'; '.join(differences(tests[0]))}: "
-        "give its options, or name a different study",
-    )
-    return same
-
-
-def _read_by(plan: RangeTestPlan, test: RangeTestResult) -> RangeTestResult:
-    read_by = replace(test.job.plan, smoothing=plan.smoothing, suggestion=plan.suggestion)
-    return replace(test, job=replace(test.job, plan=read_by), reading=plan.read(test.curve))
 
 
 def counted(number: int, noun: str) -> str:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import digest
-from mlflow_project import load_handoff
+from mlflow_project import load_handoff, track_range_test
 from pipeline import PreparedTask, Task
 
 FACTORY = "examples.keras_model:build"
@@ -70,6 +73,24 @@ def test_the_weights_go_from_the_range_test_to_the_training_and_to_any_other_bui
         predicted = mlflow.pytorch.load_model(uri)(images.cpu()).argmax(dim=1)
         accuracy = (predicted == labels.cpu()).float().mean().item()
         assert accuracy == pytest.approx(trained.data.metrics["val_accuracy"], abs=1e-6)
+
+
+def test_a_model_in_hand_is_tracked_and_its_weights_load_into_another_build(own, keras_model):
+    model = keras_model.build(width=8)
+    before = digest(model.state_dict())
+    data = PreparedTask(Task()).data
+    batches = DataLoader(TensorDataset(*data.train), 128, shuffle=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    test = track_range_test(model, optimizer, nn.CrossEntropyLoss(), batches, iterations=60)
+    run = own.one("lrrt")
+    assert test.run_id == run.info.run_id
+    assert run.data.tags["lrrt.weights_sha256"] == before == digest(model.state_dict())
+
+    torch.manual_seed(9)
+    other = keras_model.build(width=8)
+    assert digest(other.state_dict()) != before
+    load_handoff(test.run_id).load_weights(other)
+    assert digest(other.state_dict()) == before
 
 
 @pytest.mark.parametrize(("factory", "word"), [("numbered", "weights"), ("unbuilt", "trainable")])

@@ -15,7 +15,7 @@ pytest.importorskip("optuna_dashboard")
 @pytest.fixture
 def ask(store, tmp_path):
     """A function from a path of the dashboard, on a refinement's storage, to its answer."""
-    script = Path(sys.executable).with_name("optuna-dashboard")
+    script = Path(sys.prefix) / "bin/optuna-dashboard"
     command = [script, f"sqlite:///{tmp_path}/optuna.db"]
     with serving(command, "/api/studies", tmp_path) as address:
 

@@ -7,6 +7,8 @@ import json
 import pytest
 
 SOURCE = """
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,6 +23,8 @@ def mae(output, target):
 
 
 def setup(width=16, batch_size=32, validate=True, **more):
+    if Path("stop").exists() and torch.initial_seed() == 2:
+        raise KeyboardInterrupt
     model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
     val = DataLoader(TensorDataset(x[256:], y[256:]), 64) if validate else None
     made = dict(
@@ -124,6 +128,16 @@ def test_studies_take_a_setup(store, kind, options):
     assert "setup mine_for_tests:setup" in store.file(study, "report.html").read_text("utf-8")
     if kind == "batch-size":
         assert {run.data.params["batch_size"] for run in store.runs("test")} == {"16", "32"}
+
+
+def test_an_interrupted_study_of_a_setup_continues_with_the_missing_tests(store, tmp_path):
+    study = ("study", *SETUP, "--tests", 3, "--workers", 1, "--iterations", 60)
+    stop = tmp_path / "stop"
+    stop.touch()
+    store.run(*study, code=130)
+    stop.unlink()
+    assert "2 of 3" in store.run(*study).err
+    assert len(store.runs("test")) == 3
 
 
 def test_seeds_that_change_no_weights_are_told(store):

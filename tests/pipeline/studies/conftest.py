@@ -133,10 +133,9 @@ def study_of():
     """A function from a kind, an ``answer`` to every job, and options, to a study."""
 
     def make(kind: str, answer=None, *, task=None, plan=RAW, **more) -> Study:
-        parts = {name: more.pop(name) for name in ("source",) if name in more}
         options, run = StudyOptions(kind=kind, **more), FakeRun(answer)
         task = task or Task(model="mlp")
-        return Study(task, plan, options, TrainOptions(epochs=1), run, **parts)
+        return Study(task, plan, options, TrainOptions(epochs=1), run)
 
     return make
 
@@ -173,10 +172,9 @@ def real() -> Callable[..., Findings]:
         plan = RangeTestPlan(
             RangeTestOptions(iterations=iterations), Smoothing("corrected", more.pop("beta", 0.8))
         )
-        source = more.pop("source", None)
         run = partial(run_jobs, runtime=Runtime(device="cpu"), workers=1)
         options = StudyOptions(kind=kind, **more)
-        study = Study(task, plan, options, TrainOptions(epochs=1), run, source)
+        study = Study(task, plan, options, TrainOptions(epochs=1), run)
         findings = KINDS[kind](study)
         for figure in findings.figures.values():
             figure.draw_without_rendering()

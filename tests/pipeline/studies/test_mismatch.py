@@ -130,27 +130,6 @@ def test_a_training_that_failed_is_told_with_its_reason(found, crossed, complain
         found("mismatch", answer, tests=3)
 
 
-def test_the_tests_of_a_finished_study_are_taken(study_of, crossed, suggesting, job):
-    source = [suggesting(job(seed, 10 + seed), *RANGES[seed]) for seed in (0, 1)]
-    study = study_of("mismatch", crossed(), source=source)
-    findings = KINDS["mismatch"](study)
-    assert len(study.run.jobs) == 4
-    assert {each.task.data_seed for each in study.run.jobs} == {10, 11}
-    assert "Of 2 initialisations" in findings.sentences[0]
-
-
-def test_two_orders_are_not_two_initialisations(study_of, crossed, suggesting, job, complains):
-    orders = [suggesting(job(0, order), *RANGES[order]) for order in (0, 1)]
-    study = study_of("mismatch", crossed(), source=orders)
-    with complains("1 initialisation of this task", "2 are needed"):
-        KINDS["mismatch"](study)
-    assert study.run.jobs == []
-
-    more = [*orders, suggesting(job(2), *RANGES[2])]
-    findings = KINDS["mismatch"](study_of("mismatch", crossed(), source=more))
-    assert findings.tables["Tests"]["test"].tolist() == ["seed 0 order 0", "seed 2 order 0"]
-
-
 def test_one_test_is_refused(refused):
     refused("mismatch", "tests=1", "kind=mismatch", tests=1)
 

@@ -8,7 +8,7 @@ from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
 from pipeline import RangeTestPlan, Task
 from pipeline.jobs.jobs import TrainingJob
 from pipeline.studies import KINDS, StudyOptions
-from pipeline.studies.study import counted, matching_tests, suggested
+from pipeline.studies.study import counted, suggested
 
 EXPECTED = {
     "initializations",
@@ -36,7 +36,6 @@ def test_the_kinds_that_there_are():
         ({"workers": -2}, ("workers=-2",)),
         ({"tests": 0}, ("tests=0", "at least 1")),
         ({"kind": "smoothing", "tests": 2}, ("tests=2", "kind=smoothing", "leave it out")),
-        ({"kind": "smoothing", "study_run_id": "latest"}, ("study_run_id='latest'", "mismatch")),
     ],
 )
 def test_options_that_cannot_be_are_refused(complains, options, words):
@@ -86,24 +85,6 @@ def test_suggestions_are_those_of_the_plans_rule(measured, suggesting, job, flat
         suggested([with_one], at_least=2)
     with complains("0 of 0 tests"):
         suggested([])
-
-
-def test_tests_of_the_same_task_are_taken_whatever_their_seeds(suggesting, job, complains):
-    tests = [suggesting(job(3, 4), 1e-4, 1e-2), suggesting(job(batch_size=8), 1e-5, 1e-3)]
-    plan = RangeTestPlan(smoothing=Smoothing("corrected", 0.5), suggestion=SuggestionOptions())
-    task = Task(model="mlp", seed=9)
-    (same,) = matching_tests("12ab", tests, task, plan)
-    assert (same.job.name, same.reading.rule, same.reading.smoothing) == (
-        tests[0].job.name,
-        "robust",
-        plan.smoothing,
-    )
-    assert same.job.plan == plan
-    with complains("study 12ab", "momentum: 0.5, not 0.9", "name a different study"):
-        matching_tests("12ab", tests, Task(model="mlp", momentum=0.5), plan)
-    other = RangeTestPlan(RangeTestOptions(iterations=55))
-    with complains("study 12ab", "ramp", "iterations=55", "iterations=100"):
-        matching_tests("12ab", tests, task, other)
 
 
 def test_a_number_with_its_noun():
