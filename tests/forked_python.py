@@ -29,10 +29,10 @@ PROGRAMS = {"python": [], "mlflow": ["-m", "mlflow"], "lrrt-stage": ["-m", "mlfl
 SCRIPT = """#!{python} -S
 import json, os, signal, socket, sys
 files = []
-for number in range(200):
+for number in map(int, os.listdir("/dev/fd")):
     try:
         os.fstat(number)
-    except OSError:
+    except OSError:  # that of the folder
         continue
     files.append(number)
 connection = socket.socket(socket.AF_UNIX)
@@ -130,8 +130,9 @@ def become(
 ) -> None:
     """Take over what a process is started with."""
     # Out of the way first: the number of one may be that of a different one.
-    moved = [fcntl.fcntl(file, fcntl.F_DUPFD, 300) for file in files]
-    os.closerange(3, 300)
+    above = max(*numbers, *files) + 1
+    moved = [fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files]
+    os.closerange(3, above)
     for number, file in zip(numbers, moved, strict=True):
         os.dup2(file, number)
         os.close(file)

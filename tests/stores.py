@@ -19,6 +19,7 @@ from unittest import mock
 import matplotlib.figure
 import matplotlib.legend
 import mlflow
+import pandas as pd
 import pytest
 from filelock import FileLock
 from matplotlib.transforms import Bbox
@@ -229,6 +230,10 @@ class Store:
 
     def json(self, run, name):
         return json.loads(self.file(run, name).read_text(encoding="utf-8"))
+
+    def csv(self, run, name):
+        # Before pandas 3, the default is faster and off in the last bit.
+        return pd.read_csv(self.file(run, name), float_precision="round_trip")
 
     def history(self, run, metric):
         """Steps and values of a metric."""

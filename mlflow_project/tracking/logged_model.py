@@ -93,14 +93,20 @@ def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None,
 
 
 def _exports(model: nn.Module, example: Tensor) -> bool:
-    """Return whether torch can export the model. MLflow would log a failed model if not."""
+    """Return whether torch can export the model, and load it. MLflow would log a failed model."""
+    archive = io.BytesIO()
     # torch.export prints and logs much about a model that it cannot trace.
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            # As MLflow exports it.
-            torch.export.export(model, (example,), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
+            # As MLflow exports it. torch 2.6 exports some models that it then cannot read.
+            dynamic = [{0: torch.export.Dim.AUTO}]
+            torch.export.save(
+                torch.export.export(model, (example,), dynamic_shapes=dynamic), archive
+            )
+            archive.seek(0)
+            torch.export.load(archive)
     except Exception:  # whatever it raises for such a model
         return False
     finally:

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 
 from lrrt_stage import LRRTError, RangeTestOptions, digest
@@ -89,5 +88,5 @@ def test_it_is_trained_from_and_checked(store, recreate, name):
 def test_they_are_compared(store, recreate):
     runs = [recreate(name) for name in ("default", "longer")]
     store.run("compare", *(run.info.run_id for run in runs))
-    rows = pd.read_csv(store.file(store.one("compare"), "ranges.csv"))
+    rows = store.csv(store.one("compare"), "ranges.csv")
     assert rows["lr_max"].tolist() == [run.data.metrics["suggested_lr_max"] for run in runs]

@@ -1,4 +1,3 @@
-import pandas as pd
 import pytest
 
 from mlflow_project.cli.outcome import result_of
@@ -16,7 +15,7 @@ def test_tests_are_named_after_what_they_differ_in(store, two):
     run = store.one("compare")
     assert run.info.run_name == "compare batch_size=32 against batch_size=128"
     assert {"overlay.png", "ranges.csv"} == store.artifacts(run)
-    rows = pd.read_csv(store.file(run, "ranges.csv"))
+    rows = store.csv(run, "ranges.csv")
     assert rows["test"].tolist() == ["batch_size=32", "batch_size=128"]
     for row, test in zip(rows.itertuples(), two, strict=True):
         assert row.run_id == test.info.run_id
@@ -38,7 +37,7 @@ def test_two_of_one_task_are_told_apart_by_their_ids(store, lrrt):
     again = store.runs("lrrt")[0]
     # A training stands for the range test that it began with.
     store.run("compare", f"{trained.info.run_id},{again.info.run_id}")
-    rows = pd.read_csv(store.file(store.one("compare"), "ranges.csv"))
+    rows = store.csv(store.one("compare"), "ranges.csv")
     assert rows["run_id"].tolist() == [lrrt.info.run_id, again.info.run_id]
     name = "lrrt digits mlp batch 128 seed 0"
     assert rows["test"].tolist() == [f"{name} ({run.info.run_id[:6]})" for run in (lrrt, again)]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import load_file, save_file
@@ -55,7 +54,7 @@ def test_the_digest_tag_is_over_the_published_weights(store):
 @pytest.mark.starts_with("lrrt")
 def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store):
     run = store.one("lrrt")
-    curve = pd.read_csv(store.file(run, "curve.csv"))
+    curve = store.csv(run, "curve.csv")
     assert list(curve) == ["iteration", "lr", "loss", "smoothed_loss", "probe_loss"]
     for metric, column in (
         ("lr", "lr"), ("train_loss", "loss"), ("smoothed_loss", "smoothed_loss"),
@@ -172,7 +171,7 @@ def test_ctrl_c_keeps_the_weights_and_the_curve_so_far(store, monkeypatch):
     assert re.search("Interrupted.* 31 iterations", outcome.err)
     run = store.one("lrrt")
     assert run.info.status == "KILLED"
-    assert len(pd.read_csv(store.file(run, "curve.csv"))) == 31
+    assert len(store.csv(run, "curve.csv")) == 31
     assert len(store.history(run, "train_loss")[0]) == 31
     assert "initial_weights.safetensors" in store.artifacts(run)
 
@@ -180,7 +179,7 @@ def test_ctrl_c_keeps_the_weights_and_the_curve_so_far(store, monkeypatch):
 def test_the_validation_loss_is_published_with_the_curve(store):
     store.run("lrrt", *store.SMALL, "--validation", "sample", "--lr-end", 0.01)
     run = store.one("lrrt")
-    frame = pd.read_csv(store.file(run, "curve.csv"))
+    frame = store.csv(run, "curve.csv")
     assert store.history(run, "val_loss") == (list(range(100)), frame.val_loss.tolist())
     looks = frame.full_val_loss.dropna()
     assert store.history(run, "full_val_loss") == (looks.index.tolist(), looks.tolist())

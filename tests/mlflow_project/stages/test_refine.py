@@ -3,7 +3,6 @@ import sys
 
 import mlflow
 import optuna
-import pandas as pd
 import pytest
 
 QUICK = ("--trials", 4, "--trial-epochs", 2)
@@ -36,7 +35,7 @@ def test_every_trial_is_a_nested_run_from_the_same_weights(store, lrrt):
 def test_its_best_range_feeds_train(store, lrrt):
     run = store.one("refine")
     refined = store.json(run, "refined_range.json")["range"]
-    table = pd.read_csv(store.file(run, "trials.csv"))
+    table = store.csv(run, "trials.csv")
     best = table[table["state"] == "COMPLETE"].sort_values("value").iloc[0]
     assert refined["max"] == pytest.approx(best["params_peak_lr"])
     assert run.data.metrics["refined_lr_max"] == pytest.approx(refined["max"])
@@ -112,7 +111,7 @@ def test_a_study_of_another_range_test_is_refused_under_the_same_name(store, lrr
 
 @pytest.mark.starts_with("refine")
 def test_the_table_of_trials_does_not_name_the_machine(store, lrrt):
-    table = pd.read_csv(store.file(store.one("refine"), "trials.csv"))
+    table = store.csv(store.one("refine"), "trials.csv")
     assert {"number", "value", "params_peak_lr", "state"} <= {*table}
     assert not [name for name in table if "attrs" in name]
 

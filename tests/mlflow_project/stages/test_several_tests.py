@@ -2,7 +2,6 @@
 
 import sys
 
-import pandas as pd
 import pytest
 
 from mlflow_project import load_handoff
@@ -122,7 +121,7 @@ def test_an_interrupted_run_keeps_what_it_had_and_the_same_command_goes_on(store
     assert "1 of 2" in outcome.err
     run = store.one("lrrt")
     assert run.info.status == "KILLED"
-    assert len(pd.read_csv(store.file(run, "curve.csv"))) == len(store.history(run, "lr")[0])
+    assert len(store.csv(run, "curve.csv")) == len(store.history(run, "lr")[0])
     assert "initial_weights.safetensors" in store.artifacts(run)
     kept = store.one("test")
     assert kept.info.run_name == "test seed 1"

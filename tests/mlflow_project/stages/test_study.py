@@ -4,9 +4,7 @@ import html
 from itertools import combinations
 from pathlib import Path
 
-import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -24,10 +22,6 @@ def threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def csv(store, run, name):
-    return pd.read_csv(store.file(run, name))
 
 
 def of(store, study, stage="test"):
@@ -50,7 +44,7 @@ def test_a_study_is_a_run_with_a_child_for_each_test(store):
     children = {each.info.run_name: each for each in of(store, run)}
     names = [f"seed {seed}" for seed in range(4)]
     assert sorted(children) == [f"test {name}" for name in names]
-    frame, tests = csv(store, run, "study.csv"), csv(store, run, "tests.csv")
+    frame, tests = store.csv(run, "study.csv"), store.csv(run, "tests.csv")
     assert list(frame["test"].unique()) == names == list(tests["test"])
     for name, child in children.items():
         rows = frame[frame["test"] == name.removeprefix("test ")]
@@ -129,7 +123,7 @@ def test_results_do_not_depend_on_the_number_of_workers(store):
 def test_mismatch_trains_the_weights_of_its_tests_with_their_ranges(store):
     store.run(*STUDY, "--kind", "mismatch", "--tests", 4, "--workers", 1, "--epochs", 2)
     mismatch = store.one("study")
-    tests = csv(store, mismatch, "tests.csv")
+    tests = store.csv(mismatch, "tests.csv")
     assert len(store.runs("test")) == 4
     trainings = of(store, mismatch, "training")
     assert len(trainings) == 4

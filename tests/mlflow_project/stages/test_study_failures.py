@@ -3,7 +3,6 @@
 import json
 import sys
 
-import pandas as pd
 import pytest
 
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
@@ -31,10 +30,6 @@ def factory(tmp_path, monkeypatch):
     sys.modules.pop("study_factory", None)
 
 
-def csv(store, run, name):
-    return pd.read_csv(store.file(run, name))
-
-
 def of(store, study, stage="test"):
     """The children of a study."""
     parent = study.info.run_id
@@ -54,10 +49,10 @@ def test_a_failing_test_is_reported_and_the_study_goes_on(store, factory):
     assert status == {"test seed 0": "FINISHED", "test seed 1": "FAILED", "test seed 2": "FINISHED"}
     (failed,) = [each for each in of(store, run) if each.info.status == "FAILED"]
     assert "an unlucky seed" in failed.data.tags["lrrt.error"]
-    tests = csv(store, run, "tests.csv").set_index("test")
+    tests = store.csv(run, "tests.csv").set_index("test")
     assert "an unlucky seed" in tests.loc["seed 1", "error"]
     assert tests["lr_max"].isna().tolist() == [False, True, False]
-    assert set(csv(store, run, "study.csv")["test"]) == {"seed 0", "seed 2"}
+    assert set(store.csv(run, "study.csv")["test"]) == {"seed 0", "seed 2"}
 
 
 def test_a_study_of_failing_tests_alone_fails_with_one_line(store, tmp_path, factory):
@@ -69,7 +64,7 @@ def test_a_study_of_failing_tests_alone_fails_with_one_line(store, tmp_path, fac
     assert run.info.status == "FAILED"
     assert run.data.tags["lrrt.error"] in message
     assert [each.info.status for each in of(store, run)] == ["FAILED"] * 2
-    assert csv(store, run, "tests.csv")["error"].str.contains("an unlucky seed").all()
+    assert store.csv(run, "tests.csv")["error"].str.contains("an unlucky seed").all()
     assert "report.html" not in store.artifacts(run)
 
 

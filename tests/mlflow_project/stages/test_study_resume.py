@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 
 from tests.forked_python import programs
@@ -91,9 +90,9 @@ def test_an_interrupted_study_keeps_what_it_had_and_the_same_command_runs_the_mi
 ):
     assert interrupted.info.status == "KILLED"
     assert names(store, interrupted) == ALL[:2]
-    frame = pd.read_csv(store.file(interrupted, "study.csv"))
+    frame = store.csv(interrupted, "study.csv")
     assert list(frame["test"].unique()) == ["seed 0", "seed 1"]
-    assert list(pd.read_csv(store.file(interrupted, "tests.csv"))["test"]) == ["seed 0", "seed 1"]
+    assert list(store.csv(interrupted, "tests.csv")["test"]) == ["seed 0", "seed 1"]
     assert "report.html" not in store.artifacts(interrupted)
 
     kept = {run.info.run_id for run in store.runs("test")}

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
-from pipeline import RangeTestPlan, Task
+from pipeline import Task
 from pipeline.jobs.jobs import TrainingJob
 from pipeline.studies import KINDS, StudyOptions
 from pipeline.studies.study import counted, suggested
