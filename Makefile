@@ -23,7 +23,7 @@ test-fast: .venv/installed-test
 		tests/mlflow_project/test_every_command.py \
 		--ignore tests/lrrt_stage/adapters --ignore tests/lrrt_stage/plots
 
-# The library on the oldest versions that pyproject.toml allows, in an environment of its own.
+# The packages on the oldest versions that pyproject.toml allows, in an environment of its own.
 test-oldest: OLDEST := .venv/oldest
 test-oldest:
 	rm -rf $(OLDEST)
@@ -31,7 +31,8 @@ test-oldest:
 	grep -oE '"[A-Za-z-]+>=[0-9.]+' pyproject.toml | sed '/setuptools/d; s/"//; s/>=/==/' > $(OLDEST)/oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt \
 		--editable ".[fastai,lightning,photos,transformers]" pytest pytest-xdist
-	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -ra tests/lrrt_stage tests/pipeline
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -ra \
+		tests/lrrt_stage tests/pipeline tests/mlflow_project
 	rm -rf $(OLDEST)
 
 lint: .venv/installed-test

@@ -101,10 +101,9 @@ def _exports(model: nn.Module, example: Tensor) -> bool:
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             # As MLflow exports it. torch 2.6 exports some models that it then cannot read.
-            dynamic = [{0: torch.export.Dim.AUTO}]
-            torch.export.save(
-                torch.export.export(model, (example,), dynamic_shapes=dynamic), archive
-            )
+            batches = [{0: torch.export.Dim.AUTO}]
+            exported = torch.export.export(model, (example,), dynamic_shapes=batches)
+            torch.export.save(exported, archive)
             archive.seek(0)
             torch.export.load(archive)
     except Exception:  # whatever it raises for such a model
