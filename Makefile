@@ -2,7 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
+	--constraint constraints.txt
+
+# Python compiles what it imports, once, which is a tenth of what is installed.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Two processes side by side, with one thread each. A file is run by one of them, so that what its
 # tests share is made once.
@@ -54,20 +58,14 @@ suggestions: .venv/installed-benchmarks
 clean:
 	rm -rf .venv
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/bin:
 	$(PYTHON) -m venv .venv
+
+.venv/installed-test: EXTRA := [test]
+.venv/installed-docs: EXTRA := [docs]
+.venv/installed-benchmarks: EXTRA := [benchmarks]
+.venv/installed .venv/installed-test .venv/installed-docs .venv/installed-benchmarks: \
+		pyproject.toml constraints.txt | .venv/bin
 	@echo "installing (torch with CUDA is about 5 GB, a few minutes)"
-	$(PIP) --editable .
-	touch $@
-
-.venv/installed-test: .venv/installed
-	$(PIP) --editable ".[test]"
-	touch $@
-
-.venv/installed-docs: .venv/installed
-	$(PIP) --editable ".[docs]"
-	touch $@
-
-.venv/installed-benchmarks: .venv/installed
-	$(PIP) --editable ".[benchmarks]"
+	$(PIP) --editable ".$(EXTRA)"
 	touch $@

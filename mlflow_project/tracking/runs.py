@@ -192,7 +192,9 @@ def _log_series(series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> 
         for name, values in series.items()
         for step, value in zip(steps, values, strict=True)
     ]
-    mlflow.MlflowClient().log_batch(active_run().info.run_id, metrics=metrics)
+    run = mlflow.active_run()
+    assert run is not None
+    mlflow.MlflowClient().log_batch(run.info.run_id, metrics=metrics)
 
 
 def log_training(training: TrainingHistory, first_iteration: int = 0, first_epoch: int = 0) -> None:
