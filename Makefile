@@ -12,6 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # tests share is made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet
 
+# All install into one environment.
+.NOTPARALLEL:
 .PHONY: run test test-fast test-oldest lint docs bench suggestions clean
 
 run: .venv/installed
@@ -58,14 +60,16 @@ suggestions: .venv/installed-benchmarks
 clean:
 	rm -rf .venv
 
-.venv/bin:
+# The last of what venv makes: an environment that was cut off is made again.
+.venv/bin/pip:
 	$(PYTHON) -m venv .venv
 
+.venv/installed: EXTRA :=
 .venv/installed-test: EXTRA := [test]
 .venv/installed-docs: EXTRA := [docs]
 .venv/installed-benchmarks: EXTRA := [benchmarks]
 .venv/installed .venv/installed-test .venv/installed-docs .venv/installed-benchmarks: \
-		pyproject.toml constraints.txt | .venv/bin
+		pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "installing (torch with CUDA is about 5 GB, a few minutes)"
 	$(PIP) --editable ".$(EXTRA)"
-	touch $@
+	touch .venv/installed $@

@@ -2,7 +2,8 @@
 
 :func:`programs` gives a folder with `python`, `mlflow` and `lrrt-stage`, for the front of a PATH.
 Each is a process of its own, with the folder, the variables, the files and the signals of whoever
-starts it. Only what a process does while it imports is not done again.
+starts it. Only what a process does while it imports is not done again, and all have one seed of
+hashes.
 """
 
 import atexit
@@ -10,6 +11,7 @@ import fcntl
 import gc
 import json
 import os
+import random
 import runpy
 import select
 import shutil
@@ -23,6 +25,8 @@ import time
 import traceback
 from functools import cache
 from pathlib import Path
+
+import numpy
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"python": [], "mlflow": ["-m", "mlflow"], "lrrt-stage": ["-m", "mlflow_project"]}
@@ -103,7 +107,7 @@ def serve(address: str) -> None:
 
 def keep(connection: socket.socket) -> None:
     """Fork once more, and tell the other end how that ends; end it if the other end has gone."""
-    content, files, _, _ = socket.recv_fds(connection, 2**20, 200)
+    content, files, _, _ = socket.recv_fds(connection, 2**20, 250)  # Linux passes 253 at most
     while not content.endswith(b"\n"):
         content += connection.recv(2**20)
     pid = os.fork()
@@ -111,6 +115,8 @@ def keep(connection: socket.socket) -> None:
         connection.close()
         os.setsid()
         return become(*json.loads(content), files)
+    for file in files:
+        os.close(file)
     connection.sendall(str(pid).encode())
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -130,7 +136,7 @@ def become(
 ) -> None:
     """Take over what a process is started with."""
     # Out of the way first: the number of one may be that of a different one.
-    above = max(*numbers, *files) + 1
+    above = max(300, *numbers, *files) + 1
     moved = [fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files]
     os.closerange(3, above)
     for number, file in zip(numbers, moved, strict=True):
@@ -141,6 +147,8 @@ def become(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    numpy.random.seed()
+    random.seed()
     sys.argv = arguments
     sys.path[:1] = [folder, *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
 
@@ -150,7 +158,8 @@ def run() -> int:
     try:
         if sys.argv[0] == "-m":
             sys.argv = sys.argv[1:]
-            sys.modules.pop(sys.argv[0], None)  # or Python warns that it runs twice
+            if not hasattr(sys.modules.get(sys.argv[0]), "__path__"):
+                sys.modules.pop(sys.argv[0], None)  # or Python warns that it runs twice
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         elif sys.argv[0] == "-c":
             exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})

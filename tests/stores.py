@@ -171,7 +171,8 @@ class Templates:
             for table, columns in LOCATIONS.items():
                 for column in columns:
                     statement = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-                    # Of the default experiment it is a path, of the others a URI that ends in one.
+                    database.execute(statement, (template.as_uri(), folder.as_uri()))
+                    # That of the default experiment is a path.
                     database.execute(statement, (str(template), str(folder)))
 
 

@@ -42,7 +42,7 @@ from pipeline.jobs.jobs import (
 from pipeline.jobs.pool import run_jobs
 from pipeline.training.loop import Epoch, TrainingHistory
 
-__all__ = ["JobRuns", "children", "finished_jobs", "read_test", "same_runs"]
+__all__ = ["JobRuns", "finished_jobs", "same_runs"]
 
 JOB = "job.json"
 
@@ -107,7 +107,7 @@ class JobRuns:
         parent = self.run.info.run_id
         mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.parentRunId", parent)
         if isinstance(job, RangeTestJob):
-            return read_test(run)
+            return _read_test(run)
         history = load_artifact(run, JOB, _load_json)["result"]
         epochs = [Epoch(**epoch) for epoch in history["epochs"]]
         return TrainingResult(job, TrainingHistory(history["lr"], history["train_loss"], epochs))
@@ -148,7 +148,7 @@ def finished_jobs(runs: Sequence[Run]) -> dict[str, Run]:
     return {
         child.data.tags[tags.FINGERPRINT]: child
         for run in runs
-        for child in children(run)
+        for child in _children(run)
         if tags.FINGERPRINT in child.data.tags
     }
 
@@ -202,7 +202,7 @@ def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> No
     mlflow.log_metrics({"seconds": test.seconds})
 
 
-def read_test(run: Run) -> RangeTestResult:
+def _read_test(run: Run) -> RangeTestResult:
     """Return the range test that a child run holds, without its weights."""
     told, published = load_artifact(run, JOB, _load_json)["job"], read_handoff(run)
     job = RangeTestJob(told["name"], published.recipe, published.plan, told["labels"])
@@ -214,7 +214,7 @@ def _load_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def children(run: Run) -> list[Run]:
+def _children(run: Run) -> list[Run]:
     """Return the finished child runs of a run, oldest first."""
     parent = {"mlflow.parentRunId": run.info.run_id}
     return find_runs(parent, finished=True, experiment=run.info.experiment_id)[::-1]

@@ -34,8 +34,8 @@ def log_model(
 
     The model of the built-in setup takes inputs as the dataset holds them (before normalisation),
     a batch of any size, and returns logits. It is a ``torch.export`` archive, which loads without
-    this project and without pickle; a model that cannot be exported is pickled. A model whose input
-    is not one tensor is not logged: its weights are an artifact of the run.
+    this project and without pickle; a model that torch cannot export and load again is pickled. A
+    model whose input is not one tensor is not logged: its weights are an artifact of the run.
     """
     model = setup.model.cpu().to(memory_format=torch.contiguous_format)
     deployed, example, output = _deployed(setup, model)

@@ -1,4 +1,4 @@
-"""`study`: what its runs publish, and what it takes from other studies."""
+"""`study`: what its runs publish."""
 
 import html
 from itertools import combinations
