@@ -57,4 +57,8 @@ def serving(command: Sequence[str | Path], path: str, folder: Path) -> Iterator[
         yield address
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(30)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # Optuna's, now and then
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
