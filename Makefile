@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
 	--constraint constraints.txt
 
-# Python compiles what it imports, once, which is a tenth of what is installed.
+# Python compiles what it imports, once. Most of what is installed is never imported.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Two processes side by side, with one thread each. A file is run by one of them, so that what its

@@ -34,23 +34,18 @@ def template(tmp_path_factory, worker_id):
 
 
 @pytest.fixture
-def forked_workers(monkeypatch):
-    """Workers of joblib start without their imports."""
-    from tests.forked_python import programs
-
-    monkeypatch.setattr(sys, "executable", str(programs() / "python"))
-
-
-@pytest.fixture
-def store(request, tmp_path, monkeypatch, capfd, template, forked_workers):
+def store(request, tmp_path, monkeypatch, capfd, template):
     """A store of the test's own; the marker ``starts_with`` names the one that it is a copy of.
 
     Commands are abridged, unless the test has the marker ``unabridged``.
     """
     import mlflow
 
+    from tests.forked_python import programs
     from tests.stores import Store, abridge
 
+    # Workers of joblib start without their imports.
+    monkeypatch.setattr(sys, "executable", str(programs() / "python"))
     marker = request.node.get_closest_marker("starts_with")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)

@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.forked_python import programs
@@ -56,9 +56,12 @@ def serving(command: Sequence[str | Path], path: str, folder: Path) -> Iterator[
                 time.sleep(0.3)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:  # Optuna's, now and then
+        for _ in range(6):
+            os.killpg(process.pid, signal.SIGINT)
+            # Asked again, since the server of Python's library drops a signal while it answers.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+                break
+        else:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            raise AssertionError(f"{command[0]} does not end: {log.read_text()}")

@@ -222,6 +222,11 @@ class Store:
         (run,) = self.runs(stage)
         return run
 
+    def children(self, run, stage=None) -> list[Run]:
+        """The runs whose parent is ``run``, newest first."""
+        parent = run.info.run_id
+        return [r for r in self.runs(stage) if r.data.tags.get("mlflow.parentRunId") == parent]
+
     def artifacts(self, run) -> set[str]:
         return {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
 

@@ -20,7 +20,7 @@ from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.connection import active_run
+from mlflow_project.tracking.connection import active_run_id
 from mlflow_project.tracking.logged_model import log_model, require_deployable
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import (
@@ -159,7 +159,7 @@ def _train(
                 raise
             raise KeyboardInterrupt(
                 f"{logged[1]} epochs are kept; lrrt-stage train with the same options, "
-                f"--lrrt-run-id {handoff.run_id} and --resume {active_run().info.run_id} continues"
+                f"--lrrt-run-id {handoff.run_id} and --resume {active_run_id()} continues"
             ) from None
     log_new(training)  # a training that was interrupted after its last epoch has no epoch left
     return training

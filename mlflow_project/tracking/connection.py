@@ -21,6 +21,7 @@ from pipeline.task.tasks import CACHE
 
 __all__ = [
     "active_run",
+    "active_run_id",
     "connect",
     "default_storage",
     "experiment_id",
@@ -73,9 +74,14 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
 
 def active_run() -> Run:
     """Return the active run as the store has it now."""
+    return mlflow.get_run(active_run_id())
+
+
+def active_run_id() -> str:
+    """Return the id of the active run, without a query."""
     run = mlflow.active_run()
     assert run is not None
-    return mlflow.get_run(run.info.run_id)
+    return str(run.info.run_id)
 
 
 def experiment_id() -> str:

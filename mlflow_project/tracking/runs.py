@@ -21,7 +21,13 @@ from mlflow.utils.time import get_current_time_millis
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.connection import RUN_ID, active_run, experiment_id, project_run
+from mlflow_project.tracking.connection import (
+    RUN_ID,
+    active_run,
+    active_run_id,
+    experiment_id,
+    project_run,
+)
 from mlflow_project.tracking.params import log_params, shown
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
@@ -192,9 +198,7 @@ def _log_series(series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> 
         for name, values in series.items()
         for step, value in zip(steps, values, strict=True)
     ]
-    run = mlflow.active_run()
-    assert run is not None
-    mlflow.MlflowClient().log_batch(run.info.run_id, metrics=metrics)
+    mlflow.MlflowClient().log_batch(active_run_id(), metrics=metrics)
 
 
 def log_training(training: TrainingHistory, first_iteration: int = 0, first_epoch: int = 0) -> None:

@@ -11,11 +11,7 @@ QUICK = ("--trials", 2, "--trial-epochs", 1, "--epochs", 2)
 
 
 def children(store, parent):
-    return {
-        run.data.tags["lrrt.stage"]: run
-        for run in store.runs()
-        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-    }
+    return {run.data.tags["lrrt.stage"]: run for run in store.children(parent)}
 
 
 @pytest.mark.starts_with("main")

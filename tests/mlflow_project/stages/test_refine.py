@@ -9,11 +9,7 @@ QUICK = ("--trials", 4, "--trial-epochs", 2)
 
 
 def trials(store, parent):
-    found = [
-        run for run in store.runs("trial")
-        if run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    ]  # fmt: skip
-    return sorted(found, key=lambda run: int(run.data.params["trial"]))
+    return sorted(store.children(parent, "trial"), key=lambda run: int(run.data.params["trial"]))
 
 
 @pytest.mark.starts_with("refine")

@@ -42,12 +42,7 @@ def factory(tmp_path, monkeypatch):
 
 def children_of(store, run):
     """The run's children by name."""
-    found = [
-        each
-        for each in store.runs("test")
-        if each.data.tags["mlflow.parentRunId"] == run.info.run_id
-    ]
-    return {each.info.run_name: each for each in found}
+    return {each.info.run_name: each for each in store.children(run, "test")}
 
 
 def test_the_range_is_the_one_that_is_safe_for_all_tests(store):

@@ -24,12 +24,6 @@ def threads():
     torch.set_num_threads(before)
 
 
-def of(store, study, stage="test"):
-    """The children of a study."""
-    parent = study.info.run_id
-    return [r for r in store.runs(stage) if r.data.tags["mlflow.parentRunId"] == parent]
-
-
 @pytest.mark.starts_with("study")
 def test_a_study_is_a_run_with_a_child_for_each_test(store):
     run = store.one("study")
@@ -41,7 +35,7 @@ def test_a_study_is_a_run_with_a_child_for_each_test(store):
     assert pictures >= {"curves", "ranges"}
     assert {f"{name}.svg" for name in pictures} <= files
 
-    children = {each.info.run_name: each for each in of(store, run)}
+    children = {each.info.run_name: each for each in store.children(run, "test")}
     names = [f"seed {seed}" for seed in range(4)]
     assert sorted(children) == [f"test {name}" for name in names]
     frame, tests = store.csv(run, "study.csv"), store.csv(run, "tests.csv")
@@ -125,7 +119,7 @@ def test_mismatch_trains_the_weights_of_its_tests_with_their_ranges(store):
     mismatch = store.one("study")
     tests = store.csv(mismatch, "tests.csv")
     assert len(store.runs("test")) == 4
-    trainings = of(store, mismatch, "training")
+    trainings = store.children(mismatch, "training")
     assert len(trainings) == 4
     assert {each.data.metrics["trained_lr_max"] for each in trainings} <= {*tests["lr_max"]}
     assert len({each.data.metrics["trained_lr_max"] for each in trainings}) == 2

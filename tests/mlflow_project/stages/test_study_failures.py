@@ -30,12 +30,6 @@ def factory(tmp_path, monkeypatch):
     sys.modules.pop("study_factory", None)
 
 
-def of(store, study, stage="test"):
-    """The children of a study."""
-    parent = study.info.run_id
-    return [r for r in store.runs(stage) if r.data.tags["mlflow.parentRunId"] == parent]
-
-
 def test_a_failing_test_is_reported_and_the_study_goes_on(store, factory):
     outcome = store.run(*factory, "--tests", 3, "--model-args", '{"raises_for": [1]}')
     assert "seed 1" in outcome.err
@@ -45,9 +39,9 @@ def test_a_failing_test_is_reported_and_the_study_goes_on(store, factory):
     assert run.info.status == "FINISHED"
     assert run.data.metrics["failed_tests"] == 1
     assert "1 of 3 tests" in run.data.tags["mlflow.note.content"]
-    status = {each.info.run_name: each.info.status for each in of(store, run)}
+    status = {each.info.run_name: each.info.status for each in store.children(run, "test")}
     assert status == {"test seed 0": "FINISHED", "test seed 1": "FAILED", "test seed 2": "FINISHED"}
-    (failed,) = [each for each in of(store, run) if each.info.status == "FAILED"]
+    (failed,) = [each for each in store.children(run, "test") if each.info.status == "FAILED"]
     assert "an unlucky seed" in failed.data.tags["lrrt.error"]
     tests = store.csv(run, "tests.csv").set_index("test")
     assert "an unlucky seed" in tests.loc["seed 1", "error"]
@@ -63,7 +57,7 @@ def test_a_study_of_failing_tests_alone_fails_with_one_line(store, tmp_path, fac
     run = store.one("study")
     assert run.info.status == "FAILED"
     assert run.data.tags["lrrt.error"] in message
-    assert [each.info.status for each in of(store, run)] == ["FAILED"] * 2
+    assert [each.info.status for each in store.children(run, "test")] == ["FAILED"] * 2
     assert store.csv(run, "tests.csv")["error"].str.contains("an unlucky seed").all()
     assert "report.html" not in store.artifacts(run)
 

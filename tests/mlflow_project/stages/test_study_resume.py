@@ -74,12 +74,8 @@ def study_csv(store, run):
 
 def names(store, study):
     """The finished children of a study."""
-    return sorted(
-        each.info.run_name
-        for each in store.runs()
-        if each.data.tags.get("mlflow.parentRunId") == study.info.run_id
-        and each.info.status == "FINISHED"
-    )
+    children = store.children(study)
+    return sorted(each.info.run_name for each in children if each.info.status == "FINISHED")
 
 
 ALL = [f"test seed {seed}" for seed in range(4)]
