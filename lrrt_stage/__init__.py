@@ -7,7 +7,7 @@ LRRange(min=0.021, max=0.65)
 
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
-from lrrt_stage.curve.smoothing import AVERAGES, Smoothing, mean_age, zero_phase
+from lrrt_stage.curve.smoothing import AVERAGES, Smoothing, zero_phase
 from lrrt_stage.errors import LRRTError, NoSuggestion, Verdict
 from lrrt_stage.measure.evaluations import Validation
 from lrrt_stage.measure.ramp_loop import RangeTestInterrupted, range_test
@@ -51,7 +51,6 @@ __all__ = [
     "find_consensus",
     "fit_unimodal",
     "initialize",
-    "mean_age",
     "preserved_randomness",
     "ramp",
     "range_test",

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lrrt_stage.settings import Options, setting
 
-__all__ = ["AVERAGES", "Smoothing", "finite_length", "mean_age", "running_quantile", "zero_phase"]
+__all__ = ["AVERAGES", "Smoothing", "finite_length", "running_quantile", "zero_phase"]
 
 AVERAGES = ("biased", "corrected", "from-first")
 """The exponential averages; they differ in how they begin."""
@@ -24,7 +24,8 @@ class Smoothing(Options):
     - ``corrected``: the same, divided by 1 - β^t (the default of fastai and Keras LR finders)
     - ``from-first``: S_1 = L_1, S_t = β S_{t-1} + (1-β) L_t, without correction
 
-    All three lag behind the raw loss, which moves a suggested maximum up.
+    All three lag behind the raw loss, which moves a suggested maximum up: a loss in the average is
+    up to β / (1 - β) iterations old in the mean, 49 for β = 0.98.
 
     Examples
     --------
@@ -111,36 +112,6 @@ def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
     averaged = np.full(raw.shape, np.nan)
     averaged[:end] = _both_sides(raw[:end], beta) / _both_sides(np.ones(end), beta)
     return averaged
-
-
-def mean_age(average: str, beta: float, n: int) -> np.ndarray:
-    """Return the mean age in iterations of the losses in an average, shape ``[n]``.
-
-    It is that of the average after 1, 2, … n losses. Multiplied by the decades per iteration of an
-    exponential ramp, it is the lag of the average in decades: exactly for a loss that is a straight
-    line over log10(lr), and to first order for others.
-
-    With k the age of a loss at the index t = 0, 1, …:
-
-    - ``corrected``: weights β^k, so the age is ``Σ k β^k / Σ β^k`` over k = 0 … t
-    - ``biased``: the same; its weights add up to less than 1, which makes the average lower, not
-      older
-    - ``from-first``: weights (1-β) β^k, and β^t for the first loss, so the age is
-      ``Σ β^k`` over k = 1 … t
-
-    All of them tend to ``β / (1 - β)``: 49 iterations for β = 0.98.
-
-    Raises
-    ------
-    LRRTError
-        If there is no such average, or ``beta`` is outside [0, 1).
-    """
-    Smoothing(average, beta)  # checks both
-    age = np.arange(n)
-    weight = beta**age
-    if average == "from-first":
-        return np.cumsum(weight * (age > 0))
-    return np.cumsum(age * weight) / np.cumsum(weight)
 
 
 def _both_sides(values: np.ndarray, beta: float) -> np.ndarray:

@@ -17,15 +17,7 @@ from mlflow_project.cli.outcome import OutputOptions
 from mlflow_project.tracking.connection import in_project_folder
 from pipeline.data.datasets import DATASETS
 
-__all__ = [
-    "OptionType",
-    "examples",
-    "from_values",
-    "given",
-    "options_of",
-    "tracked",
-    "typed",
-]
+__all__ = ["OptionType", "examples", "from_values", "given", "options_of", "tracked", "typed"]
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -199,15 +199,13 @@ def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> No
     publish_reading(folder, test.reading)
     log_curve(test.curve, plan.smoothing)
     log_reading(test.reading)
-    mlflow.log_metrics({"seconds": test.seconds})
 
 
 def _read_test(run: Run) -> RangeTestResult:
     """Return the range test that a child run holds, without its weights."""
     told, published = load_artifact(run, JOB, _load_json)["job"], read_handoff(run)
     job = RangeTestJob(told["name"], published.recipe, published.plan, told["labels"])
-    seconds = run.data.metrics["seconds"]
-    return RangeTestResult(job, published.reading, seconds, published.device)
+    return RangeTestResult(job, published.reading, published.device)
 
 
 def _load_json(path: Path) -> dict[str, Any]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from lrrt_stage import LRCurve, LRRange, RangeTestOptions
-from lrrt_stage.measure.ramps import MIN_ITERATIONS
+from lrrt_stage import LRCurve, LRRange
 from lrrt_stage.rules.reading import Reading
 from lrrt_stage.state.weights import State
 from pipeline.data.datasets import load_data
@@ -37,8 +35,6 @@ class RangeTestResult:
 
     job: RangeTestJob
     reading: Reading
-    seconds: float
-    """Time of the test alone, in a process that has run a test before."""
     device: str = ""
     weights: State = field(default_factory=dict)
     """The initial weights; empty where the test was read back from its run."""
@@ -84,12 +80,8 @@ class RangeTestJob:
         """Run the test on ``runtime``."""
         prepared = _prepared(self.task, runtime)
         state = prepared.initial_weights()
-        _warm_up(prepared, state)
-        started = time.perf_counter()
-        curve = prepared.range_test(state, self.plan)
-        seconds = time.perf_counter() - started
-        reading = self.plan.read(curve)
-        return RangeTestResult(self, reading, seconds, str(prepared.device), state)
+        reading = self.plan.read(prepared.range_test(state, self.plan))
+        return RangeTestResult(self, reading, str(prepared.device), state)
 
 
 @dataclass(frozen=True)
@@ -119,16 +111,6 @@ def _prepared(task: Task, runtime: Runtime) -> PreparedTask:
     arguments = json.dumps(task.dataset_args)
     data = None if task.setup else _data(task.dataset, arguments, runtime.data_dir)
     return PreparedTask(task, runtime, data)
-
-
-_WARM: set[str] = set()
-
-
-def _warm_up(prepared: PreparedTask, state: State) -> None:
-    """Run a few iterations, once in a process: the first ones load libraries and choose kernels."""
-    if str(prepared.device) not in _WARM:
-        _WARM.add(str(prepared.device))
-        prepared.range_test(state, RangeTestPlan(RangeTestOptions(iterations=MIN_ITERATIONS)))
 
 
 @lru_cache(maxsize=1)

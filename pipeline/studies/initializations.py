@@ -8,13 +8,12 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from lrrt_stage import LRRange
 from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
-from pipeline.studies.curves import bands_figure, loss_read, ranges_figure
+from pipeline.studies.curves import bands_figure, ranges_figure
 from pipeline.studies.report import tests_table
 from pipeline.studies.statistics import Estimate, coverage, order_share, overlap, quantiles
 from pipeline.studies.study import Findings, Study, by_label, counted, suggested
@@ -111,14 +110,6 @@ def _spread_findings(
     """
     found = suggested(tests, at_least=2)
     by_magnitude = _by_magnitude(tests)
-    groups = pd.DataFrame(
-        {
-            "group": name,
-            "tests": len(group),
-            "lowest loss": np.median([loss_read(test.reading).loss.min() for test in group]),
-        }
-        for name, group in by_magnitude.items()
-    )
     ends = quantiles(found)
     pairs = np.array([overlap(one, other) for one, other in combinations(found, 2)])
     clear = sum(test.reading.chosen.confidence.clear for test in tests)
@@ -154,11 +145,7 @@ def _spread_findings(
             # A single group is what the curves show.
             **({"groups": bands_figure(by_magnitude)} if len(by_magnitude) > 1 else {}),
         },
-        {
-            "Suggested ranges": ends.reset_index(names="end"),
-            "Groups": groups,
-            "Tests": tests_table(tests),
-        },
+        {"Suggested ranges": ends.reset_index(names="end"), "Tests": tests_table(tests)},
     )
 
 

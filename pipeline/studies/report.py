@@ -12,22 +12,10 @@ import pandas as pd
 
 from lrrt_stage import RULES
 from lrrt_stage.plots import drawing
-from pipeline.jobs.jobs import (
-    FailedJob,
-    JobResult,
-    RangeTestJob,
-    RangeTestResult,
-    TrainingResult,
-)
+from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestJob, RangeTestResult, TrainingResult
 from pipeline.studies.study import Findings
 
-__all__ = [
-    "FINDINGS",
-    "study_frame",
-    "tests_frame",
-    "tests_table",
-    "write_findings",
-]
+__all__ = ["FINDINGS", "study_frame", "tests_frame", "tests_table", "write_findings"]
 
 FINDINGS = "findings.json"
 STYLE = """
@@ -92,8 +80,7 @@ def tests_frame(results: Sequence[JobResult]) -> pd.DataFrame:
         row |= {"seed": task.seed, "data_seed": task.data_seed}
         row |= {} if task.setup else {"batch_size": task.batch_size}
         if isinstance(result, RangeTestResult):
-            row |= {**_measured(result), "seconds": result.seconds}
-            row |= {
+            row |= _measured(result) | {
                 f"suggestion.{name}": suggestion.range.max
                 for name, suggestion in result.reading.suggestions.items()
                 if suggestion.range is not None

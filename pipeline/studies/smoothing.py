@@ -9,15 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lrrt_stage import (
-    AVERAGES,
-    RULES,
-    LRCurve,
-    LRRange,
-    NoSuggestion,
-    Smoothing,
-    suggest,
-)
+from lrrt_stage import AVERAGES, RULES, LRCurve, LRRange, NoSuggestion, Smoothing, suggest
 from lrrt_stage.plots import drawing
 from lrrt_stage.rules.registry import smoothed_loss
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES

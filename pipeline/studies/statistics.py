@@ -12,15 +12,7 @@ from scipy import stats
 
 from lrrt_stage import LRRange
 
-__all__ = [
-    "Estimate",
-    "best_covered",
-    "coverage",
-    "order_share",
-    "overlap",
-    "quantiles",
-    "slope",
-]
+__all__ = ["Estimate", "best_covered", "coverage", "order_share", "overlap", "quantiles", "slope"]
 
 RESAMPLES = 2000
 """Bootstrap samples; enough for an interval's ends to be steady to about a percent."""

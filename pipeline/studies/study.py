@@ -16,15 +16,7 @@ from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 from pipeline.training.loop import TrainOptions
 
-__all__ = [
-    "KINDS",
-    "Findings",
-    "Study",
-    "StudyOptions",
-    "by_label",
-    "counted",
-    "suggested",
-]
+__all__ = ["KINDS", "Findings", "Study", "StudyOptions", "by_label", "counted", "suggested"]
 
 
 @dataclass(frozen=True)
@@ -109,8 +101,9 @@ class StudyOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.tests is None or self.kind != "smoothing",
-            f"tests={self.tests} is of no use, kind=smoothing reads a single test: leave it out",
+            self.tests is None or self.kind not in ("smoothing", "validation"),
+            f"tests={self.tests} is of no use, kind={self.kind} has a number of its own: leave it "
+            "out",
         )
 
     def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:

@@ -1,10 +1,9 @@
-"""What the validation loss says during a range test, and what it costs to ask."""
+"""What the validation loss says during a range test."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,7 @@ from lrrt_stage.settings import require
 from pipeline.jobs.jobs import RangeTestJob, RangeTestResult
 from pipeline.studies.curves import drawable, label_losses, plot_published
 from pipeline.studies.report import tests_table
-from pipeline.studies.statistics import coverage
-from pipeline.studies.study import Findings, Study, by_label, counted, suggested
-from pipeline.task.plan import ValidationOptions
+from pipeline.studies.study import Findings, Study
 
 __all__ = ["validation_study"]
 
@@ -27,48 +24,33 @@ __all__ = ["validation_study"]
 def validation_study(study: Study) -> Findings:
     """Training and validation loss, unsmoothed, over the learning rate (article, Fig 8).
 
-    The same test is run without validation, with the sample, and with the full set at every
-    iteration, which is what the sample is compared with; the first two in turn several times, for
-    a ratio of costs that a busy machine does not decide.
+    The same test is run twice, with the sample and with the full set at every iteration, which is
+    what the sample is compared with.
     """
-    rounds = study.tests(3, at_least=1)
-    jobs = [
-        _job(study, f"{validation} {index}", validation)
-        for index in range(1, rounds + 1)
-        for validation in ("none", "sample")
-    ]
-    jobs.append(_job(study, "full set", "full"))
-    tests = drawable(study.measure(jobs))
-    by_kind = by_label(tests, "validation")
-    for name in ("none", "sample", "full"):
+    tests = drawable(study.measure([_job(study, name) for name in ("sample", "full")]))
+    by_name = {test.job.name: test for test in tests}
+    for name in ("sample", "full"):
         require(
-            name in by_kind,
-            f"no test with validation={name} gave a curve: see their runs, and run the study again",
+            name in by_name,
+            f"the test with validation={name} has no curve: see its run, and run the study again",
         )
-    watched, full = by_kind["sample"][0], by_kind["full"][0]
-    seconds = {name: median([test.seconds for test in by_kind[name]]) for name in by_kind}
-    ratio, full_ratio = (seconds[name] / seconds["none"] for name in ("sample", "full"))
+    watched, full = by_name["sample"], by_name["full"]
     turn, full_turn = turning_lr(watched.curve), turning_lr(full.curve)
-    losses = watched.curve.to_frame(watched.reading.smoothing)
-    # Relative, wherever the full set was evaluated beside the sample.
-    errors = ((losses["val_loss"] - losses["full_val_loss"]) / losses["full_val_loss"]).abs()
+    # Relative, at every iteration: what is evaluated does not change the training.
+    sample, every = (test.curve.finite.to_frame()["val_loss"] for test in (watched, full))
+    errors = (sample / every - 1).abs()
     errors = errors[np.isfinite(errors)]
     error, largest = float(errors.median()), float(errors.max())
     above = math.log10(watched.range.max / full_turn) if watched.range else math.nan
-    covered, sentence = coverage(suggested(tests, at_least=0), len(tests))
     sentences = [
         f"The validation loss turns {_place(full_turn)} on the full set, and {_place(turn)} on the "
         "sample.",
-        f"At {counted(len(errors), 'evaluation')} of the full set the sample's loss was off by "
-        f"{error:.1%} in the median and {largest:.1%} at most."
-        if len(errors)
-        else "No evaluation of the full set has a finite loss to compare the sample's with.",
+        f"The sample's loss is off by {error:.1%} in the median of the iterations and "
+        f"{largest:.1%} at most.",
         f"No maximum is suggested: {watched.reading.chosen.reason}."
         if watched.range is None
         else f"The suggested maximum ({watched.reading.rule}) is {watched.range.max:.3g}"
         + ("." if math.isnan(above) else f", {above:+.2f} decades from the turn."),
-        f"A test with the sample takes {ratio:.2f} times as long as without validation, one with "
-        f"the full set at every iteration {full_ratio:.2f} times.",
     ]
     rates = {"validation turns, full set": full_turn, "validation turns, sample": turn}
     for name, suggestion in watched.reading.suggestions.items():
@@ -76,20 +58,16 @@ def validation_study(study: Study) -> Findings:
             rates[f"rule {name}"] = suggestion.range.max
     return Findings(
         "What the validation loss says",
-        "Does the validation loss turn where the training loss does, and what does it cost to "
-        "look?",
+        "Does the validation loss turn where the training loss does?",
         sentences,
-        f"{_advice(full_turn, above)} {sentence}".strip(),
+        _advice(full_turn, above),
         {
-            "validation_cost_ratio": ratio,
-            "full_validation_cost_ratio": full_ratio,
             "turning_lr": turn,
             "full_turning_lr": full_turn,
             "turn_apart_decades": abs(math.log10(turn / full_turn)),
             "sample_error": error,
             "sample_error_max": largest,
             "max_above_turn_decades": above,
-            **covered,
         },
         {"validation": _figure(watched, full)},
         {
@@ -115,10 +93,10 @@ def turning_lr(curve: LRCurve) -> float:
     return math.nan if ends or lowest == 0 else float(curve.lr[lowest])
 
 
-def _job(study: Study, name: str, validation: str) -> RangeTestJob:
-    options = ValidationOptions(validation, study.plan.validation.validation_sample)
+def _job(study: Study, validation: str) -> RangeTestJob:
+    options = replace(study.plan.validation, validation=validation)
     plan = replace(study.plan, validation=options)
-    return replace(study.job(name, {"validation": validation}), plan=plan)
+    return replace(study.job(validation, {"validation": validation}), plan=plan)
 
 
 def _place(turn: float) -> str:
@@ -139,7 +117,6 @@ def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     curve, every = watched.curve.finite, full.curve.finite
     assert every.val_loss is not None
     assert curve.val_loss is not None
-    assert curve.full_val_loss is not None
     figure, (ax,) = drawing.new_figure()
     if watched.range is not None:
         low, high = watched.range.min, watched.range.max
@@ -151,8 +128,6 @@ def _figure(watched: RangeTestResult, full: RangeTestResult) -> Figure:
     ax.plot(every.lr, every.val_loss, color=drawing.BLUE, lw=2, label=label)
     label = "validation loss, sample"
     ax.plot(curve.lr, curve.val_loss, "--", color=drawing.VERMILION, lw=1.5, label=label)
-    label = "full set, at times beside the sample"
-    ax.plot(curve.lr, curve.full_val_loss, "o", color=drawing.BLACK, ms=4, label=label)
     if not math.isnan(turn := turning_lr(full.curve)):
         ax.axvline(turn, color=drawing.GREEN, ls="-.", label=f"validation turns: {turn:.3g}")
     # The validation loss may leave at the top: before batch norm's statistics have settled, say.

@@ -15,12 +15,7 @@ from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
 from pipeline.task.tasks import Task
 
-__all__ = [
-    "PUBLISHED_RANGES",
-    "RECIPES",
-    "RecipeOptions",
-    "published_ranges",
-]
+__all__ = ["PUBLISHED_RANGES", "RECIPES", "RecipeOptions", "published_ranges"]
 
 # Both programs plot the bias-corrected average with this factor, and stop by it.
 BETA = 0.98

@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import matplotlib
-import numpy as np
 import optuna
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -60,10 +59,7 @@ def summary_figure(reading: Reading, trained: LRRange, training: TrainingHistory
 
 
 def search_figures(optuna_study: optuna.Study) -> dict[str, Figure]:
-    """Return Optuna's figures of a study, by file name: history, slice, importance.
-
-    Importance needs two trials that completed with different values.
-    """
+    """Return Optuna's figures of a study, by file name: history and slice."""
     from optuna.visualization import matplotlib as drawn
 
     figures = {}
@@ -72,9 +68,6 @@ def search_figures(optuna_study: optuna.Study) -> dict[str, Figure]:
         warnings.simplefilter("ignore")  # Optuna marks these functions as experimental.
         figures["history.png"] = drawn.plot_optimization_history(optuna_study)
         figures["loss_over_peak_lr.png"] = drawn.plot_slice(optuna_study)
-        values = [trial.value for trial in optuna_study.trials if trial.value is not None]
-        if len({value for value in values if np.isfinite(value)}) > 1:
-            figures["importance.png"] = drawn.plot_param_importances(optuna_study)
     for ax in figures.values():
         pyplot.close(ax.figure)  # drawn by pyplot, which keeps every figure until it is closed
     return {name: ax.figure for name, ax in figures.items()}

@@ -43,8 +43,8 @@ def test_its_best_range_feeds_train(store, lrrt):
 
 
 @pytest.mark.starts_with("refine")
-def test_history_importance_and_slice_are_logged(store, lrrt):
-    names = {"history.png", "importance.png", "loss_over_peak_lr.png", "trials.csv"}
+def test_history_and_slice_are_logged(store, lrrt):
+    names = {"history.png", "loss_over_peak_lr.png", "trials.csv"}
     assert names <= store.artifacts(store.one("refine"))
 
 

@@ -84,7 +84,7 @@ def flat():
 def measured():
     """A function from a job and its curve to the result of the test."""
 
-    def make(job: RangeTestJob, curve: LRCurve, seconds: float = 1.0) -> RangeTestResult:
+    def make(job: RangeTestJob, curve: LRCurve) -> RangeTestResult:
         # An interval that takes no bootstrap: a tenth to either side.
         suggestions = {
             name: Suggestion(found, Confidence(found.max / 1.1, found.max * 1.1, Verdict.CLEAR))
@@ -93,7 +93,7 @@ def measured():
             for name, found in suggest_all(curve, job.plan.smoothing).items()
         }
         rule = job.plan.suggestion.rule
-        return RangeTestResult(job, Reading(curve, suggestions, rule, job.plan.smoothing), seconds)
+        return RangeTestResult(job, Reading(curve, suggestions, rule, job.plan.smoothing))
 
     return make
 

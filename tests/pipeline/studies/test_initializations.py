@@ -80,14 +80,10 @@ def test_the_tests_are_grouped_by_the_order_of_magnitude_of_their_maximum(
             return measured(job, flat)
         return suggesting(job, maxima[seed] / 10, maxima[seed])
 
-    findings = found("initializations", answer, tests=6)
-    table = findings.tables["Groups"].set_index("group")
-    assert list(table.index) == ["Maximum from 1e-3 to 1e-2", "Maximum from 1e-2 to 1e-1"]
-    assert table["tests"].tolist() == [2, 3]
-    assert table["lowest loss"].tolist() == pytest.approx([1, 1])
-    figure = findings.figures["groups"]
-    assert [ax.get_title() for ax in figure.axes] == list(table.index)
-    assert len(figure.axes[1].get_lines()) == 3 + 1
+    figure = found("initializations", answer, tests=6).figures["groups"]
+    titles = ["Maximum from 1e-3 to 1e-2", "Maximum from 1e-2 to 1e-1"]
+    assert [ax.get_title() for ax in figure.axes] == titles
+    assert [len(ax.get_lines()) for ax in figure.axes] == [2 + 1, 3 + 1]
     # At 1e-6: 1, the decades to the turn (ten times the maximum), and 0.4 for the steep part.
     assert lines(figure, 1)["median of 3 tests"][1][0] == pytest.approx(7.2)
 
@@ -96,10 +92,12 @@ def test_the_tests_are_grouped_by_the_order_of_magnitude_of_their_maximum(
 def test_a_power_of_ten_begins_its_own_order(found, suggesting, measured, off):
     def answer(job):
         curve = suggesting(job, 1e-3, 1e-2).curve
-        return measured(job, LRCurve(curve.lr * (1 + off), curve.loss))
+        lower = 0.1 if job.labels["seed"] == 1 else 1
+        return measured(job, LRCurve(curve.lr * lower * (1 + off), curve.loss))
 
-    table = found("initializations", answer, tests=2).tables["Groups"]
-    assert table["group"].tolist() == ["Maximum from 1e-2 to 1e-1"]
+    figure = found("initializations", answer, tests=2).figures["groups"]
+    titles = ["Maximum from 1e-3 to 1e-2", "Maximum from 1e-2 to 1e-1"]
+    assert [ax.get_title() for ax in figure.axes] == titles
 
 
 def test_the_loss_that_the_rule_reads_is_drawn(found, measured, valley):
