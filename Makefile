@@ -8,9 +8,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # Python compiles what it imports, once. Most of what is installed is never imported.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Two processes side by side, with one thread each. A file is run by one of them, so that what its
-# tests share is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet
+# Three processes side by side, with one thread each: on two cores, one of them often waits for a
+# server or a child. A file is run by one of them, so that what its tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --quiet
 
 # All install into one environment.
 .NOTPARALLEL:

@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.forked_python import programs
@@ -56,12 +56,10 @@ def serving(command: Sequence[str | Path], path: str, folder: Path) -> Iterator[
                 time.sleep(0.3)
         yield address
     finally:
-        for _ in range(6):
-            os.killpg(process.pid, signal.SIGINT)
-            # Asked again, since the server of Python's library drops a signal while it answers.
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-                break
-        else:
+        # Asked as by Ctrl-C. Whether a server of others then ends is not for these tests to say.
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError(f"{command[0]} does not end: {log.read_text()}")
+            process.wait()
