@@ -184,11 +184,10 @@ def require_batches(name: str, value: Any) -> None:
 
 
 def require_scalar(loss: Any) -> Tensor:
-    """Return the loss; raise LRRTError unless it is a tensor of one number."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+    """Return the loss; raise LRRTError unless it is a tensor of one real number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
         raise LRRTError(
-            f"the loss {shape or f'is {describe(loss)}'}: return a tensor of one number, e.g. with "
+            f"the loss is {describe(loss)}: return a tensor of one real number, e.g. with "
             f"reduction='mean', or pass {BATCH_LOSS}"
         )
     return loss

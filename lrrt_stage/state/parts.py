@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from operator import is_
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,8 @@ PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse")
 """Packages of the standard library whose objects hold values; others, such as ``threading``, are
 left alone."""
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
-OPAQUE = (type, ModuleType, FunctionType, MethodType, _BaseDataLoaderIter)
+CALLED = (FunctionType, MethodType, partial)
+OPAQUE = (type, ModuleType, MethodType, _BaseDataLoaderIter)
 
 
 def parts_of(
@@ -54,13 +55,15 @@ def parts_of(
 ) -> list[Any]:
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
-    They reach eleven steps, where all the modules in a module are one step away. Functions and
-    containers of more than ``longest`` entries are not searched, nor are objects of the types
-    ``leave``, which are left out.
+    They reach eleven steps, where all the modules in a module are one step away. Of a function that
+    an object holds, such as a hook, they are the variables that it has from around it. Functions
+    among the ``roots`` and containers of more than ``longest`` entries are not searched, nor are
+    objects of the types ``leave``, which are left out.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
     seen: dict[int, Any] = {}
     level = list(roots)
+    functions = {id(root) for root in level if isinstance(root, CALLED)}
     for _ in range(MAX_DEPTH + 1):
         new: list[Any] = []
         for part in level:
@@ -70,7 +73,7 @@ def parts_of(
             found = {id(each): each for each in whole if id(each) not in seen}
             seen |= found
             new += found.values()
-        level = [entry for part in new for entry in _entries(part, longest)]
+        level = [e for part in new if id(part) not in functions for e in _entries(part, longest)]
     return list(seen.values())
 
 
@@ -104,6 +107,8 @@ def preserved_parts(
                 stack.callback(finish, part, _saved_generator(part))
             elif kind in CONTAINERS:
                 stack.callback(finish, part, partial(_refill, part, kind, _content(part, kind)))
+            elif kind is CellType:
+                stack.callback(finish, part, partial(_refill_variable, part, _variable(part)))
             if kind is not None and type(part) not in CONTAINERS:
                 # The modes of modules are restored by whoever changes them.
                 own = {*skip, "training"} if isinstance(part, nn.Module) else skip
@@ -139,12 +144,29 @@ def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
 
 def _entries(part: Any, longest: int = MAX_ENTRIES) -> list[Any]:
     kind = _kind(part)
+    if isinstance(part, CALLED):
+        return _known_to_function(part)
     entries = list(_names(part).values())
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += dict.values(part) if isinstance(part, dict) else part
+    elif kind is Tensor:
+        hooks = (part._backward_hooks, getattr(part, "_post_accumulate_grad_hooks", None))
+        entries += [each for each in hooks if each is not None]
     elif kind is None and isinstance(part, nn.Module):
         entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
     return entries
+
+
+def _known_to_function(function: Any) -> list[Any]:
+    """Return what a function was made with, and its attributes; no variables of its module."""
+    if isinstance(function, partial):
+        return [function.func, *function.args, *function.keywords.values()]
+    if isinstance(function, MethodType):
+        return [function.__self__, function.__func__]
+    cells = function.__closure__ or ()
+    known = [*cells, *(each for cell in cells for each in _variable(cell))]
+    known += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*known, *vars(function).values()]
 
 
 def _kind(part: Any) -> type | None:
@@ -154,7 +176,7 @@ def _kind(part: Any) -> type | None:
 
 @lru_cache(maxsize=1024)
 def _known_type(kind: type) -> type | None:
-    known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS)
+    known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS, CellType)
     if base := next((base for base in known if issubclass(kind, base)), None):
         return base
     package = str(kind.__module__).partition(".")[0]
@@ -262,6 +284,25 @@ def _refill(container: Any, kind: Any, content: list[Any]) -> bool:
             kind.__setitem__(container, key, value)
     else:
         (kind.update if kind is set else kind.extend)(container, content)
+    return True
+
+
+def _variable(cell: CellType) -> list[Any]:
+    """Return the value of a function's variable, in a list; none where it has none yet."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
+
+
+def _refill_variable(cell: CellType, content: list[Any]) -> bool:
+    present = _variable(cell)
+    if len(present) == len(content) and all(map(is_, present, content)):
+        return False
+    if content:
+        cell.cell_contents = content[0]
+    else:
+        del cell.cell_contents
     return True
 
 

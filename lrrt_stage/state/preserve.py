@@ -53,10 +53,11 @@ def preserved(
 
     Of ``model``, ``others`` (such as losses), the optimizer, and all that they hold: tensors
     (values, device, layout, gradients, ``requires_grad``), modes, attributes, containers, random
-    generators. So an optimizer inside the optimizer, and the helper objects of a model, are
-    restored too. Loaders, what a function knows, and objects of a process, such as a logger, are
-    left alone; see :func:`lrrt_stage.state.parts.parts_of`. Of the batches: what
-    :func:`preserved_sources` restores.
+    generators. So an optimizer inside the optimizer, the helper objects of a model, and what their
+    hooks have from around them, are restored too. Loaders, what a loss that is a function knows,
+    variables of classes and modules, and objects of a process, such as a logger, are left alone;
+    see :func:`lrrt_stage.state.parts.parts_of`. Of the batches: what :func:`preserved_sources`
+    restores.
 
     Inside the block, the tensors of the optimizer are on ``device``, and a ``DataLoader`` starts
     worker processes of its own. Persistent ones that already run are set aside, with their random
@@ -101,7 +102,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     These are the global random states of Python, NumPy and torch; the random generators among the
     parts of ``batches``; and the attributes of its loaders and samplers, such as a count of
     epochs. Parts are attributes and entries up to eleven steps away: the loader in a wrapper, its
-    samplers, datasets and transforms. The closure of a function is not searched.
+    samplers, datasets and transforms, and the variables that a collate function has from around it.
     """
     found = (DataLoader, Sampler, *GENERATORS)
     owners: list[Any] = [part for part in _loader_parts(batches) if isinstance(part, found)]

@@ -32,7 +32,8 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0, 2 for input that cannot be used, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # As a warning it would print the traceback of an error that ends a trial.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     try:
         code = commands.main(arguments, standalone_mode=False)

@@ -93,8 +93,8 @@ def main_stage(
         # What the later steps need is checked before the first one runs.
         if options.refine:
             direction_of(prepared, refine_options.metric)
-        if options.register is not None:
-            require_deployable(prepared.setup())
+        prepared.check_validation()
+        require_deployable(prepared, options.register)
         lrrt_id = step(
             "lrrt",
             lrrt_fingerprint(prepared, plan, consensus),

@@ -72,8 +72,7 @@ def train_stage(
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
             mlflow.set_tag(tags.STEPS["refine"], refine_run_id)
-        if run_options.register is not None:
-            require_deployable(prepared.setup())
+        require_deployable(prepared, run_options.register)
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
         mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
         log_options(prepared.task, narrowing, options, rule=handoff.rule)

@@ -14,9 +14,11 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
+from lrrt_stage.errors import describe
 from lrrt_stage.settings import require
 from mlflow_project.tracking import console, tags
-from pipeline import Setup
+from pipeline import PreparedTask, Setup
+from pipeline.task.prepared import errors_of
 
 __all__ = ["log_model", "require_deployable"]
 
@@ -69,10 +71,15 @@ def log_model(
         mlflow.set_tag(tags.MODEL, f"models:/{register}/{number}")
 
 
-def require_deployable(setup: Setup) -> None:
-    """Raise LRRTError if the model of a setup on the CPU could not be logged."""
+def require_deployable(prepared: PreparedTask, register: str | None) -> None:
+    """Raise LRRTError if the model of a task could not be logged, or not be registered."""
+    if register is None and prepared.task.setup is None:
+        return
+    setup = prepared.setup()
+    with errors_of(prepared.task):
+        output = _deployed(setup, setup.model)[2]
     require(
-        isinstance(_deployed(setup, setup.model)[2], Tensor),
+        register is None or isinstance(output, Tensor),
         "the model cannot be registered, since its input or output is not one tensor: give "
         "Setup(deployed=…), or leave register out",
     )
@@ -82,7 +89,14 @@ def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None,
     """Return what is logged of a model on the CPU, an example of its inputs, and its output."""
     example = None
     if setup.deployed is not None:
-        model, example = setup.deployed(model)
+        made: Any = setup.deployed(model)
+        fits = isinstance(made, (tuple, list)) and list(map(type, made[1:])) == [Tensor]
+        require(
+            fits and isinstance(made[0], nn.Module),
+            f"deployed returned {describe(made)}: return a module, and a tensor that is an example "
+            "of its inputs",
+        )
+        model, example = made
     elif setup.loss_fn is not None:
         batch = next(iter(setup.val_batches or setup.train_batches))
         if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):

@@ -152,13 +152,18 @@ class PreparedTask:
         """Return a batch on the device, in the layout of the task."""
         return to_device(batch, self.device, self.task.memory_format)
 
-    def check_validation(self, start: Setup) -> None:
-        """Evaluate ``start`` once, so that errors in the validation are raised before a training.
+    def check_validation(self, start: Setup | None = None) -> None:
+        """Evaluate a setup once, so that errors in the validation are raised before a training.
 
         This takes a fraction of an epoch, once per prepared task, and saves a training that would
-        fail at the end of its first epoch.
+        fail at the end of its first epoch. Without ``start``, a new setup is made for it.
         """
-        if not self._validated and start.val_batches is not None:
+        if self._validated:
+            return
+        if start is None:
+            start = self.setup()
+            start.to(self.device, self.task.memory_format)
+        if start.val_batches is not None:
             with seeded(self.task.data_seed), preserved_sources(start.val_batches):
                 self.evaluate(start)
         self._validated = True
@@ -166,7 +171,9 @@ class PreparedTask:
     def _held_out(self, setup: Setup, size: int, asked: int | None) -> Any:
         """Return a batch of held-out examples, where there are validation batches."""
         if setup.probe is not None:
-            return setup.probe(size)
+            held_out = setup.probe(size)
+            require(held_out is not None, f"the probe function returned None for {size} examples")
+            return held_out
         assert setup.val_batches is not None
         require(
             asked is None,

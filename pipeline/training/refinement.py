@@ -91,6 +91,7 @@ def refine(
         holds an Optuna study of this name with a different fingerprint.
     """
     direction = direction_of(prepared, options.metric)
+    prepared.check_validation()
     worst = -inf if direction == "max" else inf
 
     def value_of(training: Training) -> float:

@@ -184,7 +184,7 @@ def test_a_probe_that_cannot_be_used_is_named(start, probe, words):
 
 def test_a_loss_that_is_no_number_is_named_as_without_a_probe(start):
     model, optimizer, loader, probe = start
-    with pytest.raises(LRRTError, match=r"the probe: the loss has shape \(8, 1\)"):
+    with pytest.raises(LRRTError, match=r"the probe: the loss is Tensor of torch.float32 \[8, 1\]"):
         range_test(
             model, optimizer, nn.MSELoss(reduction="none"), loader, iterations=40, probe=probe
         )

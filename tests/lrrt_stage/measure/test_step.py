@@ -74,6 +74,14 @@ SHAPES = {
 }  # fmt: skip
 
 
+def test_a_loss_that_is_complex_is_refused():
+    model = nn.Linear(2, 1, dtype=torch.complex64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batches = [torch.ones(3, 2, dtype=torch.complex64)]
+    with pytest.raises(LRRTError, match="the loss is Tensor of torch.complex64.*one real number"):
+        range_test(model, optimizer, None, batches, batch_loss=lambda batch: model(batch).sum())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_batches_of_every_shape_give_the_same_loss(shape):
     make, loss_fn, batch = SHAPES[shape]

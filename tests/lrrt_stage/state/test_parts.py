@@ -5,6 +5,7 @@ import itertools
 import queue
 from collections import Counter, deque
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -168,7 +169,51 @@ class MovingAverage(torch.optim.Optimizer):
             parameter.data.lerp_(average, 0.1)
 
 
+def hooks_of(kept):
+    """Hooks that know their numbers in every way in which a function can."""
+    count, recent = 0, [1.0]
+
+    def closure(*_):
+        nonlocal count
+        count += 1
+        closure.calls += 1
+        recent.append(recent[-1] * 1.01)
+        return 1 + count + closure.calls + recent[-1]
+
+    closure.calls = 0
+
+    class Owner:
+        def method(self, *_):
+            return kept[0].use()
+
+    return closure, Owner().method, partial(lambda own, *_: own.use(), kept[1])
+
+
+def hooked(params):
+    """SGD whose gradients are divided by numbers that hooks, of it and of a weight, know."""
+    params = list(params)
+    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    of_step = hooks_of([Recent(), Nested()])
+    of_weight, of_bias = hooks_of([Arrays(), WithSlots()]), hooks_of([Draws(), MadeLate()])
+
+    def divide(hook, *_):
+        for parameter in params:
+            parameter.grad /= hook()
+
+    def shrink(hook, parameter):
+        parameter.grad /= hook()
+
+    for hook in of_step:
+        optimizer.register_step_pre_hook(partial(divide, hook))
+    for hook in of_weight:
+        params[0].register_hook(lambda gradient, hook=hook: gradient / hook())
+    for hook in of_bias:
+        params[1].register_post_accumulate_grad_hook(partial(shrink, hook))
+    return optimizer
+
+
 OPTIMIZERS = {
+    "hooks": hooked,
     **{kind.__name__: lambda params, kind=kind: Scaled(params, kind()) for kind in KINDS},
     "Lookahead": lambda params: Lookahead(torch.optim.AdamW(params, lr=0.01)),
     "MovingAverage": lambda params: MovingAverage(torch.optim.SGD(params, lr=0.1, momentum=0.9)),
@@ -265,7 +310,17 @@ class Recurrent(nn.Module):
         return self.out(self.norm(y[0]) + self.rnn.queue.mean(0) + words) + self.first
 
 
+def with_hooks():
+    """A model whose outputs are divided by numbers that its hooks know."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    for layer, kept in zip(model, ([Recent(), Copy()], [DrawsAlone(), WithSlots()]), strict=True):
+        for hook in hooks_of(kept):
+            layer.register_forward_hook(lambda _, __, output, hook=hook: output / hook())
+    return model
+
+
 MODELS = {
+    "hooks": with_hooks,
     **{kind.__name__: lambda kind=kind: Carrying(kind()) for kind in KINDS},
     "Recurrent": Recurrent,
 }

@@ -7,6 +7,7 @@ import json
 import pytest
 
 SOURCE = """
+import itertools
 from pathlib import Path
 
 import torch
@@ -55,6 +56,31 @@ def no_direction():
 
 def not_a_setup(**arguments):
     return nn.Linear(2, 2)
+
+
+def several_numbers():
+    return setup(metrics={"mae": (lambda output, target: output, "min")})
+
+
+def deployed_alone():
+    return setup(deployed=lambda model: model)
+
+
+def deployed_damaged():
+    return setup(deployed=lambda model: 1 / 0)
+
+
+CALLS = itertools.count(1)
+
+
+def second_call(output, target):
+    if next(CALLS) == 2:
+        raise OSError("the file is gone")
+    return mae(output, target)
+
+
+def fails_in_a_trial():
+    return setup(metrics={"mae": (second_call, "min")})
 """
 SETUP = ("--setup", "mine_for_tests:setup", "--device", "cpu")
 
@@ -173,6 +199,29 @@ def test_a_setup_that_cannot_be_used_is_one_line_and_a_failed_run(store, options
     for run in store.runs():
         assert run.info.status == "FAILED"
         assert run.data.tags["lrrt.error"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("several_numbers", ["metric 'mae'", "return one number"]),
+        ("deployed_alone", ["deployed returned Sequential", "example"]),
+        ("deployed_damaged", ["ZeroDivisionError", "mine_for_tests.py"]),
+    ],
+)
+def test_what_a_later_step_needs_is_checked_before_the_first(store, factory, words):
+    setup = f"mine_for_tests:{factory}"
+    store.run("main", "--setup", setup, "--device", "cpu", code=2).names(setup, *words)
+    (run,) = store.runs()
+    assert run.info.status == "FAILED"
+
+
+def test_an_error_in_a_trial_is_one_line(store):
+    command = ("main", "--setup", "mine_for_tests:fails_in_a_trial", "--device", "cpu")
+    failed = store.run(*command, "--iterations", 60, code=2)
+    failed.names("the file is gone")
+    assert "Traceback" not in failed.err
+    assert {run.info.status for run in store.runs("trial")} == {"FAILED"}
 
 
 def test_options_of_the_built_in_setup_are_refused_before_a_run(store):
