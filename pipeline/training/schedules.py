@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, LRScheduler
 from lrrt_stage import LRRange
 from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.step import lr_ratios
-from lrrt_stage.settings import require
+from lrrt_stage.settings import require, require_kind
 from pipeline.data.factories import call
 
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
@@ -59,6 +59,8 @@ def build_schedule(
         f"schedule_args {arguments} sets learning rates, which are those of the range: leave out "
         f"{' and '.join(sorted(OF_THE_RANGE))}",
     )
+    usable = hasattr(optimizer, "param_groups")
+    require_kind(usable, "the optimizer", optimizer, "pass an instance of an Optimizer")
     ratios = lr_ratios(optimizer)
     low, high = ([lr * ratio for ratio in ratios] for lr in (lr_range.min, lr_range.max))
     for group, peak in zip(optimizer.param_groups, high, strict=True):
