@@ -51,19 +51,22 @@ OPAQUE = (type, ModuleType, MethodType, _BaseDataLoaderIter)
 
 
 def parts_of(
-    roots: Iterable[Any], leave: tuple[type, ...] = SOURCES, longest: int = MAX_ENTRIES
+    roots: Iterable[Any],
+    leave: tuple[type, ...] = SOURCES,
+    longest: int = MAX_ENTRIES,
+    functions: bool = False,
 ) -> list[Any]:
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
-    They reach eleven steps, where all the modules in a module are one step away. Of a function that
-    an object holds, such as a hook, they are the variables that it has from around it. Functions
-    among the ``roots`` and containers of more than ``longest`` entries are not searched, nor are
-    objects of the types ``leave``, which are left out.
+    They reach eleven steps, where all the modules in a module are one step away. With
+    ``functions``, what a function knows is among them if an object holds it, as it does a hook;
+    functions among the ``roots`` are not searched. Nor are containers of more than ``longest``
+    entries, and objects of the types ``leave``, which are left out.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
     seen: dict[int, Any] = {}
     level = list(roots)
-    functions = {id(root) for root in level if isinstance(root, CALLED)}
+    closed = {id(root) for root in level if isinstance(root, CALLED)}
     for _ in range(MAX_DEPTH + 1):
         new: list[Any] = []
         for part in level:
@@ -73,7 +76,10 @@ def parts_of(
             found = {id(each): each for each in whole if id(each) not in seen}
             seen |= found
             new += found.values()
-        level = [e for part in new if id(part) not in functions for e in _entries(part, longest)]
+        level = [entry for part in new for entry in _entries(part, longest)]
+        if functions:
+            called = (part for part in new if isinstance(part, CALLED) and id(part) not in closed)
+            level += [known for part in called for known in _known_to(part)]
     return list(seen.values())
 
 
@@ -144,11 +150,11 @@ def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
 
 def _entries(part: Any, longest: int = MAX_ENTRIES) -> list[Any]:
     kind = _kind(part)
-    if isinstance(part, CALLED):
-        return _known_to_function(part)
     entries = list(_names(part).values())
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += dict.values(part) if isinstance(part, dict) else part
+    elif kind is CellType:
+        entries += _variable(part)
     elif kind is Tensor:
         hooks = (part._backward_hooks, getattr(part, "_post_accumulate_grad_hooks", None))
         entries += [each for each in hooks if each is not None]
@@ -157,16 +163,14 @@ def _entries(part: Any, longest: int = MAX_ENTRIES) -> list[Any]:
     return entries
 
 
-def _known_to_function(function: Any) -> list[Any]:
-    """Return what a function was made with, and its attributes; no variables of its module."""
+def _known_to(function: Any) -> list[Any]:
+    """Return what a function was made with: variables around it, defaults, arguments, ``self``."""
     if isinstance(function, partial):
         return [function.func, *function.args, *function.keywords.values()]
     if isinstance(function, MethodType):
         return [function.__self__, function.__func__]
-    cells = function.__closure__ or ()
-    known = [*cells, *(each for cell in cells for each in _variable(cell))]
-    known += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    return [*known, *vars(function).values()]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*(function.__closure__ or ()), *defaults]
 
 
 def _kind(part: Any) -> type | None:

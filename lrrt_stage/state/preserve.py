@@ -54,9 +54,10 @@ def preserved(
     Of ``model``, ``others`` (such as losses), the optimizer, and all that they hold: tensors
     (values, device, layout, gradients, ``requires_grad``), modes, attributes, containers, random
     generators. So an optimizer inside the optimizer, the helper objects of a model, and what their
-    hooks have from around them, are restored too. Loaders, what a loss that is a function knows,
-    variables of classes and modules, and objects of a process, such as a logger, are left alone;
-    see :func:`lrrt_stage.state.parts.parts_of`. Of the batches: what :func:`preserved_sources`
+    hooks know, such as an average of the weights or a list of activations, are restored too.
+    Loaders, what a loss that is a function knows, variables of classes and of Python modules, and
+    objects of a process, such as a logger, are left alone; see
+    :func:`lrrt_stage.state.parts.parts_of`. Of the batches: what :func:`preserved_sources`
     restores.
 
     Inside the block, the tensors of the optimizer are on ``device``, and a ``DataLoader`` starts
@@ -68,8 +69,10 @@ def preserved(
     LRRTError
         If an iterator is among the parts of the model, of ``others``, or of the optimizer.
     """
-    parts = parts_of([model, *others, optimizer])
-    for part in parts:
+    roots = [model, *others, optimizer]
+    parts = parts_of(roots, functions=True)
+    # Not those of an object that has only a hook in the model: they are left alone.
+    for part in parts_of(roots):
         iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
         # A generator that has ended does not change any more.
         require(
@@ -102,7 +105,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     These are the global random states of Python, NumPy and torch; the random generators among the
     parts of ``batches``; and the attributes of its loaders and samplers, such as a count of
     epochs. Parts are attributes and entries up to eleven steps away: the loader in a wrapper, its
-    samplers, datasets and transforms, and the variables that a collate function has from around it.
+    samplers, datasets and transforms. The closure of a function is not searched.
     """
     found = (DataLoader, Sampler, *GENERATORS)
     owners: list[Any] = [part for part in _loader_parts(batches) if isinstance(part, found)]
@@ -161,7 +164,7 @@ class Evaluation:
         self.count += 1
         changed: list[Any] | None = None
         if self.count <= self.FIRST:
-            restored, changed = parts_of(self.networks), []
+            restored, changed = parts_of(self.networks, functions=True), []
             self.modules = [part for part in restored if isinstance(part, nn.Module)]
         else:
             restored = entries_of(self.changing.values())

@@ -76,6 +76,9 @@ def main_stage(
         same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True) if reuse else []
         if same:
             console.note(f"{name}: reusing run {same[0].info.run_id}")
+        else:
+            # Before the first step, so that none is lost by what a later one finds.
+            prepared.check_validation()
         try:
             run_id = same[0].info.run_id if same else run_it()
         except KeyboardInterrupt as interrupt:
@@ -93,7 +96,6 @@ def main_stage(
         # What the later steps need is checked before the first one runs.
         if options.refine:
             direction_of(prepared, refine_options.metric)
-        prepared.check_validation()
         require_deployable(prepared, options.register)
         lrrt_id = step(
             "lrrt",

@@ -72,7 +72,7 @@ def log_model(
 
 
 def require_deployable(prepared: PreparedTask, register: str | None) -> None:
-    """Raise LRRTError if the model of a task could not be logged, or not be registered."""
+    """Raise LRRTError if ``deployed`` of a setup fails, or the model could not be registered."""
     if register is None and prepared.task.setup is None:
         return
     setup = prepared.setup()
@@ -90,9 +90,9 @@ def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None,
     example = None
     if setup.deployed is not None:
         made: Any = setup.deployed(model)
-        fits = isinstance(made, (tuple, list)) and list(map(type, made[1:])) == [Tensor]
+        pair = isinstance(made, (tuple, list)) and len(made) == 2
         require(
-            fits and isinstance(made[0], nn.Module),
+            pair and isinstance(made[0], nn.Module) and isinstance(made[1], Tensor),
             f"deployed returned {describe(made)}: return a module, and a tensor that is an example "
             "of its inputs",
         )

@@ -84,7 +84,10 @@ class StudyOptions(Options):
 
     kind: str = setting("initializations", "What is studied.", choices=KINDS)
     tests: int | None = setting(
-        None, "Range tests, or tests per setting; none: the number that suits the kind.", minimum=1
+        None,
+        "Range tests, or tests per setting, except of smoothing and validation; none: the number "
+        "that suits the kind.",
+        minimum=1,
     )
     batch_sizes: str = setting("16,32,64,128,256", "Batch sizes of kind batch-size.")
     betas: str = setting("0.9,0.95,0.98,0.99", "Smoothing factors of kind smoothing.")

@@ -46,7 +46,9 @@ def validation_study(study: Study) -> Findings:
         f"The validation loss turns {_place(full_turn)} on the full set, and {_place(turn)} on the "
         "sample.",
         f"The sample's loss is off by {error:.1%} in the median of the iterations and "
-        f"{largest:.1%} at most.",
+        f"{largest:.1%} at most."
+        if len(errors)
+        else "At no iteration are the losses of the sample and of the full set both finite.",
         f"No maximum is suggested: {watched.reading.chosen.reason}."
         if watched.range is None
         else f"The suggested maximum ({watched.reading.rule}) is {watched.range.max:.3g}"

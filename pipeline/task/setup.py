@@ -60,7 +60,8 @@ class Setup:
     data_digest
         Identifies the content of the data; None: a digest of the first batches.
     deployed
-        Function from the trained model to what is logged; None: the model, if it takes one tensor.
+        Function from the trained model to what is logged, which is also tried on a new model before
+        the training; None: the model, if it takes one tensor.
     """
 
     model: nn.Module

@@ -169,51 +169,74 @@ class MovingAverage(torch.optim.Optimizer):
             parameter.data.lerp_(average, 0.1)
 
 
-def hooks_of(kept):
-    """Hooks that know their numbers in every way in which a function can."""
-    count, recent = 0, [1.0]
+def hooks_of(make):
+    """Hooks that know objects which ``make`` makes, one in every way in which a function can."""
+    count, kept = 0, make()
 
     def closure(*_):
-        nonlocal count
+        nonlocal count, late
+        try:
+            late += 1
+        except NameError:
+            late = 1
         count += 1
         closure.calls += 1
-        recent.append(recent[-1] * 1.01)
-        return 1 + count + closure.calls + recent[-1]
+        return kept.use() + count + late + closure.calls
 
     closure.calls = 0
+    if count:
+        late = 0  # a variable without a value until the first call
+
+    def default(*_, own=make()):  # noqa: B008
+        return own.use()
 
     class Owner:
+        def __init__(self):
+            self.own = make()
+
         def method(self, *_):
-            return kept[0].use()
+            return self.own.use()
 
-    return closure, Owner().method, partial(lambda own, *_: own.use(), kept[1])
+    def argument(own, *_, other):
+        return own.use() + other.use()
+
+    return {
+        "closure": closure,
+        "default": lambda *_, hook=default: hook(),
+        "default by name": default,
+        "method": Owner().method,
+        "argument": partial(argument, make(), other=MadeLate()),
+        "argument by name": partial(argument, MadeLate(), other=make()),
+    }
 
 
-def hooked(params):
-    """SGD whose gradients are divided by numbers that hooks, of it and of a weight, know."""
-    params = list(params)
-    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
-    of_step = hooks_of([Recent(), Nested()])
-    of_weight, of_bias = hooks_of([Arrays(), WithSlots()]), hooks_of([Draws(), MadeLate()])
+HOOKS = list(hooks_of(WithSlots))
 
-    def divide(hook, *_):
-        for parameter in params:
+
+def hooked(params, name, kind):
+    """SGD whose gradients are divided by numbers that hooks of it and of its weights know."""
+    weight, bias = params
+    optimizer = torch.optim.SGD([weight, bias], lr=0.1, momentum=0.9)
+    of_step, of_weight, of_bias = (hooks_of(kind)[name] for _ in range(3))
+
+    def before_step(*_, hook=of_step):
+        for parameter in (weight, bias):
             parameter.grad /= hook()
 
-    def shrink(hook, parameter):
+    def after_gradient(parameter, hook=of_bias):
         parameter.grad /= hook()
 
-    for hook in of_step:
-        optimizer.register_step_pre_hook(partial(divide, hook))
-    for hook in of_weight:
-        params[0].register_hook(lambda gradient, hook=hook: gradient / hook())
-    for hook in of_bias:
-        params[1].register_post_accumulate_grad_hook(partial(shrink, hook))
+    optimizer.register_step_pre_hook(before_step)
+    weight.register_hook(lambda gradient, hook=of_weight: gradient / hook())
+    bias.register_post_accumulate_grad_hook(after_gradient)
     return optimizer
 
 
 OPTIMIZERS = {
-    "hooks": hooked,
+    **{
+        f"hooks: {name}": partial(hooked, name=name, kind=kind)
+        for name, kind in zip(HOOKS, KINDS, strict=False)
+    },
     **{kind.__name__: lambda params, kind=kind: Scaled(params, kind()) for kind in KINDS},
     "Lookahead": lambda params: Lookahead(torch.optim.AdamW(params, lr=0.01)),
     "MovingAverage": lambda params: MovingAverage(torch.optim.SGD(params, lr=0.1, momentum=0.9)),
@@ -268,6 +291,28 @@ def test_an_iterator_that_cannot_be_restored_is_refused_before_anything_runs(ite
     assert "\n" not in str(error.value)
 
 
+def test_an_iterator_that_only_a_hook_knows_is_no_obstacle():
+    class Trainer:
+        def __init__(self):
+            self.steps = itertools.count()
+
+        def hook(self, *_):
+            next(self.steps)
+
+    model = nn.Linear(4, 3)
+    model.register_forward_hook(Trainer().hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert len(range_test(model, optimizer, nn.CrossEntropyLoss(), DATA, lr_end=1e-3)) == 100
+
+
+def test_what_a_hook_knows_is_no_part_that_is_moved():
+    model, norms = nn.Linear(4, 3), torch.zeros(3)
+    optimizer = torch.optim.Adam(model.parameters())
+    model.bias.register_hook(lambda gradient: norms.add_(gradient))
+    found = [[id(part) for part in parts_of([optimizer], functions=f)] for f in (False, True)]
+    assert [id(norms) in each for each in found] == [False, True]
+
+
 def test_an_iterator_that_has_ended_is_no_obstacle():
     model = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -310,17 +355,20 @@ class Recurrent(nn.Module):
         return self.out(self.norm(y[0]) + self.rnn.queue.mean(0) + words) + self.first
 
 
-def with_hooks():
+def with_hooks(name, kind):
     """A model whose outputs are divided by numbers that its hooks know."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-    for layer, kept in zip(model, ([Recent(), Copy()], [DrawsAlone(), WithSlots()]), strict=True):
-        for hook in hooks_of(kept):
-            layer.register_forward_hook(lambda _, __, output, hook=hook: output / hook())
+    for layer in model:
+        hook = hooks_of(kind)[name]
+        layer.register_forward_hook(lambda _, __, output, hook=hook: output / hook())
     return model
 
 
 MODELS = {
-    "hooks": with_hooks,
+    **{
+        f"hooks: {name}": partial(with_hooks, name, kind)
+        for name, kind in zip(HOOKS, reversed(KINDS), strict=False)
+    },
     **{kind.__name__: lambda kind=kind: Carrying(kind()) for kind in KINDS},
     "Recurrent": Recurrent,
 }

@@ -1,6 +1,5 @@
 import random
 from collections import deque
-from functools import partial
 
 import numpy as np
 import pytest
@@ -426,10 +425,6 @@ class Wrapper:
         return iter(self.loader)
 
 
-def collate_with(draw, chosen):
-    return torch.full((len(chosen), 4), float(draw(0))), torch.tensor(chosen) % 2
-
-
 MAKERS = {
     "torch": lambda: torch.Generator().manual_seed(0),
     "numpy": lambda: np.random.default_rng(0),
@@ -439,12 +434,6 @@ MAKERS = {
 PLACES = {
     "dataset": lambda draw: DataLoader(Noisy(draw), 4),
     "chain of transforms": lambda draw: DataLoader(Noisy(Chain(len_of, draw)), 4),
-    "collate function": lambda draw: DataLoader(
-        range(12), 4, collate_fn=lambda chosen: collate_with(draw, chosen)
-    ),
-    "arguments of a collate function": lambda draw: DataLoader(
-        range(12), 4, collate_fn=partial(collate_with, draw)
-    ),
     "subset": lambda draw: DataLoader(Subset(Noisy(draw), range(12)), 4),
     "part of a concatenation": lambda draw: DataLoader(
         ConcatDataset([Noisy(draw), Noisy(draw)]), 4
