@@ -135,7 +135,8 @@ def validation_losses(
     """Return functions from an iteration to a scalar on the device, by their names in a curve.
 
     They are the mean loss over the ``sample``, which is on the device, and over the full set if
-    there is one; this is NaN where it is not evaluated.
+    there is one; this is NaN where it is not evaluated. The model gets copies of the sample, which
+    it may change in place.
     """
 
     evaluating = Evaluation([model, *losses])
@@ -155,14 +156,14 @@ def validation_losses(
 
     full = validation.full
     if full is None:
-        return {"val_loss": lambda _: mean_loss(sample)}
+        return {"val_loss": lambda _: mean_loss(map(_copied, sample))}
     count = min(validation.full_evaluations, iterations)
     # In the middle of equal parts: nothing is learned at the start, and the loss has exploded at
     # the end.
     full_at = {int((part + 0.5) * iterations / count) for part in range(count)}
     not_evaluated = torch.full((), torch.nan, device=next(model.parameters()).device)
     return {
-        "val_loss": lambda _: mean_loss(sample),
+        "val_loss": lambda _: mean_loss(map(_copied, sample)),
         "full_val_loss": lambda i: mean_loss(full) if i in full_at else not_evaluated,
     }
 

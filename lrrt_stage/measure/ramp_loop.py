@@ -36,6 +36,9 @@ from lrrt_stage.state.preserve import preserved, set_training
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
 
+ARGUMENTS = {"options", "step", "smoothing", "batch_loss", "probe", "validation", "modules"}
+"""Arguments of :func:`range_test` beside the fields of its options."""
+
 __all__ = ["RangeTestInterrupted", "range_test", "require_trainable", "with_changes"]
 
 
@@ -135,7 +138,7 @@ def range_test(
         fits = value is None or isinstance(value, kind)
         require_kind(fits, name, value, f"pass {kind.__name__}(…)")
     options, step = with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
-    modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+    modules = [modules] if isinstance(modules, nn.Module) else list(modules or ())
     eval_loss = None if validation is None else validation.batch_loss
     losses = [loss for loss in (loss_fn, batch_loss, eval_loss) if loss is not None]
     others = [*losses, *modules]
@@ -162,7 +165,8 @@ def range_test(
                 probe = take_step.on_device(probe)
             evaluations["probe_loss"] = Probe(model, probe, loss_of, others)
         if validation is not None:
-            sample = [take_step.on_device(batch) for batch in validation.sample]
+            with torch.no_grad():
+                sample = [take_step.on_device(batch) for batch in validation.sample]
             evaluations |= validation_losses(model, validation, sample, loss_of, others, len(lr))
         stream = endless(batches)
         stop: Stop | None = None
@@ -199,7 +203,7 @@ def with_changes(
     of_step = {field.name for field in fields(step)}
     for name in changes:
         if name not in of_options | of_step:
-            raise unknown_name("range_test option", name, of_options | of_step)
+            raise unknown_name("range_test option", name, of_options | of_step | ARGUMENTS)
     return (
         replace(options, **{k: v for k, v in changes.items() if k in of_options}),
         replace(step, **{k: v for k, v in changes.items() if k in of_step}),

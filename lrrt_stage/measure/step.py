@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import Options, require, require_kind, setting
 from lrrt_stage.state.device import to_device
+from lrrt_stage.state.parts import is_iterator
 
 __all__ = [
     "BatchLoss",
@@ -177,10 +179,17 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
 
 
 def require_batches(name: str, value: Any) -> None:
-    """Raise LRRTError unless ``value`` can be iterated, and is no dataset of single examples."""
+    """Raise LRRTError unless ``value`` is several batches that can be iterated again.
+
+    A dataset of single examples, a single batch, and an iterator are not.
+    """
     iterable = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
-    examples = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
-    require_kind(iterable and not examples, name, value, "pass a DataLoader or a list of batches")
+    single = isinstance(value, (Dataset, Mapping, Tensor, str)) and not isinstance(
+        value, IterableDataset
+    )
+    once = is_iterator(value) or isinstance(value, _BaseDataLoaderIter)
+    fits = iterable and not single and not once
+    require_kind(fits, name, value, "pass a DataLoader or a list of batches")
 
 
 def require_scalar(loss: Any) -> Tensor:
@@ -247,7 +256,12 @@ class TrainingStep:
             self.scaler.step(self.optimizer)
         except Exception as error:
             # SAM raises NotImplementedError; others say what they need, or call None.
-            words = ("closure", "'NoneType' object is not callable", "NotImplementedError")
+            require(
+                "train mode" not in str(error),
+                f"{type(self.optimizer).__name__}.step(): {first_line(error)}: call "
+                "optimizer.train() before the range test",
+            )
+            words = ("closure", "'NoneType' object is not callable", "NotImplemented", "first_step")
             if not any(word in repr(error) for word in words):
                 raise
             raise LRRTError(

@@ -8,10 +8,10 @@ import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
 from operator import is_
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,17 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-__all__ = ["GENERATORS", "bits_of", "entries_of", "parts_of", "preserved_parts", "with_holders"]
+__all__ = [
+    "CONTAINERS",
+    "GENERATORS",
+    "bits_of",
+    "entries_of",
+    "is_iterator",
+    "known_to_functions",
+    "parts_of",
+    "preserved_parts",
+    "with_holders",
+]
 
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 """Types of random generators."""
@@ -45,28 +55,26 @@ for optimizers."""
 PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse")
 """Packages of the standard library whose objects hold values; others, such as ``threading``, are
 left alone."""
+ITERATOR_PACKAGES = ("builtins", "itertools")
+"""Packages of generators and of iterators over values; others, such as files, are left alone."""
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
 CALLED = (FunctionType, MethodType, partial)
-OPAQUE = (type, ModuleType, MethodType, _BaseDataLoaderIter)
+NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module)
+OPAQUE = (type, ModuleType, FunctionType, MethodType, _BaseDataLoaderIter)
 
 
 def parts_of(
-    roots: Iterable[Any],
-    leave: tuple[type, ...] = SOURCES,
-    longest: int = MAX_ENTRIES,
-    functions: bool = False,
+    roots: Iterable[Any], leave: tuple[type, ...] = SOURCES, longest: int = MAX_ENTRIES
 ) -> list[Any]:
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
-    They reach eleven steps, where all the modules in a module are one step away. With
-    ``functions``, what a function knows is among them if an object holds it, as it does a hook;
-    functions among the ``roots`` are not searched. Nor are containers of more than ``longest``
-    entries, and objects of the types ``leave``, which are left out.
+    They reach eleven steps, where all the modules in a module are one step away. Functions and
+    containers of more than ``longest`` entries are not searched, nor are objects of the types
+    ``leave``, which are left out.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
     seen: dict[int, Any] = {}
     level = list(roots)
-    closed = {id(root) for root in level if isinstance(root, CALLED)}
     for _ in range(MAX_DEPTH + 1):
         new: list[Any] = []
         for part in level:
@@ -77,10 +85,22 @@ def parts_of(
             seen |= found
             new += found.values()
         level = [entry for part in new for entry in _entries(part, longest)]
-        if functions:
-            called = (part for part in new if isinstance(part, CALLED) and id(part) not in closed)
-            level += [known for part in called for known in _known_to(part)]
     return list(seen.values())
+
+
+def known_to_functions(parts: Iterable[Any]) -> list[Any]:
+    """Return what the functions among ``parts``, such as hooks, were made with and compute with.
+
+    These are tensors, arrays, random generators, and modules with their parts. Other objects that a
+    function knows are left alone, because many are there to record what happens.
+    """
+    known: dict[int, Any] = {}
+    new = list(parts)
+    while functions := [part for part in new if isinstance(part, CALLED)]:
+        found = parts_of(value for function in functions for value in _made_with(function))
+        new = [part for part in found if id(part) not in known]
+        known |= {id(part): part for part in new}
+    return parts_of(part for part in known.values() if isinstance(part, NUMBERS))
 
 
 @contextmanager
@@ -113,8 +133,6 @@ def preserved_parts(
                 stack.callback(finish, part, _saved_generator(part))
             elif kind in CONTAINERS:
                 stack.callback(finish, part, partial(_refill, part, kind, _content(part, kind)))
-            elif kind is CellType:
-                stack.callback(finish, part, partial(_refill_variable, part, _variable(part)))
             if kind is not None and type(part) not in CONTAINERS:
                 # The modes of modules are restored by whoever changes them.
                 own = {*skip, "training"} if isinstance(part, nn.Module) else skip
@@ -131,6 +149,11 @@ def with_holders(changed: Iterable[Any], parts: Iterable[Any]) -> list[Any]:
         }
         found |= holds
     return list(found.values())
+
+
+def is_iterator(part: Any) -> bool:
+    """Return whether an object iterates over values, from a position that cannot be restored."""
+    return isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
 
 
 def entries_of(parts: Iterable[Any]) -> list[Any]:
@@ -153,8 +176,6 @@ def _entries(part: Any, longest: int = MAX_ENTRIES) -> list[Any]:
     entries = list(_names(part).values())
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += dict.values(part) if isinstance(part, dict) else part
-    elif kind is CellType:
-        entries += _variable(part)
     elif kind is Tensor:
         hooks = (part._backward_hooks, getattr(part, "_post_accumulate_grad_hooks", None))
         entries += [each for each in hooks if each is not None]
@@ -163,14 +184,17 @@ def _entries(part: Any, longest: int = MAX_ENTRIES) -> list[Any]:
     return entries
 
 
-def _known_to(function: Any) -> list[Any]:
-    """Return what a function was made with: variables around it, defaults, arguments, ``self``."""
+def _made_with(function: Any) -> list[Any]:
+    """Return the variables around a function, its defaults, and bound arguments."""
     if isinstance(function, partial):
         return [function.func, *function.args, *function.keywords.values()]
     if isinstance(function, MethodType):
         return [function.__self__, function.__func__]
-    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    return [*(function.__closure__ or ()), *defaults]
+    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a variable without a value yet
+            values.append(cell.cell_contents)
+    return values
 
 
 def _kind(part: Any) -> type | None:
@@ -180,7 +204,7 @@ def _kind(part: Any) -> type | None:
 
 @lru_cache(maxsize=1024)
 def _known_type(kind: type) -> type | None:
-    known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS, CellType)
+    known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS)
     if base := next((base for base in known if issubclass(kind, base)), None):
         return base
     package = str(kind.__module__).partition(".")[0]
@@ -288,25 +312,6 @@ def _refill(container: Any, kind: Any, content: list[Any]) -> bool:
             kind.__setitem__(container, key, value)
     else:
         (kind.update if kind is set else kind.extend)(container, content)
-    return True
-
-
-def _variable(cell: CellType) -> list[Any]:
-    """Return the value of a function's variable, in a list; none where it has none yet."""
-    try:
-        return [cell.cell_contents]
-    except ValueError:
-        return []
-
-
-def _refill_variable(cell: CellType, content: list[Any]) -> bool:
-    present = _variable(cell)
-    if len(present) == len(content) and all(map(is_, present, content)):
-        return False
-    if content:
-        cell.cell_contents = content[0]
-    else:
-        del cell.cell_contents
     return True
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lrrt_stage.settings import require
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
     entries_of,
+    is_iterator,
+    known_to_functions,
     parts_of,
     preserved_parts,
     with_holders,
@@ -37,8 +39,6 @@ MAX_LOADER_ENTRIES = 64
 """Longer lists hold examples, not parts of a loader."""
 MAX_LOADER_ELEMENTS = 2**20
 """Larger tensors and arrays of a loader are data, not states."""
-ITERATOR_PACKAGES = ("builtins", "itertools")
-"""Packages of generators and of iterators over values; others, such as files, are left alone."""
 
 
 @contextmanager
@@ -53,12 +53,12 @@ def preserved(
 
     Of ``model``, ``others`` (such as losses), the optimizer, and all that they hold: tensors
     (values, device, layout, gradients, ``requires_grad``), modes, attributes, containers, random
-    generators. So an optimizer inside the optimizer, the helper objects of a model, and what their
-    hooks know, such as an average of the weights or a list of activations, are restored too.
-    Loaders, what a loss that is a function knows, variables of classes and of Python modules, and
-    objects of a process, such as a logger, are left alone; see
-    :func:`lrrt_stage.state.parts.parts_of`. Of the batches: what :func:`preserved_sources`
-    restores.
+    generators. So an optimizer inside the optimizer, the helper objects of a model, and the numbers
+    that hooks compute with, such as an average of the weights, are restored too. Loaders, what a
+    loss that is a function knows, variables of classes and of Python modules, and objects of a
+    process, such as a logger, are left alone; see :func:`lrrt_stage.state.parts.parts_of` and
+    :func:`~lrrt_stage.state.parts.known_to_functions`. Of the batches: what
+    :func:`preserved_sources` restores.
 
     Inside the block, the tensors of the optimizer are on ``device``, and a ``DataLoader`` starts
     worker processes of its own. Persistent ones that already run are set aside, with their random
@@ -69,17 +69,15 @@ def preserved(
     LRRTError
         If an iterator is among the parts of the model, of ``others``, or of the optimizer.
     """
-    roots = [model, *others, optimizer]
-    parts = parts_of(roots, functions=True)
-    # Not those of an object that has only a hook in the model: they are left alone.
-    for part in parts_of(roots):
-        iterates = isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
+    parts = parts_of([model, *others, optimizer])
+    for part in parts:
         # A generator that has ended does not change any more.
         require(
-            not iterates or getattr(part, "gi_frame", part) is None,
+            not is_iterator(part) or getattr(part, "gi_frame", part) is None,
             f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
             "position cannot be restored: keep a counter or a list in its place",
         )
+    parts = _with_known(parts, others)
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
     with (
@@ -98,17 +96,30 @@ def preserved(
         yield
 
 
+def _with_known(parts: list[Any], roots: Iterable[Any]) -> list[Any]:
+    """Return the parts of ``roots`` with what functions among them know, except for the roots."""
+    own = {id(root) for root in roots}
+    known = known_to_functions(part for part in parts if id(part) not in own)
+    return list({id(part): part for part in [*parts, *known]}.values())
+
+
 @contextmanager
 def preserved_sources(batches: Any) -> Iterator[None]:
     """Restore everything that decides which batches are drawn next.
 
     These are the global random states of Python, NumPy and torch; the random generators among the
-    parts of ``batches``; and the attributes of its loaders and samplers, such as a count of
-    epochs. Parts are attributes and entries up to eleven steps away: the loader in a wrapper, its
-    samplers, datasets and transforms. The closure of a function is not searched.
+    parts of ``batches``; and the attributes of its samplers and loaders, also those of a class of
+    the user's, such as a count of epochs. Parts are attributes and entries up to eleven steps
+    away: the loader in a wrapper, its samplers, datasets and transforms. The closure of a function
+    is not searched.
     """
     found = (DataLoader, Sampler, *GENERATORS)
-    owners: list[Any] = [part for part in _loader_parts(batches) if isinstance(part, found)]
+    data = (*CONTAINERS, tuple, Tensor, np.ndarray, nn.Module, Dataset)
+    owners: list[Any] = [
+        part
+        for part in _loader_parts(batches)
+        if isinstance(part, found) or (isinstance(part, Iterable) and not isinstance(part, data))
+    ]
     loaders = [part for part in owners if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
     owners += [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
@@ -164,7 +175,7 @@ class Evaluation:
         self.count += 1
         changed: list[Any] | None = None
         if self.count <= self.FIRST:
-            restored, changed = parts_of(self.networks, functions=True), []
+            restored, changed = _with_known(parts_of(self.networks), self.networks), []
             self.modules = [part for part in restored if isinstance(part, nn.Module)]
         else:
             restored = entries_of(self.changing.values())

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Reading
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import require
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state import weights
 from mlflow_project.handoff import version_1
 from mlflow_project.handoff.artifacts import (
@@ -164,6 +164,8 @@ class Handoff:
         LRRTError
             If no run is active.
         """
+        fits = lr_range is None or isinstance(lr_range, LRRange)
+        require_kind(fits, "lr_range", lr_range, "pass LRRange(…, …)")
         run = mlflow.active_run()
         if run is None:
             raise LRRTError("there is no active run: call track_training inside mlflow.start_run()")

@@ -105,8 +105,9 @@ def refine_stage(
                 mlflow.set_tag(REFINED_TAG, write_json(folder / REFINED, content))
         if refined is None:
             raise LRRTError(
-                f"no trial of Optuna study {name!r} ended with a finite loss: lower the maximum "
-                "with narrowing_fraction, or raise trials"
+                f"no trial of Optuna study {name!r} ended with a finite "
+                f"{options.metric or 'validation loss'}: lower the maximum with "
+                "narrowing_fraction, raise trials, or check the validation"
             )
         log_range("refined", refined)
         metric = f"val_{options.metric or 'loss'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from posixpath import normpath
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -15,7 +16,7 @@ from lrrt_stage.errors import describe
 from lrrt_stage.measure.evaluations import examples_in
 from lrrt_stage.measure.ramp_loop import require_trainable
 from lrrt_stage.measure.ramps import epoch_length
-from lrrt_stage.measure.step import BatchLoss, batch_loss_of
+from lrrt_stage.measure.step import BatchLoss, batch_loss_of, require_batches
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import move_optimizer
 
@@ -89,17 +90,26 @@ class Setup:
         require_trainable(self.model, self.optimizer)
         for name in ("train_batches", "val_batches"):
             batches = getattr(self, name)
+            if batches is None and name == "val_batches":
+                continue
+            require_batches(name, batches)
             require(
-                (batches is None and name == "val_batches") or epoch_length(batches) > 0,
+                epoch_length(batches) > 0,
                 f"{name} has no batch or no length: give a DataLoader, or any other object with a "
                 "length that can be iterated repeatedly",
             )
         for name in self.metrics:
+            # As MLflow takes names, which are those of files as well.
+            plain = re.fullmatch(r"[\w. :/-]{1,246}", str(name)) is not None
             require(
-                name != "loss" and re.fullmatch(r"[\w. :/-]+", str(name)) is not None,
-                f"metric {name!r} cannot be logged by this name: use letters, digits, _ and -, and "
-                "another name than that of the loss",
+                name != "loss" and plain and normpath(f"val_{name}") == f"val_{name}",
+                f"metric {str(name)[:100]!r} cannot be logged by this name: use some letters, "
+                "digits, _ and -, and another name than that of the loss",
             )
+        require(
+            self.data_digest is None or isinstance(self.data_digest, str),
+            f"data_digest is {describe(self.data_digest)}: give a text, or leave it out",
+        )
         self.directions = {name: _direction(name, each) for name, each in self.metrics.items()}
 
     @property

@@ -59,6 +59,10 @@ def build_schedule(
         f"schedule_args {arguments} sets learning rates, which are those of the range: leave out "
         f"{' and '.join(sorted(OF_THE_RANGE))}",
     )
+    require(
+        isinstance(total_steps, int) and total_steps >= 1,
+        f"total_steps={total_steps} is no number of steps: give a whole number from 1 on",
+    )
     usable = hasattr(optimizer, "param_groups")
     require_kind(usable, "the optimizer", optimizer, "pass an instance of an Optimizer")
     ratios = lr_ratios(optimizer)

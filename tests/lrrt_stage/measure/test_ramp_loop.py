@@ -1,6 +1,8 @@
 import hashlib
+import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -460,15 +462,82 @@ def test_a_first_loss_that_is_not_finite_is_refused():
         range_test((model := scalar()), sgd(model), mse, [batch(float("nan"), 0)])
 
 
-@pytest.mark.parametrize("batches", [[], iter([batch(1, 0)] * 15)])
+class Once:
+    """Batches that can be iterated once only, which is not to be seen before."""
+
+    def __init__(self):
+        self.left = iter([batch(1, 0)] * 15)
+
+    def __iter__(self):
+        return self.left
+
+
+@pytest.mark.parametrize("batches", [[], Once()])
 def test_batches_that_run_out_are_named(batches):
     model = scalar()
     with pytest.raises(LRRTError, match="no batches left"):
         range_test(model, sgd(model), mse, batches, lr_end=1e-3)
 
 
+@pytest.mark.parametrize(
+    "batches",
+    [
+        iter([batch(1, 0)]),
+        itertools.cycle([batch(1, 0)]),
+        (each for each in [batch(1, 0)]),
+        zip([1], [2], strict=True),
+        iter(DataLoader([batch(1, 0)], batch_size=None)),
+        {"x": batch(1, 0)},
+        torch.ones(3, 1),
+        "abc",
+    ],
+)
+def test_an_iterator_or_a_single_batch_is_refused_and_not_read(batches):
+    model = scalar()
+    with pytest.raises(LRRTError, match="batches is .*: pass a DataLoader or a list of batches"):
+        range_test(model, sgd(model), mse, batches, lr_end=1e-3)
+    assert not isinstance(batches, Iterator) or next(batches) is not None
+
+
+def test_a_loader_of_ones_own_starts_again():
+    class Epochs:
+        def __init__(self):
+            self.epoch, self.seen = 0, []
+
+        def __iter__(self):
+            self.epoch += 1
+            self.seen.append(self.epoch)
+            return iter([batch(1, 0)] * 5)
+
+    batches = Epochs()
+    range_test((model := scalar()), sgd(model), mse, batches, lr_end=1e-3)
+    assert (batches.epoch, batches.seen) == (0, [])
+
+
+def test_a_misspelt_argument_is_named():
+    with pytest.raises(LRRTError, match="did you mean 'probe'"):
+        run(probes=batch(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("call first_step and second_step instead"), "needs a closure"),
+        (Exception("Optimizer was not in train mode when step is called"), "optimizer.train"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_is_explained(error, words):
+    class Other(torch.optim.SGD):
+        def step(self, closure=None):
+            raise error
+
+    model = scalar()
+    with pytest.raises(LRRTError, match=words):
+        range_test(model, Other(model.parameters(), lr=0.1), mse, [batch(1, 0)])
+
+
 def test_a_loss_that_is_no_scalar_is_named():
-    with pytest.raises(LRRTError, match=r"shape \(8, 3\)"):
+    with pytest.raises(LRRTError, match=r"the loss is Tensor of torch.float32 \[8, 3\]"):
         range_test(
             (model := classifier()), sgd(model), None, loader(), batch_loss=lambda b: model(b[0])
         )

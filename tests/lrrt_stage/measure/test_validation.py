@@ -210,3 +210,24 @@ def test_batches_of_every_shape_are_weighted_by_their_examples(wrap):
         ),
     )  # fmt: skip
     assert curve.val_loss[0] == 4.25
+
+
+@pytest.mark.parametrize("full", [None, batches(2, seed=3)])
+def test_a_model_that_changes_its_input_in_place_gets_copies_of_the_sample(full):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.layer(x.mul_(1.5) if not torch.is_grad_enabled() else x)
+
+    sample = batches(2, seed=5)
+    before = [x.clone() for x, _ in sample]
+    model = InPlace()
+    curve = range_test(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), cross_entropy, batches(4),
+        validation=Validation(sample, full), iterations=10, lr_start=1e-12, lr_end=1e-11,
+    )  # fmt: skip
+    assert np.ptp(curve.val_loss) < 1e-5
+    assert all(torch.equal(x, found) for x, (found, _) in zip(before, sample, strict=True))

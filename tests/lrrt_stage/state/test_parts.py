@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lrrt_stage import LRRTError, Validation, range_test, seeded
-from lrrt_stage.state.parts import parts_of, preserved_parts
+from lrrt_stage.state.parts import known_to_functions, parts_of, preserved_parts
 
 
 class WithSlots:
@@ -169,55 +169,54 @@ class MovingAverage(torch.optim.Optimizer):
             parameter.data.lerp_(average, 0.1)
 
 
-def hooks_of(make):
-    """Hooks that know objects which ``make`` makes, one in every way in which a function can."""
-    count, kept = 0, make()
+class Numbers:
+    """Tensors, arrays, networks and generators that are changed in place; no numbers of Python."""
 
-    def closure(*_):
-        nonlocal count, late
-        try:
-            late += 1
-        except NameError:
-            late = 1
-        count += 1
-        closure.calls += 1
-        return kept.use() + count + late + closure.calls
+    def __init__(self):
+        self.kept = [torch.zeros(2), {"array": np.zeros(2)}, Copy(), Draws()]
 
-    closure.calls = 0
-    if count:
-        late = 0  # a variable without a value until the first call
+    def use(self):
+        total, arrays, network, draws = self.kept
+        total += 1
+        arrays["array"] += 1
+        return float(total.sum()) + arrays["array"].sum() + network.use() + draws.use()
 
-    def default(*_, own=make()):  # noqa: B008
-        return own.use()
+
+def hooks_of():
+    """Hooks that know numbers, in every way in which a function can."""
+    kept = Numbers()
 
     class Owner:
         def __init__(self):
-            self.own = make()
+            self.own = Numbers()
 
         def method(self, *_):
             return self.own.use()
 
-    def argument(own, *_, other):
-        return own.use() + other.use()
+    def argument(own, *_, other=None):
+        return own.use() + (other.use() if other else 0)
+
+    def default(*_, own=Numbers()):  # noqa: B008
+        return own.use()
 
     return {
-        "closure": closure,
+        "closure": lambda *_: kept.use(),
         "default": lambda *_, hook=default: hook(),
         "default by name": default,
         "method": Owner().method,
-        "argument": partial(argument, make(), other=MadeLate()),
-        "argument by name": partial(argument, MadeLate(), other=make()),
+        "argument": partial(argument, Numbers()),
+        "argument by name": partial(argument, Draws(), other=Numbers()),
     }
 
 
-HOOKS = list(hooks_of(WithSlots))
+HOOKS = list(hooks_of())
 
 
-def hooked(params, name, kind):
+def hooked(params, name):
     """SGD whose gradients are divided by numbers that hooks of it and of its weights know."""
     weight, bias = params
     optimizer = torch.optim.SGD([weight, bias], lr=0.1, momentum=0.9)
-    of_step, of_weight, of_bias = (hooks_of(kind)[name] for _ in range(3))
+    of_step, of_weight, of_bias = (hooks_of()[name] for _ in range(3))
 
     def before_step(*_, hook=of_step):
         for parameter in (weight, bias):
@@ -233,10 +232,7 @@ def hooked(params, name, kind):
 
 
 OPTIMIZERS = {
-    **{
-        f"hooks: {name}": partial(hooked, name=name, kind=kind)
-        for name, kind in zip(HOOKS, KINDS, strict=False)
-    },
+    **{f"hooks: {name}": partial(hooked, name=name) for name in HOOKS},
     **{kind.__name__: lambda params, kind=kind: Scaled(params, kind()) for kind in KINDS},
     "Lookahead": lambda params: Lookahead(torch.optim.AdamW(params, lr=0.01)),
     "MovingAverage": lambda params: MovingAverage(torch.optim.SGD(params, lr=0.1, momentum=0.9)),
@@ -305,12 +301,29 @@ def test_an_iterator_that_only_a_hook_knows_is_no_obstacle():
     assert len(range_test(model, optimizer, nn.CrossEntropyLoss(), DATA, lr_end=1e-3)) == 100
 
 
+def test_what_a_hook_records_is_kept():
+    seen, counted = [], {"calls": 0}
+
+    def hook(module, *_):
+        seen.append(module.training)
+        counted["calls"] += 1
+
+    model = nn.Linear(4, 3)
+    model.register_forward_hook(hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"iterations": 15, "lr_end": 1e-3, "probe": DATA[0]}
+    range_test(model, optimizer, nn.CrossEntropyLoss(), DATA, **options)
+    assert seen == [False, True] * 15
+    assert counted == {"calls": 30}
+
+
 def test_what_a_hook_knows_is_no_part_that_is_moved():
     model, norms = nn.Linear(4, 3), torch.zeros(3)
     optimizer = torch.optim.Adam(model.parameters())
     model.bias.register_hook(lambda gradient: norms.add_(gradient))
-    found = [[id(part) for part in parts_of([optimizer], functions=f)] for f in (False, True)]
-    assert [id(norms) in each for each in found] == [False, True]
+    parts = parts_of([optimizer])
+    known = known_to_functions(parts)
+    assert [id(norms) in map(id, each) for each in (parts, known)] == [False, True]
 
 
 def test_an_iterator_that_has_ended_is_no_obstacle():
@@ -355,20 +368,17 @@ class Recurrent(nn.Module):
         return self.out(self.norm(y[0]) + self.rnn.queue.mean(0) + words) + self.first
 
 
-def with_hooks(name, kind):
+def with_hooks(name):
     """A model whose outputs are divided by numbers that its hooks know."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     for layer in model:
-        hook = hooks_of(kind)[name]
+        hook = hooks_of()[name]
         layer.register_forward_hook(lambda _, __, output, hook=hook: output / hook())
     return model
 
 
 MODELS = {
-    **{
-        f"hooks: {name}": partial(with_hooks, name, kind)
-        for name, kind in zip(HOOKS, reversed(KINDS), strict=False)
-    },
+    **{f"hooks: {name}": partial(with_hooks, name) for name in HOOKS},
     **{kind.__name__: lambda kind=kind: Carrying(kind()) for kind in KINDS},
     "Recurrent": Recurrent,
 }

@@ -172,6 +172,14 @@ class TestTraining:
         tests = json.loads(compared.out)["tests"]
         assert tests[1]["lrrt_run_id"] == handoff.run_id
 
+    def test_what_is_no_range_is_refused_before_the_run_is_marked(self, store):
+        handoff = tracked()
+        with mlflow.start_run() as run, pytest.raises(LRRTError, match="lr_range is tuple"):
+            handoff.track_training((0.01, 0.1))
+        assert "lrrt.stage" not in mlflow.get_run(run.info.run_id).data.tags
+        with pytest.raises(LRRTError, match="total_steps=0"):
+            handoff.scheduler(torch.optim.SGD([torch.ones(1, requires_grad=True)]), 0)
+
     def test_outside_of_a_run_there_is_nothing_to_mark(self, store):
         handoff = tracked()
         with pytest.raises(LRRTError, match=r"no active run: .* mlflow.start_run\(\)"):

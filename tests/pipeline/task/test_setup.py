@@ -85,8 +85,37 @@ def foreign_optimizer():
     return Setup(**parts(optimizer=torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)))
 
 
-def a_dataset():
+def an_iterator():
     return Setup(**parts(train_batches=iter([])))
+
+
+class Endless:
+    def __iter__(self):
+        return iter([(x, y)])
+
+
+def without_a_length():
+    return Setup(**parts(train_batches=Endless()))
+
+
+def a_dataset():
+    return Setup(**parts(val_batches=TensorDataset(x, y)))
+
+
+def long_name():
+    return Setup(**parts(metrics={"a" * 300: (mae, "min")}))
+
+
+def name_of_a_file():
+    return Setup(**parts(metrics={"a/../b": (mae, "min")}))
+
+
+def number_as_digest():
+    return Setup(**parts(data_digest=5))
+
+
+def no_probe():
+    return Setup(**parts(probe=lambda count: None))
 
 
 def without_direction():
@@ -261,7 +290,13 @@ def test_a_search_improves_a_metric_in_its_direction(tmp_path, complains):
         ("missing", ["train_batches"]),
         ("no_optimizer", ["optimizer is the class SGD"]),
         ("foreign_optimizer", ["holds none of this model's parameters"]),
-        ("a_dataset", ["train_batches has no batch or no length"]),
+        ("an_iterator", ["train_batches is list_iterator"]),
+        ("without_a_length", ["train_batches has no batch or no length"]),
+        ("a_dataset", ["val_batches is TensorDataset", "DataLoader"]),
+        ("long_name", ["metric 'aaa", "cannot be logged"]),
+        ("name_of_a_file", ["metric 'a/../b'", "cannot be logged"]),
+        ("number_as_digest", ["data_digest is int"]),
+        ("no_probe", ["probe function returned None"]),
         ("without_direction", ["metric 'mae'", '"max" or "min"']),
         ("per_example", ["the loss is Tensor of torch.float32 [16, 1]", "mean"]),
         ("other_weights", ["different weights", "global random state"]),
@@ -270,7 +305,8 @@ def test_a_search_improves_a_metric_in_its_direction(tmp_path, complains):
 )
 def test_a_setup_that_cannot_be_used_is_refused_in_one_line(complains, factory, words):
     with complains(f"'setups_for_tests:{factory}'", *words):
-        prepared(factory)
+        made = prepared(factory)
+        made.range_test(made.initial_weights())
 
 
 @pytest.mark.parametrize(
