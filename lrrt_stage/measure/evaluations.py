@@ -154,17 +154,17 @@ def validation_losses(
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 
+    of_sample = {"val_loss": lambda _: mean_loss(map(_copied, sample))}
     full = validation.full
     if full is None:
-        return {"val_loss": lambda _: mean_loss(map(_copied, sample))}
+        return of_sample
     count = min(validation.full_evaluations, iterations)
     # In the middle of equal parts: nothing is learned at the start, and the loss has exploded at
     # the end.
     full_at = {int((part + 0.5) * iterations / count) for part in range(count)}
     not_evaluated = torch.full((), torch.nan, device=next(model.parameters()).device)
-    return {
-        "val_loss": lambda _: mean_loss(map(_copied, sample)),
-        "full_val_loss": lambda i: mean_loss(full) if i in full_at else not_evaluated,
+    return of_sample | {
+        "full_val_loss": lambda i: mean_loss(full) if i in full_at else not_evaluated
     }
 
 

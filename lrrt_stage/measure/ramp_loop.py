@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from types import FunctionType, MethodType
@@ -28,16 +29,14 @@ from lrrt_stage.measure.step import (
     endless,
     lr_ratios,
     require_batches,
+    require_optimizer,
 )
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import deterministic, resolve_device
-from lrrt_stage.state.parts import parts_of
+from lrrt_stage.state.parts import enclosed_by, parts_of
 from lrrt_stage.state.preserve import preserved, set_training
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
-
-ARGUMENTS = {"options", "step", "smoothing", "batch_loss", "probe", "validation", "modules"}
-"""Arguments of :func:`range_test` beside the fields of its options."""
 
 __all__ = ["RangeTestInterrupted", "range_test", "require_trainable", "with_changes"]
 
@@ -203,7 +202,8 @@ def with_changes(
     of_step = {field.name for field in fields(step)}
     for name in changes:
         if name not in of_options | of_step:
-            raise unknown_name("range_test option", name, of_options | of_step | ARGUMENTS)
+            known = of_options | of_step | {*inspect.signature(range_test).parameters} - {"changes"}
+            raise unknown_name("range_test option", name, known)
     return (
         replace(options, **{k: v for k, v in changes.items() if k in of_options}),
         replace(step, **{k: v for k, v in changes.items() if k in of_step}),
@@ -213,8 +213,7 @@ def with_changes(
 def require_trainable(model: nn.Module, optimizer: Optimizer) -> None:
     """Raise LRRTError unless ``model`` has trainable parameters, and ``optimizer`` holds some."""
     require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
-    usable = hasattr(optimizer, "param_groups")
-    require_kind(usable, "the optimizer", optimizer, "pass an instance of an Optimizer")
+    require_optimizer(optimizer)
     require(
         any(parameter.requires_grad for parameter in model.parameters()),
         "the model has no trainable parameter: set requires_grad on some, or first run a batch "
@@ -268,9 +267,7 @@ def _known_to(function: Any) -> list[Any]:
     if isinstance(function, FunctionType):
         names, known = function.__code__.co_names, function.__globals__
         values += [known[name] for name in names if name in known]
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # a variable without a value yet
-                values.append(cell.cell_contents)
+        values += enclosed_by(function)
     containers = [value for value in values if type(value) in (list, tuple, dict)]
     values += [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
     return values

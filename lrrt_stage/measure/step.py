@@ -28,6 +28,7 @@ __all__ = [
     "endless",
     "lr_ratios",
     "require_batches",
+    "require_optimizer",
     "require_scalar",
 ]
 
@@ -36,6 +37,11 @@ BatchLoss = Callable[[Any], Tensor]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+WANTS_A_CLOSURE = (
+    *("closure", "first_step"),  # what optimizers say
+    *("NotImplementedError", "'NoneType' object is not callable"),  # what SAM raises, and a call
+)
+"""What is in the error of an optimizer whose step needs a closure."""
 BATCH_LOSS = "batch_loss, a function from a batch to its loss"
 
 
@@ -178,6 +184,12 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     return [lr / largest if largest > 0 else 1.0 for lr in rates]
 
 
+def require_optimizer(optimizer: Any) -> None:
+    """Raise LRRTError unless ``optimizer`` has parameter groups."""
+    usable = hasattr(optimizer, "param_groups")
+    require_kind(usable, "the optimizer", optimizer, "pass an instance of an Optimizer")
+
+
 def require_batches(name: str, value: Any) -> None:
     """Raise LRRTError unless ``value`` is several batches that can be iterated again.
 
@@ -255,18 +267,14 @@ class TrainingStep:
         try:
             self.scaler.step(self.optimizer)
         except Exception as error:
-            # SAM raises NotImplementedError; others say what they need, or call None.
-            require(
-                "train mode" not in str(error),
-                f"{type(self.optimizer).__name__}.step(): {first_line(error)}: call "
-                "optimizer.train() before the range test",
-            )
-            words = ("closure", "'NoneType' object is not callable", "NotImplemented", "first_step")
-            if not any(word in repr(error) for word in words):
+            step = f"{type(self.optimizer).__name__}.step()"
+            if "train mode" in str(error):  # a schedule-free optimizer's
+                raise LRRTError(f"{step}: {first_line(error)}: call optimizer.train()") from error
+            if not any(word in repr(error) for word in WANTS_A_CLOSURE):
                 raise
             raise LRRTError(
-                f"{type(self.optimizer).__name__}.step() needs a closure, to evaluate the loss "
-                "several times a step: use one that needs one gradient, such as SGD or AdamW"
+                f"{step} needs a closure, to evaluate the loss several times a step: use one that "
+                "needs one gradient, such as SGD or AdamW"
             ) from error
         self.scaler.update()
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()

@@ -25,6 +25,7 @@ __all__ = [
     "CONTAINERS",
     "GENERATORS",
     "bits_of",
+    "enclosed_by",
     "entries_of",
     "is_iterator",
     "known_to_functions",
@@ -59,7 +60,9 @@ ITERATOR_PACKAGES = ("builtins", "itertools")
 """Packages of generators and of iterators over values; others, such as files, are left alone."""
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
 CALLED = (FunctionType, MethodType, partial)
+"""Types of functions whose variables can be found."""
 NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module)
+"""Types of what functions compute with, unlike what they record."""
 OPAQUE = (type, ModuleType, FunctionType, MethodType, _BaseDataLoaderIter)
 
 
@@ -190,7 +193,13 @@ def _made_with(function: Any) -> list[Any]:
         return [function.func, *function.args, *function.keywords.values()]
     if isinstance(function, MethodType):
         return [function.__self__, function.__func__]
-    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*defaults, *enclosed_by(function)]
+
+
+def enclosed_by(function: FunctionType) -> list[Any]:
+    """Return the values of the variables around a function that it uses."""
+    values = []
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # a variable without a value yet
             values.append(cell.cell_contents)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from lrrt_stage.settings import require
 from lrrt_stage.state.parts import (
@@ -113,17 +113,17 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     away: the loader in a wrapper, its samplers, datasets and transforms. The closure of a function
     is not searched.
     """
-    found = (DataLoader, Sampler, *GENERATORS)
-    data = (*CONTAINERS, tuple, Tensor, np.ndarray, nn.Module, Dataset)
+    held = (*CONTAINERS, Tensor, np.ndarray)
+    data = (*held, tuple, nn.Module, Dataset)
     owners: list[Any] = [
         part
         for part in _loader_parts(batches)
-        if isinstance(part, found) or (isinstance(part, Iterable) and not isinstance(part, data))
+        if isinstance(part, (*GENERATORS, Iterable)) and not isinstance(part, data)
     ]
     loaders = [part for part in owners if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
     owners += [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
-    own, held = {id(owner) for owner in owners}, (*CONTAINERS, Tensor, np.ndarray)
+    own = {id(owner) for owner in owners}
     restored = [
         part
         for part in entries_of(owners)

@@ -162,7 +162,7 @@ class Handoff:
         Raises
         ------
         LRRTError
-            If no run is active.
+            If no run is active, or ``lr_range`` is no range.
         """
         fits = lr_range is None or isinstance(lr_range, LRRange)
         require_kind(fits, "lr_range", lr_range, "pass LRRange(…, …)")

@@ -75,17 +75,18 @@ def main_stage(
         reuse = options.reuse and not registers
         same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True) if reuse else []
         if same:
-            console.note(f"{name}: reusing run {same[0].info.run_id}")
+            run_id = str(same[0].info.run_id)
+            console.note(f"{name}: reusing run {run_id}")
         else:
             # Before the first step, so that none is lost by what a later one finds.
             prepared.check_validation()
-        try:
-            run_id = same[0].info.run_id if same else run_it()
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(
-                f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true reuses "
-                "the finished steps"
-            ) from None
+            try:
+                run_id = run_it()
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt(
+                    f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true "
+                    "reuses the finished steps"
+                ) from None
         mlflow.set_tag(tags.STEPS[name], run_id)
         return run_id
 

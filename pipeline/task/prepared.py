@@ -92,13 +92,14 @@ class PreparedTask:
             initialize(model, init, self.task.seed)
         return weights.state_of(model)
 
-    def start(self, state: weights.State) -> Setup:
-        """Return a setup whose model is on the device and has the weights ``state``.
+    def start(self, state: weights.State | None = None) -> Setup:
+        """Return a setup whose model is on the device and has the weights ``state``; None: its own.
 
         Every call returns an equal start, so that experiments differ only in what follows.
         """
         setup = self.setup()
-        weights.load_into(setup.model, state)
+        if state is not None:
+            weights.load_into(setup.model, state)
         setup.to(self.device, self.task.memory_format)
         return setup
 
@@ -160,9 +161,7 @@ class PreparedTask:
         """
         if self._validated:
             return
-        if start is None:
-            start = self.setup()
-            start.to(self.device, self.task.memory_format)
+        start = start or self.start()
         if start.val_batches is not None:
             with seeded(self.task.data_seed), preserved_sources(start.val_batches):
                 self.evaluate(start)
@@ -172,7 +171,11 @@ class PreparedTask:
         """Return a batch of held-out examples, where there are validation batches."""
         if setup.probe is not None:
             held_out = setup.probe(size)
-            require(held_out is not None, f"the probe function returned None for {size} examples")
+            try:
+                examples_in(held_out)
+            except LRRTError as error:
+                returned = f"the probe function returned {describe(held_out)} for {size} examples"
+                raise LRRTError(f"{returned}: {error}") from None
             return held_out
         assert setup.val_batches is not None
         require(

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, LRScheduler
 
 from lrrt_stage import LRRange
 from lrrt_stage.errors import unknown_name
-from lrrt_stage.measure.step import lr_ratios
-from lrrt_stage.settings import require, require_kind
+from lrrt_stage.measure.step import lr_ratios, require_optimizer
+from lrrt_stage.settings import require
 from pipeline.data.factories import call
 
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
@@ -63,8 +63,7 @@ def build_schedule(
         isinstance(total_steps, int) and total_steps >= 1,
         f"total_steps={total_steps} is no number of steps: give a whole number from 1 on",
     )
-    usable = hasattr(optimizer, "param_groups")
-    require_kind(usable, "the optimizer", optimizer, "pass an instance of an Optimizer")
+    require_optimizer(optimizer)
     ratios = lr_ratios(optimizer)
     low, high = ([lr * ratio for ratio in ratios] for lr in (lr_range.min, lr_range.max))
     for group, peak in zip(optimizer.param_groups, high, strict=True):
