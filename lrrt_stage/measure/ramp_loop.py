@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from lrrt_stage.measure.step import (
 )
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import deterministic, resolve_device
-from lrrt_stage.state.parts import enclosed_by, parts_of
+from lrrt_stage.state.parts import known_to_functions, parts_of
 from lrrt_stage.state.preserve import preserved, set_training
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
@@ -237,15 +236,16 @@ def _check_modules(
     for module in modules:
         fits = isinstance(module, nn.Module)
         require_kind(fits, "one of modules", module, "give the torch modules that the loss calls")
-    known = {id(part) for part in parts_of([model, *losses, *modules])}
+    parts = {id(part): part for part in parts_of([model, *losses, *modules])}
+    known = [each for each in known_to_functions(losses, parts) if isinstance(each, nn.Module)]
+    inner = {id(each) for network in known for each in network.modules() if each is not network}
     found = [
-        f"the loss calls a {type(value).__name__}"
-        for loss in losses
-        for value in _known_to(loss)
-        if isinstance(value, nn.Module) and id(value) not in known and [*value.state_dict()]
+        f"the loss calls a {type(network).__name__}"
+        for network in known
+        if id(network) not in inner and [*network.state_dict()]
     ]
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
-    if count := sum(id(parameter) not in known for parameter in optimized):
+    if count := sum(id(parameter) not in parts for parameter in optimized):
         found.append(f"the optimizer holds parameters ({count})")
     for what in dict.fromkeys(found):
         warnings.warn(
@@ -253,21 +253,3 @@ def _check_modules(
             "are not restored",
             stacklevel=3,
         )
-
-
-def _known_to(function: Any) -> list[Any]:
-    """Return what a function refers to: variables, the arguments of a partial, ``self``."""
-    values: list[Any] = []
-    while isinstance(function, partial):
-        values += [*function.args, *function.keywords.values()]
-        function = function.func
-    if isinstance(function, MethodType):
-        values += [function.__self__, *getattr(function.__self__, "__dict__", {}).values()]
-        function = function.__func__
-    if isinstance(function, FunctionType):
-        names, known = function.__code__.co_names, function.__globals__
-        values += [known[name] for name in names if name in known]
-        values += enclosed_by(function)
-    containers = [value for value in values if type(value) in (list, tuple, dict)]
-    values += [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
-    return values

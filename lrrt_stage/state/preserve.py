@@ -16,14 +16,13 @@ from lrrt_stage.settings import require
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
-    entries_of,
+    attributes,
     is_iterator,
     known_to_functions,
     parts_of,
-    preserved_parts,
-    with_holders,
 )
 from lrrt_stage.state.randomness import preserved_randomness
+from lrrt_stage.state.snapshot import Snapshot
 
 __all__ = [
     "Evaluation",
@@ -77,13 +76,13 @@ def preserved(
             f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
             "position cannot be restored: keep a counter or a list in its place",
         )
-    parts = _with_known(parts, others)
+    snapshot = Snapshot(parts, known_to_functions(parts, {id(part): part for part in parts}))
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
     with (
         preserved_sources(batches),
-        preserved_modes(parts),
-        preserved_parts(parts),
+        preserved_modes(snapshot.parts.values()),
+        snapshot,
         ExitStack() as stack,
     ):
         for part in parts:
@@ -94,13 +93,6 @@ def preserved(
             stack.callback(setattr, loader, "_iterator", loader._iterator)
             loader._iterator = None
         yield
-
-
-def _with_known(parts: list[Any], roots: Iterable[Any]) -> list[Any]:
-    """Return the parts of ``roots`` with what functions among them know, except for the roots."""
-    own = {id(root) for root in roots}
-    known = known_to_functions(part for part in parts if id(part) not in own)
-    return list({id(part): part for part in [*parts, *known]}.values())
 
 
 @contextmanager
@@ -115,23 +107,28 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     """
     held = (*CONTAINERS, Tensor, np.ndarray)
     data = (*held, tuple, nn.Module, Dataset)
+    parts = _loader_parts(batches)
     owners: list[Any] = [
         part
-        for part in _loader_parts(batches)
+        for part in parts
         if isinstance(part, (*GENERATORS, Iterable)) and not isinstance(part, data)
     ]
     loaders = [part for part in owners if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
     owners += [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
-    own = {id(owner) for owner in owners}
     restored = [
-        part
-        for part in entries_of(owners)
-        if id(part) in own
-        or (isinstance(part, held) and np.prod(getattr(part, "shape", ())) <= MAX_LOADER_ELEMENTS)
+        *owners,
+        *(
+            entry
+            for owner in owners
+            for entry in attributes(owner).values()
+            if isinstance(entry, held)
+            and np.prod(getattr(entry, "shape", ())) <= MAX_LOADER_ELEMENTS
+        ),
     ]
+    datasets = [part for part in parts if isinstance(part, Dataset)]
     # Persistent worker processes that start inside the block are kept.
-    with preserved_randomness(), preserved_parts(restored, skip={"_iterator"}):
+    with preserved_randomness(), Snapshot(restored, datasets, skip={"_iterator"}):
         yield
 
 
@@ -155,43 +152,36 @@ def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.devi
 class Evaluation:
     """Evaluates networks without gradients, in evaluation mode, and restores them.
 
-    All that the ``networks`` hold is restored as in :func:`preserved`, such as running statistics
-    or a hidden state that is carried from batch to batch, so that the training that follows is the
-    same. In a loop, to restore everything would take as long as a step. So the first evaluations
-    find out what changes at all in them, such as an embedding that is normalised when it is used;
-    all others restore that, and the modes.
+    Everything that the ``networks`` hold is restored as in :func:`preserved`, such as running
+    statistics or a hidden state that is carried from batch to batch, so that the training that
+    follows is the same. In a loop, only what has been replaced since the first evaluation is
+    searched again.
     """
-
-    FIRST = 2
 
     def __init__(self, networks: Iterable[Any]) -> None:
         self.networks = list(networks)
-        self.modules: list[nn.Module] = []
-        self.count, self.changing = 0, {}  # type: ignore[var-annotated]
+        self.first: Snapshot | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Evaluate in the block."""
-        self.count += 1
-        changed: list[Any] | None = None
-        if self.count <= self.FIRST:
-            restored, changed = _with_known(parts_of(self.networks), self.networks), []
-            self.modules = [part for part in restored if isinstance(part, nn.Module)]
+        if self.first is None:
+            parts = parts_of(self.networks)
+            known = known_to_functions(parts, {id(part): part for part in parts})
+            self.first = Snapshot(parts, known)
         else:
-            restored = entries_of(self.changing.values())
-        networks = [each for each in self.networks if isinstance(each, nn.Module)]
-        # A module may have been added meanwhile.
-        present = [module for network in networks for module in network.modules()]
+            self.first.save()
+        added = self.first.added()
         with (
-            preserved_modes([*self.modules, *present]),
+            preserved_modes([*self.first.parts.values(), *added.parts.values()]),
             torch.no_grad(),
-            preserved_parts(restored, changed=changed),
+            self.first,
+            added,
         ):
-            for network in networks:
-                network.eval()
+            for network in self.networks:
+                if isinstance(network, nn.Module):
+                    network.eval()
             yield
-        if changed:
-            self.changing |= {id(part): part for part in with_holders(changed, restored)}
 
 
 @contextmanager

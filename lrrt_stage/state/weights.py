@@ -16,8 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
-from lrrt_stage.state.parts import bits_of
 from lrrt_stage.state.preserve import preserved_modes
+from lrrt_stage.state.snapshot import bits_of
 
 __all__ = [
     "INITIALIZERS",

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from lrrt_stage import LRRTError, Validation, range_test, seeded
-from lrrt_stage.state.parts import known_to_functions, parts_of, preserved_parts
+from lrrt_stage.state.parts import known_to_functions, parts_of
+from lrrt_stage.state.snapshot import Snapshot
 
 
 class WithSlots:
@@ -322,7 +323,7 @@ def test_what_a_hook_knows_is_no_part_that_is_moved():
     optimizer = torch.optim.Adam(model.parameters())
     model.bias.register_hook(lambda gradient: norms.add_(gradient))
     parts = parts_of([optimizer])
-    known = known_to_functions(parts)
+    known = known_to_functions(parts, {})
     assert [id(norms) in map(id, each) for each in (parts, known)] == [False, True]
 
 
@@ -463,7 +464,7 @@ def test_memory_that_may_not_be_written_is_left_alone(tmp_path):
     mapped.flags.writeable = False
     with pytest.warns(UserWarning, match="not writable"):
         tensor = torch.from_numpy(mapped)
-    with preserved_parts([mapped, tensor]):
+    with Snapshot([mapped, tensor]):
         pass
     assert tensor.tolist() == [0.0, 1.0, 2.0]
 
@@ -471,14 +472,14 @@ def test_memory_that_may_not_be_written_is_left_alone(tmp_path):
 @pytest.mark.parametrize("value", [-0.0, float("nan")])
 def test_a_tensor_is_restored_bit_for_bit(value):
     tensor = torch.tensor([value])
-    with preserved_parts([tensor]):
+    with Snapshot([tensor]):
         tensor.zero_()
     assert tensor.view(torch.int32).equal(torch.tensor([value]).view(torch.int32))
 
 
 def test_a_total_that_has_become_part_of_a_graph_is_a_plain_tensor_again():
     total, weight = torch.zeros(()), torch.ones((), requires_grad=True)
-    with preserved_parts([total]):
+    with Snapshot([total]):
         total += weight
         assert total.requires_grad
     assert total.is_leaf
@@ -492,6 +493,6 @@ def test_a_list_that_iterates_in_its_own_way_is_restored_as_it_was():
             return (2 * value for value in super().__iter__())
 
     values = Doubled([1, 2])
-    with preserved_parts([values]):
+    with Snapshot([values]):
         values.append(3)
     assert list(values) == [2, 4]

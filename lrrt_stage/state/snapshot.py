@@ -1,0 +1,378 @@
+"""Save what objects hold, and restore it in place."""
+
+from __future__ import annotations
+
+import copy
+import random
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from operator import is_
+from types import CellType, FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrrt_stage.state.parts import (
+    CONTAINERS,
+    GENERATORS,
+    MAX_ENTRIES,
+    VALUES,
+    attributes,
+    kind_of,
+    known_to_functions,
+    parts_of,
+    slots,
+    used_globals,
+)
+
+__all__ = ["Snapshot", "bits_of"]
+
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+"""Types by their size in bytes, in which bits are copied and compared; the largest is the fastest."""
+PLAIN = (dict, list, *CONTAINERS)
+"""Types of containers whose own methods do nothing unusual."""
+MISSING = object()
+
+Restore = Callable[[], object]
+
+
+class Snapshot:
+    """The state of objects, which is restored in place and can be saved again and again.
+
+    Restored are the values, the memory, the gradient and ``requires_grad`` of tensors; the values
+    of arrays; the entries of containers; the states of random generators; and which attributes an
+    object has, with the objects that they name. What entries and attributes hold is restored only
+    if it is among the parts.
+
+    To save takes little longer than to copy the tensors: only what has been replaced since the
+    snapshot was made is searched again.
+
+    Parameters
+    ----------
+    parts
+        What the model, the losses and the optimizer hold, see
+        :func:`lrrt_stage.state.parts.parts_of`.
+    known
+        What functions among them know, such as hooks. This is there to compute with, or to record
+        what happens. So containers keep what was added to them, and objects what is neither a
+        number, a text, None, a tensor nor an array. Networks are restored as if they were parts.
+    skip
+        Names of attributes that are left alone.
+    """
+
+    def __init__(
+        self, parts: Iterable[Any], known: Iterable[Any] = (), skip: Collection[str] = ()
+    ) -> None:
+        own = {id(part): part for part in parts}
+        self.parts = own | {id(part): part for part in known}
+        self.skip = skip
+        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        own |= {id(part): part for part in parts_of(networks, found=own)}
+        self.parts |= own
+        everything = list(self.parts.values())
+        self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
+        self.others = [
+            part for part in everything if _is_array(part) or isinstance(part, GENERATORS)
+        ]
+        self.slotted = [part for part in own.values() if kind_of(part) and slots(type(part))]
+        self.variables = [
+            part
+            for key, part in self.parts.items()
+            if (key not in own or isinstance(part, FunctionType)) and _has_variables(part)
+        ]
+        self.holders = [holder for part in own.values() for holder in _holders(part)]
+        self.contents = [_content(holder) for holder in self.holders]
+        # Most containers of a network are empty, such as those for hooks.
+        self.empty = [h for h in self.holders if type(h) in PLAIN and not h]
+        self.filled = [i for i, h in enumerate(self.holders) if type(h) not in PLAIN or h]
+        self.replaced: set[int] = set()
+        self.save()
+
+    def save(self) -> None:
+        """Save the present state, in place of the one before."""
+        for index in self._changed():
+            self.contents[index] = _content(self.holders[index])
+            self.replaced.add(index)
+        self.tensors.save()
+        self.restores = [
+            *(_saved_values(part) for part in self.others),
+            *(_saved_slots(part) for part in self.slotted),
+            *(_saved_variables(part) for part in self.variables),
+        ]
+
+    def added(self) -> Snapshot:
+        """Return a snapshot of what the parts hold now, and did not hold when this one was made."""
+        held = [entry for index in self.replaced for entry in self.contents[index]]
+        held += [value for part in self.slotted for value in attributes(part).values()]
+        parts = parts_of(held, found=self.parts)
+        found = self.parts | {id(part): part for part in parts}
+        known = [value for part in self.variables for value in _variables(part).values()]
+        known = parts_of(known, found=found, functions=True)
+        return Snapshot(parts, [*known_to_functions(parts, found), *known])
+
+    def restore(self) -> None:
+        """Restore the state that was saved last."""
+        self.tensors.restore()
+        for restore in self.restores:
+            restore()
+        for index in self._changed():
+            _refill(self.holders[index], self.contents[index], self.skip)
+
+    def __enter__(self) -> None:
+        """Restore the state that was saved last when the block ends, also after an exception."""
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def _changed(self) -> list[int]:
+        """Return the indices of the containers whose entries are not those that were saved."""
+        indices = range(len(self.holders)) if any(self.empty) else self.filled
+        return [i for i in indices if not _holds(self.holders[i], self.contents[i])]
+
+
+class _Tensors:
+    """The state of tensors. Values are copied with one operation for each kind of tensor."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self.marks: list[Any] | None = None
+
+    def save(self) -> None:
+        marks = [_mark(tensor) for tensor in self.tensors]
+        if marks != self.marks:
+            self.marks, self.memory = marks, [tensor.data for tensor in self.tensors]
+            flat = [_flat(memory) for memory in self.memory]
+            groups = defaultdict(list)
+            for each in flat:
+                if each is not None:
+                    groups[each.device, each.dtype].append(each)
+            self.groups = list(groups.values())
+            self.values = [torch.cat(group) for group in self.groups]
+            self.singular = [m for m, each in zip(self.memory, flat, strict=True) if each is None]
+        self.gradients = [_gradient(tensor) for tensor in self.tensors]
+        # Into the same memory, since new memory takes longer to get than to fill.
+        for group, values in zip(self.groups, self.values, strict=True):
+            torch.cat(group, out=values)
+        self.copies = [_without_repeats(memory).clone() for memory in self.singular]
+
+    def restore(self) -> None:
+        saved = zip(self.tensors, self.marks, self.memory, self.gradients, strict=True)
+        for tensor, mark, memory, gradient in saved:
+            if _mark(tensor) != mark or _gradient(tensor) is not gradient:
+                _, is_leaf, requires_grad, *_ = mark
+                with torch.no_grad():
+                    if is_leaf and not tensor.is_leaf:
+                        tensor.detach_()
+                    tensor.data = memory
+                    if is_leaf:
+                        tensor.requires_grad_(requires_grad)
+                        tensor.grad = gradient
+        for group, values in zip(self.groups, self.values, strict=True):
+            pairs = list(zip(group, values.split([len(flat) for flat in group]), strict=True))
+            # On a device, comparing would wait for it. On the CPU, the memory may be a file's.
+            if values.device.type == "cpu":
+                pairs = [(flat, value) for flat, value in pairs if not torch.equal(flat, value)]
+            if pairs:
+                flats, parts = map(list, zip(*pairs, strict=True))
+                torch._foreach_copy_(flats, parts)
+        for memory, copied in zip(self.singular, self.copies, strict=True):
+            with torch.no_grad(), torch.inference_mode(memory.is_inference()):
+                _without_repeats(memory).copy_(copied)
+
+
+def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
+    """Return the values of a dense tensor as bytes, or as integers of its size, contiguous."""
+    dense = tensor.resolve_conj().resolve_neg().contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(kind)
+
+
+def _mark(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tells whether a tensor has the same memory and form as before."""
+    flags = (tensor.layout, tensor.is_leaf, tensor.requires_grad)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return *flags, object()  # nothing tells
+    return *flags, tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _gradient(tensor: Tensor) -> Tensor | None:
+    return tensor.grad if tensor.is_leaf else None
+
+
+def _flat(memory: Tensor) -> Tensor | None:
+    """Return the memory of a dense tensor as a vector of integers; None for other tensors."""
+    if type(memory) is not Tensor or memory.layout is not torch.strided or memory.is_nested:
+        return None
+    if memory.is_quantized or memory.is_conj() or memory.is_neg() or memory.is_inference():
+        return None
+    if memory.device.type == "meta" or not memory.numel():
+        return None
+    steps = zip(memory.shape, memory.stride(), strict=True)
+    # Repeats, as expand() makes them, take less memory than there are elements; gaps take more.
+    length = 1 + sum((size - 1) * stride for size, stride in steps)
+    if length > memory.numel():
+        return None
+    flat = memory.as_strided((length,), (1,))
+    places = (length * memory.itemsize, memory.storage_offset() * memory.itemsize)
+    fitting = (kind for size, kind in INTEGERS.items() if not any(p % size for p in places))
+    return flat.view(next(fitting))
+
+
+def _without_repeats(tensor: Tensor) -> Tensor:
+    """Return a tensor without the repetitions that ``expand`` makes, which cannot be written."""
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if stride == 0 and size > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _is_array(part: Any) -> bool:
+    # Files are not written to.
+    return isinstance(part, np.ndarray) and part.flags.writeable and not isinstance(part, np.memmap)
+
+
+def _saved_values(generator: Any) -> Restore:
+    """Return a function that restores an array or a generator."""
+    if isinstance(generator, np.ndarray):
+        return partial(np.copyto, generator, generator.copy())
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    if isinstance(generator, (np.random.Generator, np.random.BitGenerator)):
+        bits = getattr(generator, "bit_generator", generator)
+        return partial(setattr, bits, "state", copy.deepcopy(bits.state))
+    return partial(generator.set_state, generator.get_state())
+
+
+def _holders(part: Any) -> list[Any]:
+    """Return the containers whose content is that of a part: itself, and its attributes."""
+    kind = kind_of(part)
+    holders = [part] if kind in CONTAINERS else []
+    names = getattr(part, "__dict__", None)
+    if kind is not None and type(part) not in CONTAINERS and isinstance(names, dict):
+        holders.append(names)
+    return holders
+
+
+def _container_type(container: Any) -> Any:
+    return next(kind for kind in CONTAINERS if isinstance(container, kind))
+
+
+def _content(container: Any) -> list[Any]:
+    """Return the entries, with the methods of the known type: those of a subclass may refuse."""
+    if isinstance(container, dict):
+        return [*dict.keys(container), *dict.values(container)]
+    return list(_container_type(container).__iter__(container))
+
+
+def _holds(container: Any, content: list[Any]) -> bool:
+    present = _content(container)
+    return len(present) == len(content) and all(map(is_, present, content))
+
+
+def _refill(container: Any, content: list[Any], skip: Collection[str]) -> None:
+    kind = _container_type(container)
+    if isinstance(container, dict):
+        _refill_dict(container, kind, content, skip)
+    elif kind is array:
+        container[:] = array(container.typecode, content)
+    else:
+        kind.clear(container)
+        (kind.update if kind is set else kind.extend)(container, content)
+
+
+def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection[str]) -> None:
+    half = len(content) // 2
+    keys, values = content[:half], content[half:]
+    present = list(dict.keys(container))
+    if not (len(present) == half and all(map(is_, present, keys))):
+        skipped = [(key, dict.__getitem__(container, key)) for key in present if key in skip]
+        kind.clear(container)
+        for key, value in skipped:
+            kind.__setitem__(container, key, value)
+    for key, value in zip(keys, values, strict=True):
+        if dict.get(container, key, MISSING) is not value and key not in skip:
+            kind.__setitem__(container, key, value)
+
+
+def _saved_slots(owner: Any) -> Restore:
+    saved = {name: getattr(owner, name, MISSING) for name in slots(type(owner))}
+
+    def restore() -> None:
+        for name, value in saved.items():
+            if getattr(owner, name, MISSING) is not value:
+                _assign(owner, name, value)
+
+    return restore
+
+
+def _has_variables(part: Any) -> bool:
+    if isinstance(part, FunctionType):
+        return bool(used_globals(part.__code__) & part.__globals__.keys())
+    return isinstance(part, (CellType, type, dict, list)) or kind_of(part) is object
+
+
+def _variables(part: Any) -> dict[Any, Any]:
+    """Return the variables of a function or class, the entries of a container, or attributes."""
+    if isinstance(part, CellType):
+        try:
+            return {"cell_contents": part.cell_contents}
+        except ValueError:  # no value yet
+            return {}
+    if isinstance(part, FunctionType):
+        known = part.__globals__
+        return {name: known[name] for name in used_globals(part.__code__) if name in known}
+    if isinstance(part, dict):
+        return dict(zip(dict.keys(part), dict.values(part), strict=True))
+    if isinstance(part, list):
+        return dict(enumerate(part)) if len(part) <= MAX_ENTRIES else {}
+    return dict(vars(part)) if isinstance(part, type) else attributes(part)
+
+
+def _saved_variables(part: Any) -> Restore:
+    saved = _variables(part)
+    computes = _is_tensor if isinstance(part, (dict, list)) else _is_number
+
+    def restore() -> None:
+        present = _variables(part)
+        if len(present) == len(saved) and all(map(is_, present.values(), saved.values())):
+            return
+        for name in saved | present:
+            before, after = saved.get(name, MISSING), present.get(name, MISSING)
+            if before is not after and computes(before) and computes(after):
+                _assign(part, name, before)
+
+    return restore
+
+
+def _is_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return len(value) > 0 and all(map(_is_tensor, value))
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def _is_number(value: Any) -> bool:
+    return value is MISSING or type(value) in VALUES or _is_tensor(value)
+
+
+def _assign(owner: Any, name: Any, value: Any) -> None:
+    """Set a variable, or delete it if the value is MISSING, past methods that may refuse or do more."""
+    if isinstance(owner, FunctionType):
+        owner = owner.__globals__
+    elif kind_of(owner) is object and name not in slots(type(owner)):
+        owner = vars(owner)
+    if isinstance(owner, (dict, list)):
+        kind = _container_type(owner)
+        if value is MISSING:
+            kind.__delitem__(owner, name)
+        else:
+            kind.__setitem__(owner, name, value)
+        return
+    base = type if isinstance(owner, type) else object
+    if value is MISSING:
+        base.__delattr__(owner, name)
+    else:
+        base.__setattr__(owner, name, value)
