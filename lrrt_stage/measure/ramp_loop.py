@@ -32,7 +32,7 @@ from lrrt_stage.measure.step import (
 )
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import deterministic, resolve_device
-from lrrt_stage.state.parts import known_to_functions, parts_of
+from lrrt_stage.state.parts import is_iterator, known_to_functions, parts_of
 from lrrt_stage.state.preserve import preserved, set_training
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
@@ -67,10 +67,9 @@ def range_test(
 ) -> LRCurve:
     """Train for a few iterations while the learning rate grows, and return the losses.
 
-    The model, the optimizer, a loss that is a module, the batches, and all random states are left
-    exactly as they were found, also after an exception or Ctrl-C. See
-    :func:`lrrt_stage.state.preserve.preserved` for how far that reaches. A network that only a
-    loss function knows, such as a teacher, is not restored unless it is among ``modules``.
+    The model, the optimizer, the losses, the batches, and all random states are left exactly as
+    they were found, also after an exception or Ctrl-C. See
+    :func:`lrrt_stage.state.preserve.preserved` for how far that reaches.
 
     Parameters
     ----------
@@ -101,7 +100,8 @@ def range_test(
     modules
         Further modules that take part, such as a teacher or a discriminator that the loss function
         calls. Like a loss that is a module, they keep their modes during the steps, are in
-        evaluation mode for the probe and the validation, and are restored.
+        evaluation mode for the probe and the validation, and are restored. A network that only a
+        loss function knows is restored, too; but it is not moved to the device, and keeps its mode.
     device
         ``auto``, the name of a device, or None for the device of the model. The model, a loss that
         is a module, and ``modules`` are moved there for the test.
@@ -237,19 +237,27 @@ def _check_modules(
         fits = isinstance(module, nn.Module)
         require_kind(fits, "one of modules", module, "give the torch modules that the loss calls")
     parts = {id(part): part for part in parts_of([model, *losses, *modules])}
-    known = [each for each in known_to_functions(losses, parts) if isinstance(each, nn.Module)]
-    inner = {id(each) for network in known for each in network.modules() if each is not network}
+    known = known_to_functions(losses, parts)
+    networks = [each for each in known if isinstance(each, nn.Module)]
+    inner = {id(each) for network in networks for each in network.modules() if each is not network}
     found = [
         f"the loss calls a {type(network).__name__}"
-        for network in known
-        if id(network) not in inner and [*network.state_dict()]
+        for network in networks
+        if id(network) not in inner and network.training and [*network.state_dict()]
     ]
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     if count := sum(id(parameter) not in parts for parameter in optimized):
         found.append(f"the optimizer holds parameters ({count})")
-    for what in dict.fromkeys(found):
-        warnings.warn(
-            f"{what} outside the model: pass the module as modules=[…], or its mode and buffers "
-            "are not restored",
-            stacklevel=3,
-        )
+    messages = [
+        f"{what} outside the model: pass the module as modules=[…], so that it is on the device, "
+        "and in evaluation mode for the probe and the validation"
+        for what in found
+    ]
+    messages += [
+        f"the loss reads an iterator ({type(each).__name__}), whose position is not restored: keep "
+        "a counter or a list in its place"
+        for each in known
+        if is_iterator(each)
+    ]
+    for message in dict.fromkeys(messages):
+        warnings.warn(message, stacklevel=3)

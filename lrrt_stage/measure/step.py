@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, IterableDataset
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import Options, require, require_kind, setting
@@ -199,8 +198,7 @@ def require_batches(name: str, value: Any) -> None:
     single = isinstance(value, (Dataset, Mapping, Tensor, str)) and not isinstance(
         value, IterableDataset
     )
-    once = is_iterator(value) or isinstance(value, _BaseDataLoaderIter)
-    fits = iterable and not single and not once
+    fits = iterable and not single and not is_iterator(value)
     require_kind(fits, name, value, "pass a DataLoader or a list of batches")
 
 

@@ -58,7 +58,8 @@ PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse")
 """Packages of the standard library whose objects hold values; others, such as ``threading``, are
 left alone."""
 ITERATOR_PACKAGES = ("builtins", "itertools")
-"""Packages of generators and of iterators over values; others, such as files, are left alone."""
+"""Packages of generators and of iterators over values, beside those of loaders. Others, such as
+files, are left alone."""
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
 CALLED = (FunctionType, MethodType, partial)
 """Types of functions whose variables can be found."""
@@ -121,7 +122,8 @@ def known_to_functions(parts: Iterable[Any], found: Mapping[int, Any]) -> list[A
 
 def is_iterator(part: Any) -> bool:
     """Return whether an object iterates over values, from a position that cannot be restored."""
-    return isinstance(part, Iterator) and type(part).__module__ in ITERATOR_PACKAGES
+    over_values = type(part).__module__ in ITERATOR_PACKAGES
+    return isinstance(part, _BaseDataLoaderIter) or (isinstance(part, Iterator) and over_values)
 
 
 def kind_of(part: Any) -> type | None:
@@ -135,16 +137,12 @@ def attributes(part: Any) -> dict[str, Any]:
         return {}
     names = getattr(part, "__dict__", None)
     names = names.copy() if isinstance(names, dict) else {}
-    for name in slots(type(part)):  # type: ignore[arg-type]
-        if hasattr(part, name):
-            names[name] = getattr(part, name)
-    return names
+    return names | {name: getattr(part, name) for name in slots(part) if hasattr(part, name)}
 
 
-@lru_cache(maxsize=1024)
-def slots(kind: type) -> list[str]:
-    """Return the names of the attributes that are not in the ``__dict__``."""
-    return copyreg._slotnames(kind)  # type: ignore[attr-defined]
+def slots(part: Any) -> list[str]:
+    """Return the names of the attributes that are not in the ``__dict__`` of an object."""
+    return _slot_names(type(part))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=4096)
@@ -185,7 +183,7 @@ def _known_to(function: Any) -> list[Any]:
         known = function.__globals__
         named = [known[name] for name in used_globals(function.__code__) if name in known]
         found = [each for each in named if _is_own(each, function)]
-        return [*(function.__closure__ or ()), *defaults, *found]
+        return [*(function.__closure__ or ()), *defaults, *vars(function).values(), *found]
     if isinstance(function, type) and not _is_librarys(function):
         return [getattr(each, "__func__", each) for each in vars(function).values()]
     return []
@@ -211,6 +209,11 @@ def _is_own(value: Any, function: FunctionType) -> bool:
         or getattr(value, "__globals__", None) is function.__globals__
         or (kind is object and type(value).__module__ == function.__module__)
     )
+
+
+@lru_cache(maxsize=1024)
+def _slot_names(kind: type) -> list[str]:
+    return copyreg._slotnames(kind)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=1024)

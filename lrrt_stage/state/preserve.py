@@ -52,12 +52,12 @@ def preserved(
 
     Of ``model``, ``others`` (such as losses), the optimizer, and all that they hold: tensors
     (values, device, layout, gradients, ``requires_grad``), modes, attributes, containers, random
-    generators. So an optimizer inside the optimizer, the helper objects of a model, and the numbers
-    that hooks compute with, such as an average of the weights, are restored too. Loaders, what a
-    loss that is a function knows, variables of classes and of Python modules, and objects of a
-    process, such as a logger, are left alone; see :func:`lrrt_stage.state.parts.parts_of` and
-    :func:`~lrrt_stage.state.parts.known_to_functions`. Of the batches: what
-    :func:`preserved_sources` restores.
+    generators. So an optimizer inside the optimizer and the helper objects of a model are restored
+    too. Of what functions and classes know, such as hooks and a loss function: networks, tensors,
+    and variables that are numbers, see :class:`lrrt_stage.state.snapshot.Snapshot`. Of the batches:
+    what :func:`preserved_sources` restores. Left alone are datasets and loaders that a model holds,
+    objects of a process, such as a logger, and the entries of containers with more than
+    :data:`~lrrt_stage.state.parts.MAX_ENTRIES`.
 
     Inside the block, the tensors of the optimizer are on ``device``, and a ``DataLoader`` starts
     worker processes of its own. Persistent ones that already run are set aside, with their random
@@ -101,9 +101,8 @@ def preserved_sources(batches: Any) -> Iterator[None]:
 
     These are the global random states of Python, NumPy and torch; the random generators among the
     parts of ``batches``; and the attributes of its samplers and loaders, also those of a class of
-    the user's, such as a count of epochs. Parts are attributes and entries up to eleven steps
-    away: the loader in a wrapper, its samplers, datasets and transforms. The closure of a function
-    is not searched.
+    the user's, such as a count of epochs. Of datasets these are numbers and tensors: a cache
+    stays. The closure of a function is not searched.
     """
     held = (*CONTAINERS, Tensor, np.ndarray)
     data = (*held, tuple, nn.Module, Dataset)

@@ -29,10 +29,10 @@ from lrrt_stage.state.parts import (
     used_globals,
 )
 
-__all__ = ["Snapshot", "bits_of"]
+__all__ = ["Snapshot"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-"""Types by their size in bytes, in which bits are copied and compared; the largest is the fastest."""
+"""Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
 PLAIN = (dict, list, *CONTAINERS)
 """Types of containers whose own methods do nothing unusual."""
 MISSING = object()
@@ -70,21 +70,27 @@ class Snapshot:
         own = {id(part): part for part in parts}
         self.parts = own | {id(part): part for part in known}
         self.skip = skip
-        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-        own |= {id(part): part for part in parts_of(networks, found=own)}
+        # A list of limited length holds what is computed with, and no record.
+        full = [
+            part
+            for part in self.parts.values()
+            if isinstance(part, nn.Module) or getattr(part, "maxlen", None) is not None
+        ]
+        own |= {id(part): part for part in parts_of(full, found=own)}
         self.parts |= own
         everything = list(self.parts.values())
         self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
         self.others = [
             part for part in everything if _is_array(part) or isinstance(part, GENERATORS)
         ]
-        self.slotted = [part for part in own.values() if kind_of(part) and slots(type(part))]
+        functions = [part for part in everything if isinstance(part, FunctionType)]
+        self.slotted = [part for part in own.values() if kind_of(part) and slots(part)]
         self.variables = [
             part
             for key, part in self.parts.items()
             if (key not in own or isinstance(part, FunctionType)) and _has_variables(part)
         ]
-        self.holders = [holder for part in own.values() for holder in _holders(part)]
+        self.holders = [h for part in [*own.values(), *functions] for h in _holders(part)]
         self.contents = [_content(holder) for holder in self.holders]
         # Most containers of a network are empty, such as those for hooks.
         self.empty = [h for h in self.holders if type(h) in PLAIN and not h]
@@ -97,10 +103,11 @@ class Snapshot:
         for index in self._changed():
             self.contents[index] = _content(self.holders[index])
             self.replaced.add(index)
+        self.filled += self.replaced.difference(self.filled)
         self.tensors.save()
         self.restores = [
             *(_saved_values(part) for part in self.others),
-            *(_saved_slots(part) for part in self.slotted),
+            *(_saved_variables(part, always=True) for part in self.slotted),
             *(_saved_variables(part) for part in self.variables),
         ]
 
@@ -139,7 +146,7 @@ class _Tensors:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
-        self.marks: list[Any] | None = None
+        self.marks: list[Any] = [None]
 
     def save(self) -> None:
         marks = [_mark(tensor) for tensor in self.tensors]
@@ -182,12 +189,6 @@ class _Tensors:
         for memory, copied in zip(self.singular, self.copies, strict=True):
             with torch.no_grad(), torch.inference_mode(memory.is_inference()):
                 _without_repeats(memory).copy_(copied)
-
-
-def bits_of(tensor: Tensor, kind: torch.dtype = torch.uint8) -> Tensor:
-    """Return the values of a dense tensor as bytes, or as integers of its size, contiguous."""
-    dense = tensor.resolve_conj().resolve_neg().contiguous()
-    return dense.as_strided((dense.numel(),), (1,)).view(kind)
 
 
 def _mark(tensor: Tensor) -> tuple[Any, ...]:
@@ -242,7 +243,7 @@ def _saved_values(generator: Any) -> Restore:
     if isinstance(generator, random.Random):
         return partial(generator.setstate, generator.getstate())
     if isinstance(generator, (np.random.Generator, np.random.BitGenerator)):
-        bits = getattr(generator, "bit_generator", generator)
+        bits: Any = getattr(generator, "bit_generator", generator)
         return partial(setattr, bits, "state", copy.deepcopy(bits.state))
     return partial(generator.set_state, generator.get_state())
 
@@ -252,7 +253,8 @@ def _holders(part: Any) -> list[Any]:
     kind = kind_of(part)
     holders = [part] if kind in CONTAINERS else []
     names = getattr(part, "__dict__", None)
-    if kind is not None and type(part) not in CONTAINERS and isinstance(names, dict):
+    searched = (kind is not None and type(part) not in CONTAINERS) or isinstance(part, FunctionType)
+    if searched and isinstance(names, dict):
         holders.append(names)
     return holders
 
@@ -298,17 +300,6 @@ def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection
             kind.__setitem__(container, key, value)
 
 
-def _saved_slots(owner: Any) -> Restore:
-    saved = {name: getattr(owner, name, MISSING) for name in slots(type(owner))}
-
-    def restore() -> None:
-        for name, value in saved.items():
-            if getattr(owner, name, MISSING) is not value:
-                _assign(owner, name, value)
-
-    return restore
-
-
 def _has_variables(part: Any) -> bool:
     if isinstance(part, FunctionType):
         return bool(used_globals(part.__code__) & part.__globals__.keys())
@@ -332,7 +323,8 @@ def _variables(part: Any) -> dict[Any, Any]:
     return dict(vars(part)) if isinstance(part, type) else attributes(part)
 
 
-def _saved_variables(part: Any) -> Restore:
+def _saved_variables(part: Any, always: bool = False) -> Restore:
+    """Return a function that restores variables: ``always``, or if they are computed with."""
     saved = _variables(part)
     computes = _is_tensor if isinstance(part, (dict, list)) else _is_number
 
@@ -342,7 +334,7 @@ def _saved_variables(part: Any) -> Restore:
             return
         for name in saved | present:
             before, after = saved.get(name, MISSING), present.get(name, MISSING)
-            if before is not after and computes(before) and computes(after):
+            if before is not after and (always or (computes(before) and computes(after))):
                 _assign(part, name, before)
 
     return restore
@@ -359,10 +351,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _assign(owner: Any, name: Any, value: Any) -> None:
-    """Set a variable, or delete it if the value is MISSING, past methods that may refuse or do more."""
+    """Set a variable, or delete it if MISSING, past the methods of a class, which may refuse."""
     if isinstance(owner, FunctionType):
         owner = owner.__globals__
-    elif kind_of(owner) is object and name not in slots(type(owner)):
+    elif kind_of(owner) is object and name not in slots(owner):
         owner = vars(owner)
     if isinstance(owner, (dict, list)):
         kind = _container_type(owner)

@@ -17,7 +17,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_modes
-from lrrt_stage.state.snapshot import bits_of
 
 __all__ = [
     "INITIALIZERS",
@@ -162,7 +161,7 @@ def digest(state: State) -> str:
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = ",".join(map(str, tensor.shape))
         sha.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        sha.update(bits_of(tensor).numpy().tobytes())
+        sha.update(_bits(tensor).numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -219,6 +218,12 @@ def load_into(model: nn.Module, state: State) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise LRRTError(f"the weights cannot be loaded: {reason}") from error
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return the values of a dense tensor as bytes, contiguous."""
+    dense = tensor.resolve_conj().resolve_neg().contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def _kind(tensor: Tensor | None) -> str:

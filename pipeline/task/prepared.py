@@ -145,7 +145,7 @@ class PreparedTask:
 
         The model is restored: the training that follows is the same as without.
         """
-        evaluating = Evaluation([setup.model, *setup.loss_modules])
+        evaluating = Evaluation([setup.model, *setup.losses])
         with evaluating(), errors_of(self.task):
             return setup.evaluate(self.on_device)
 
@@ -219,7 +219,7 @@ class PreparedTask:
             # Some models return several outputs in one of the two modes.
             with torch.no_grad():
                 self._check_output(setup, batch)
-            with Evaluation([setup.model, *setup.loss_modules])():
+            with Evaluation([setup.model, *setup.losses])():
                 self._check_output(setup, batch)
                 for each in held:
                     require_scalar(setup.evaluation_loss(self.on_device(each)))

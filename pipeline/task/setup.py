@@ -113,10 +113,14 @@ class Setup:
         self.directions = {name: _direction(name, each) for name, each in self.metrics.items()}
 
     @property
+    def losses(self) -> list[Callable[..., Tensor]]:
+        """The loss functions that were given."""
+        return [loss for loss in (self.loss_fn, self.batch_loss) if loss is not None]
+
+    @property
     def loss_modules(self) -> list[nn.Module]:
         """The losses that are modules."""
-        losses = (self.loss_fn, self.batch_loss)
-        return [loss for loss in losses if isinstance(loss, nn.Module)]
+        return [loss for loss in self.losses if isinstance(loss, nn.Module)]
 
     def to(self, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> None:
         """Move model, optimizer and losses to a device; images and weights get the ``layout``."""

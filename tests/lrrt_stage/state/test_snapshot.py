@@ -1,0 +1,443 @@
+"""What a model changes only now and then, and what its functions and classes know."""
+
+import itertools
+import random
+from array import array
+from collections import defaultdict, deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lrrt_stage import Validation, range_test, seeded
+from lrrt_stage.state.parts import parts_of
+from lrrt_stage.state.preserve import Evaluation
+from lrrt_stage.state.snapshot import Snapshot
+
+
+def drawn(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 4, generator=generator), torch.randn(count, 1, generator=generator)
+
+
+DATA = [drawn(8, seed) for seed in range(7)]
+HELD_OUT = drawn(7, 99)
+
+
+class Carrying(nn.Module):
+    """A model whose output is scaled by what it has seen so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 1), 0
+        self.prepare()
+
+    def prepare(self):
+        pass
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) * self.scale(x)
+
+
+class Target(Carrying):
+    """A target network that follows at every fifth batch."""
+
+    def prepare(self):
+        self.target = nn.Linear(4, 1).requires_grad_(False)
+
+    def scale(self, x):
+        if self.calls % 5 == 0:
+            self.target.load_state_dict(self.layer.state_dict())
+        return 1 + self.target(x).mean()
+
+
+class Averaged(Target):
+    """The same, written past what torch counts as a change."""
+
+    def scale(self, x):
+        if self.calls % 7 == 0:
+            pairs = zip(self.target.parameters(), self.layer.parameters(), strict=True)
+            for one, other in pairs:
+                one.data.lerp_(other.data, 0.5)
+        return 1 + self.target(x).mean()
+
+
+class Ring(Carrying):
+    def prepare(self):
+        self.ring, self.replaced = [torch.zeros(4) for _ in range(5)], [torch.zeros(4)] * 5
+
+    def scale(self, x):
+        self.ring[self.calls % 5].copy_(x.mean(0))
+        self.replaced[self.calls % 5] = x.mean(0)
+        return 1 + sum(part.sum() for part in self.ring + self.replaced)
+
+
+class Flushed(Carrying):
+    def prepare(self):
+        self.queue = deque()
+
+    def scale(self, x):
+        self.queue.append(x.mean().item())
+        if len(self.queue) > 6:
+            self.queue.clear()
+        return 1 + sum(self.queue)
+
+
+class FrozenLate(Carrying):
+    def prepare(self):
+        self.other = nn.Linear(4, 1)
+
+    def scale(self, x):
+        if self.calls == 9:
+            self.other.requires_grad_(False)
+        return self.other(x)
+
+
+class GrowsLate(Carrying):
+    def prepare(self):
+        self.norms = nn.ModuleList()
+
+    def scale(self, x):
+        if self.calls in (7, 11):
+            self.norms.append(nn.BatchNorm1d(4))
+        for norm in self.norms:
+            x = norm(x)
+        return 1 + x.mean() + sum(norm.running_mean.sum() for norm in self.norms)
+
+
+class Normalised(Carrying):
+    """The norms exceed their maximum only later."""
+
+    def prepare(self):
+        self.words = nn.Embedding(6, 4, max_norm=2.2)
+        self.words.weight.data.clamp_(-1, 1)
+
+    def scale(self, x):
+        return 1 + self.words(torch.arange(len(x) - 5)).sum()
+
+
+class MadeLate(Carrying):
+    class Slots:
+        __slots__ = ("count", "late")
+
+        def __init__(self):
+            self.count = 0
+
+    def prepare(self):
+        self.slots, self.lists, self.keys, self.hidden = (
+            self.Slots(),
+            defaultdict(list),
+            {0: 0},
+            None,
+        )
+
+    def scale(self, x):
+        if self.calls > 5:
+            self.slots.late = getattr(self.slots, "late", 0) + 1
+            self.hidden = torch.zeros(4) if self.hidden is None else self.hidden
+            self.hidden.add_(x.mean(0))
+            (key,) = self.keys
+            self.keys[key + 1] = self.keys.pop(key)
+        self.lists[self.calls % 3].append(x.mean())
+        late = getattr(self.slots, "late", 0) + next(iter(self.keys))
+        return 1 + late + sum(self.lists[0]) + (0 if self.hidden is None else self.hidden.sum())
+
+
+class Unusual(Carrying):
+    """State in objects that are no tensors, and at the end of a long chain."""
+
+    class Link:
+        pass
+
+    def prepare(self):
+        self.objects = np.array([np.zeros(2), [0.0]], dtype=object)
+        self.numbers, self.bits = array("d", [0.0, 1.0]), np.random.PCG64(0)
+        self.chain = link = self.Link()
+        for _ in range(40):
+            link.next = link = self.Link()
+        link.count, self.end = 0, lambda: link
+
+    def scale(self, x):
+        self.objects[0] += 1
+        self.objects[1].append(1.0)
+        self.numbers[0] += 0.1
+        self.numbers.append(1.0)
+        link = self.chain
+        while hasattr(link, "next"):
+            link = link.next
+        link.count += 1
+        numbers = self.objects[0].sum() + len(self.objects[1]) + sum(self.numbers) + link.count
+        return 1 + numbers + self.bits.random_raw() % 100
+
+
+class OfTheClass(Carrying):
+    count, mean = 0, torch.zeros(4)
+
+    def prepare(self):
+        OfTheClass.count, OfTheClass.mean = 0, torch.zeros(4)
+
+    def scale(self, x):
+        OfTheClass.count += 1
+        OfTheClass.mean = 0.9 * OfTheClass.mean + x.mean(0)
+        return 1 + self.count + self.mean.sum()
+
+
+COUNT, MEAN, STATES = 0, torch.zeros(4), {}
+
+
+class OfThePythonModule(Carrying):
+    def prepare(self):
+        global COUNT, MEAN
+        COUNT, MEAN = 0, torch.zeros(4)
+        STATES["mean"] = torch.zeros(4)
+
+    def scale(self, x):
+        global COUNT, MEAN
+        COUNT, MEAN = COUNT + 1, 0.9 * MEAN + x.mean(0)
+        STATES["mean"] = 0.9 * STATES["mean"] + x.mean(0)
+        return 1 + COUNT + MEAN.sum() + STATES["mean"].sum()
+
+
+class OfAHook(Carrying):
+    def prepare(self):
+        count, hidden = 0, None
+
+        def hook(module, inputs, output):
+            nonlocal count, hidden
+            mean = output.detach().mean()
+            count, hidden = count + 1, mean if hidden is None else 0.9 * hidden + mean
+            return output * count + hidden
+
+        self.layer.register_forward_hook(hook)
+
+    def scale(self, x):
+        return 1
+
+
+MODELS = Carrying.__subclasses__() + Target.__subclasses__()
+
+
+def squared(output, target):
+    return (output - target[: len(output)]).square().mean()
+
+
+class Trainer:
+    def __init__(self):
+        self.hidden, self.count, self.pair = torch.zeros(()), 0, (torch.zeros(()), torch.ones(()))
+        self.by_name, self.rows = {"mean": torch.zeros(())}, [torch.zeros(())]
+
+    def loss(self, output, target):
+        mean = output.detach().mean()
+        self.count, self.hidden = self.count + 1, 0.9 * self.hidden + mean
+        self.pair = (self.pair[0] + 1, self.pair[1] * 1.1)
+        self.by_name["mean"] = self.by_name["mean"] + mean
+        self.rows[0] = self.rows[0] + 1
+        numbers = self.count + self.hidden + sum(self.pair) + self.by_name["mean"] + self.rows[0]
+        return squared(output, target) + numbers * output.mean()
+
+
+def around():
+    mean, hidden, recent = 1.0, None, deque([1.0], maxlen=4)
+
+    def loss(output, target):
+        nonlocal mean, hidden
+        value = squared(output, target)
+        mean = 0.9 * mean + 0.1 * value.item()
+        hidden = value.detach() if hidden is None else hidden + value.detach()
+        recent.append(value.item())
+        return value / mean + hidden * output.mean() / sum(recent)
+
+    return loss
+
+
+LOSS_MEAN = 1.0
+
+
+def of_the_python_module():
+    global LOSS_MEAN
+    LOSS_MEAN = 1.0
+
+    def loss(output, target):
+        global LOSS_MEAN
+        value = squared(output, target)
+        LOSS_MEAN = 0.9 * LOSS_MEAN + 0.1 * value.item()
+        return value / LOSS_MEAN
+
+    return loss
+
+
+def own_default():
+    def loss(output, target, state={"mean": torch.zeros(())}, rows=[torch.zeros(())]):  # noqa: B006, B008
+        state["mean"] = state["mean"] + output.detach().mean()
+        rows[0] += 1
+        return squared(output, target) + (state["mean"] + rows[0]) * output.mean()
+
+    return loss
+
+
+def own_attribute():
+    def loss(output, target):
+        loss.calls = getattr(loss, "calls", 0) + 1
+        return squared(output, target) * loss.calls
+
+    return loss
+
+
+def teacher():
+    holder = Unusual.Link()
+    holder.networks = {"teacher": [nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3))]}
+
+    def loss(output, target):
+        (network,) = holder.networks["teacher"]
+        distance = network(output).square().mean() + network[1].running_mean.sum() * output.mean()
+        return squared(output, target) + distance
+
+    return loss
+
+
+LOSSES = [lambda: Trainer().loss, around, of_the_python_module, own_default, own_attribute, teacher]
+CASES = [
+    *((model, lambda: squared) for model in MODELS),
+    *((lambda: nn.Linear(4, 1), loss) for loss in LOSSES),
+]
+
+
+def started(make_model, make_loss):
+    with seeded(0):
+        model, loss = make_model(), make_loss()
+    return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), loss
+
+
+def measured(model, optimizer, loss, **evaluated):
+    options = {"iterations": 25, "lr_end": 1e-2, "stop_multiple": None}
+    with seeded(0):
+        return range_test(model, optimizer, loss, DATA, **options, **evaluated).loss.tolist()
+
+
+def trained(model, optimizer, loss):
+    losses = []
+    for x, y in DATA * 2:
+        value = loss(model(x), y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore:the loss calls a Sequential")
+@pytest.mark.parametrize(("make_model", "make_loss"), CASES)
+def test_evaluations_and_the_test_leave_no_trace(make_model, make_loss):
+    without = measured(*started(make_model, make_loss))
+    validation = Validation([HELD_OUT, HELD_OUT], [HELD_OUT] * 3)
+    for evaluated in ({"probe": HELD_OUT}, {"validation": validation}):
+        start = started(make_model, make_loss)
+        assert measured(*start, **evaluated) == without
+        with seeded(1):
+            after = trained(*start)
+        start = started(make_model, make_loss)
+        with seeded(1):
+            assert repr(trained(*start)) == repr(after)
+
+
+def test_what_a_loss_records_is_kept():
+    class Recorder:
+        def __init__(self):
+            self.losses, self.modes, self.best = [], {}, {"loss": 9.0}
+
+        def loss(self, output, target):
+            value = squared(output, target)
+            self.losses.append(value.item())
+            self.modes[len(self.losses)] = torch.is_grad_enabled()
+            self.best["loss"] = min(self.best["loss"], value.item())
+            return value
+
+    recorder = Recorder()
+    with seeded(0):
+        model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = measured(model, optimizer, recorder.loss, probe=HELD_OUT)
+    assert recorder.losses[1::2] == pytest.approx(losses)
+    assert list(recorder.modes.values()) == [False, True] * 25
+    assert recorder.best["loss"] == min(recorder.losses)
+
+
+@pytest.mark.parametrize("iterator", [itertools.count(), iter(DataLoader([1, 2]))])
+def test_an_iterator_that_a_loss_reads_is_warned_of(iterator):
+    def loss(output, target):
+        next(iterator, None)
+        return squared(output, target)
+
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.warns(UserWarning, match=f"the loss reads an iterator .{type(iterator).__name__}"):
+        measured(model, optimizer, loss)
+
+
+def test_a_snapshot_is_saved_again():
+    part = Unusual.Link()
+    part.total, part.draws, part.rows = torch.zeros(3), random.Random(0), [1]
+    snapshot = Snapshot(parts_of([part]))
+    for count in range(3):
+        part.total += 1
+        part.rows.append(count)
+        part.late = count
+        snapshot.save()
+        expected = part.draws.random()
+        part.total.data = torch.ones(7)
+        part.rows.clear()
+        del part.late
+        snapshot.restore()
+        assert part.total.tolist() == [count + 1] * 3
+        assert (part.rows, part.late) == ([1, *range(count + 1)], count)
+        assert part.draws.random() == expected
+
+
+def test_what_is_replaced_at_every_batch_is_not_kept_alive():
+    class Hidden(nn.Module):
+        hidden = torch.zeros(4)
+
+    model = Hidden()
+    evaluating = Evaluation([model])
+    for count in range(30):
+        model.hidden = torch.full((4,), float(count))
+        with evaluating():
+            model.hidden += 1
+        assert model.hidden.tolist() == [count] * 4
+    assert evaluating.first is not None
+    assert sum(isinstance(part, torch.Tensor) for part in evaluating.first.parts.values()) <= 2
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.zeros(4, 6)[:, ::2],
+        torch.zeros(3, 1).expand(3, 5),
+        torch.zeros(7, dtype=torch.int8)[1:6],
+        torch.zeros(4, dtype=torch.complex64).conj(),
+        torch.zeros(0),
+        torch.full((3,), torch.nan),
+        torch.full((2,), -0.0),
+    ],
+)
+def test_tensors_of_every_layout_are_restored_bit_for_bit(tensor):
+    beside = torch.arange(9.0)
+    before = tensor.resolve_conj().clone()
+    model = nn.ParameterList([nn.Parameter(tensor, requires_grad=False), beside[1:4]])
+    evaluating = Evaluation([model])
+    for _ in range(2):
+        with evaluating():
+            tensor.data[..., :1] = 0
+            tensor.data[..., :1] += 1
+            beside += 1
+        after = tensor.resolve_conj()
+        assert torch.equal(torch.isnan(after), torch.isnan(before))
+        if not tensor.is_complex():
+            assert torch.equal(torch.signbit(after), torch.signbit(before))
+        assert torch.equal(torch.nan_to_num(after), torch.nan_to_num(before))
+    # What is not among the parts is left alone.
+    assert beside.tolist() == [2, 1, 2, 3, 6, 7, 8, 9, 10]
