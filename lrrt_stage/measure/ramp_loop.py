@@ -69,7 +69,8 @@ def range_test(
 
     The model, the optimizer, the losses, the batches, and all random states are left exactly as
     they were found, also after an exception or Ctrl-C. See
-    :func:`lrrt_stage.state.preserve.preserved` for how far that reaches.
+    :func:`lrrt_stage.state.preserve.preserved` for how far that reaches. Tests in several threads
+    take turns, since the random states belong to the process.
 
     Parameters
     ----------
@@ -149,7 +150,7 @@ def range_test(
     lr = options.learning_rates(batches, step.accumulate)
     recorder = LossRecorder(lr, options.stop_multiple, (smoothing or Smoothing()).beta)
     everything_restored = preserved(model, optimizer, (batches, probe, validation), device, others)
-    with everything_restored, deterministic(), torch.enable_grad():
+    with deterministic(), everything_restored, torch.enable_grad():
         for other in others:
             if isinstance(other, nn.Module):
                 other.to(device)

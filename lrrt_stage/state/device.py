@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
 from textwrap import shorten
+from threading import RLock
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from lrrt_stage.errors import LRRTError, first_line
 from lrrt_stage.settings import require
 
 __all__ = ["deterministic", "resolve_device", "to_device"]
+
+ONE_THREAD = RLock()
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -53,24 +56,28 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Use deterministic algorithms of torch inside the block; warn if an operation has none."""
-    # cuBLAS reads this once, when it starts; it makes matrix products deterministic.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    benchmark = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling new memory costs time, and does not matter to code that writes before it reads.
-    memory.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        memory.fill_uninitialized_memory = fill
-        torch.backends.cudnn.benchmark = benchmark
+    """Use deterministic algorithms of torch inside the block; warn if an operation has none.
+
+    Threads take turns: these settings, and the random states of torch, are those of the process.
+    """
+    with ONE_THREAD:
+        # cuBLAS reads this once, when it starts; it makes matrix products deterministic.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        enabled = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        memory: Any = torch.utils.deterministic
+        fill = memory.fill_uninitialized_memory
+        benchmark = torch.backends.cudnn.benchmark
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling new memory costs time, and does not matter to code that writes before it reads.
+        memory.fill_uninitialized_memory = False
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+            memory.fill_uninitialized_memory = fill
+            torch.backends.cudnn.benchmark = benchmark
 
 
 def to_device(batch: Any, device: torch.device, memory_format: torch.memory_format) -> Any:

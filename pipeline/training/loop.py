@@ -150,7 +150,7 @@ def train(
     )
     take_step = TrainingStep(model, optimizer, start.training_loss, prepared.task, prepared.device)
     set_training(model)
-    with seeded(prepared.task.data_seed), deterministic(), warnings.catch_warnings():
+    with deterministic(), seeded(prepared.task.data_seed), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 skips
         # steps that overflow, and a resumed schedule counts up to where it was.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)

@@ -3,6 +3,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -258,6 +259,25 @@ def test_it_stops_at_the_first_loss_that_is_not_finite_and_keeps_it():
     assert len(curve) == 34
     assert np.isnan(curve.loss[-1])
     assert np.isfinite(curve.loss[:-1]).all()
+
+
+def test_tests_in_threads_take_turns():
+    running = []
+
+    def losses(model):
+        def progress(done, total):
+            running.append(model)
+
+        return run(model, progress=progress, iterations=20, stop_multiple=None).loss
+
+    state = torch.get_rng_state()
+    models = [classifier(dropout=0.5) for _ in range(6)]
+    with ThreadPoolExecutor(3) as threads:
+        curves = list(threads.map(losses, models))
+    assert len(list(itertools.groupby(map(id, running)))) == len(models)
+    assert all(np.array_equal(curve, curves[0]) for curve in curves)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_ctrl_c_hands_back_the_curve_so_far():
