@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import dis
 import random
 import sys
 from array import array
@@ -26,13 +27,13 @@ __all__ = [
     "GENERATORS",
     "MAX_ENTRIES",
     "VALUES",
+    "assigned",
     "attributes",
     "is_iterator",
     "kind_of",
     "known_to_functions",
     "parts_of",
     "slots",
-    "used_globals",
 ]
 
 GENERATORS = (
@@ -65,6 +66,8 @@ CALLED = (FunctionType, MethodType, partial)
 """Types of functions whose variables can be found."""
 NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module)
 """Types of what is computed with."""
+ASSIGNING = {dis.opmap["STORE_GLOBAL"], dis.opmap["STORE_DEREF"]}
+"""Instructions that assign a variable outside a function."""
 OPAQUE = (type, ModuleType, FunctionType, MethodType, CellType, _BaseDataLoaderIter)
 
 
@@ -146,9 +149,23 @@ def slots(part: Any) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def used_globals(code: CodeType) -> frozenset[str]:
+def assigned(code: CodeType) -> frozenset[str]:
+    """Return the variables outside a function that it, or a function in it, assigns."""
+    inner = [assigned(each) for each in code.co_consts if isinstance(each, CodeType)]
+    own = (
+        each.argval
+        for each in dis.get_instructions(code)
+        if each.opname in ("STORE_GLOBAL", "STORE_DEREF")
+    )
+    # Most functions assign none, and to decode them takes time.
+    names = frozenset(own if ASSIGNING.intersection(code.co_code[::2]) else ()).union(*inner)
+    return names.difference(code.co_cellvars)
+
+
+@lru_cache(maxsize=4096)
+def _used(code: CodeType) -> frozenset[str]:
     """Return the names that a function, or a function in it, may look up in its Python module."""
-    inner = [used_globals(each) for each in code.co_consts if isinstance(each, CodeType)]
+    inner = [_used(each) for each in code.co_consts if isinstance(each, CodeType)]
     return frozenset(code.co_names).union(*inner)
 
 
@@ -181,11 +198,12 @@ def _known_to(function: Any) -> list[Any]:
     if isinstance(function, FunctionType):
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         known = function.__globals__
-        named = [known[name] for name in used_globals(function.__code__) if name in known]
+        named = [known[name] for name in _used(function.__code__) if name in known]
         found = [each for each in named if _is_own(each, function)]
         return [*(function.__closure__ or ()), *defaults, *vars(function).values(), *found]
     if isinstance(function, type) and not _is_librarys(function):
-        return [getattr(each, "__func__", each) for each in vars(function).values()]
+        own = [getattr(each, "__func__", each) for each in vars(function).values()]
+        return [each for each in own if isinstance(each, (FunctionType, *NUMBERS))]
     return []
 
 

@@ -21,12 +21,12 @@ from lrrt_stage.state.parts import (
     GENERATORS,
     MAX_ENTRIES,
     VALUES,
+    assigned,
     attributes,
     kind_of,
     known_to_functions,
     parts_of,
     slots,
-    used_globals,
 )
 
 __all__ = ["Snapshot"]
@@ -84,11 +84,10 @@ class Snapshot:
             part for part in everything if _is_array(part) or isinstance(part, GENERATORS)
         ]
         functions = [part for part in everything if isinstance(part, FunctionType)]
-        self.slotted = [part for part in own.values() if kind_of(part) and slots(part)]
+        self.slotted = [_Variables(p, True) for p in own.values() if kind_of(p) and slots(p)]
+        only_known = [part for key, part in self.parts.items() if key not in own]
         self.variables = [
-            part
-            for key, part in self.parts.items()
-            if (key not in own or isinstance(part, FunctionType)) and _has_variables(part)
+            _Variables(part) for part in [*only_known, *functions] if _has_variables(part)
         ]
         self.holders = [h for part in [*own.values(), *functions] for h in _holders(part)]
         self.contents = [_content(holder) for holder in self.holders]
@@ -105,20 +104,18 @@ class Snapshot:
             self.replaced.add(index)
         self.filled += self.replaced.difference(self.filled)
         self.tensors.save()
-        self.restores = [
-            *(_saved_values(part) for part in self.others),
-            *(_saved_variables(part, always=True) for part in self.slotted),
-            *(_saved_variables(part) for part in self.variables),
-        ]
+        self.restores = [_saved_values(part) for part in self.others]
+        for variables in (*self.slotted, *self.variables):
+            variables.save()
 
     def added(self) -> Snapshot:
         """Return a snapshot of what the parts hold now, and did not hold when this one was made."""
         held = [entry for index in self.replaced for entry in self.contents[index]]
-        held += [value for part in self.slotted for value in attributes(part).values()]
+        held += [value for each in self.slotted for value in each.replaced()]
         parts = parts_of(held, found=self.parts)
         found = self.parts | {id(part): part for part in parts}
-        known = [value for part in self.variables for value in _variables(part).values()]
-        known = parts_of(known, found=found, functions=True)
+        values = [value for each in self.variables for value in each.replaced()]
+        known = parts_of(values, found=found, functions=True)
         return Snapshot(parts, [*known_to_functions(parts, found), *known])
 
     def restore(self) -> None:
@@ -126,6 +123,8 @@ class Snapshot:
         self.tensors.restore()
         for restore in self.restores:
             restore()
+        for variables in (*self.slotted, *self.variables):
+            variables.restore()
         for index in self._changed():
             _refill(self.holders[index], self.contents[index], self.skip)
 
@@ -189,6 +188,32 @@ class _Tensors:
         for memory, copied in zip(self.singular, self.copies, strict=True):
             with torch.no_grad(), torch.inference_mode(memory.is_inference()):
                 _without_repeats(memory).copy_(copied)
+
+
+class _Variables:
+    """What a function assigns, the variables of a class, entries, or attributes.
+
+    They are restored ``always``, or only where they are computed with.
+    """
+
+    def __init__(self, part: Any, always: bool = False) -> None:
+        self.part, self.always = part, always
+        self.first = self.saved = _variables(part)
+
+    def save(self) -> None:
+        self.saved = _variables(self.part)
+
+    def replaced(self) -> list[Any]:
+        """Return the values that were saved last, and are not the first ones."""
+        return [value for name, value in self.saved.items() if self.first.get(name) is not value]
+
+    def restore(self) -> None:
+        present = _variables(self.part)
+        computes = _is_tensor if isinstance(self.part, (dict, list)) else _is_number
+        for name in self.saved | present:
+            before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
+            if before is not after and (self.always or (computes(before) and computes(after))):
+                _assign(self.part, name, before)
 
 
 def _mark(tensor: Tensor) -> tuple[Any, ...]:
@@ -302,20 +327,18 @@ def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection
 
 def _has_variables(part: Any) -> bool:
     if isinstance(part, FunctionType):
-        return bool(used_globals(part.__code__) & part.__globals__.keys())
-    return isinstance(part, (CellType, type, dict, list)) or kind_of(part) is object
+        return bool(assigned(part.__code__))
+    return isinstance(part, (type, dict, list)) or kind_of(part) is object
 
 
 def _variables(part: Any) -> dict[Any, Any]:
-    """Return the variables of a function or class, the entries of a container, or attributes."""
-    if isinstance(part, CellType):
-        try:
-            return {"cell_contents": part.cell_contents}
-        except ValueError:  # no value yet
-            return {}
+    """Return them by name."""
     if isinstance(part, FunctionType):
-        known = part.__globals__
-        return {name: known[name] for name in used_globals(part.__code__) if name in known}
+        cells, known = _cells(part), part.__globals__
+        names = assigned(part.__code__)
+        values = [_value(cells[n]) if n in cells else known.get(n, MISSING) for n in names]
+        pairs = zip(names, values, strict=True)
+        return {name: value for name, value in pairs if value is not MISSING}
     if isinstance(part, dict):
         return dict(zip(dict.keys(part), dict.values(part), strict=True))
     if isinstance(part, list):
@@ -323,21 +346,16 @@ def _variables(part: Any) -> dict[Any, Any]:
     return dict(vars(part)) if isinstance(part, type) else attributes(part)
 
 
-def _saved_variables(part: Any, always: bool = False) -> Restore:
-    """Return a function that restores variables: ``always``, or if they are computed with."""
-    saved = _variables(part)
-    computes = _is_tensor if isinstance(part, (dict, list)) else _is_number
+def _cells(function: FunctionType) -> dict[str, CellType]:
+    """Return the variables around a function, by name."""
+    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
-    def restore() -> None:
-        present = _variables(part)
-        if len(present) == len(saved) and all(map(is_, present.values(), saved.values())):
-            return
-        for name in saved | present:
-            before, after = saved.get(name, MISSING), present.get(name, MISSING)
-            if before is not after and (always or (computes(before) and computes(after))):
-                _assign(part, name, before)
 
-    return restore
+def _value(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # no value yet
+        return MISSING
 
 
 def _is_tensor(value: Any) -> bool:
@@ -353,7 +371,10 @@ def _is_number(value: Any) -> bool:
 def _assign(owner: Any, name: Any, value: Any) -> None:
     """Set a variable, or delete it if MISSING, past the methods of a class, which may refuse."""
     if isinstance(owner, FunctionType):
-        owner = owner.__globals__
+        if cell := _cells(owner).get(name):
+            owner, name = cell, "cell_contents"
+        else:
+            owner = owner.__globals__
     elif kind_of(owner) is object and name not in slots(owner):
         owner = vars(owner)
     if isinstance(owner, (dict, list)):
