@@ -33,8 +33,6 @@ __all__ = ["Snapshot"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
-PLAIN = (dict, list, *CONTAINERS)
-"""Types of containers whose own methods do nothing unusual."""
 MISSING = object()
 
 Restore = Callable[[], object]
@@ -92,8 +90,8 @@ class Snapshot:
         self.holders = [h for part in [*own.values(), *functions] for h in _holders(part)]
         self.contents = [_content(holder) for holder in self.holders]
         # Most containers of a network are empty, such as those for hooks.
-        self.empty = [h for h in self.holders if type(h) in PLAIN and not h]
-        self.filled = [i for i, h in enumerate(self.holders) if type(h) not in PLAIN or h]
+        self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
+        self.filled = [i for i, h in enumerate(self.holders) if type(h) not in CONTAINERS or h]
         self.replaced: set[int] = set()
         self.save()
 
@@ -157,12 +155,11 @@ class _Tensors:
                 if each is not None:
                     groups[each.device, each.dtype].append(each)
             self.groups = list(groups.values())
-            self.values = [torch.cat(group) for group in self.groups]
+            self.values: list[Any] = [None for _ in self.groups]
             self.singular = [m for m, each in zip(self.memory, flat, strict=True) if each is None]
         self.gradients = [_gradient(tensor) for tensor in self.tensors]
-        # Into the same memory, since new memory takes longer to get than to fill.
-        for group, values in zip(self.groups, self.values, strict=True):
-            torch.cat(group, out=values)
+        pairs = zip(self.groups, self.values, strict=True)
+        self.values = [torch.cat(group, out=values) for group, values in pairs]
         self.copies = [_without_repeats(memory).clone() for memory in self.singular]
 
     def restore(self) -> None:
@@ -185,6 +182,8 @@ class _Tensors:
             if pairs:
                 flats, parts = map(list, zip(*pairs, strict=True))
                 torch._foreach_copy_(flats, parts)
+        # On the CPU, new memory takes longer to get than to fill. A device needs it for training.
+        self.values = [each if each.device.type == "cpu" else None for each in self.values]
         for memory, copied in zip(self.singular, self.copies, strict=True):
             with torch.no_grad(), torch.inference_mode(memory.is_inference()):
                 _without_repeats(memory).copy_(copied)
