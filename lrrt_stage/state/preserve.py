@@ -81,7 +81,7 @@ def preserved(
     found = next(model.parameters()).device
     with (
         preserved_sources(batches),
-        preserved_modes(snapshot.parts.values()),
+        preserved_modes(snapshot.modules),
         snapshot,
         ExitStack() as stack,
     ):
@@ -172,7 +172,7 @@ class Evaluation:
             self.first.save()
         added = self.first.added()
         with (
-            preserved_modes([*self.first.parts.values(), *added.parts.values()]),
+            preserved_modes([*self.first.modules, *added.modules]),
             torch.no_grad(),
             self.first,
             added,
@@ -184,14 +184,15 @@ class Evaluation:
 
 
 @contextmanager
-def preserved_modes(parts: Iterable[Any]) -> Iterator[None]:
-    """Restore which of ``parts`` that are modules are in training mode."""
-    modes = [(part, part.training) for part in parts if isinstance(part, nn.Module)]
+def preserved_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore which of the ``modules`` are in training mode."""
+    modes = [(module, module.training) for module in modules]
     try:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
 
 def set_training(model: nn.Module) -> None:

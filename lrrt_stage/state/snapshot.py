@@ -77,6 +77,7 @@ class Snapshot:
         own |= {id(part): part for part in parts_of(full, found=own)}
         self.parts |= own
         everything = list(self.parts.values())
+        self.modules = [part for part in everything if isinstance(part, nn.Module)]
         self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
         self.others = [
             part for part in everything if _is_array(part) or isinstance(part, GENERATORS)
