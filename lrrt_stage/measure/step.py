@@ -21,7 +21,6 @@ from lrrt_stage.state.device import to_device
 from lrrt_stage.state.parts import is_iterator
 
 __all__ = [
-    "IN_EVALUATION",
     "BatchLoss",
     "StepOptions",
     "TrainingStep",
