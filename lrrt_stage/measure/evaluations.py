@@ -14,11 +14,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
-from lrrt_stage.measure.step import BatchLoss, require_batches, require_scalar
+from lrrt_stage.measure.step import (
+    IN_EVALUATION,
+    BatchLoss,
+    none_left,
+    require_batches,
+    require_scalar,
+)
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import Evaluation
 
-__all__ = ["Probe", "Validation", "examples_in", "tensors_in", "validation_losses"]
+__all__ = [
+    "Probe",
+    "Validation",
+    "evaluated_loss",
+    "examples_in",
+    "tensors_in",
+    "validation_losses",
+]
 
 MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
@@ -67,14 +80,31 @@ class Probe:
             for layer in self.norms:
                 layer.running_mean = layer.running_var = None
             try:
-                loss = require_scalar(self.loss_of(_copied(self.batch)))
-            except LRRTError as error:
-                raise LRRTError(f"the probe: {error}") from None
+                loss = evaluated_loss(
+                    "the probe", lambda batch: self.loss_of(_copied(batch)), self.batch
+                )
             finally:
                 for layer, mean, variance in statistics:
                     layer.running_mean, layer.running_var = mean, variance
             # The model may hold this tensor, and then its value is restored.
             return loss.reshape(()).clone()
+
+
+def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:
+    """Return the loss of a batch in evaluation mode; an error names what is evaluated.
+
+    Errors that an output of a different form causes, as some models return in this mode, become
+    one line with the remedy; others of the user's code stay as they are.
+    """
+    try:
+        return require_scalar(batch_loss(batch), IN_EVALUATION)
+    except LRRTError as error:
+        raise LRRTError(f"{name}: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise LRRTError(
+            f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: correct it; if "
+            f"the model returns something different in evaluation mode, {IN_EVALUATION}"
+        ) from error
 
 
 def _copied(batch: Any) -> Any:
@@ -141,16 +171,15 @@ def validation_losses(
 
     evaluating = Evaluation([model, *losses])
 
+    def weighted_loss(batch: Any) -> tuple[Tensor, int]:
+        loss = evaluated_loss("the validation", batch_loss, batch)
+        return loss.to(torch.float32, copy=True), examples_in(batch)
+
     def mean_loss(batches: Iterable[Any]) -> Tensor:
         with evaluating():
-            weighted = [
-                (require_scalar(batch_loss(batch)).to(torch.float32, copy=True), examples_in(batch))
-                for batch in batches
-            ]
-        require(
-            len(weighted) > 0,
-            "no validation batches are left: pass a DataLoader or a list, not a generator",
-        )
+            weighted = [*map(weighted_loss, batches)]
+        if not weighted:
+            raise none_left("validation batches")
         total = sum(count for _, count in weighted)
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import Options, require, require_kind, setting
@@ -26,8 +26,10 @@ __all__ = [
     "batch_loss_of",
     "endless",
     "lr_ratios",
+    "none_left",
     "require_batches",
     "require_optimizer",
+    "require_repeatable",
     "require_scalar",
 ]
 
@@ -42,6 +44,11 @@ WANTS_A_CLOSURE = (
 )
 """What is in the error of an optimizer whose step needs a closure."""
 BATCH_LOSS = "batch_loss, a function from a batch to its loss"
+IN_EVALUATION = (
+    "pass a batch_loss that works in evaluation mode too, or leave out the probe and the validation"
+)
+"""What to do where a model has no loss in evaluation mode, such as one that detects objects."""
+REPEATABLE = "pass a DataLoader or a list, or have __iter__ return a new iterator at every call"
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,8 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
       output's ``loss``, the output itself, its first element, or the sum of its losses by name.
     """
 
-    remedy = f"pass loss_fn, or {BATCH_LOSS}"
-
     def model_loss(batch: Any) -> Tensor:
+        remedy = f"pass loss_fn, or {BATCH_LOSS}" if model.training else IN_EVALUATION
         named = batch if isinstance(batch, Mapping) else {}
         inputs = batch if isinstance(batch, (tuple, list)) else () if named else (batch,)
         return _own_loss(_called("the model", model, inputs, named, remedy), remedy)
@@ -107,7 +113,8 @@ def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> Ba
                 f"pass {BATCH_LOSS}"
             )
         output = _called("the model", model, inputs, named)
-        return _called("loss_fn", loss_fn, (output, target), {})
+        remedy = f"pass {BATCH_LOSS}" if model.training else IN_EVALUATION
+        return _called("loss_fn", loss_fn, (output, target), {}, remedy)
 
     if loss_fn is None:
         return model_loss
@@ -202,17 +209,31 @@ def require_batches(name: str, value: Any) -> None:
     require_kind(fits, name, value, "pass a DataLoader or a list of batches")
 
 
-def require_scalar(loss: Any) -> Tensor:
+def require_repeatable(name: str, batches: Iterable[Any]) -> None:
+    """Raise LRRTError if all iterations of ``batches`` share one iterator, which runs out.
+
+    This begins two iterations, so give batches that are not used otherwise.
+    """
+    if isinstance(batches, DataLoader):  # whose iterator can begin again
+        return
+    iterator = iter(batches)
+    require(
+        not (is_iterator(iterator) and iter(batches) is iterator),
+        f"{name} is {describe(batches)}, which can be iterated only once: {REPEATABLE}",
+    )
+
+
+def require_scalar(loss: Any, remedy: str = f"pass {BATCH_LOSS}") -> Tensor:
     """Return the loss; raise LRRTError unless it is a tensor of one real number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
         raise LRRTError(
             f"the loss is {describe(loss)}: return a tensor of one real number, e.g. with "
-            f"reduction='mean', or pass {BATCH_LOSS}"
+            f"reduction='mean', or {remedy}"
         )
     return loss
 
 
-def endless(batches: Iterable[Any]) -> Iterator[Any]:
+def endless(batches: Iterable[Any], name: str = "batches") -> Iterator[Any]:
     """Yield batches without end: ``batches`` is iterated again whenever it runs out."""
     while True:
         empty = True
@@ -220,10 +241,15 @@ def endless(batches: Iterable[Any]) -> Iterator[Any]:
             empty = False
             yield batch
         if empty:
-            raise LRRTError(
-                "there are no batches left: pass something with at least one batch that can be "
-                "iterated again (a DataLoader or a list, not a generator)"
-            )
+            raise none_left(name)
+
+
+def none_left(name: str) -> LRRTError:
+    """Return the error for batches of which an iteration gave none."""
+    return LRRTError(
+        f"there are no {name} left: there were none, or they can be iterated only once; "
+        f"{REPEATABLE}"
+    )
 
 
 class TrainingStep:

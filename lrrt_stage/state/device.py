@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lrrt_stage.errors import LRRTError, first_line
+from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import require
 
 __all__ = ["deterministic", "resolve_device", "to_device"]
@@ -94,10 +95,18 @@ def to_device(batch: Any, device: torch.device, memory_format: torch.memory_form
         layout = memory_format if image else torch.preserve_format
         tensor = batch.to(device, non_blocking=True, memory_format=layout)
         return tensor if tensor.is_leaf or torch.is_grad_enabled() else tensor.detach()
-    if hasattr(type(batch), "to"):
+    if callable(getattr(type(batch), "to", None)):
         # Many such methods change the object itself, and some of them return nothing.
         result = copy.copy(batch)
-        returned = result.to(device)
+        try:
+            named = _takes_names_only(result.to)
+            returned = result.to(device=device) if named else result.to(device)
+        except Exception as error:
+            raise LRRTError(
+                f"a batch is {describe(batch)}, whose method to({str(device)!r}) raised "
+                f"{type(error).__name__}: {first_line(error)}: correct the method, or give a batch "
+                "of tensors"
+            ) from error
         return result if returned is None else returned
     if isinstance(batch, tuple):
         return getattr(batch, "_make", type(batch))([moved(part) for part in batch])
@@ -116,3 +125,13 @@ def to_device(batch: Any, device: torch.device, memory_format: torch.memory_form
             object.__setattr__(result, field.name, moved(getattr(batch, field.name)))
         return result
     return batch
+
+
+def _takes_names_only(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return True
+    except ValueError:  # a function written in C may have no signature
+        pass
+    return False

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
-from lrrt_stage.settings import require
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import preserved_modes
 
 __all__ = [
@@ -133,8 +133,9 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     Raises
     ------
     LRRTError
-        If an entry of the model's ``state_dict`` is not a dense tensor.
+        If this is no model, or an entry of its ``state_dict`` is not a dense tensor.
     """
+    require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
     return {name: _dense(name, tensor) for name, tensor in model.state_dict().items()}
 
 
@@ -155,6 +156,7 @@ def digest(state: State) -> str:
     separated), each followed by a zero byte, then the values as contiguous little-endian bytes.
     The digest does not depend on a file format.
     """
+    require_kind(isinstance(state, Mapping), "the state", state, "pass model.state_dict()")
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = _dense(name, state[name])
@@ -195,6 +197,8 @@ def load(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, state: State) -> None:
     """Copy ``state`` into ``model``, which keeps its device and layout.
 
+    A tensor that ``expand`` made, whose elements share memory, gets memory for each of them.
+
     Raises
     ------
     LRRTError
@@ -213,6 +217,9 @@ def load_into(model: nn.Module, state: State) -> None:
         "arguments that they were made with, the same names at every construction, and a model "
         "that is neither wrapped nor compiled",
     )
+    for tensor in model.state_dict(keep_vars=True).values():
+        if any(tensor.stride(dim) == 0 < size - 1 for dim, size in enumerate(tensor.shape)):
+            tensor.data = tensor.data.clone()
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:

@@ -55,6 +55,10 @@ MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 
 def get_run(run_id: str) -> Run:
     """Return a run; raise LRRTError if the store has none of this id, or it was deleted."""
+    require(
+        isinstance(run_id, str) and run_id != "",
+        f"{run_id!r} is no id of a run: give the id, as the MLflow UI shows it",
+    )
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
@@ -145,7 +149,7 @@ def stage_run(stage: str, name: str = "") -> Iterator[Run]:
         _clear_frames(interrupt)
         mlflow.set_tag(tags.ERROR, str(interrupt) or "interrupted")
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
         mlflow.set_tag(tags.ERROR, hide_passwords(" ".join(text.split())[:5000]))
         raise

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,11 +75,16 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
         own = [
             name
             for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
+            if callable(value)
+            and not name.startswith("_")
+            and getattr(value, "__module__", None) == module.__name__
         ]
+        # A large module defines hundreds.
+        closest = get_close_matches(attribute, own, n=3, cutoff=0)
+        choice = f"choose one that it defines, such as {', '.join(closest)}, or " if closest else ""
         raise LRRTError(
             f"{kind} {name!r}: {getattr(module, '__file__', None) or module_name} has no function "
-            f"or class {attribute!r}: choose one of those it defines, {', '.join(own) or 'none'}"
+            f"or class {attribute!r}: {choice}define it there"
         )
     return factory
 
@@ -93,7 +99,8 @@ def call(
 ) -> Any:
     """Return what ``function``, a factory for example, returns for the objects and ``arguments``.
 
-    An error is one line that names the function and the arguments.
+    An error is one line that names the function and the arguments. One that says what to do
+    already gets no further advice.
     """
     try:
         signature = inspect.signature(function)
@@ -110,10 +117,12 @@ def call(
         own, explained = is_factory(name), isinstance(error, LRRTError)
         if explained and not own:
             raise
-        raised = ":" if explained else " raised"
+        called = f", called with {dict(arguments)}"
         raise LRRTError(
-            f"{kind} {name!r}{raised} {cause_of(error)}, called with {dict(arguments)}: check "
-            f"{kind}_args{', or correct the factory' if own else ''}"
+            f"{kind} {name!r}{called if arguments else ''}: {cause_of(error)}"
+            if explained
+            else f"{kind} {name!r} raised {cause_of(error)}{called}: check {kind}_args"
+            f"{', or correct the factory' if own else ''}"
         ) from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
 from lrrt_stage.errors import LRRTError, describe, loader_error
-from lrrt_stage.measure.evaluations import examples_in, tensors_in
-from lrrt_stage.measure.step import TrainingStep, require_scalar
+from lrrt_stage.measure.evaluations import evaluated_loss, examples_in, tensors_in
+from lrrt_stage.measure.step import TrainingStep, endless, require_repeatable
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
@@ -32,6 +33,8 @@ __all__ = ["PreparedTask", "errors_of"]
 
 FULL_EVALUATIONS = 2
 """Of the full validation set in a test with a sample: enough to see how far the sample is off."""
+COMPARED_BATCHES = 4
+"""Of two calls of a factory: what draws from outside the seed shows in the first few."""
 
 
 class PreparedTask:
@@ -41,7 +44,7 @@ class PreparedTask:
     ------
     LRRTError
         If the data, the setup or the device cannot be used, before any work; in particular, if two
-        calls of a setup's factory do not give equal weights and an equal first batch, or if no step
+        calls of a setup's factory do not give equal weights and equal first batches, or if no step
         can be taken. Of splits on disk, only the first batches are read here.
     """
 
@@ -156,6 +159,8 @@ class PreparedTask:
     def check_validation(self, start: Setup | None = None) -> None:
         """Evaluate a setup once, so that errors in the validation are raised before a training.
 
+        The batches must then be there for the next evaluation.
+
         This takes a fraction of an epoch, once per prepared task, and saves a training that would
         fail at the end of its first epoch. Without ``start``, a new setup is made for it.
         """
@@ -165,6 +170,8 @@ class PreparedTask:
         if start.val_batches is not None:
             with seeded(self.task.data_seed), preserved_sources(start.val_batches):
                 self.evaluate(start)
+                with errors_of(self.task):
+                    next(endless(start.val_batches, "validation batches"))
         self._validated = True
 
     def _held_out(self, setup: Setup, size: int, asked: int | None) -> Any:
@@ -183,7 +190,7 @@ class PreparedTask:
             f"setup {self.task.setup!r} has no probe function, so that {asked} examples cannot be "
             "chosen: leave the number out, for the first validation batch",
         )
-        return next(iter(setup.val_batches))
+        return next(endless(setup.val_batches, "validation batches"))
 
     def _validation(self, setup: Setup, options: ValidationOptions) -> Validation | None:
         if options.validation == "none":
@@ -199,20 +206,26 @@ class PreparedTask:
         sample = self._held_out(setup, size, options.validation_sample)
         return Validation([sample], setup.val_batches, FULL_EVALUATIONS, setup.evaluation_loss)
 
-    def _first_batch(self, setup: Setup) -> Any:
+    def _first_batches(self, setup: Setup) -> list[Any]:
+        count = 1 if self.task.setup is None else COMPARED_BATCHES
         with seeded(self.task.data_seed):
-            return next(iter(setup.train_batches))
+            return list(islice(endless(setup.train_batches, "training batches"), count))
 
     def _check_setup(self) -> tuple[str, int]:
         """Take a step with a setup, and return the digest of its data and the batch size."""
         setup = self.setup()
-        batch = self._first_batch(setup)
+        batches = self._first_batches(setup)
         if self.task.setup is not None:
-            self._require_equal(setup, batch, self.setup())
+            self._require_equal(setup, batches, self.setup())
+        batch = batches[0]
         size = examples_in(batch)
         setup.to(self.device, self.task.memory_format)
         with seeded(self.task.data_seed):
-            held = [] if setup.val_batches is None else [next(iter(setup.val_batches))]
+            held = []
+            require_repeatable("train_batches", setup.train_batches)
+            if setup.val_batches is not None:
+                held = [next(endless(setup.val_batches, "validation batches"))]
+                require_repeatable("val_batches", setup.val_batches)
             if self.data is not None:
                 # Two are enough to see, and batch norm needs two: every job of a study is checked.
                 batch, *held = [[part[:2] for part in each] for each in (batch, *held)]
@@ -221,13 +234,15 @@ class PreparedTask:
                 self._check_output(setup, batch)
             with Evaluation([setup.model, *setup.losses])():
                 self._check_output(setup, batch)
-                for each in held:
-                    require_scalar(setup.evaluation_loss(self.on_device(each)))
             options = replace(self.task, accumulate=1)
             take_step = TrainingStep(
                 setup.model, setup.optimizer, setup.training_loss, options, self.device
             )
             take_step(iter([batch]))
+            # After the step, in which an error of both modes is found first.
+            with Evaluation([setup.model, *setup.loss_modules])():
+                for each in held:
+                    evaluated_loss("val_batches", setup.evaluation_loss, self.on_device(each))
         return setup.data_digest or _content([batch, *held]), size
 
     def _check_output(self, setup: Setup, batch: Any) -> None:
@@ -235,7 +250,7 @@ class PreparedTask:
             outputs, classes = self.data.outputs, self.data.num_classes is not None
             check_output(setup.model, batch[0], outputs, self.task.model, classes)
 
-    def _require_equal(self, setup: Setup, batch: Any, other: Setup) -> None:
+    def _require_equal(self, setup: Setup, batches: list[Any], other: Setup) -> None:
         require(
             setup.model is not other.model and setup.optimizer is not other.optimizer,
             "two calls gave the same object: make a new model and a new optimizer at every call; "
@@ -248,7 +263,7 @@ class PreparedTask:
             "state, which is seeded before the call, and make a new model at every call",
         )
         require(
-            _content(batch) == _content(self._first_batch(other)),
+            [*map(_content, batches)] == [*map(_content, self._first_batches(other))],
             "two calls with one seed gave different first batches: shuffle by torch's global "
             "random state, or by a generator that the factory makes and seeds",
         )

@@ -16,7 +16,7 @@ from lrrt_stage.errors import describe
 from lrrt_stage.measure.evaluations import examples_in
 from lrrt_stage.measure.ramp_loop import require_trainable
 from lrrt_stage.measure.ramps import epoch_length
-from lrrt_stage.measure.step import BatchLoss, batch_loss_of, require_batches
+from lrrt_stage.measure.step import BatchLoss, batch_loss_of, none_left, require_batches
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import move_optimizer
 
@@ -170,6 +170,8 @@ class Setup:
                     else:
                         value = _one_number(name, function(output, target))
                         sums[name] = sums[name] + value * examples
+            if count == 0:
+                raise none_left("validation batches")
             means = {
                 name: function.compute() if _has_state(function) else sums[name] / count
                 for name, function in functions.items()

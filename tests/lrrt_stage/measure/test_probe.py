@@ -190,6 +190,36 @@ def test_a_loss_that_is_no_number_is_named_as_without_a_probe(start):
         )
 
 
+class Detector(nn.Module):
+    """Returns losses by name in training alone, as torchvision's detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x, y):
+        error = self.layer(x) - y
+        if self.training:
+            return {"box": error.square().mean(), "class": error.abs().mean()}
+        return [{"boxes": each} for each in error]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("evaluated", ["probe", "validation"])
+def test_a_model_without_a_loss_in_evaluation_mode_is_told_what_to_do(start, evaluated, own):
+    _, _, loader, probe = start
+    model = Detector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch_loss = (lambda batch: sum(model(*batch).values())) if own else None
+    given = {"batch_loss": batch_loss, "iterations": 10}
+    assert len(range_test(model, optimizer, None, loader, **given)) > 0
+    given[evaluated] = probe if evaluated == "probe" else Validation([probe])
+    message = f"^the {evaluated}: .* batch_loss that works in evaluation mode.* or leave out"
+    with pytest.raises(LRRTError, match=message) as error:
+        range_test(model, optimizer, None, loader, **given)
+    assert "\n" not in str(error.value)
+
+
 def test_a_probe_with_a_graph_is_detached(start):
     model, optimizer, loader, (x, y) = start
     plain = range_test(model, optimizer, mse_loss, loader, iterations=10, probe=(x, y))

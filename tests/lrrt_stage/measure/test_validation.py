@@ -137,12 +137,20 @@ def test_a_curve_with_both_goes_through_its_csv(tmp_path):
     assert np.array_equal(part.full_val_loss, curve.full_val_loss[3:7], equal_nan=True)
 
 
+class ReadOnce:
+    def __init__(self, batches):
+        self.iterator = iter(batches)
+
+    def __iter__(self):
+        return self.iterator
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (
             lambda: watched_test(classifier(), validation=Validation([])),
-            "no validation batches are left",
+            "no validation batches left",
         ),
         (lambda: Validation(TensorDataset(*batches(1)[0])), "sample is TensorDataset"),
         (lambda: Validation(batches(1), TensorDataset(*batches(1)[0])), "set is TensorDataset"),
@@ -154,13 +162,19 @@ def test_a_curve_with_both_goes_through_its_csv(tmp_path):
         ),
         (
             lambda: watched_test(classifier(), validation=Validation(batches(1), [])),
-            "no validation batches are left",
+            "no validation batches left",
+        ),
+        (
+            lambda: watched_test(
+                classifier(), validation=Validation(batches(1), ReadOnce(batches(2)))
+            ),
+            "validation batches .* iterated only once; .* new iterator",
         ),
         (
             lambda: watched_test(
                 classifier(), validation=Validation(batches(1), batch_loss=lambda _: {"a": 1})
             ),
-            "the loss is dict",
+            "the validation: the loss is dict",
         ),
         (lambda: Validation(batches(1), batches(1), full_evaluations=0), "full_evaluations=0"),
         (

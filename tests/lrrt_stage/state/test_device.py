@@ -79,6 +79,17 @@ class OwnMethod:
         self.a, self.b = self.a.to(device), self.b.to(device)
 
 
+class NamedDevice(OwnMethod):
+    def to(self, *, device):
+        super().to(device)
+
+
+class Edge(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+    to: int = 0
+
+
 A, B = torch.ones(2, 3), torch.zeros(2)
 CONTAINERS = {
     "dict": {"a": A, "b": B},
@@ -89,6 +100,8 @@ CONTAINERS = {
     "named tuple": Pair(A, B),
     "dataclass": Record(A, B),
     "object with a method to": OwnMethod(A, B),
+    "object with a method to of named arguments": NamedDevice(A, B),
+    "named tuple with a field to": Edge(A, B),
 }
 
 
@@ -102,6 +115,24 @@ def test_containers_of_every_kind_are_moved_and_keep_their_type(name):
     assert get(moved, "a").device.type == get(moved, "b").device.type == "meta"
     assert get(batch, "a") is A
     assert get(batch, "b") is B
+
+
+class Stuck(OwnMethod):
+    def to(self, device):
+        raise OSError("no such place\nat all")
+
+
+class Parameterless(OwnMethod):
+    def to(self):
+        return self
+
+
+@pytest.mark.parametrize("kind", [Stuck, Parameterless])
+def test_a_method_that_does_not_move_is_named(kind):
+    message = f"{kind.__name__}, whose method to.*'meta'.*: correct the method"
+    with pytest.raises(LRRTError, match=message) as error:
+        to_device([kind(A, B)], torch.device("meta"), torch.preserve_format)
+    assert "\n" not in str(error.value)
 
 
 def test_a_mapping_that_cannot_be_changed_becomes_a_dict():

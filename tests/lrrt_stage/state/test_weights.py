@@ -306,8 +306,25 @@ def test_what_safetensors_cannot_hold_is_refused(tmp_path):
         weights.save({"a": torch.ones(2, dtype=torch.complex128)}, tmp_path / "w.safetensors")
 
 
-def test_a_buffer_that_cannot_be_written_is_refused():
+@pytest.mark.parametrize("values", [torch.arange(4.0), torch.zeros(4)])
+def test_a_buffer_whose_elements_share_memory_is_loaded(values):
     model = with_buffer(torch.ones(1).expand(4))
-    with pytest.raises(LRRTError, match="cannot be loaded.*clone") as error:
-        weights.load_into(model, weights.state_of(model))
+    held = model.values
+    weights.load_into(model, {**weights.state_of(model), "values": values})
+    assert model.values is held
+    assert torch.equal(model.values, values)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: weights.load_into("x", {}),
+        lambda: weights.load_into(None, {}),
+        lambda: weights.state_of(nn.Linear),
+        lambda: digest(nn.Linear(2, 2)),
+    ],
+)
+def test_what_is_no_model_and_no_state_is_named(use):
+    with pytest.raises(LRRTError, match="the (model|state) is .*: pass ") as error:
+        use()
     assert "\n" not in str(error.value)

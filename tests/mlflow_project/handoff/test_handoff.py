@@ -80,9 +80,11 @@ def test_latest_without_any_says_what_to_run(store):
         load_handoff("latest")
 
 
-def test_a_run_that_does_not_exist_is_named(store):
-    with pytest.raises(LRRTError, match="nonesuch"):
-        load_handoff("nonesuch")
+@pytest.mark.parametrize("run_id", ["nonesuch", "", None, 3])
+def test_a_run_that_does_not_exist_is_named(store, run_id):
+    with pytest.raises(LRRTError, match=f"{run_id!r}.* id") as error:
+        load_handoff(run_id)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.starts_with("lrrt")
@@ -197,6 +199,9 @@ def test_a_newer_contract_is_refused(run):
 def test_weights_that_do_not_fit_a_model_list_the_differences(run):
     with pytest.raises(LRRTError, match="weights do not fit .* absent in the weights"):
         load_handoff().load_weights(nn.Sequential(nn.Conv2d(1, 2, 3)))
+    for no_model in ("x", None):
+        with pytest.raises(LRRTError, match=r"the model is \w+: pass"):
+            load_handoff().load_weights(no_model)
 
 
 @pytest.mark.starts_with("main")

@@ -70,6 +70,10 @@ def deployed_damaged():
     return setup(deployed=lambda model: 1 / 0)
 
 
+def exits():
+    return setup(loss_fn=lambda output, target: exit(3))
+
+
 CALLS = itertools.count(1)
 
 
@@ -214,6 +218,13 @@ def test_what_a_later_step_needs_is_checked_before_the_first(store, factory, wor
     store.run("main", "--setup", setup, "--device", "cpu", code=2).names(setup, *words)
     (run,) = store.runs()
     assert run.info.status == "FAILED"
+
+
+def test_code_that_exits_keeps_its_code_and_fails_the_run_with_a_reason(store):
+    store.run("lrrt", "--setup", "mine_for_tests:exits", "--device", "cpu", code=3)
+    (run,) = store.runs()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["lrrt.error"] == "SystemExit: 3"
 
 
 def test_an_error_in_a_trial_is_one_line(store):

@@ -29,12 +29,23 @@ def test_a_name_is_the_users_unless_mlflow_made_it_up(store, given, kept, monkey
     assert found == (given if kept else "lrrt digits mlp")
 
 
-def test_the_reason_of_a_failure_is_one_line(store):
-    with pytest.raises(RuntimeError), stage_run("lrrt") as run:
-        raise RuntimeError("shapes differ:\n\tmat1 2x3\n  mat2 4x5")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("shapes differ:\n\tmat1 2x3\n  mat2 4x5"),
+            "RuntimeError: shapes differ: mat1 2x3 mat2 4x5",
+        ),
+        (SystemExit(3), "SystemExit: 3"),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(store, error, reason):
+    with pytest.raises(type(error)) as raised, stage_run("lrrt") as run:
+        raise error
+    assert raised.value is error
     failed = mlflow.get_run(run.info.run_id)
     assert failed.info.status == "FAILED"
-    assert failed.data.tags["lrrt.error"] == "RuntimeError: shapes differ: mat1 2x3 mat2 4x5"
+    assert failed.data.tags["lrrt.error"] == reason
 
 
 @pytest.mark.parametrize("told", [False, True])

@@ -62,8 +62,13 @@ def test_a_module_that_does_not_exist_is_named_with_its_remedy(complains, name):
 @pytest.mark.parametrize(
     ("source", "defined"),
     [
-        ("from math import sin\ndef load(): ...\nclass Other: ...\n", "load, Other"),
-        ("make = 5\n", "none"),
+        (
+            "from math import sin\ndef load(): ...\nclass Other: ...\n",
+            "such as load, Other, or define",
+        ),
+        ("def made(): ...\ndef _make(): ...\nclass Other: ...\n", "such as made, Other, or define"),
+        ("".join(f"def m{i}(): ...\n" for i in range(500)), "such as m9, m8, m7, or define"),
+        ("make = 5\n", "'make': define it there"),
     ],
 )
 def test_a_name_that_is_no_factory_is_told_those_that_the_file_defines(
@@ -74,11 +79,25 @@ def test_a_name_that_is_no_factory_is_told_those_that_the_file_defines(
         call_factory("dataset", "names_for_tests:make", {})
 
 
+def test_an_error_that_says_what_to_do_gets_no_further_advice(write_module):
+    error = "from lrrt_stage import LRRTError\ndef make(n=1):\n    raise LRRTError('n: lower it')\n"
+    write_module("explains_for_tests", error)
+    for arguments, called in (({}, ""), ({"n": 2}, ", called with {'n': 2}")):
+        with pytest.raises(LRRTError) as caught:
+            call_factory("setup", "explains_for_tests:make", arguments)
+        message = str(caught.value)
+        assert message.startswith(f"setup 'explains_for_tests:make'{called}: n: lower it at ")
+        assert message.endswith("explains_for_tests.py:3")
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         # The message of a KeyError is quoted, and so one line.
-        ("def make(n):\n    raise KeyError('first\\nsecond')\n", ["raised KeyError", ".py:2"]),
+        (
+            "def make(n):\n    raise KeyError('first\\nsecond')\n",
+            ["raised KeyError", ".py:2", "check model_args"],
+        ),
         ("def make(n):\n    return 'x' + n\n", ["raised TypeError", ".py:2"]),
         (
             "import torch\ndef widen():\n    torch.nn.Linear(3, -1)\ndef make(n):\n    widen()\n",
@@ -95,7 +114,7 @@ def test_a_factory_that_raises_is_named_with_its_arguments_and_the_line(
     complains, write_module, source, words
 ):
     write_module("raises_for_tests", source)
-    with complains("'raises_for_tests:make'", "{'n': 3}", "model_args", *words):
+    with complains("'raises_for_tests:make'", "{'n': 3}", *words):
         call_factory("model", "raises_for_tests:make", {"n": 3})
     with pytest.raises(LRRTError) as caught:
         call_factory("model", "raises_for_tests:make", {"n": 3})

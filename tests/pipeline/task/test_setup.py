@@ -143,6 +143,70 @@ def other_order():
     return Setup(**parts(train_batches=loader))
 
 
+class OwnLoader:
+    def __init__(self, begin):
+        self.begin = begin
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return self.begin()
+
+
+def counting_loader():
+    def begin():
+        yield x, y
+        while True:
+            yield x + next(CALLS), y
+
+    return Setup(**parts(train_batches=OwnLoader(begin)))
+
+
+def infinite_loader():
+    return Setup(**parts(train_batches=OwnLoader(lambda: itertools.repeat((x, y)))))
+
+
+def read_once(name="val_batches", kind=iter):
+    iterator = kind([(x, y)] * 6)
+    return Setup(**parts(**{name: OwnLoader(lambda: iterator)}))
+
+
+class Iterates:
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.batches)
+
+
+def read_once_by_a_class():
+    return read_once(kind=Iterates)
+
+
+def read_once_in_training():
+    return read_once("train_batches")
+
+
+class Detector(nn.Linear):
+    def forward(self, x, y):
+        error = super().forward(x) - y
+        return {"box": error.square().mean()} if self.training else [{"boxes": x} for x in error]
+
+
+def detector(**more):
+    model = Detector(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return Setup(**parts(model=model, optimizer=optimizer, loss_fn=None, metrics={}) | more)
+
+
+def detector_with_a_loss():
+    return detector(batch_loss=lambda model, batch: sum(model(*batch).values()))
+
+
 def missing():
     made = parts()
     del made["train_batches"]
@@ -301,6 +365,11 @@ def test_a_search_improves_a_metric_in_its_direction(tmp_path, complains):
         ("per_example", ["the loss is Tensor of torch.float32 [16, 1]", "mean"]),
         ("other_weights", ["different weights", "global random state"]),
         ("other_order", ["different first batches", "shuffle"]),
+        ("counting_loader", ["different first batches", "shuffle"]),
+        ("read_once", ["val_batches is OwnLoader", "only once", "new iterator"]),
+        ("read_once_in_training", ["train_batches is OwnLoader", "only once", "new iterator"]),
+        ("detector", ["val_batches: the model returned list", "works in evaluation mode"]),
+        ("detector_with_a_loss", ["val_batches: ", "'values'", "works in evaluation mode"]),
     ],
 )
 def test_a_setup_that_cannot_be_used_is_refused_in_one_line(complains, factory, words):
@@ -311,12 +380,22 @@ def test_a_setup_that_cannot_be_used_is_refused_in_one_line(complains, factory, 
 
 @pytest.mark.parametrize(
     ("factory", "words"),
-    [("many_numbers", ["metric 'all'", "one number"]), ("fails_late", ["row 33 is damaged"])],
+    [
+        ("many_numbers", ["metric 'all'", "one number"]),
+        ("fails_late", ["row 33 is damaged"]),
+        ("read_once_by_a_class", ["validation batches", "only once", "new iterator"]),
+    ],
 )
 def test_what_is_wrong_with_the_validation_is_found_before_the_training(complains, factory, words):
     made = prepared(factory)
     with complains(f"'setups_for_tests:{factory}'", *words):
+        made.check_validation()
+    with complains(f"'setups_for_tests:{factory}'", *words):
         train(made, made.initial_weights(), LRRange(1e-3, 1e-2), TrainOptions(epochs=50))
+
+
+def test_batches_may_be_made_lazily_and_without_end():
+    assert prepared("infinite_loader").batch_size == 90
 
 
 def test_a_metric_of_torchmetrics_needs_a_direction_where_it_has_none(complains):
