@@ -6,12 +6,20 @@ import copyreg
 import dis
 import random
 import sys
-from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache, partial
-from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from functools import cached_property, lru_cache, partial
+from types import (
+    BuiltinMethodType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
@@ -26,12 +34,15 @@ __all__ = [
     "CONTAINERS",
     "GENERATORS",
     "MAX_ENTRIES",
+    "MISSING",
     "VALUES",
     "assigned",
+    "attribute",
     "attributes",
     "is_iterator",
     "kind_of",
     "known_to_functions",
+    "namespace",
     "parts_of",
     "slots",
 ]
@@ -41,7 +52,7 @@ GENERATORS = (
     random.Random,
 )
 """Types of random generators."""
-CONTAINERS = (list, deque, set, bytearray, array, OrderedDict, dict)
+CONTAINERS = (list, deque, set, OrderedDict, dict)
 """Types whose content changes in place, subclasses first."""
 SOURCES = (DataLoader, Dataset, Sampler)
 """What batches are drawn from; see :func:`lrrt_stage.state.preserve.preserved_sources`."""
@@ -61,14 +72,24 @@ left alone."""
 ITERATOR_PACKAGES = ("builtins", "itertools")
 """Packages of generators and of iterators over values, beside those of loaders. Others, such as
 files, are left alone."""
+MISSING = object()
+"""In place of a value where there is none."""
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
-CALLED = (FunctionType, MethodType, partial)
+CALLED = (FunctionType, MethodType, BuiltinMethodType, partial)
 """Types of functions whose variables can be found."""
 NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module)
 """Types of what is computed with."""
-ASSIGNING = {dis.opmap["STORE_GLOBAL"], dis.opmap["STORE_DEREF"]}
+ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 """Instructions that assign a variable outside a function."""
-OPAQUE = (type, ModuleType, FunctionType, MethodType, CellType, _BaseDataLoaderIter)
+OPAQUE = (
+    type,
+    ModuleType,
+    CellType,
+    FunctionType,
+    MethodType,
+    BuiltinMethodType,
+    _BaseDataLoaderIter,
+)
 
 
 def parts_of(
@@ -136,30 +157,40 @@ def kind_of(part: Any) -> type | None:
 
 def attributes(part: Any) -> dict[str, Any]:
     """Return the attributes of an object, by name, in its ``__dict__`` and its ``__slots__``."""
-    if kind_of(part) is None or type(part) in CONTAINERS:
-        return {}
-    names = getattr(part, "__dict__", None)
-    names = names.copy() if isinstance(names, dict) else {}
-    return names | {name: getattr(part, name) for name in slots(part) if hasattr(part, name)}
+    values = {name: attribute(part, name) for name in slots(part)}
+    found = {name: value for name, value in values.items() if value is not MISSING}
+    return (namespace(part) or {}) | found
+
+
+def attribute(part: Any, name: str) -> Any:
+    """Return an attribute past the methods of a class, which may do more; or MISSING."""
+    try:
+        return object.__getattribute__(part, name)
+    except AttributeError:
+        return MISSING
+
+
+def namespace(part: Any) -> dict[str, Any] | None:
+    """Return the ``__dict__`` of an object; None if it is left alone or has none."""
+    searched = kind_of(part) is not None and type(part) not in CONTAINERS
+    names = attribute(part, "__dict__") if searched or isinstance(part, FunctionType) else None
+    return names if isinstance(names, dict) else None
 
 
 def slots(part: Any) -> list[str]:
     """Return the names of the attributes that are not in the ``__dict__`` of an object."""
-    return _slot_names(type(part))  # type: ignore[arg-type]
+    return [] if kind_of(part) is None else _slot_names(type(part))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=4096)
 def assigned(code: CodeType) -> frozenset[str]:
     """Return the variables outside a function that it, or a function in it, assigns."""
     inner = [assigned(each) for each in code.co_consts if isinstance(each, CodeType)]
-    own = (
-        each.argval
-        for each in dis.get_instructions(code)
-        if each.opname in ("STORE_GLOBAL", "STORE_DEREF")
-    )
     # Most functions assign none, and to decode them takes time.
-    names = frozenset(own if ASSIGNING.intersection(code.co_code[::2]) else ()).union(*inner)
-    return names.difference(code.co_cellvars)
+    some = any(dis.opmap[name] in code.co_code[::2] for name in ASSIGNING)
+    instructions = dis.get_instructions(code) if some else ()
+    own = (each.argval for each in instructions if each.opname in ASSIGNING)
+    return frozenset(own).union(*inner).difference(code.co_cellvars)
 
 
 @lru_cache(maxsize=4096)
@@ -192,6 +223,8 @@ def _known_to(function: Any) -> list[Any]:
         return [function.func, *function.args, *function.keywords.values()]
     if isinstance(function, MethodType):
         return [function.__self__, function.__func__]
+    if isinstance(function, BuiltinMethodType):
+        return [function.__self__]
     if isinstance(function, CellType):
         with suppress(ValueError):  # a variable without a value yet
             return [function.cell_contents]
@@ -202,9 +235,18 @@ def _known_to(function: Any) -> list[Any]:
         found = [each for each in named if _is_own(each, function)]
         return [*(function.__closure__ or ()), *defaults, *vars(function).values(), *found]
     if isinstance(function, type) and not _is_librarys(function):
-        own = [getattr(each, "__func__", each) for each in vars(function).values()]
+        own = [_unwrapped(each) for each in vars(function).values()]
         return [each for each in own if isinstance(each, (FunctionType, *NUMBERS))]
     return []
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return the function in what a class holds."""
+    if isinstance(value, property):
+        return value.fget
+    if isinstance(value, cached_property):
+        return value.func
+    return value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
 
 
 @lru_cache(maxsize=1024)
@@ -222,10 +264,12 @@ def _is_own(value: Any, function: FunctionType) -> bool:
             isinstance(each, NUMBERS)
             for each in (dict.values(value) if isinstance(value, dict) else value)
         )
+    if isinstance(value, FunctionType):
+        return value.__globals__ is function.__globals__
+    defined_by = value if isinstance(value, type) else type(value)
     return (
-        isinstance(value, NUMBERS)
-        or getattr(value, "__globals__", None) is function.__globals__
-        or (kind is object and type(value).__module__ == function.__module__)
+        isinstance(value, (*NUMBERS, SimpleNamespace))
+        or defined_by.__module__ == function.__module__
     )
 
 

@@ -18,6 +18,7 @@ from lrrt_stage.state.parts import (
     GENERATORS,
     attributes,
     is_iterator,
+    kind_of,
     known_to_functions,
     parts_of,
 )
@@ -101,8 +102,8 @@ def preserved_sources(batches: Any) -> Iterator[None]:
 
     These are the global random states of Python, NumPy and torch; the random generators among the
     parts of ``batches``; and the attributes of its samplers and loaders, also those of a class of
-    the user's, such as a count of epochs. Of datasets these are numbers and tensors: a cache
-    stays. The closure of a function is not searched.
+    the user's, such as a count of epochs. Of datasets and transforms these are numbers and
+    tensors: a cache stays. The closure of a function is not searched.
     """
     held = (*CONTAINERS, Tensor, np.ndarray)
     data = (*held, tuple, nn.Module, Dataset)
@@ -125,9 +126,10 @@ def preserved_sources(batches: Any) -> Iterator[None]:
             and np.prod(getattr(entry, "shape", ())) <= MAX_LOADER_ELEMENTS
         ),
     ]
-    datasets = [part for part in parts if isinstance(part, Dataset)]
+    # Such as a transform or a function that collates, which may count.
+    others = [part for part in parts if kind_of(part) is object]
     # Persistent worker processes that start inside the block are kept.
-    with preserved_randomness(), Snapshot(restored, datasets, skip={"_iterator"}):
+    with preserved_randomness(), Snapshot(restored, others, skip={"_iterator"}):
         yield
 
 

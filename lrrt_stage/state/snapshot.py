@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import random
 from array import array
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from functools import partial
 from operator import is_
 from types import CellType, FunctionType
@@ -20,11 +21,13 @@ from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
     MAX_ENTRIES,
+    MISSING,
     VALUES,
     assigned,
     attributes,
     kind_of,
     known_to_functions,
+    namespace,
     parts_of,
     slots,
 )
@@ -33,7 +36,8 @@ __all__ = ["Snapshot"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
-MISSING = object()
+COPIED = (np.ndarray, bytearray, array, *GENERATORS)
+"""Types of objects that are copied whole."""
 
 Restore = Callable[[], object]
 
@@ -66,29 +70,24 @@ class Snapshot:
         self, parts: Iterable[Any], known: Iterable[Any] = (), skip: Collection[str] = ()
     ) -> None:
         own = {id(part): part for part in parts}
+        known = [part for part in known if id(part) not in own]
+        own |= {id(part): part for part in parts_of(filter(_is_no_record, known), found=own)}
         self.parts = own | {id(part): part for part in known}
         self.skip = skip
-        # A list of limited length holds what is computed with, and no record.
-        full = [
-            part
-            for part in self.parts.values()
-            if isinstance(part, nn.Module) or getattr(part, "maxlen", None) is not None
-        ]
-        own |= {id(part): part for part in parts_of(full, found=own)}
-        self.parts |= own
         everything = list(self.parts.values())
         self.modules = [part for part in everything if isinstance(part, nn.Module)]
-        self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
-        self.others = [
-            part for part in everything if _is_array(part) or isinstance(part, GENERATORS)
-        ]
         functions = [part for part in everything if isinstance(part, FunctionType)]
-        self.slotted = [_Variables(p, True) for p in own.values() if kind_of(p) and slots(p)]
-        only_known = [part for key, part in self.parts.items() if key not in own]
-        self.variables = [
+        only_known = [part for part in known if id(part) not in own]
+        self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
+        self.copied = [part for part in everything if isinstance(part, COPIED) and _changes(part)]
+        self.variables = [_Variables(part, True) for part in own.values() if slots(part)]
+        self.variables += [
             _Variables(part) for part in [*only_known, *functions] if _has_variables(part)
         ]
-        self.holders = [h for part in [*own.values(), *functions] for h in _holders(part)]
+        self.holders = [part for part in own.values() if kind_of(part) in CONTAINERS]
+        self.holders += [
+            names for part in [*own.values(), *functions] if (names := namespace(part)) is not None
+        ]
         self.contents = [_content(holder) for holder in self.holders]
         # Most containers of a network are empty, such as those for hooks.
         self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
@@ -103,14 +102,14 @@ class Snapshot:
             self.replaced.add(index)
         self.filled += self.replaced.difference(self.filled)
         self.tensors.save()
-        self.restores = [_saved_values(part) for part in self.others]
-        for variables in (*self.slotted, *self.variables):
+        self.restores = [_saved_copy(part) for part in self.copied]
+        for variables in self.variables:
             variables.save()
 
     def added(self) -> Snapshot:
         """Return a snapshot of what the parts hold now, and did not hold when this one was made."""
         held = [entry for index in self.replaced for entry in self.contents[index]]
-        held += [value for each in self.slotted for value in each.replaced()]
+        held += [value for each in self.variables if each.always for value in each.replaced()]
         parts = parts_of(held, found=self.parts)
         found = self.parts | {id(part): part for part in parts}
         values = [value for each in self.variables for value in each.replaced()]
@@ -119,13 +118,13 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
-        self.tensors.restore()
-        for restore in self.restores:
-            restore()
-        for variables in (*self.slotted, *self.variables):
-            variables.restore()
-        for index in self._changed():
-            _refill(self.holders[index], self.contents[index], self.skip)
+        with ExitStack() as stack:  # so that one that fails does not keep others from it
+            for index in self._changed():
+                holder, content = self.holders[index], self.contents[index]
+                stack.callback(_refill, holder, content, self.skip)
+            for restore in (*(each.restore for each in self.variables), *self.restores):
+                stack.callback(restore)
+            stack.callback(self.tensors.restore)
 
     def __enter__(self) -> None:
         """Restore the state that was saved last when the block ends, also after an exception."""
@@ -150,44 +149,33 @@ class _Tensors:
         marks = [_mark(tensor) for tensor in self.tensors]
         if marks != self.marks:
             self.marks, self.memory = marks, [tensor.data for tensor in self.tensors]
-            flat = [_flat(memory) for memory in self.memory]
             groups = defaultdict(list)
-            for each in flat:
-                if each is not None:
-                    groups[each.device, each.dtype].append(each)
+            flats = [_flat(memory) for memory in self.memory]
+            for flat in flats:
+                if flat is not None:
+                    groups[flat.device, flat.dtype].append(flat)
             self.groups = list(groups.values())
             self.values: list[Any] = [None for _ in self.groups]
-            self.singular = [m for m, each in zip(self.memory, flat, strict=True) if each is None]
+            pairs = zip(self.tensors, flats, strict=True)
+            self.singular = [tensor for tensor, flat in pairs if flat is None]
         self.gradients = [_gradient(tensor) for tensor in self.tensors]
-        pairs = zip(self.groups, self.values, strict=True)
-        self.values = [torch.cat(group, out=values) for group, values in pairs]
-        self.copies = [_without_repeats(memory).clone() for memory in self.singular]
+        kept = zip(self.groups, self.values, strict=True)
+        self.values = [torch.cat(group, out=values) for group, values in kept]
+        self.copies = [(t, t.data, _without_repeats(t.data).clone()) for t in self.singular]
 
     def restore(self) -> None:
-        saved = zip(self.tensors, self.marks, self.memory, self.gradients, strict=True)
-        for tensor, mark, memory, gradient in saved:
-            if _mark(tensor) != mark or _gradient(tensor) is not gradient:
-                _, is_leaf, requires_grad, *_ = mark
-                with torch.no_grad():
-                    if is_leaf and not tensor.is_leaf:
-                        tensor.detach_()
-                    tensor.data = memory
-                    if is_leaf:
-                        tensor.requires_grad_(requires_grad)
-                        tensor.grad = gradient
-        for group, values in zip(self.groups, self.values, strict=True):
-            pairs = list(zip(group, values.split([len(flat) for flat in group]), strict=True))
-            # On a device, comparing would wait for it. On the CPU, the memory may be a file's.
-            if values.device.type == "cpu":
-                pairs = [(flat, value) for flat, value in pairs if not torch.equal(flat, value)]
-            if pairs:
-                flats, parts = map(list, zip(*pairs, strict=True))
-                torch._foreach_copy_(flats, parts)
+        with ExitStack() as stack:
+            saved = zip(self.tensors, self.marks, self.memory, self.gradients, strict=True)
+            for tensor, mark, memory, gradient in saved:
+                if _mark(tensor) != mark or _gradient(tensor) is not gradient:
+                    stack.callback(_restore_form, tensor, mark, memory, gradient)
+            for tensor, memory, values in self.copies:
+                stack.callback(setattr, tensor, "data", memory)
+                stack.callback(_restore_values, _without_repeats(memory), values)
+            for group, values in zip(self.groups, self.values, strict=True):
+                stack.callback(_restore_group, group, values)
         # On the CPU, new memory takes longer to get than to fill. A device needs it for training.
         self.values = [each if each.device.type == "cpu" else None for each in self.values]
-        for memory, copied in zip(self.singular, self.copies, strict=True):
-            with torch.no_grad(), torch.inference_mode(memory.is_inference()):
-                _without_repeats(memory).copy_(copied)
 
 
 class _Variables:
@@ -209,18 +197,25 @@ class _Variables:
 
     def restore(self) -> None:
         present = _variables(self.part)
-        computes = _is_tensor if isinstance(self.part, (dict, list)) else _is_number
+        # A list has the same entries at different places after an insertion.
+        if isinstance(self.part, list) and len(present) != len(self.saved):
+            return
         for name in self.saved | present:
             before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
-            if before is not after and (self.always or (computes(before) and computes(after))):
+            if before is not after and (self.always or self.is_state(before, after)):
                 _assign(self.part, name, before)
+
+    def is_state(self, before: Any, after: Any) -> bool:
+        """Return whether a change is one of what is computed with, and no record."""
+        added = (before is MISSING or after is MISSING) and isinstance(self.part, (dict, list))
+        return not added and _is_number(before) and _is_number(after)
 
 
 def _mark(tensor: Tensor) -> tuple[Any, ...]:
     """Return what tells whether a tensor has the same memory and form as before."""
-    flags = (tensor.layout, tensor.is_leaf, tensor.requires_grad)
+    flags = (tensor.is_leaf, tensor.requires_grad, tensor.layout)
     if tensor.layout is not torch.strided or tensor.is_nested:
-        return *flags, object()  # nothing tells
+        return flags  # nothing tells
     return *flags, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
@@ -256,32 +251,62 @@ def _without_repeats(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _is_array(part: Any) -> bool:
-    # Files are not written to.
-    return isinstance(part, np.ndarray) and part.flags.writeable and not isinstance(part, np.memmap)
+def _restore_form(
+    tensor: Tensor, mark: tuple[Any, ...], memory: Tensor, gradient: Tensor | None
+) -> None:
+    is_leaf, requires_grad, *_ = mark
+    with torch.no_grad():
+        if is_leaf and not tensor.is_leaf:
+            # A view cannot be detached in place.
+            torch.utils.swap_tensors(tensor, tensor.detach())
+        tensor.data = memory
+        if is_leaf:
+            tensor.requires_grad_(requires_grad)
+            tensor.grad = gradient
 
 
-def _saved_values(generator: Any) -> Restore:
+def _restore_group(group: list[Tensor], values: Tensor) -> None:
+    pairs = list(zip(group, values.split([len(flat) for flat in group]), strict=True))
+    # On a device, comparing would wait for it. On the CPU, the memory may be a file's.
+    if values.device.type == "cpu":
+        pairs = [(flat, value) for flat, value in pairs if not torch.equal(flat, value)]
+    if pairs:
+        flats, parts = map(list, zip(*pairs, strict=True))
+        torch._foreach_copy_(flats, parts)
+
+
+def _restore_values(memory: Tensor, values: Tensor) -> None:
+    dense = memory.layout is torch.strided and not memory.is_nested and not memory.is_quantized
+    if dense and memory.device.type == "cpu" and torch.equal(memory, values):
+        return
+    with torch.no_grad(), torch.inference_mode(memory.is_inference()):
+        memory.copy_(values)
+
+
+def _changes(part: Any) -> bool:
+    # A memory map is a file, and the system's generator has no state.
+    if isinstance(part, np.ndarray):
+        return part.flags.writeable and not isinstance(part, np.memmap)
+    return not isinstance(part, random.SystemRandom)
+
+
+def _saved_copy(part: Any) -> Restore:
     """Return a function that restores an array or a generator."""
-    if isinstance(generator, np.ndarray):
-        return partial(np.copyto, generator, generator.copy())
-    if isinstance(generator, random.Random):
-        return partial(generator.setstate, generator.getstate())
-    if isinstance(generator, (np.random.Generator, np.random.BitGenerator)):
-        bits: Any = getattr(generator, "bit_generator", generator)
+    if isinstance(part, np.ndarray):
+        return partial(np.copyto, part, part.copy())
+    if isinstance(part, (bytearray, array)):
+        return partial(_restore_bytes, part, part[:])
+    if isinstance(part, random.Random):
+        return partial(part.setstate, part.getstate())
+    if isinstance(part, (np.random.Generator, np.random.BitGenerator)):
+        bits: Any = getattr(part, "bit_generator", part)
         return partial(setattr, bits, "state", copy.deepcopy(bits.state))
-    return partial(generator.set_state, generator.get_state())
+    return partial(part.set_state, part.get_state())
 
 
-def _holders(part: Any) -> list[Any]:
-    """Return the containers whose content is that of a part: itself, and its attributes."""
-    kind = kind_of(part)
-    holders = [part] if kind in CONTAINERS else []
-    names = getattr(part, "__dict__", None)
-    searched = (kind is not None and type(part) not in CONTAINERS) or isinstance(part, FunctionType)
-    if searched and isinstance(names, dict):
-        holders.append(names)
-    return holders
+def _restore_bytes(part: Any, saved: Any) -> None:
+    if part != saved:
+        part[:] = saved
 
 
 def _container_type(container: Any) -> Any:
@@ -290,9 +315,10 @@ def _container_type(container: Any) -> Any:
 
 def _content(container: Any) -> list[Any]:
     """Return the entries, with the methods of the known type: those of a subclass may refuse."""
+    kind = _container_type(container)
     if isinstance(container, dict):
-        return [*dict.keys(container), *dict.values(container)]
-    return list(_container_type(container).__iter__(container))
+        return [*kind.keys(container), *kind.values(container)]
+    return list(kind.__iter__(container))
 
 
 def _holds(container: Any, content: list[Any]) -> bool:
@@ -304,8 +330,6 @@ def _refill(container: Any, content: list[Any], skip: Collection[str]) -> None:
     kind = _container_type(container)
     if isinstance(container, dict):
         _refill_dict(container, kind, content, skip)
-    elif kind is array:
-        container[:] = array(container.typecode, content)
     else:
         kind.clear(container)
         (kind.update if kind is set else kind.extend)(container, content)
@@ -314,7 +338,7 @@ def _refill(container: Any, content: list[Any], skip: Collection[str]) -> None:
 def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection[str]) -> None:
     half = len(content) // 2
     keys, values = content[:half], content[half:]
-    present = list(dict.keys(container))
+    present = list(kind.keys(container))
     if not (len(present) == half and all(map(is_, present, keys))):
         skipped = [(key, dict.__getitem__(container, key)) for key in present if key in skip]
         kind.clear(container)
@@ -358,14 +382,19 @@ def _value(cell: CellType) -> Any:
         return MISSING
 
 
-def _is_tensor(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return len(value) > 0 and all(map(_is_tensor, value))
-    return isinstance(value, (Tensor, np.ndarray))
+def _is_no_record(part: Any) -> bool:
+    """Return whether a container or network is there to be computed with."""
+    bounded = isinstance(part, deque) and part.maxlen is not None
+    return bounded or isinstance(part, nn.Module)
 
 
 def _is_number(value: Any) -> bool:
-    return value is MISSING or type(value) in VALUES or _is_tensor(value)
+    numbers = (Tensor, np.ndarray, np.generic)
+    if isinstance(value, tuple):
+        return all(map(_is_number, value))
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, numbers) for each in value)
+    return value is MISSING or type(value) in VALUES or isinstance(value, numbers)
 
 
 def _assign(owner: Any, name: Any, value: Any) -> None:

@@ -315,7 +315,7 @@ def test_what_a_hook_records_is_kept():
     options = {"iterations": 15, "lr_end": 1e-3, "probe": DATA[0]}
     range_test(model, optimizer, nn.CrossEntropyLoss(), DATA, **options)
     assert seen == [False, True] * 15
-    assert counted == {"calls": 30}
+    assert counted == {"calls": 0}  # a number that was there, as one that is computed with
 
 
 def test_what_a_hook_knows_is_no_part_that_is_moved():

@@ -3,7 +3,8 @@
 import itertools
 import random
 from array import array
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lrrt_stage import Validation, range_test, seeded
 from lrrt_stage.state.parts import parts_of
-from lrrt_stage.state.preserve import Evaluation
+from lrrt_stage.state.preserve import Evaluation, preserved_sources
 from lrrt_stage.state.snapshot import Snapshot
 
 
@@ -173,6 +174,80 @@ class Unusual(Carrying):
         return 1 + numbers + self.bits.random_raw() % 100
 
 
+class View(Carrying):
+    """A view of other memory, which becomes part of a graph."""
+
+    def prepare(self):
+        self.row = torch.zeros(3, 1)[0]
+
+    def scale(self, x):
+        if self.row.is_leaf:
+            self.row.copy_(self.layer(x).mean(0))
+        return 1 + self.row.detach()
+
+
+class LeastRecent(Carrying):
+    def prepare(self):
+        self.cache = OrderedDict(a=1.0, b=2.0, c=3.0)
+
+    def scale(self, x):
+        key = next(iter(self.cache))
+        self.cache.move_to_end(key)
+        return self.cache[key]
+
+
+class Delegating(Carrying):
+    """Helper objects whose methods would raise."""
+
+    class Options:
+        def __init__(self):
+            self.values = {"rate": 1.0}
+
+        def __getattr__(self, name):
+            return self.__dict__["values"][name]
+
+    class Wrapper:
+        __slots__ = ("wrapped",)
+
+        def __getattr__(self, name):
+            return getattr(self.wrapped, name)
+
+    def prepare(self):
+        self.options, self.wrapper = self.Options(), self.Wrapper()
+        self.system, self.draw = random.SystemRandom(), random.Random(0).random
+
+    def scale(self, x):
+        self.options.values["rate"] += 1
+        return self.options.rate + self.draw()
+
+
+class Computed(Carrying):
+    """Numbers of several types, by properties and in what a whole Python module shares."""
+
+    def prepare(self):
+        generator = torch.Generator().manual_seed(0)
+        self.noise = lambda: torch.rand((), generator=generator)
+        SHARED.count, Totals.count = 0, 0
+        mean, pair, counts = np.float64(1), (0, 1.0), {"calls": 0}
+
+        def numbers():
+            nonlocal mean, pair
+            mean, pair = 0.9 * mean + np.float64(0.2), (pair[0] + 1, pair[1] * 1.1)
+            counts["calls"] += 1
+            return float(mean) + sum(pair) + counts["calls"]
+
+        self.numbers = numbers
+
+    @property
+    def drawn(self):
+        SHARED.count += 1
+        Totals.count += 1
+        return self.noise() + SHARED.count + Totals.count
+
+    def scale(self, x):
+        return self.drawn + self.numbers()
+
+
 class OfTheClass(Carrying):
     count, mean = 0, torch.zeros(4)
 
@@ -185,6 +260,11 @@ class OfTheClass(Carrying):
         return 1 + self.count + self.mean.sum()
 
 
+class Totals:
+    count = 0
+
+
+SHARED = SimpleNamespace(count=0)
 COUNT, MEAN, STATES = 0, torch.zeros(4), {}
 
 
@@ -347,10 +427,12 @@ def test_what_a_loss_records_is_kept():
     class Recorder:
         def __init__(self):
             self.losses, self.modes, self.best = [], {}, {"loss": 9.0}
+            self.latest, self.maxlen = [torch.zeros(())], 1000
 
         def loss(self, output, target):
             value = squared(output, target)
             self.losses.append(value.item())
+            self.latest.insert(0, value.detach())
             self.modes[len(self.losses)] = torch.is_grad_enabled()
             self.best["loss"] = min(self.best["loss"], value.item())
             return value
@@ -361,8 +443,9 @@ def test_what_a_loss_records_is_kept():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses = measured(model, optimizer, recorder.loss, probe=HELD_OUT)
     assert recorder.losses[1::2] == pytest.approx(losses)
+    assert [value.item() for value in recorder.latest[-2::-1]] == recorder.losses
     assert list(recorder.modes.values()) == [False, True] * 25
-    assert recorder.best["loss"] == min(recorder.losses)
+    assert recorder.best == {"loss": 9.0}  # a number that was there
 
 
 @pytest.mark.parametrize("iterator", [itertools.count(), iter(DataLoader([1, 2]))])
@@ -441,3 +524,46 @@ def test_tensors_of_every_layout_are_restored_bit_for_bit(tensor):
         assert torch.equal(torch.nan_to_num(after), torch.nan_to_num(before))
     # What is not among the parts is left alone.
     assert beside.tolist() == [2, 1, 2, 3, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_memory_that_may_not_be_written_is_left_alone(tmp_path):
+    np.save(tmp_path / "values.npy", np.ones((4, 8), dtype="float32"))
+    part = SimpleNamespace(all=np.load(tmp_path / "values.npy", mmap_mode="r"))
+    part.tensor = torch.from_numpy(part.all)
+    part.some = part.tensor[:, :3]
+    Snapshot(parts_of([part])).restore()
+
+
+def test_one_that_cannot_be_restored_does_not_keep_the_others_from_it():
+    class Fixed(random.Random):
+        def setstate(self, state):
+            if hasattr(self, "ready"):
+                raise RuntimeError("fixed")
+            super().setstate(state)
+
+    part = SimpleNamespace(first=torch.zeros(2), fixed=Fixed(0), last=torch.zeros(3), count=0)
+    part.fixed.ready = True
+    snapshot = Snapshot(parts_of([part]))
+    part.first += 1
+    part.last += 1
+    part.count += 1
+    with pytest.raises(RuntimeError, match="fixed"):
+        snapshot.restore()
+    assert (part.first.sum(), part.last.sum(), part.count) == (0, 0, 0)
+
+
+def test_what_collates_and_transforms_starts_again():
+    class Collate:
+        count = 0
+
+        def __call__(self, examples):
+            self.count += 1
+            return torch.tensor(examples).float()[:, None] * self.count
+
+    collate = Collate()
+    loader = DataLoader([1, 2, 3, 4], 2, collate_fn=collate)
+    for _ in range(2):
+        with preserved_sources(loader):
+            assert [batch.sum().item() for batch in loader] == [3, 14]
+    assert collate.count == 0
