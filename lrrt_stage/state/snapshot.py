@@ -75,19 +75,18 @@ class Snapshot:
         self.parts = own | {id(part): part for part in known}
         self.skip = skip
         everything = list(self.parts.values())
+        functions = {id(part): part for part in everything if isinstance(part, FunctionType)}
+        others = {key: part for key, part in self.parts.items() if key not in own}
         self.modules = [part for part in everything if isinstance(part, nn.Module)]
-        functions = [part for part in everything if isinstance(part, FunctionType)]
-        only_known = [part for part in known if id(part) not in own]
         self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
         self.copied = [part for part in everything if isinstance(part, COPIED) and _changes(part)]
-        self.variables = [_Variables(part, True) for part in own.values() if slots(part)]
+        self.variables = [_Variables(part, always=True) for part in own.values() if slots(part)]
         self.variables += [
-            _Variables(part) for part in [*only_known, *functions] if _has_variables(part)
+            _Variables(part) for part in (others | functions).values() if _has_variables(part)
         ]
         self.holders = [part for part in own.values() if kind_of(part) in CONTAINERS]
-        self.holders += [
-            names for part in [*own.values(), *functions] if (names := namespace(part)) is not None
-        ]
+        named = map(namespace, (own | functions).values())
+        self.holders += [names for names in named if names is not None]
         self.contents = [_content(holder) for holder in self.holders]
         # Most containers of a network are empty, such as those for hooks.
         self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
