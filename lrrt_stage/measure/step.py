@@ -210,7 +210,7 @@ def require_batches(name: str, value: Any) -> None:
 
 
 def require_repeatable(name: str, batches: Iterable[Any]) -> None:
-    """Raise LRRTError if all iterations of ``batches`` share one iterator, which runs out.
+    """Raise LRRTError if all iterations of ``batches`` share one iterator of Python or a loader.
 
     This begins two iterations, so give batches that are not used otherwise.
     """

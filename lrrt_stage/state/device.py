@@ -20,7 +20,8 @@ from lrrt_stage.settings import require
 
 __all__ = ["deterministic", "resolve_device", "to_device"]
 
-ONE_THREAD = RLock()
+SETTINGS_LOCK = RLock()
+"""Held by the thread whose block has changed torch's settings."""
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -61,7 +62,7 @@ def deterministic() -> Iterator[None]:
 
     Threads take turns: these settings, and the random states of torch, are those of the process.
     """
-    with ONE_THREAD:
+    with SETTINGS_LOCK:
         # cuBLAS reads this once, when it starts; it makes matrix products deterministic.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         enabled = torch.are_deterministic_algorithms_enabled()
@@ -99,7 +100,7 @@ def to_device(batch: Any, device: torch.device, memory_format: torch.memory_form
         # Many such methods change the object itself, and some of them return nothing.
         result = copy.copy(batch)
         try:
-            named = _takes_names_only(result.to)
+            named = _needs_keyword(result.to)
             returned = result.to(device=device) if named else result.to(device)
         except Exception as error:
             raise LRRTError(
@@ -127,7 +128,7 @@ def to_device(batch: Any, device: torch.device, memory_format: torch.memory_form
     return batch
 
 
-def _takes_names_only(function: Callable[..., Any]) -> bool:
+def _needs_keyword(function: Callable[..., Any]) -> bool:
     try:
         inspect.signature(function).bind(None)
     except TypeError:

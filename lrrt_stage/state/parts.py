@@ -7,7 +7,7 @@ import dis
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from types import (
@@ -106,7 +106,7 @@ def parts_of(
     too: the variables around a function, its defaults, the arguments that are bound to it, the
     variables of its Python module that it names, and the methods and variables of a class. Of the
     module's variables these are tensors, arrays, generators, networks, containers of them, and
-    functions and objects of that module; other ones are there for all. Parts that were ``found``
+    functions and objects of that module; others are shared. Parts that were ``found``
     before, by id, are left out.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
@@ -127,12 +127,13 @@ def parts_of(
     return list(seen.values())
 
 
-def known_to_functions(parts: Iterable[Any], found: Mapping[int, Any]) -> list[Any]:
+def known_to_functions(parts: Collection[Any], found: Mapping[int, Any] | None = None) -> list[Any]:
     """Return what is known to the functions among ``parts``, and to the classes of the others.
 
-    These are the classes of networks, optimizers, and objects that can be called. Parts that were
-    ``found`` before, by id, are left out.
+    Classes are searched for networks, optimizers, and objects that can be called. Parts that were
+    ``found`` before, by id, are left out; by default, these are ``parts``.
     """
+    found = {id(part): part for part in parts} if found is None else found
     knowing: dict[int, Any] = {}
     for part in parts:
         if isinstance(part, CALLED):
@@ -173,7 +174,7 @@ def attribute(part: Any, name: str) -> Any:
 def namespace(part: Any) -> dict[str, Any] | None:
     """Return the ``__dict__`` of an object; None if it is left alone or has none."""
     searched = kind_of(part) is not None and type(part) not in CONTAINERS
-    names = attribute(part, "__dict__") if searched or isinstance(part, FunctionType) else None
+    names = attribute(part, "__dict__") if searched else None
     return names if isinstance(names, dict) else None
 
 

@@ -77,7 +77,7 @@ def preserved(
             f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
             "position cannot be restored: keep a counter or a list in its place",
         )
-    snapshot = Snapshot(parts, known_to_functions(parts, {id(part): part for part in parts}))
+    snapshot = Snapshot(parts, known_to_functions(parts))
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
     with (
@@ -86,9 +86,9 @@ def preserved(
         snapshot,
         ExitStack() as stack,
     ):
-        for part in parts:
-            if isinstance(part, Tensor) and part.is_leaf:
-                part.grad = None
+        for tensor in snapshot.tensors.tensors:
+            if tensor.is_leaf:
+                tensor.grad = None
         move_optimizer(optimizer, found, device)
         for loader in loaders:
             stack.callback(setattr, loader, "_iterator", loader._iterator)
@@ -102,8 +102,8 @@ def preserved_sources(batches: Any) -> Iterator[None]:
 
     These are the global random states of Python, NumPy and torch; the random generators among the
     parts of ``batches``; and the attributes of its samplers and loaders, also those of a class of
-    the user's, such as a count of epochs. Of datasets and transforms these are numbers and
-    tensors: a cache stays. The closure of a function is not searched.
+    the user's, such as a count of epochs. Of transforms these are the numbers. What datasets have
+    read and what functions know is left alone.
     """
     held = (*CONTAINERS, Tensor, np.ndarray)
     data = (*held, tuple, nn.Module, Dataset)
@@ -127,7 +127,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
         ),
     ]
     # Such as a transform or a function that collates, which may count.
-    others = [part for part in parts if kind_of(part) is object]
+    others = [part for part in parts if kind_of(part) is object and not isinstance(part, Dataset)]
     # Persistent worker processes that start inside the block are kept.
     with preserved_randomness(), Snapshot(restored, others, skip={"_iterator"}):
         yield
@@ -168,8 +168,7 @@ class Evaluation:
         """Evaluate in the block."""
         if self.first is None:
             parts = parts_of(self.networks)
-            known = known_to_functions(parts, {id(part): part for part in parts})
-            self.first = Snapshot(parts, known)
+            self.first = Snapshot(parts, known_to_functions(parts))
         else:
             self.first.save()
         added = self.first.added()

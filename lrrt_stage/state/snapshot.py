@@ -7,7 +7,7 @@ import random
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from operator import is_
 from types import CellType, FunctionType
@@ -43,7 +43,7 @@ Restore = Callable[[], object]
 
 
 class Snapshot:
-    """The state of objects, which is restored in place and can be saved again and again.
+    """The state of objects, which can be saved again and again, and is then restored in place.
 
     Restored are the values, the memory, the gradient and ``requires_grad`` of tensors; the values
     of arrays; the entries of containers; the states of random generators; and which attributes an
@@ -59,9 +59,10 @@ class Snapshot:
         What the model, the losses and the optimizer hold, see
         :func:`lrrt_stage.state.parts.parts_of`.
     known
-        What functions among them know, such as hooks. This is there to compute with, or to record
-        what happens. So containers keep what was added to them, and objects what is neither a
-        number, a text, None, a tensor nor an array. Networks are restored as if they were parts.
+        What functions among them know, such as hooks. It may be a record, so only tensors, arrays,
+        generators and networks are restored, and variables, attributes and entries that were and
+        are a number, a text, None, a tensor or an array. Containers keep what was added to them,
+        except for a ``deque`` of limited length, which is a window to compute over.
     skip
         Names of attributes that are left alone.
     """
@@ -71,7 +72,7 @@ class Snapshot:
     ) -> None:
         own = {id(part): part for part in parts}
         known = [part for part in known if id(part) not in own]
-        own |= {id(part): part for part in parts_of(filter(_is_no_record, known), found=own)}
+        own |= {id(part): part for part in parts_of(filter(_is_computed_with, known), found=own)}
         self.parts = own | {id(part): part for part in known}
         self.skip = skip
         everything = list(self.parts.values())
@@ -85,7 +86,7 @@ class Snapshot:
             _Variables(part) for part in (others | functions).values() if _has_variables(part)
         ]
         self.holders = [part for part in own.values() if kind_of(part) in CONTAINERS]
-        named = map(namespace, (own | functions).values())
+        named = map(namespace, own.values())
         self.holders += [names for names in named if names is not None]
         self.contents = [_content(holder) for holder in self.holders]
         # Most containers of a network are empty, such as those for hooks.
@@ -142,12 +143,12 @@ class _Tensors:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
-        self.marks: list[Any] = [None]
+        self.forms: list[Any] = [None]
 
     def save(self) -> None:
-        marks = [_mark(tensor) for tensor in self.tensors]
-        if marks != self.marks:
-            self.marks, self.memory = marks, [tensor.data for tensor in self.tensors]
+        forms = [_form(tensor) for tensor in self.tensors]
+        if forms != self.forms:
+            self.forms, self.memory = forms, [tensor.data for tensor in self.tensors]
             groups = defaultdict(list)
             flats = [_flat(memory) for memory in self.memory]
             for flat in flats:
@@ -164,10 +165,10 @@ class _Tensors:
 
     def restore(self) -> None:
         with ExitStack() as stack:
-            saved = zip(self.tensors, self.marks, self.memory, self.gradients, strict=True)
-            for tensor, mark, memory, gradient in saved:
-                if _mark(tensor) != mark or _gradient(tensor) is not gradient:
-                    stack.callback(_restore_form, tensor, mark, memory, gradient)
+            saved = zip(self.tensors, self.forms, self.memory, self.gradients, strict=True)
+            for tensor, form, memory, gradient in saved:
+                if _form(tensor) != form or _gradient(tensor) is not gradient:
+                    stack.callback(_restore_form, tensor, form, memory, gradient)
             for tensor, memory, values in self.copies:
                 stack.callback(setattr, tensor, "data", memory)
                 stack.callback(_restore_values, _without_repeats(memory), values)
@@ -201,18 +202,18 @@ class _Variables:
             return
         for name in self.saved | present:
             before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
-            if before is not after and (self.always or self.is_state(before, after)):
+            if before is not after and (self.always or self.is_change_of_state(before, after)):
                 _assign(self.part, name, before)
 
-    def is_state(self, before: Any, after: Any) -> bool:
+    def is_change_of_state(self, before: Any, after: Any) -> bool:
         """Return whether a change is one of what is computed with, and no record."""
         added = (before is MISSING or after is MISSING) and isinstance(self.part, (dict, list))
-        return not added and _is_number(before) and _is_number(after)
+        return not added and _is_state(before) and _is_state(after)
 
 
-def _mark(tensor: Tensor) -> tuple[Any, ...]:
+def _form(tensor: Tensor) -> tuple[Any, ...]:
     """Return what tells whether a tensor has the same memory and form as before."""
-    flags = (tensor.is_leaf, tensor.requires_grad, tensor.layout)
+    flags = (tensor.is_leaf, tensor.requires_grad, tensor.dtype, tensor.layout)
     if tensor.layout is not torch.strided or tensor.is_nested:
         return flags  # nothing tells
     return *flags, tensor.data_ptr(), tensor.shape, tensor.stride()
@@ -251,15 +252,18 @@ def _without_repeats(tensor: Tensor) -> Tensor:
 
 
 def _restore_form(
-    tensor: Tensor, mark: tuple[Any, ...], memory: Tensor, gradient: Tensor | None
+    tensor: Tensor, form: tuple[Any, ...], memory: Tensor, gradient: Tensor | None
 ) -> None:
-    is_leaf, requires_grad, *_ = mark
+    is_leaf, requires_grad, *_ = form
     with torch.no_grad():
-        if is_leaf and not tensor.is_leaf:
-            # A view cannot be detached in place.
-            torch.utils.swap_tensors(tensor, tensor.detach())
+        if is_leaf and tensor._is_view():
+            # It cannot be detached in place, nor replaced while others refer to it.
+            with suppress(RuntimeError):
+                torch.utils.swap_tensors(tensor, tensor.detach())
+        elif is_leaf:
+            tensor.detach_()
         tensor.data = memory
-        if is_leaf:
+        if tensor.is_leaf:
             tensor.requires_grad_(requires_grad)
             tensor.grad = gradient
 
@@ -350,18 +354,21 @@ def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection
 
 def _has_variables(part: Any) -> bool:
     if isinstance(part, FunctionType):
-        return bool(assigned(part.__code__))
+        code = part.__code__
+        # One that names itself may set its own attributes.
+        names_itself = part.__name__ in (*code.co_names, *code.co_freevars)
+        return bool(assigned(code) or vars(part)) or names_itself
     return isinstance(part, (type, dict, list)) or kind_of(part) is object
 
 
 def _variables(part: Any) -> dict[Any, Any]:
-    """Return them by name."""
+    """Return the variables that ``part`` has, by name or index."""
     if isinstance(part, FunctionType):
         cells, known = _cells(part), part.__globals__
         names = assigned(part.__code__)
         values = [_value(cells[n]) if n in cells else known.get(n, MISSING) for n in names]
-        pairs = zip(names, values, strict=True)
-        return {name: value for name, value in pairs if value is not MISSING}
+        found = dict(zip(names, values, strict=True))
+        return vars(part) | {n: v for n, v in found.items() if v is not MISSING}
     if isinstance(part, dict):
         return dict(zip(dict.keys(part), dict.values(part), strict=True))
     if isinstance(part, list):
@@ -381,16 +388,16 @@ def _value(cell: CellType) -> Any:
         return MISSING
 
 
-def _is_no_record(part: Any) -> bool:
+def _is_computed_with(part: Any) -> bool:
     """Return whether a container or network is there to be computed with."""
     bounded = isinstance(part, deque) and part.maxlen is not None
     return bounded or isinstance(part, nn.Module)
 
 
-def _is_number(value: Any) -> bool:
+def _is_state(value: Any) -> bool:
     numbers = (Tensor, np.ndarray, np.generic)
     if isinstance(value, tuple):
-        return all(map(_is_number, value))
+        return all(map(_is_state, value))
     if isinstance(value, list):
         return bool(value) and all(isinstance(each, numbers) for each in value)
     return value is MISSING or type(value) in VALUES or isinstance(value, numbers)
@@ -402,7 +409,8 @@ def _assign(owner: Any, name: Any, value: Any) -> None:
         if cell := _cells(owner).get(name):
             owner, name = cell, "cell_contents"
         else:
-            owner = owner.__globals__
+            named = name in assigned(owner.__code__)
+            owner = owner.__globals__ if named else vars(owner)
     elif kind_of(owner) is object and name not in slots(owner):
         owner = vars(owner)
     if isinstance(owner, (dict, list)):

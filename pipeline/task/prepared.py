@@ -159,7 +159,7 @@ class PreparedTask:
     def check_validation(self, start: Setup | None = None) -> None:
         """Evaluate a setup once, so that errors in the validation are raised before a training.
 
-        The batches must then be there for the next evaluation.
+        So are batches of which a second iteration gives none.
 
         This takes a fraction of an epoch, once per prepared task, and saves a training that would
         fail at the end of its first epoch. Without ``start``, a new setup is made for it.
@@ -221,8 +221,8 @@ class PreparedTask:
         size = examples_in(batch)
         setup.to(self.device, self.task.memory_format)
         with seeded(self.task.data_seed):
-            held = []
             require_repeatable("train_batches", setup.train_batches)
+            held = []
             if setup.val_batches is not None:
                 held = [next(endless(setup.val_batches, "validation batches"))]
                 require_repeatable("val_batches", setup.val_batches)
@@ -240,7 +240,7 @@ class PreparedTask:
             )
             take_step(iter([batch]))
             # After the step, in which an error of both modes is found first.
-            with Evaluation([setup.model, *setup.loss_modules])():
+            with Evaluation([setup.model, *setup.losses])():
                 for each in held:
                     evaluated_loss("val_batches", setup.evaluation_loss, self.on_device(each))
         return setup.data_digest or _content([batch, *held]), size

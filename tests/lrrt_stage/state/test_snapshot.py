@@ -531,8 +531,68 @@ def test_memory_that_may_not_be_written_is_left_alone(tmp_path):
     np.save(tmp_path / "values.npy", np.ones((4, 8), dtype="float32"))
     part = SimpleNamespace(all=np.load(tmp_path / "values.npy", mmap_mode="r"))
     part.tensor = torch.from_numpy(part.all)
-    part.some = part.tensor[:, :3]
-    Snapshot(parts_of([part])).restore()
+    part.some, part.own = part.tensor[:, :3], torch.zeros(4, 8)[:, :3]
+    snapshot = Snapshot(parts_of([part]))
+    part.own += 1
+    snapshot.restore()
+    assert (part.some.sum(), part.own.sum()) == (12, 0)
+
+
+def test_a_tensor_that_a_graph_refers_to_is_restored():
+    class Accumulating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.total, self.view = nn.Linear(4, 1), torch.zeros(()), torch.zeros(2)[0]
+            self.graphs = []
+
+        def forward(self, x):
+            y = self.layer(x)
+            self.total += y.mean()
+            self.view += y.mean()
+            self.graphs.append(self.total.square() + self.view.square())
+            self.total.detach_()
+            return y
+
+    model = Accumulating()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    total, view = model.total, model.view
+    range_test(model, optimizer, squared, DATA, iterations=10, lr_end=1e-3)
+    assert (model.total, model.view) == (total, view)
+    assert (total.item(), view.item(), total.is_leaf, len(model.graphs)) == (0, 0, True, 0)
+
+
+def test_gradients_of_a_network_that_only_the_loss_knows_are_kept():
+    teacher, (x, _) = nn.Linear(1, 1).eval(), DATA[0]
+    teacher(x[:, :1]).sum().backward()
+    before, kept = teacher.weight.grad, teacher.weight.grad.clone()
+
+    def loss(output, target):
+        return squared(output, target) + teacher(output).square().mean()
+
+    model = nn.Linear(4, 1)
+    measured(model, torch.optim.SGD(model.parameters(), lr=0.01), loss)
+    assert teacher.weight.grad is before
+    assert torch.equal(before, kept)
+
+
+def test_the_type_of_a_tensor_is_restored():
+    part = SimpleNamespace(tensor=torch.ones(3))
+    snapshot = Snapshot(parts_of([part]))
+    part.tensor.data = part.tensor.data.view(torch.int32)
+    snapshot.restore()
+    assert part.tensor.tolist() == [1.0] * 3
+
+
+def test_what_a_function_records_in_an_attribute_is_kept():
+    def loss(output, target):
+        value = squared(output, target)
+        loss.rows = [*loss.rows, value.item()]
+        return value
+
+    loss.rows = []
+    model = nn.Linear(4, 1)
+    measured(model, torch.optim.SGD(model.parameters(), lr=0.01), loss)
+    assert len(loss.rows) == 25
 
 
 def test_one_that_cannot_be_restored_does_not_keep_the_others_from_it():

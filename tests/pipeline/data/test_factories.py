@@ -59,6 +59,9 @@ def test_a_module_that_does_not_exist_is_named_with_its_remedy(complains, name):
         call_factory("model", f"{name}:make", {})
 
 
+MANY = [f"m{index}" for index in range(500)]
+
+
 @pytest.mark.parametrize(
     ("source", "defined"),
     [
@@ -67,7 +70,13 @@ def test_a_module_that_does_not_exist_is_named_with_its_remedy(complains, name):
             "such as load, Other, or define",
         ),
         ("def made(): ...\ndef _make(): ...\nclass Other: ...\n", "such as made, Other, or define"),
-        ("".join(f"def m{i}(): ...\n" for i in range(500)), "such as m9, m8, m7, or define"),
+        (
+            "".join(
+                f"def {n}(): ...\n"
+                for n in ["made", "maker", "remake", *map("m{}".format, range(500))]
+            ),
+            "such as maker, remake, made, or define",
+        ),
         ("make = 5\n", "'make': define it there"),
     ],
 )
