@@ -89,7 +89,8 @@ class Snapshot:
         named = map(namespace, own.values())
         self.holders += [names for names in named if names is not None]
         self.contents = [_content(holder) for holder in self.holders]
-        # Most containers of a network are empty, such as those for hooks.
+        # Most containers of a network are empty, such as those for hooks. To look at all of them at
+        # once saves a quarter of an evaluation of a ResNet-18, forward pass excluded.
         self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
         self.filled = [i for i, h in enumerate(self.holders) if type(h) not in CONTAINERS or h]
         self.replaced: set[int] = set()
