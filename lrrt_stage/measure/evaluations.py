@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from lrrt_stage.measure.step import (
     require_scalar,
 )
 from lrrt_stage.settings import require, require_kind
-from lrrt_stage.state.preserve import Evaluation
+from lrrt_stage.state.preserve import Evaluation, preserved_sources
 
 __all__ = [
     "Probe",
@@ -100,7 +101,10 @@ def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:
         return require_scalar(batch_loss(batch), IN_EVALUATION)
     except LRRTError as error:
         raise LRRTError(f"{name}: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        # As a loss that needs gradients raises it; other ones are the user's.
+        if isinstance(error, RuntimeError) and "require grad" not in str(error):
+            raise
         raise LRRTError(
             f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: correct it; if "
             f"the model returns something different in evaluation mode, {IN_EVALUATION}"
@@ -149,8 +153,9 @@ class Validation:
         if self.full is not None:
             require_batches("the full validation set", self.full)
         require(
-            self.full_evaluations >= 1,
-            f"full_evaluations={self.full_evaluations} is below 1: use full=None for none",
+            isinstance(self.full_evaluations, int) and self.full_evaluations >= 1,
+            f"full_evaluations={self.full_evaluations!r} is no whole number from 1: use full=None "
+            "for none",
         )
 
 
@@ -176,11 +181,16 @@ def validation_losses(
         return loss.to(torch.float32, copy=True), examples_in(batch)
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
-        with evaluating():
+        # The loader may share a generator with that of the training.
+        with (
+            preserved_sources(batches) if batches is validation.full else nullcontext(),
+            evaluating(),
+        ):
             weighted = [*map(weighted_loss, batches)]
         if not weighted:
             raise none_left("validation batches")
         total = sum(count for _, count in weighted)
+        require(total > 0, "the validation batches are empty: give one example at least")
         return torch.stack([loss.reshape(()) * (count / total) for loss, count in weighted]).sum()
 
     of_sample = {"val_loss": lambda _: mean_loss(map(_copied, sample))}

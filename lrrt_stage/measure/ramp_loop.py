@@ -137,7 +137,11 @@ def range_test(
         fits = value is None or isinstance(value, kind)
         require_kind(fits, name, value, f"pass {kind.__name__}(…)")
     options, step = with_changes(options or RangeTestOptions(), step or StepOptions(), changes)
+    several = modules is None or isinstance(modules, (nn.Module, Iterable))
+    require_kind(several, "modules", modules, "give a list of torch modules")
     modules = [modules] if isinstance(modules, nn.Module) else list(modules or ())
+    fits = progress is None or callable(progress)
+    require_kind(fits, "progress", progress, "give a function of (done, total)")
     eval_loss = None if validation is None else validation.batch_loss
     losses = [loss for loss in (loss_fn, batch_loss, eval_loss) if loss is not None]
     others = [*losses, *modules]

@@ -39,7 +39,7 @@ BatchLoss = Callable[[Any], Tensor]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 WANTS_A_CLOSURE = (
-    *("closure", "first_step"),  # what optimizers say
+    *("closure", "first_step", "required positional argument"),  # what optimizers say
     *("NotImplementedError", "'NoneType' object is not callable"),  # what SAM raises, and a call
 )
 """What is in the error of an optimizer whose step needs a closure."""
@@ -205,7 +205,9 @@ def require_batches(name: str, value: Any) -> None:
     single = isinstance(value, (Dataset, Mapping, Tensor, str)) and not isinstance(
         value, IterableDataset
     )
-    fits = iterable and not single and not is_iterator(value)
+    # An iterator of one's own may hold one of Python.
+    held = getattr(value, "__dict__", {}).values() if isinstance(value, Iterator) else ()
+    fits = iterable and not single and not any(map(is_iterator, (value, *held)))
     require_kind(fits, name, value, "pass a DataLoader or a list of batches")
 
 

@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from types import (
     BuiltinMethodType,
     CellType,
@@ -77,7 +78,7 @@ MISSING = object()
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
 CALLED = (FunctionType, MethodType, BuiltinMethodType, partial)
 """Types of functions whose variables can be found."""
-NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module)
+NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
 ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 """Instructions that assign a variable outside a function."""
@@ -104,10 +105,9 @@ def parts_of(
     Containers of more than ``longest`` entries are not searched, nor are objects of the types
     ``leave``, which are left out. With ``functions``, what functions and classes know is searched,
     too: the variables around a function, its defaults, the arguments that are bound to it, the
-    variables of its Python module that it names, and the methods and variables of a class. Of the
-    module's variables these are tensors, arrays, generators, networks, containers of them, and
-    functions and objects of that module; others are shared. Parts that were ``found``
-    before, by id, are left out.
+    variables of its Python module that it names, and the methods and variables of a class. Code of
+    installed libraries is not searched: it does not know what it is used for. Parts that were
+    ``found`` before, by id, are left out.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
     seen: dict[int, Any] = {}
@@ -139,7 +139,7 @@ def known_to_functions(parts: Collection[Any], found: Mapping[int, Any] | None =
         if isinstance(part, CALLED):
             knowing[id(part)] = part
         elif isinstance(part, (nn.Module, Optimizer)) or callable(part):
-            knowing |= {id(kind): kind for kind in type(part).__mro__ if not _is_librarys(kind)}
+            knowing |= {id(kind): kind for kind in type(part).__mro__ if _is_users(kind.__module__)}
     known = [entry for each in knowing.values() for entry in _known_to(each)]
     classes = [each for each in knowing.values() if isinstance(each, type)]
     return parts_of([*classes, *known], functions=True, found=found)
@@ -232,10 +232,14 @@ def _known_to(function: Any) -> list[Any]:
     if isinstance(function, FunctionType):
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         known = function.__globals__
-        named = [known[name] for name in _used(function.__code__) if name in known]
-        found = [each for each in named if _is_own(each, function)]
+        names = _used(function.__code__)
+        named = [known[name] for name in names if name in known]
+        for module in [each for each in named if isinstance(each, ModuleType)]:
+            if _is_users(module.__name__):
+                named += [vars(module)[name] for name in names if name in vars(module)]
+        found = [each for each in named if _is_own(each)]
         return [*(function.__closure__ or ()), *defaults, *vars(function).values(), *found]
-    if isinstance(function, type) and not _is_librarys(function):
+    if isinstance(function, type) and _is_users(function.__module__):
         own = [_unwrapped(each) for each in vars(function).values()]
         return [each for each in own if isinstance(each, (FunctionType, *NUMBERS))]
     return []
@@ -250,28 +254,27 @@ def _unwrapped(value: Any) -> Any:
     return value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
 
 
-@lru_cache(maxsize=1024)
-def _is_librarys(kind: type) -> bool:
-    """Return whether a class is one of torch or of Python, which know nothing of their use."""
-    package = str(kind.__module__).partition(".")[0]
-    return package == "torch" or package in sys.stdlib_module_names
-
-
-def _is_own(value: Any, function: FunctionType) -> bool:
-    """Return whether a variable of a Python module belongs to what a function of it does."""
+def _is_own(value: Any) -> bool:
+    """Return whether a variable of a Python module may be state, and not code of a library."""
     kind = kind_of(value)
-    if kind in CONTAINERS and len(value) <= MAX_ENTRIES:
-        return any(
-            isinstance(each, NUMBERS)
-            for each in (dict.values(value) if isinstance(value, dict) else value)
-        )
-    if isinstance(value, FunctionType):
-        return value.__globals__ is function.__globals__
-    defined_by = value if isinstance(value, type) else type(value)
-    return (
-        isinstance(value, (*NUMBERS, SimpleNamespace))
-        or defined_by.__module__ == function.__module__
-    )
+    if kind in CONTAINERS:
+        entries = list(dict.values(value) if isinstance(value, dict) else value)
+        return any(isinstance(each, (*NUMBERS, *VALUES)) for each in entries[:MAX_ENTRIES])
+    if isinstance(value, (*NUMBERS, SimpleNamespace, partial)) or is_iterator(value):
+        return True
+    defined_by = value if isinstance(value, (type, FunctionType)) else type(value)
+    searched = isinstance(value, (type, FunctionType)) or kind is object
+    return searched and _is_users(str(defined_by.__module__))
+
+
+@lru_cache(maxsize=1024)
+def _is_users(module: str) -> bool:
+    """Return whether a Python module is the user's: not one of Python, installed, or of this."""
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package in ("torch", __name__.partition(".")[0]):
+        return False
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return not {"site-packages", "dist-packages"}.intersection(file.parts)
 
 
 @lru_cache(maxsize=1024)

@@ -101,17 +101,17 @@ def preserved_sources(batches: Any) -> Iterator[None]:
     """Restore everything that decides which batches are drawn next.
 
     These are the global random states of Python, NumPy and torch; the random generators among the
-    parts of ``batches``; and the attributes of its samplers and loaders, also those of a class of
-    the user's, such as a count of epochs. Of transforms these are the numbers. What datasets have
-    read and what functions know is left alone.
+    parts of ``batches``; the attributes of its samplers, loaders and datasets, also those of a
+    class of the user's, such as a count of epochs; and the numbers that its transforms and
+    functions know.
     """
     held = (*CONTAINERS, Tensor, np.ndarray)
-    data = (*held, tuple, nn.Module, Dataset)
+    data = (*held, tuple, nn.Module)
     parts = _loader_parts(batches)
     owners: list[Any] = [
         part
         for part in parts
-        if isinstance(part, (*GENERATORS, Iterable)) and not isinstance(part, data)
+        if isinstance(part, (*GENERATORS, Iterable, Dataset)) and not isinstance(part, data)
     ]
     loaders = [part for part in owners if isinstance(part, DataLoader)]
     # The sampler of a loader may be of any class.
@@ -126,8 +126,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
             and np.prod(getattr(entry, "shape", ())) <= MAX_LOADER_ELEMENTS
         ),
     ]
-    # Such as a transform or a function that collates, which may count.
-    others = [part for part in parts if kind_of(part) is object and not isinstance(part, Dataset)]
+    others = [part for part in parts if kind_of(part) is object] + known_to_functions(parts)
     # Persistent worker processes that start inside the block are kept.
     with preserved_randomness(), Snapshot(restored, others, skip={"_iterator"}):
         yield
@@ -153,10 +152,9 @@ def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.devi
 class Evaluation:
     """Evaluates networks without gradients, in evaluation mode, and restores them.
 
-    Everything that the ``networks`` hold is restored as in :func:`preserved`, such as running
-    statistics or a hidden state that is carried from batch to batch, so that the training that
-    follows is the same. In a loop, only what has been replaced since the first evaluation is
-    searched again.
+    Everything is restored as in :func:`preserved`, such as running statistics or a hidden state
+    that is carried from batch to batch, so that the training that follows is the same. In a loop,
+    only what has been replaced since the first evaluation is searched again.
     """
 
     def __init__(self, networks: Iterable[Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lrrt_stage.state.parts import (
     CONTAINERS,
@@ -60,9 +61,10 @@ class Snapshot:
         :func:`lrrt_stage.state.parts.parts_of`.
     known
         What functions among them know, such as hooks. It may be a record, so only tensors, arrays,
-        generators and networks are restored, and variables, attributes and entries that were and
-        are a number, a text, None, a tensor or an array. Containers keep what was added to them,
-        except for a ``deque`` of limited length, which is a window to compute over.
+        generators, networks and optimizers are restored, and variables, attributes and entries that
+        were and are a number, a text, None, a tensor or an array. Containers keep what was added to
+        them. Those that arrays were added to, such as a memory bank, and a ``deque`` of limited
+        length are computed with, and are restored.
     skip
         Names of attributes that are left alone.
     """
@@ -76,14 +78,14 @@ class Snapshot:
         self.parts = own | {id(part): part for part in known}
         self.skip = skip
         everything = list(self.parts.values())
-        functions = {id(part): part for part in everything if isinstance(part, FunctionType)}
+        code = {id(part): part for part in everything if isinstance(part, (FunctionType, type))}
         others = {key: part for key, part in self.parts.items() if key not in own}
         self.modules = [part for part in everything if isinstance(part, nn.Module)]
         self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
         self.copied = [part for part in everything if isinstance(part, COPIED) and _changes(part)]
         self.variables = [_Variables(part, always=True) for part in own.values() if slots(part)]
         self.variables += [
-            _Variables(part) for part in (others | functions).values() if _has_variables(part)
+            _Variables(part) for part in (others | code).values() if _has_variables(part)
         ]
         self.holders = [part for part in own.values() if kind_of(part) in CONTAINERS]
         named = map(namespace, own.values())
@@ -187,16 +189,25 @@ class _Variables:
 
     def __init__(self, part: Any, always: bool = False) -> None:
         self.part, self.always = part, always
-        self.first = self.saved = _variables(part)
+        self.is_container = kind_of(part) in CONTAINERS
+        self.save()
+        self.first = self.saved
 
     def save(self) -> None:
         self.saved = _variables(self.part)
+        self.content = _content(self.part) if self.is_container else []
 
     def replaced(self) -> list[Any]:
         """Return the values that were saved last, and are not the first ones."""
         return [value for name, value in self.saved.items() if self.first.get(name) is not value]
 
     def restore(self) -> None:
+        if self.is_container:
+            held = set(map(id, self.content))
+            new = [each for each in _content(self.part) if id(each) not in held]
+            if any(map(_is_array, new)):
+                _refill(self.part, self.content, ())
+                return
         present = _variables(self.part)
         # A list has the same entries at different places after an insertion.
         if isinstance(self.part, list) and len(present) != len(self.saved):
@@ -208,7 +219,7 @@ class _Variables:
 
     def is_change_of_state(self, before: Any, after: Any) -> bool:
         """Return whether a change is one of what is computed with, and no record."""
-        added = (before is MISSING or after is MISSING) and isinstance(self.part, (dict, list))
+        added = (before is MISSING or after is MISSING) and self.is_container
         return not added and _is_state(before) and _is_state(after)
 
 
@@ -359,7 +370,7 @@ def _has_variables(part: Any) -> bool:
         # One that names itself may set its own attributes.
         names_itself = part.__name__ in (*code.co_names, *code.co_freevars)
         return bool(assigned(code) or vars(part)) or names_itself
-    return isinstance(part, (type, dict, list)) or kind_of(part) is object
+    return isinstance(part, type) or kind_of(part) in (*CONTAINERS, object)
 
 
 def _variables(part: Any) -> dict[Any, Any]:
@@ -374,6 +385,8 @@ def _variables(part: Any) -> dict[Any, Any]:
         return dict(zip(dict.keys(part), dict.values(part), strict=True))
     if isinstance(part, list):
         return dict(enumerate(part)) if len(part) <= MAX_ENTRIES else {}
+    if isinstance(part, (set, deque)):
+        return {}
     return dict(vars(part)) if isinstance(part, type) else attributes(part)
 
 
@@ -392,7 +405,14 @@ def _value(cell: CellType) -> Any:
 def _is_computed_with(part: Any) -> bool:
     """Return whether a container or network is there to be computed with."""
     bounded = isinstance(part, deque) and part.maxlen is not None
-    return bounded or isinstance(part, nn.Module)
+    return bounded or isinstance(part, (nn.Module, Optimizer))
+
+
+def _is_array(value: Any) -> bool:
+    """Return whether a value is an array of numbers, or a tuple or list of some."""
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_array, value))
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
 
 
 def _is_state(value: Any) -> bool:

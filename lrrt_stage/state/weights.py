@@ -16,7 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require, require_kind
+from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes
+from lrrt_stage.state.snapshot import Snapshot
 
 __all__ = [
     "INITIALIZERS",
@@ -79,6 +81,7 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
     )
     # Drawn on the CPU, so that the weights do not depend on the device.
     generator = torch.Generator().manual_seed(seed)
+    before = Snapshot(parts_of([model]))
     with torch.no_grad():
         for name, module in layers:
             try:
@@ -86,7 +89,8 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
                 _assign(module, "weight", INITIALIZERS[scheme](drawn, generator))
                 if module.bias is not None:
                     _assign(module, "bias", torch.zeros_like(module.bias, device="cpu"))
-            except (LRRTError, RuntimeError, NotImplementedError, AttributeError) as error:
+            except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+                before.restore()  # the layers that were drawn already
                 raise LRRTError(
                     f"init={scheme!r} cannot be applied to layer {name or 'the model'!r}, "
                     f"{type(module).__name__} ({first_line(error)}): use init='own'"

@@ -366,6 +366,49 @@ def own_attribute():
     return loss
 
 
+def bank():
+    """Keeps what it has seen in lists and dictionaries, as contrastive losses do."""
+    seen, by_class = [], {}
+
+    def loss(output, target):
+        value = squared(output, target)
+        features = [*seen, *by_class.values()]
+        distance = sum((output.mean(0) - each).square().mean() for each in features)
+        seen.append(output.detach().mean(0))
+        by_class[len(seen) % 3] = output.detach().mean(0)
+        return value + distance
+
+    return loss
+
+
+def with_an_optimizer():
+    """The loss trains a network of its own, as that of a GAN."""
+    critic = nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(critic.parameters())
+
+    def loss(output, target):
+        with torch.enable_grad():
+            optimizer.zero_grad()
+            (critic(output.detach()) - critic(target[: len(output)])).mean().backward()
+            optimizer.step()
+        return squared(output, target) - critic(output).mean()
+
+    return loss
+
+
+STEPS = {"step": 0}
+
+
+def annealed():
+    STEPS["step"] = 0
+
+    def loss(output, target):
+        STEPS["step"] += 1
+        return squared(output, target) * min(1, STEPS["step"] / 50)
+
+    return loss
+
+
 def teacher():
     holder = Unusual.Link()
     holder.networks = {"teacher": [nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3))]}
@@ -378,7 +421,11 @@ def teacher():
     return loss
 
 
-LOSSES = [lambda: Trainer().loss, around, of_the_python_module, own_default, own_attribute, teacher]
+LOSSES = [
+    *(lambda: Trainer().loss, around, of_the_python_module, own_default, own_attribute),
+    bank,
+    *(teacher, annealed, with_an_optimizer),
+]
 CASES = [
     *((model, lambda: squared) for model in MODELS),
     *((lambda: nn.Linear(4, 1), loss) for loss in LOSSES),
@@ -408,7 +455,7 @@ def trained(model, optimizer, loss):
     return losses
 
 
-@pytest.mark.filterwarnings("ignore:the loss calls a Sequential")
+@pytest.mark.filterwarnings("ignore:the loss calls a (Sequential|Linear)")
 @pytest.mark.parametrize(("make_model", "make_loss"), CASES)
 def test_evaluations_and_the_test_leave_no_trace(make_model, make_loss):
     without = measured(*started(make_model, make_loss))
@@ -421,6 +468,18 @@ def test_evaluations_and_the_test_leave_no_trace(make_model, make_loss):
         start = started(make_model, make_loss)
         with seeded(1):
             assert repr(trained(*start)) == repr(after)
+
+
+def test_an_evaluation_of_a_loader_that_shares_a_generator_with_the_training_changes_nothing():
+    def shared(with_validation):
+        generator, data = torch.Generator().manual_seed(0), [*zip(*drawn(32, 1), strict=True)]
+        train, held_out = (DataLoader(data, 8, shuffle=True, generator=generator) for _ in "ab")
+        validation = Validation([HELD_OUT], held_out) if with_validation else None
+        model, optimizer, loss = started(lambda: nn.Linear(4, 1), lambda: squared)
+        options = {"iterations": 20, "lr_end": 1e-2, "validation": validation}
+        return range_test(model, optimizer, loss, train, **options).loss.tolist()
+
+    assert shared(True) == shared(False)
 
 
 def test_what_a_loss_records_is_kept():
