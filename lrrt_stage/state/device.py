@@ -87,14 +87,34 @@ def to_device(batch: Any, device: torch.device, memory_format: torch.memory_form
 
     Tuples, lists, mappings and dataclasses keep their type; only a mapping that cannot be changed
     becomes a dict. An object with a method ``to`` is copied and moved by it. Images (4 dimensions)
-    get ``memory_format``; other tensors keep their own. Where gradients are off, tensors are
-    detached, since a tensor with a graph cannot be copied.
+    get ``memory_format``; other tensors keep their own. Tensors that are on the device are copied,
+    since a model may change its inputs in place, except for those that require a gradient. Where
+    gradients are off, tensors are detached, since a tensor with a graph cannot be copied.
+
+    Raises
+    ------
+    LRRTError
+        If a method ``to`` fails, or an object of the batch's type cannot be made.
     """
-    moved = partial(to_device, device=device, memory_format=memory_format)
+    try:
+        return _moved(batch, device, memory_format)
+    except LRRTError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise LRRTError(
+            f"a batch is {describe(batch)}, which cannot be made again on a device "
+            f"({type(error).__name__}: {first_line(error)}): give it a method to(device), or give "
+            "tuples, lists or dicts of tensors"
+        ) from error
+
+
+def _moved(batch: Any, device: torch.device, memory_format: torch.memory_format) -> Any:
+    moved = partial(_moved, device=device, memory_format=memory_format)
     if isinstance(batch, torch.Tensor):
         image = batch.dim() == 4 and batch.layout == torch.strided
         layout = memory_format if image else torch.preserve_format
-        tensor = batch.to(device, non_blocking=True, memory_format=layout)
+        copied = not batch.requires_grad
+        tensor = batch.to(device, non_blocking=True, memory_format=layout, copy=copied)
         return tensor if tensor.is_leaf or torch.is_grad_enabled() else tensor.detach()
     if callable(getattr(type(batch), "to", None)):
         # Many such methods change the object itself, and some of them return nothing.

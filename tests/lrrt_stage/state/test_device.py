@@ -1,13 +1,14 @@
 from collections import OrderedDict, UserDict, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from lrrt_stage import LRRTError, deterministic, resolve_device
+from lrrt_stage import LRRTError, deterministic, range_test, resolve_device
 from lrrt_stage.state.device import to_device
 
 
@@ -169,3 +170,32 @@ def test_a_packed_sequence_runs_on_the_gpu():
 def test_a_device_without_values_is_refused():
     with pytest.raises(LRRTError, match="'meta'"):
         resolve_device("meta")
+
+
+def test_a_model_that_changes_its_inputs_does_not_change_the_batches():
+    batches = [(torch.ones(4, 3), torch.zeros(4, 1))]
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"batch_loss": lambda pair: model(pair[0].mul_(0.9)).square().mean()}
+    range_test(model, optimizer, None, batches, iterations=10, lr_end=1e-3, **options)
+    assert batches[0][0].tolist() == [[1.0] * 3] * 4
+
+
+class Fixed(tuple):
+    def __new__(cls, x, y):
+        return super().__new__(cls, (x, y))
+
+
+@dataclass
+class Unset:
+    x: torch.Tensor
+    later: torch.Tensor = field(init=False)
+
+
+@pytest.mark.parametrize("batch", [Fixed(torch.ones(2), torch.ones(2)), Unset(torch.ones(2))])
+def test_a_batch_that_cannot_be_made_again_is_named(batch):
+    with pytest.raises(
+        LRRTError, match=rf"a batch is {type(batch).__name__}.*to\(device\)"
+    ) as error:
+        to_device(batch, torch.device("cpu"), torch.preserve_format)
+    assert "\n" not in str(error.value)
