@@ -259,7 +259,8 @@ def _is_own(value: Any) -> bool:
     kind = kind_of(value)
     if kind in CONTAINERS:
         entries = list(dict.values(value) if isinstance(value, dict) else value)
-        return any(isinstance(each, (*NUMBERS, *VALUES)) for each in entries[:MAX_ENTRIES])
+        some = any(isinstance(each, (*NUMBERS, *VALUES)) for each in entries[:MAX_ENTRIES])
+        return some or not entries
     if isinstance(value, (*NUMBERS, SimpleNamespace, partial)) or is_iterator(value):
         return True
     defined_by = value if isinstance(value, (type, FunctionType)) else type(value)
