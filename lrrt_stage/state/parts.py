@@ -234,11 +234,11 @@ def _known_to(function: Any) -> list[Any]:
         known = function.__globals__
         names = _used(function.__code__)
         named = [known[name] for name in names if name in known]
-        for module in [each for each in named if isinstance(each, ModuleType)]:
+        around = [each for cell in function.__closure__ or () for each in _known_to(cell)]
+        for module in [each for each in (*named, *around) if isinstance(each, ModuleType)]:
             if _is_users(module.__name__):
                 named += [vars(module)[name] for name in names if name in vars(module)]
-        found = [each for each in named if _is_own(each)]
-        return [*(function.__closure__ or ()), *defaults, *vars(function).values(), *found]
+        return [*around, *defaults, *vars(function).values(), *filter(_is_own, named)]
     if isinstance(function, type) and _is_users(function.__module__):
         own = [_unwrapped(each) for each in vars(function).values()]
         return [each for each in own if isinstance(each, (FunctionType, *NUMBERS))]

@@ -1,5 +1,6 @@
 """What a model changes only now and then, and what its functions and classes know."""
 
+import importlib
 import itertools
 import random
 from array import array
@@ -366,16 +367,20 @@ def own_attribute():
     return loss
 
 
+BANK = []
+
+
 def bank():
     """Keeps what it has seen in lists and dictionaries, as contrastive losses do."""
-    seen, by_class = [], {}
+    BANK.clear()
+    by_class = {}
 
     def loss(output, target):
         value = squared(output, target)
-        features = [*seen, *by_class.values()]
+        features = [*BANK, *by_class.values()]
         distance = sum((output.mean(0) - each).square().mean() for each in features)
-        seen.append(output.detach().mean(0))
-        by_class[len(seen) % 3] = output.detach().mean(0)
+        BANK.append(output.detach().mean(0))
+        by_class[len(BANK) % 3] = output.detach().mean(0)
         return value + distance
 
     return loss
@@ -468,6 +473,37 @@ def test_evaluations_and_the_test_leave_no_trace(make_model, make_loss):
         start = started(make_model, make_loss)
         with seeded(1):
             assert repr(trained(*start)) == repr(after)
+
+
+def test_code_that_is_imported_from_the_users_modules_is_searched(tmp_path, monkeypatch):
+    (tmp_path / "helpers_of_mine.py").write_text(
+        "center = None\n"
+        "class Average:\n"
+        "    value = 1.0\n"
+        "    def update(self, loss):\n"
+        "        self.value = 0.9 * self.value + 0.1 * loss.item()\n"
+        "        return self.value\n"
+        "average = Average()\n"
+        "def centered(output):\n"
+        "    global center\n"
+        "    center = output.detach().mean() if center is None else 0.9 * center + 0.1\n"
+        "    return output - center\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    helpers = importlib.import_module("helpers_of_mine")
+
+    def make():
+        helpers.center, helpers.average.value = None, 1.0
+
+        def loss(output, target):
+            value = squared(helpers.centered(output), target)
+            return value / helpers.average.update(value)
+
+        return loss
+
+    without = measured(*started(lambda: nn.Linear(4, 1), make))
+    assert measured(*started(lambda: nn.Linear(4, 1), make), probe=HELD_OUT) == without
+    assert (helpers.center, helpers.average.value) == (None, 1.0)
 
 
 def test_an_evaluation_of_a_loader_that_shares_a_generator_with_the_training_changes_nothing():
