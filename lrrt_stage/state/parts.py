@@ -8,8 +8,8 @@ import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from types import (
     BuiltinMethodType,
@@ -31,15 +31,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 __all__ = [
-    "CALLED",
     "CONTAINERS",
     "GENERATORS",
     "MAX_ENTRIES",
     "MISSING",
     "VALUES",
     "assigned",
-    "attribute",
     "attributes",
+    "cell_value",
     "is_iterator",
     "kind_of",
     "known_to_functions",
@@ -85,7 +84,6 @@ ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 OPAQUE = (
     type,
     ModuleType,
-    CellType,
     FunctionType,
     MethodType,
     BuiltinMethodType,
@@ -158,29 +156,29 @@ def kind_of(part: Any) -> type | None:
 
 def attributes(part: Any) -> dict[str, Any]:
     """Return the attributes of an object, by name, in its ``__dict__`` and its ``__slots__``."""
-    values = {name: attribute(part, name) for name in slots(part)}
+    values = {name: _attribute(part, name) for name in slots(part)}
     found = {name: value for name, value in values.items() if value is not MISSING}
     return (namespace(part) or {}) | found
-
-
-def attribute(part: Any, name: str) -> Any:
-    """Return an attribute past the methods of a class, which may do more; or MISSING."""
-    try:
-        return object.__getattribute__(part, name)
-    except AttributeError:
-        return MISSING
 
 
 def namespace(part: Any) -> dict[str, Any] | None:
     """Return the ``__dict__`` of an object; None if it is left alone or has none."""
     searched = kind_of(part) is not None and type(part) not in CONTAINERS
-    names = attribute(part, "__dict__") if searched else None
+    names = _attribute(part, "__dict__") if searched else None
     return names if isinstance(names, dict) else None
 
 
 def slots(part: Any) -> list[str]:
     """Return the names of the attributes that are not in the ``__dict__`` of an object."""
     return [] if kind_of(part) is None else _slot_names(type(part))  # type: ignore[arg-type]
+
+
+def cell_value(cell: CellType) -> Any:
+    """Return the value of a variable around a function; MISSING if it has none yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
 
 
 @lru_cache(maxsize=4096)
@@ -201,6 +199,14 @@ def _used(code: CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*inner)
 
 
+def _attribute(part: Any, name: str) -> Any:
+    """Return an attribute past the methods of a class, which may do more; or MISSING."""
+    try:
+        return object.__getattribute__(part, name)
+    except AttributeError:
+        return MISSING
+
+
 def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     kind = kind_of(part)
     entries = list(attributes(part).values())
@@ -219,22 +225,19 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
 
 
 def _known_to(function: Any) -> list[Any]:
-    """Return what a function, a variable around one, or a class knows."""
+    """Return what a function or a class knows."""
     if isinstance(function, partial):
         return [function.func, *function.args, *function.keywords.values()]
     if isinstance(function, MethodType):
         return [function.__self__, function.__func__]
     if isinstance(function, BuiltinMethodType):
         return [function.__self__]
-    if isinstance(function, CellType):
-        with suppress(ValueError):  # a variable without a value yet
-            return [function.cell_contents]
     if isinstance(function, FunctionType):
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         known = function.__globals__
         names = _used(function.__code__)
         named = [known[name] for name in names if name in known]
-        around = [each for cell in function.__closure__ or () for each in _known_to(cell)]
+        around = [*map(cell_value, function.__closure__ or ())]
         for module in [each for each in (*named, *around) if isinstance(each, ModuleType)]:
             if _is_users(module.__name__):
                 named += [vars(module)[name] for name in names if name in vars(module)]
@@ -258,9 +261,8 @@ def _is_own(value: Any) -> bool:
     """Return whether a variable of a Python module may be state, and not code of a library."""
     kind = kind_of(value)
     if kind in CONTAINERS:
-        entries = list(dict.values(value) if isinstance(value, dict) else value)
-        some = any(isinstance(each, (*NUMBERS, *VALUES)) for each in entries[:MAX_ENTRIES])
-        return some or not entries
+        entries = islice(dict.values(value) if isinstance(value, dict) else value, MAX_ENTRIES)
+        return not value or any(isinstance(each, (*NUMBERS, *VALUES)) for each in entries)
     if isinstance(value, (*NUMBERS, SimpleNamespace, partial)) or is_iterator(value):
         return True
     defined_by = value if isinstance(value, (type, FunctionType)) else type(value)

@@ -26,6 +26,7 @@ from lrrt_stage.state.parts import (
     VALUES,
     assigned,
     attributes,
+    cell_value,
     kind_of,
     known_to_functions,
     namespace,
@@ -378,7 +379,7 @@ def _variables(part: Any) -> dict[Any, Any]:
     if isinstance(part, FunctionType):
         cells, known = _cells(part), part.__globals__
         names = assigned(part.__code__)
-        values = [_value(cells[n]) if n in cells else known.get(n, MISSING) for n in names]
+        values = [cell_value(cells[n]) if n in cells else known.get(n, MISSING) for n in names]
         found = dict(zip(names, values, strict=True))
         return vars(part) | {n: v for n, v in found.items() if v is not MISSING}
     if isinstance(part, dict):
@@ -393,13 +394,6 @@ def _variables(part: Any) -> dict[Any, Any]:
 def _cells(function: FunctionType) -> dict[str, CellType]:
     """Return the variables around a function, by name."""
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-
-
-def _value(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # no value yet
-        return MISSING
 
 
 def _is_computed_with(part: Any) -> bool:

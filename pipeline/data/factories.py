@@ -72,15 +72,9 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        own = [
-            name
-            for name, value in vars(module).items()
-            if callable(value)
-            and not name.startswith("_")
-            and getattr(value, "__module__", None) == module.__name__
-        ]
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module_name]
         # A large module defines hundreds.
-        closest = get_close_matches(attribute, own, n=3, cutoff=0)
+        closest = get_close_matches(attribute, [n for n in own if n[0] != "_"], n=3, cutoff=0)
         choice = f"choose one that it defines, such as {', '.join(closest)}, or " if closest else ""
         raise LRRTError(
             f"{kind} {name!r}: {getattr(module, '__file__', None) or module_name} has no function "
@@ -99,8 +93,7 @@ def call(
 ) -> Any:
     """Return what ``function``, a factory for example, returns for the objects and ``arguments``.
 
-    An error is one line that names the function and the arguments. One that says what to do
-    already gets no further advice.
+    An error is one line that names the function and the arguments.
     """
     try:
         signature = inspect.signature(function)
@@ -117,12 +110,12 @@ def call(
         own, explained = is_factory(name), isinstance(error, LRRTError)
         if explained and not own:
             raise
-        called = f", called with {dict(arguments)}"
+        called = f", called with {dict(arguments)}" if arguments else ""
+        remedy = f": check {kind}_args{', or correct the factory' if own else ''}"
         raise LRRTError(
-            f"{kind} {name!r}{called if arguments else ''}: {cause_of(error)}"
+            f"{kind} {name!r}{called}: {cause_of(error)}"
             if explained
-            else f"{kind} {name!r} raised {cause_of(error)}{called}: check {kind}_args"
-            f"{', or correct the factory' if own else ''}"
+            else f"{kind} {name!r} raised {cause_of(error)}{called}{remedy}"
         ) from error
 
 

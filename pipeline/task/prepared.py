@@ -157,9 +157,7 @@ class PreparedTask:
         return to_device(batch, self.device, self.task.memory_format)
 
     def check_validation(self, start: Setup | None = None) -> None:
-        """Evaluate a setup once, so that errors in the validation are raised before a training.
-
-        So are batches of which a second iteration gives none.
+        """Evaluate a setup, and begin again, so that errors are raised before a training.
 
         This takes a fraction of an epoch, once per prepared task, and saves a training that would
         fail at the end of its first epoch. Without ``start``, a new setup is made for it.
@@ -232,8 +230,6 @@ class PreparedTask:
             # Some models return several outputs in one of the two modes.
             with torch.no_grad():
                 self._check_output(setup, batch)
-            with Evaluation([setup.model, *setup.losses])():
-                self._check_output(setup, batch)
             options = replace(self.task, accumulate=1)
             take_step = TrainingStep(
                 setup.model, setup.optimizer, setup.training_loss, options, self.device
@@ -241,6 +237,7 @@ class PreparedTask:
             take_step(iter([batch]))
             # After the step, in which an error of both modes is found first.
             with Evaluation([setup.model, *setup.losses])():
+                self._check_output(setup, batch)
                 for each in held:
                     evaluated_loss("val_batches", setup.evaluation_loss, self.on_device(each))
         return setup.data_digest or _content([batch, *held]), size
