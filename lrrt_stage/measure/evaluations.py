@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,11 +180,7 @@ def validation_losses(
         return loss.to(torch.float32, copy=True), examples_in(batch)
 
     def mean_loss(batches: Iterable[Any]) -> Tensor:
-        # The loader may share a generator with that of the training.
-        with (
-            preserved_sources(batches) if batches is validation.full else nullcontext(),
-            evaluating(),
-        ):
+        with evaluating():
             weighted = [*map(weighted_loss, batches)]
         if not weighted:
             raise none_left("validation batches")
@@ -202,9 +197,14 @@ def validation_losses(
     # the end.
     full_at = {int((part + 0.5) * iterations / count) for part in range(count)}
     not_evaluated = torch.full((), torch.nan, device=next(model.parameters()).device)
-    return of_sample | {
-        "full_val_loss": lambda i: mean_loss(full) if i in full_at else not_evaluated
-    }
+
+    def full_loss(iteration: int) -> Tensor:
+        if iteration not in full_at:
+            return not_evaluated
+        with preserved_sources(full):  # which may share a generator with the training batches
+            return mean_loss(full)
+
+    return of_sample | {"full_val_loss": full_loss}
 
 
 def examples_in(batch: Any) -> int:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import Options, require, require_kind, setting
 from lrrt_stage.state.device import to_device
-from lrrt_stage.state.parts import is_iterator
+from lrrt_stage.state.parts import attributes, is_iterator
 
 __all__ = [
     "BatchLoss",
@@ -39,7 +39,7 @@ BatchLoss = Callable[[Any], Tensor]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 WANTS_A_CLOSURE = (
-    *("closure", "first_step", "required positional argument"),  # what optimizers say
+    *("closure", "first_step", "step() missing"),  # what optimizers say
     *("NotImplementedError", "'NoneType' object is not callable"),  # what SAM raises, and a call
 )
 """What is in the error of an optimizer whose step needs a closure."""
@@ -206,7 +206,7 @@ def require_batches(name: str, value: Any) -> None:
         value, IterableDataset
     )
     # An iterator of one's own may hold one of Python.
-    held = getattr(value, "__dict__", {}).values() if isinstance(value, Iterator) else ()
+    held = attributes(value).values() if isinstance(value, Iterator) else ()
     fits = iterable and not single and not any(map(is_iterator, (value, *held)))
     require_kind(fits, name, value, "pass a DataLoader or a list of batches")
 

@@ -34,7 +34,7 @@ from lrrt_stage.state.parts import (
     slots,
 )
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "bits_of", "without_repeats"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
@@ -165,7 +165,7 @@ class _Tensors:
         self.gradients = [_gradient(tensor) for tensor in self.tensors]
         kept = zip(self.groups, self.values, strict=True)
         self.values = [torch.cat(group, out=values) for group, values in kept]
-        self.copies = [(t, t.data, _without_repeats(t.data).clone()) for t in self.singular]
+        self.copies = [(t, t.data, without_repeats(t.data).clone()) for t in self.singular]
 
     def restore(self) -> None:
         with ExitStack() as stack:
@@ -175,7 +175,7 @@ class _Tensors:
                     stack.callback(_restore_form, tensor, form, memory, gradient)
             for tensor, memory, values in self.copies:
                 stack.callback(setattr, tensor, "data", memory)
-                stack.callback(_restore_values, _without_repeats(memory), values)
+                stack.callback(_restore_values, without_repeats(memory), values)
             for group, values in zip(self.groups, self.values, strict=True):
                 stack.callback(_restore_group, group, values)
         # On the CPU, new memory takes longer to get than to fill. A device needs it for training.
@@ -255,7 +255,13 @@ def _flat(memory: Tensor) -> Tensor | None:
     return flat.view(next(fitting))
 
 
-def _without_repeats(tensor: Tensor) -> Tensor:
+def bits_of(tensor: Tensor) -> Tensor:
+    """Return the values of a dense tensor as bytes, contiguous."""
+    dense = tensor.resolve_conj().resolve_neg().contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+
+
+def without_repeats(tensor: Tensor) -> Tensor:
     """Return a tensor without the repetitions that ``expand`` makes, which cannot be written."""
     if tensor.layout is torch.strided and not tensor.is_nested:
         for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
@@ -293,7 +299,7 @@ def _restore_group(group: list[Tensor], values: Tensor) -> None:
 
 def _restore_values(memory: Tensor, values: Tensor) -> None:
     dense = memory.layout is torch.strided and not memory.is_nested and not memory.is_quantized
-    if dense and memory.device.type == "cpu" and torch.equal(memory, values):
+    if dense and memory.device.type == "cpu" and torch.equal(bits_of(memory), bits_of(values)):
         return
     with torch.no_grad(), torch.inference_mode(memory.is_inference()):
         memory.copy_(values)

@@ -18,7 +18,7 @@ from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes
-from lrrt_stage.state.snapshot import Snapshot
+from lrrt_stage.state.snapshot import Snapshot, bits_of, without_repeats
 
 __all__ = [
     "INITIALIZERS",
@@ -167,7 +167,7 @@ def digest(state: State) -> str:
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = ",".join(map(str, tensor.shape))
         sha.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        sha.update(_bits(tensor).numpy().tobytes())
+        sha.update(bits_of(tensor).numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -222,19 +222,13 @@ def load_into(model: nn.Module, state: State) -> None:
         "that is neither wrapped nor compiled",
     )
     for tensor in model.state_dict(keep_vars=True).values():
-        if any(tensor.stride(dim) == 0 < size - 1 for dim, size in enumerate(tensor.shape)):
+        if without_repeats(tensor).shape != tensor.shape:
             tensor.data = tensor.data.clone()
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise LRRTError(f"the weights cannot be loaded: {reason}") from error
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Return the values of a dense tensor as bytes, contiguous."""
-    dense = tensor.resolve_conj().resolve_neg().contiguous()
-    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def _kind(tensor: Tensor | None) -> str:

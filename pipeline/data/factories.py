@@ -72,9 +72,14 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module_name]
+        own = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module_name
+        ]
         # A large module defines hundreds.
-        closest = get_close_matches(attribute, [n for n in own if n[0] != "_"], n=3, cutoff=0)
+        public = [name for name in own if not name.startswith("_")]
+        closest = get_close_matches(attribute, public, n=3, cutoff=0)
         choice = f"choose one that it defines, such as {', '.join(closest)}, or " if closest else ""
         raise LRRTError(
             f"{kind} {name!r}: {getattr(module, '__file__', None) or module_name} has no function "

@@ -678,6 +678,15 @@ def test_the_type_of_a_tensor_is_restored():
     assert part.tensor.tolist() == [1.0] * 3
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_sign_of_zero_is_restored(step):
+    part = SimpleNamespace(tensor=torch.full((4, 6), -0.0)[:, ::step])
+    snapshot = Snapshot(parts_of([part]))
+    part.tensor.zero_()
+    snapshot.restore()
+    assert part.tensor.signbit().all()
+
+
 def test_what_a_function_records_in_an_attribute_is_kept():
     def loss(output, target):
         value = squared(output, target)
