@@ -30,7 +30,7 @@ from mlflow_project.handoff.publishing import publish_inputs
 from mlflow_project.stages.lrrt import measure, publish_suggestion
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import stage_run, staged_files
+from mlflow_project.tracking.runs import log_dataset, stage_run, staged_files
 from pipeline import RangeTestPlan
 
 __all__ = ["track_range_test"]
@@ -111,7 +111,7 @@ def track_range_test(
             described = _described(model, optimizer, loss_fn, batches)
             log_options(plan, step, **described, device=device)
             if dataset is not None:
-                mlflow.log_input(dataset, context="training")
+                log_dataset(dataset)
             digest = "" if dataset is None else str(dataset.digest)
             state = weights.state_of(model)
             with staged_files() as folder:

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset import Dataset
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
@@ -38,6 +39,7 @@ __all__ = [
     "find_runs",
     "get_run",
     "log_curve",
+    "log_dataset",
     "log_prepared",
     "log_range",
     "log_reading",
@@ -287,5 +289,13 @@ def log_prepared(prepared: PreparedTask) -> None:
     source = CodeDatasetSource(tags={"dataset": task.setup or shown(task.dataset)})
     # MLflow keeps 36 characters of a digest.
     digest = prepared.data_digest[:32]
-    dataset = MetaDataset(source, name=task.data_name, digest=digest)  # type: ignore[abstract]
-    mlflow.log_input(dataset, context="training")
+    log_dataset(MetaDataset(source, name=task.data_name, digest=digest))  # type: ignore[abstract]
+
+
+def log_dataset(dataset: Dataset) -> None:
+    """Log a dataset as what the active run trains on."""
+    try:
+        mlflow.log_input(dataset, context="training")
+    except MlflowException:
+        # Another run may have added the same dataset between MLflow's query and its insertion.
+        mlflow.log_input(dataset, context="training")

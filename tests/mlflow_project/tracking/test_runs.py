@@ -2,10 +2,13 @@ import shutil
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
-from sqlalchemy.orm import loading
+from mlflow.store.tracking.dbmodels.models import SqlDataset
+from sqlalchemy import event
+from sqlalchemy.orm import Session, loading
 
-from mlflow_project.tracking.runs import name_run, stage_run
+from mlflow_project.tracking.runs import log_dataset, name_run, stage_run
 
 
 @pytest.mark.parametrize(
@@ -138,3 +141,24 @@ def test_a_relative_store_of_another_folder_is_named_and_none_is_made(
     outcome.names(run.info.run_id, "MLFLOW_RUN_ID", "sqlite:///relative.db")
     assert outcome.err.count("\n") == 1
     assert Path("relative.db").exists() == there
+
+
+def test_a_dataset_that_another_run_logs_meanwhile_is_logged(store):
+    dataset = mlflow.data.from_numpy(np.ones((2, 3)), name="photographs")
+    others = []
+
+    def log_from_another_run(session, *_):
+        if not others and any(isinstance(each, SqlDataset) for each in session.new):
+            with mlflow.start_run(nested=True) as other:
+                others.append(other.info.run_id)
+                mlflow.log_input(dataset, context="training")
+
+    event.listen(Session, "before_flush", log_from_another_run)
+    try:
+        with stage_run("lrrt") as run:
+            log_dataset(dataset)
+    finally:
+        event.remove(Session, "before_flush", log_from_another_run)
+    for run_id in (run.info.run_id, *others):
+        (logged,) = mlflow.get_run(run_id).inputs.dataset_inputs
+        assert logged.dataset.name == "photographs"
