@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 __all__ = [
@@ -54,8 +54,6 @@ GENERATORS = (
 """Types of random generators."""
 CONTAINERS = (list, deque, set, OrderedDict, dict)
 """Types whose content changes in place, subclasses first."""
-SOURCES = (DataLoader, Dataset, Sampler)
-"""What batches are drawn from; see :func:`lrrt_stage.state.preserve.preserved_sources`."""
 MAX_ENTRIES = 10_000
 """Longer containers hold examples or words, which do not change."""
 LIVE = (
@@ -93,7 +91,7 @@ OPAQUE = (
 
 def parts_of(
     roots: Iterable[Any],
-    leave: tuple[type, ...] = SOURCES,
+    leave: tuple[type, ...] = (DataLoader,),
     longest: int = MAX_ENTRIES,
     functions: bool = False,
     found: Mapping[int, Any] = MappingProxyType({}),

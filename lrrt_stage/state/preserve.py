@@ -56,8 +56,8 @@ def preserved(
     generators. So an optimizer inside the optimizer and the helper objects of a model are restored
     too. Of what functions and classes know, such as hooks and a loss function: networks, tensors,
     and variables that are numbers, see :class:`lrrt_stage.state.snapshot.Snapshot`. Of the batches:
-    what :func:`preserved_sources` restores. Left alone are datasets and loaders that a model holds,
-    objects of a process, such as a logger, and the entries of containers with more than
+    what :func:`preserved_sources` restores. Left alone are loaders that a model holds, objects
+    of a process, such as a logger, and the entries of containers with more than
     :data:`~lrrt_stage.state.parts.MAX_ENTRIES`.
 
     Inside the block, the tensors of the optimizer are on ``device``, and a ``DataLoader`` starts

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from lrrt_stage import Validation, range_test, seeded
 from lrrt_stage.state.parts import parts_of
@@ -173,6 +173,34 @@ class Unusual(Carrying):
         link.count += 1
         numbers = self.objects[0].sum() + len(self.objects[1]) + sum(self.numbers) + link.count
         return 1 + numbers + self.bits.random_raw() % 100
+
+
+class Replayed(Carrying):
+    """Memories in a dataset, which the model fills and draws from."""
+
+    class Memories(Dataset):
+        def __init__(self):
+            self.rows, self.count, self.recent = torch.zeros(6, 4), 0, []
+
+        def add(self, row):
+            self.rows[self.count % len(self.rows)] = row
+            self.recent = [*self.recent[-2:], row.sum()]
+            self.count += 1
+
+        def __getitem__(self, index):
+            return self.rows[index]
+
+        def __len__(self):
+            return len(self.rows)
+
+    def prepare(self):
+        self.memories = self.Memories()
+        self.order = SubsetRandomSampler(range(6), generator=torch.Generator().manual_seed(0))
+
+    def scale(self, x):
+        self.memories.add(x.mean(0))
+        drawn = self.memories[next(iter(self.order))]
+        return 1 + drawn.sum() + sum(self.memories.recent) + self.memories.count
 
 
 class View(Carrying):
