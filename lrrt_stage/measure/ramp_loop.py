@@ -32,7 +32,7 @@ from lrrt_stage.measure.step import (
 )
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import deterministic, resolve_device
-from lrrt_stage.state.parts import is_iterator, known_to_functions, parts_of
+from lrrt_stage.state.parts import known_to_functions, parts_of
 from lrrt_stage.state.preserve import preserved, set_training
 from lrrt_stage.state.randomness import seeded
 from lrrt_stage.state.weights import require_no_lazy
@@ -253,16 +253,9 @@ def _check_modules(
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     if count := sum(id(parameter) not in parts for parameter in optimized):
         found.append(f"the optimizer holds parameters ({count})")
-    messages = [
-        f"{what} outside the model: pass the module as modules=[…], so that it is on the device, "
-        "and in evaluation mode for the probe and the validation"
-        for what in found
-    ]
-    messages += [
-        f"the loss reads an iterator ({type(each).__name__}), whose position is not restored: keep "
-        "a counter or a list in its place"
-        for each in known
-        if is_iterator(each)
-    ]
-    for message in dict.fromkeys(messages):
-        warnings.warn(message, stacklevel=3)
+    for what in dict.fromkeys(found):
+        warnings.warn(
+            f"{what} outside the model: pass the module as modules=[…], so that it is on the "
+            "device, and in evaluation mode for the probe and the validation",
+            stacklevel=3,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -77,7 +78,14 @@ def preserved(
             f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
             "position cannot be restored: keep a counter or a list in its place",
         )
-    snapshot = Snapshot(parts, known_to_functions(parts))
+    known = known_to_functions(parts)
+    for part in filter(is_iterator, known):
+        warnings.warn(
+            f"a loss or a hook reads an iterator ({type(part).__name__}), whose position is not "
+            "restored: keep a counter or a list in its place",
+            stacklevel=4,
+        )
+    snapshot = Snapshot(parts, known)
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
     with (
@@ -153,8 +161,10 @@ class Evaluation:
     """Evaluates networks without gradients, in evaluation mode, and restores them.
 
     Everything is restored as in :func:`preserved`, such as running statistics or a hidden state
-    that is carried from batch to batch, so that the training that follows is the same. In a loop,
-    only what has been replaced since the first evaluation is searched again.
+    that is carried from batch to batch, so that the training that follows is the same. A compiled
+    model is evaluated as it was before: to compile it for other sizes would change what training
+    runs, and the last bits of its losses. In a loop, only what has been replaced since the first
+    evaluation is searched again.
     """
 
     def __init__(self, networks: Iterable[Any]) -> None:
@@ -173,6 +183,7 @@ class Evaluation:
         with (
             preserved_modes([*self.first.modules, *added.modules]),
             torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
             self.first,
             added,
         ):

@@ -546,6 +546,26 @@ def test_an_evaluation_of_a_loader_that_shares_a_generator_with_the_training_cha
     assert shared(True) == shared(False)
 
 
+def test_an_evaluation_compiles_nothing_for_a_compiled_model():
+    """Kernels for any size differ from those for one in their last bits."""
+
+    def compiled(**evaluated):
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append([each.shape for each in inputs if isinstance(each, torch.Tensor)])
+            return graph.forward
+
+        torch._dynamo.reset()
+        start = started(lambda: torch.compile(nn.Linear(4, 1), backend=backend), lambda: squared)
+        return measured(*start, **evaluated), graphs
+
+    without = compiled()
+    assert without[1]
+    assert compiled(probe=HELD_OUT) == without
+    assert compiled(validation=Validation([HELD_OUT], [drawn(3, 1)])) == without
+
+
 def test_what_a_loss_records_is_kept():
     class Recorder:
         def __init__(self):
@@ -572,15 +592,22 @@ def test_what_a_loss_records_is_kept():
 
 
 @pytest.mark.parametrize("iterator", [itertools.count(), iter(DataLoader([1, 2]))])
-def test_an_iterator_that_a_loss_reads_is_warned_of(iterator):
+@pytest.mark.parametrize("reader", ["loss", "hook"])
+def test_an_iterator_that_a_function_reads_is_warned_of(iterator, reader):
     def loss(output, target):
         next(iterator, None)
         return squared(output, target)
 
+    def hook(module, inputs):
+        next(iterator, None)
+
     model = nn.Linear(4, 1)
+    if reader == "hook":
+        model.register_forward_pre_hook(hook)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with pytest.warns(UserWarning, match=f"the loss reads an iterator .{type(iterator).__name__}"):
-        measured(model, optimizer, loss)
+    with pytest.warns(UserWarning, match=f"reads an iterator .{type(iterator).__name__}") as seen:
+        measured(model, optimizer, loss if reader == "loss" else squared)
+    assert seen[0].filename == __file__
 
 
 def test_a_snapshot_is_saved_again():
