@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lrrt_stage.errors import LRRTError, describe
-from lrrt_stage.settings import require
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state import weights
 
 __all__ = ["Data", "Split", "channel_statistics", "checked_examples", "split_size"]
@@ -49,13 +49,10 @@ class Data:
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
-            split = getattr(self, name)
-            require(
-                _is_split(split),
-                f"the {name} split is {describe(split)}: give a pair of tensors (inputs, labels) "
-                "or a torch Dataset with a length",
-            )
-            where, size, targets = f"the {name} split", split_size(split), _known_targets(split)
+            split, where = getattr(self, name), f"the {name} split"
+            remedy = "give a pair of tensors (inputs, labels) or a torch Dataset with a length"
+            require_kind(_is_split(split), where, split, remedy)
+            size, targets = split_size(split), _known_targets(split)
             require(size > 0, f"{where} is empty: check the dataset and its options")
             if isinstance(split, tuple):
                 checked_examples(where, split, self.num_classes)
@@ -173,10 +170,8 @@ def checked_examples(
 
     ``places`` are the positions of a batch's examples in the split.
     """
-    require(
-        isinstance(examples, (tuple, list)) and _is_split(tuple(examples)),
-        f"{where} is {describe(examples)}: return (input tensor, target) for every example",
-    )
+    paired = isinstance(examples, (tuple, list)) and _is_split(tuple(examples))
+    require_kind(paired, where, examples, "return (input tensor, target) for every example")
     inputs, targets = examples
     places = places or range(len(inputs))
     _check_targets(where, targets, num_classes, places)

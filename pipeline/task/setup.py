@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrrt_stage.errors import describe
 from lrrt_stage.measure.evaluations import examples_in
 from lrrt_stage.measure.ramp_loop import require_trainable
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import BatchLoss, batch_loss_of, none_left, require_batches
-from lrrt_stage.settings import require
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import move_optimizer
 
 __all__ = ["Deployed", "Metric", "Setup", "SetupFactory"]
@@ -79,14 +78,10 @@ class Setup:
     def __post_init__(self) -> None:
         for name in ("loss_fn", "batch_loss", "probe", "deployed"):
             value = getattr(self, name)
-            require(
-                value is None or (callable(value) and not isinstance(value, type)),
-                f"{name} is {describe(value)}: give a function, or an instance that can be called",
-            )
-        require(
-            isinstance(self.metrics, Mapping),
-            f"metrics is {describe(self.metrics)}: give a mapping from names to metrics",
-        )
+            usable = value is None or (callable(value) and not isinstance(value, type))
+            require_kind(usable, name, value, "give a function, or an instance that can be called")
+        named = isinstance(self.metrics, Mapping)
+        require_kind(named, "metrics", self.metrics, "give a mapping from names to metrics")
         require_trainable(self.model, self.optimizer)
         for name in ("train_batches", "val_batches"):
             batches = getattr(self, name)
@@ -106,10 +101,8 @@ class Setup:
                 f"metric {str(name)[:100]!r} cannot be logged by this name: use some letters, "
                 "digits, _ and -, and another name than that of the loss",
             )
-        require(
-            self.data_digest is None or isinstance(self.data_digest, str),
-            f"data_digest is {describe(self.data_digest)}: give a text, or leave it out",
-        )
+        text = self.data_digest is None or isinstance(self.data_digest, str)
+        require_kind(text, "data_digest", self.data_digest, "give a text, or leave it out")
         self.directions = {name: _direction(name, each) for name, each in self.metrics.items()}
 
     @property
@@ -219,15 +212,17 @@ def _direction(name: str, metric: Metric) -> Direction:
         direction = metric[1] if len(metric) == 2 else None
     elif isinstance(getattr(function, "higher_is_better", None), bool):
         direction = "max" if function.higher_is_better else "min"
-    require(
+    require_kind(
         direction in ("max", "min") and callable(function) and not isinstance(function, type),
-        f"metric {name!r} is {describe(metric)}: give a pair of a function (output, target) and "
-        '"max" or "min", or a torchmetrics.Metric that has higher_is_better',
+        f"metric {name!r}",
+        metric,
+        'give a pair of a function (output, target) and "max" or "min", or a torchmetrics.Metric '
+        "that has higher_is_better",
     )
     return direction  # type: ignore[return-value]
 
 
 def _one_number(name: str, value: Any) -> Any:
     numbers = value.numel() if isinstance(value, Tensor) else int(isinstance(value, (int, float)))
-    require(numbers == 1, f"metric {name!r} is {describe(value)}: return one number")
+    require_kind(numbers == 1, f"metric {name!r}", value, "return one number")
     return value.reshape(()) if isinstance(value, Tensor) else value
