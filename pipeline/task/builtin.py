@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrrt_stage.measure.step import batch_loss_of
@@ -103,17 +105,15 @@ def builtin_setup(
         "torch layer: use l2=0 and weight_decay",
     )
 
-    def batches(*, train: bool) -> Batches:
-        return Batches(
-            data,
-            options.batch_size,
-            device,
-            train=train,
-            seed=data_seed if train else 0,
-            augment=options.augment if train else "none",
-            normalize=options.normalize,
-            loader_workers=loader_workers,
-        )
+    batches = partial(
+        Batches,
+        data,
+        options.batch_size,
+        device,
+        augment=options.augment,
+        normalize=options.normalize,
+        loader_workers=loader_workers,
+    )
 
     def penalised(model: nn.Module, batch: Any) -> Tensor:
         # One vector, so that the cost does not grow with the number of layers.
@@ -139,11 +139,11 @@ def builtin_setup(
             options.optimizer_args,
             device,
         ),
-        train_batches=batches(train=True),
+        train_batches=batches(train=True, seed=data_seed),
         val_batches=val_batches,
         loss_fn=loss_fn,
         batch_loss=penalised if l2 > 0 else None,
-        metrics={"accuracy": (_accuracy, "max")} if classes else {"mae": (_mean_error, "min")},
+        metrics={"accuracy": (_accuracy, "max")} if classes else {"mae": (F.l1_loss, "min")},
         probe=val_batches.representative,
         data_digest=data.digest,
         deployed=deployed,
@@ -152,10 +152,6 @@ def builtin_setup(
 
 def _accuracy(output: Tensor, labels: Tensor) -> Tensor:
     return (output.argmax(dim=1) == labels).float().mean()
-
-
-def _mean_error(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).abs().mean()
 
 
 def _kernels(model: nn.Module) -> list[Tensor]:
