@@ -60,14 +60,9 @@ def _flipped(columns: Tensor, generator: torch.Generator) -> Tensor:
 
 def _picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the pixels at ``rows`` ``[n, h]`` and ``columns`` ``[n, w]`` of every image."""
-    image, row, column = (
-        index.to(images.device, non_blocking=True)
-        for index in (
-            torch.arange(len(images))[:, None, None],
-            rows[:, :, None],
-            columns[:, None, :],
-        )
-    )
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    row = rows.to(images.device, non_blocking=True)[:, :, None]
+    column = columns.to(images.device, non_blocking=True)[:, None, :]
     # Index dimensions around a slice come first: [n, h, w, c].
     return images[image, :, row, column].permute(0, 3, 1, 2).contiguous()
 
