@@ -80,7 +80,7 @@ class Batches:
                 f"of shape {data.input_shape}: use none"
             )
         self.batch_size, self.device, self.train = batch_size, device, train
-        self.data, self.num_classes = data, data.num_classes
+        self.data = data
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
         self.preprocessing = Preprocessing(data, normalize).to(device)
@@ -153,7 +153,7 @@ class Batches:
                 f"{where} cannot be read ({name}: {line}): correct or remove it, and give all "
                 "inputs of a split one shape"
             ) from error
-        return checked_examples(where, batch, self.num_classes, places)
+        return checked_examples(where, batch, self.data.num_classes, places)
 
     def _prepared(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
@@ -161,5 +161,5 @@ class Batches:
         inputs = inputs.to(self.device, non_blocking=True)
         if self.augment is not None:
             inputs = self.augment(inputs, self.generator)
-        targets = targets.float() if self.num_classes is None else targets.long()
+        targets = targets.float() if self.data.num_classes is None else targets.long()
         return self.preprocessing(inputs), targets

@@ -90,6 +90,5 @@ class RecipeOptions(Options):
 
 def published_ranges(task: Task) -> dict[str, LRRange]:
     """Return :data:`PUBLISHED_RANGES` if they apply to ``task``, else an empty mapping."""
-    applies = (task.dataset, task.model) == ("cifar10", "resnet56")
-    applies &= (task.batch_size, task.accumulate) == (512, 1)
-    return dict(PUBLISHED_RANGES) if applies else {}
+    compared = (task.dataset, task.model, task.batch_size, task.accumulate)
+    return dict(PUBLISHED_RANGES) if compared == ("cifar10", "resnet56", 512, 1) else {}

@@ -95,13 +95,9 @@ class Task(BuiltinOptions, StepOptions):
 
     def flat(self) -> dict[str, Any]:
         """Return the options that say what the task is: with a setup, its arguments by name."""
-        values = asdict(self)
-        if self.setup is None:
-            return {k: v for k, v in values.items() if k not in ("setup", "setup_args")}
-        arguments = values.pop("setup_args")
-        return {k: v for k, v in values.items() if k not in BUILTIN} | {
-            f"setup_args.{name}": value for name, value in arguments.items()
-        }
+        without = {"setup"} if self.setup is None else BUILTIN
+        options = {k: v for k, v in asdict(self).items() if k not in {*without, "setup_args"}}
+        return options | {f"setup_args.{name}": value for name, value in self.setup_args.items()}
 
     def differences(self, other: Task) -> list[str]:
         """Return ``field: mine, not theirs`` for every field that differs."""
