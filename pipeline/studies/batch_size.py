@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,8 +28,7 @@ def batch_size_study(study: Study) -> Findings:
     sizes = study.options.list_of("batch_sizes", int)
     require(len(sizes) >= 2, f"batch_sizes={study.options.batch_sizes!r}: give two or more")
     jobs = []
-    orders = study.tests(5, at_least=1)
-    for size, order in ((size, order) for size in sizes for order in range(orders)):
+    for size, order in product(sizes, range(study.tests(5, at_least=1))):
         labels = {"batch_size": size, "data_seed": study.task.data_seed + order}
         jobs.append(study.job(f"batch {size} order {order}", labels, **labels))
     tests = study.measure(jobs)

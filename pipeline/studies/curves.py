@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -59,12 +60,8 @@ def stacked(curves: Sequence[LRCurve]) -> tuple[np.ndarray, np.ndarray]:
     quantile over tests counts a diverged one as high, but no higher than where it stopped.
     """
     lr = max((curve.lr for curve in curves), key=len)
-    loss = np.empty((len(curves), len(lr)))
-    for index, curve in enumerate(curves):
-        finite = curve.finite.loss
-        loss[index, : len(finite)] = finite
-        loss[index, len(finite) :] = finite[-1]
-    return lr, loss
+    losses = pd.concat([pd.Series(curve.finite.loss) for curve in curves], axis=1)
+    return lr, losses.reindex(range(len(lr))).ffill().to_numpy().T
 
 
 def lag_of_minimum(curve: LRCurve, smoothing: Smoothing) -> float:
