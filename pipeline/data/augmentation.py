@@ -22,7 +22,7 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     rows = _reflected(_shifts(n, PADDING, generator) + torch.arange(height), height)
     columns = _reflected(_shifts(n, PADDING, generator) + torch.arange(width), width)
-    return _picked(images, rows, _flipped(columns, generator))
+    return _picked(images, rows, columns, generator)
 
 
 def shift_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -37,7 +37,7 @@ def shift_flip(images: Tensor, generator: torch.Generator) -> Tensor:
         (_shifts(n, size // SHIFT_PARTS, generator) + torch.arange(size)).clamp(0, size - 1)
         for size in (height, width)
     )
-    return _picked(images, rows, _flipped(columns, generator))
+    return _picked(images, rows, columns, generator)
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
@@ -52,14 +52,13 @@ def _shifts(n: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randint(-most, most + 1, (n, 1), generator=generator)
 
 
-def _flipped(columns: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the columns ``[n, w]`` of every image, reversed for half of the images."""
-    flipped = torch.rand(len(columns), 1, generator=generator) < 0.5
-    return torch.where(flipped, columns.flip(1), columns)
+def _picked(images: Tensor, rows: Tensor, columns: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the pixels at ``rows`` ``[n, h]`` and ``columns`` ``[n, w]`` of every image.
 
-
-def _picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the pixels at ``rows`` ``[n, h]`` and ``columns`` ``[n, w]`` of every image."""
+    Half of the images are flipped left-right.
+    """
+    flipped = torch.rand(len(images), 1, generator=generator) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
     image = torch.arange(len(images), device=images.device)[:, None, None]
     row = rows.to(images.device, non_blocking=True)[:, :, None]
     column = columns.to(images.device, non_blocking=True)[:, None, :]
