@@ -108,11 +108,10 @@ class Batches:
         return whole if self.train else whole + (rest > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.arange(self.size)
         if self.train:
             order = torch.randperm(self.size, generator=self.generator)
             order = order[: len(self) * self.batch_size]
-        else:
-            order = torch.arange(self.size)
         if self.tensors is not None:
             inputs, targets = self.tensors
             for places in order.to(self.device).split(self.batch_size):

@@ -74,15 +74,11 @@ def _photographs() -> Iterator[np.ndarray]:
 
 def _cells(image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the cells of an image ``[h, w, 3]`` for training and for validation."""
-    rows, columns = (np.linspace(0, side, GRID + 1).astype(int) for side in image.shape[:2])
-    train: list[np.ndarray] = []
-    val: list[np.ndarray] = []
-    for i in range(GRID):
-        for j in range(GRID):
-            cell = image[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
-            # A knight's move from row to row spreads the validation cells over the photograph.
-            (val if j == 2 * i % GRID else train).append(cell)
-    return train, val
+    ends = [np.linspace(0, side, GRID + 1).astype(int)[1:-1] for side in image.shape[:2]]
+    rows = [np.split(row, ends[1], axis=1) for row in np.split(image, ends[0])]
+    # A knight's move from row to row spreads the validation cells over the photograph.
+    val = [cells.pop(2 * index % GRID) for index, cells in enumerate(rows)]
+    return [cell for cells in rows for cell in cells], val
 
 
 def _patches(

@@ -127,9 +127,8 @@ class Data:
         """
         tensors = {}
         described = hashlib.sha256()
-        for name in ("train", "val"):
-            split, targets = getattr(self, name), _known_targets(getattr(self, name))
-            if targets is not None:
+        for name, split in {"train": self.train, "val": self.val}.items():
+            if (targets := _known_targets(split)) is not None:
                 tensors[f"{name}.labels"] = targets
             if isinstance(split, tuple):
                 tensors[f"{name}.inputs"] = split[0]
