@@ -83,12 +83,11 @@ def cnn(input_shape: Shape, num_classes: int, width: int = 32) -> nn.Module:
 
 def mlp(input_shape: Shape, num_classes: int, width: int = 256, depth: int = 2) -> nn.Module:
     """``depth`` hidden layers of ``width`` rectified units."""
+    widths = [prod(input_shape), *[width] * depth]
     layers: list[nn.Module] = [nn.Flatten()]
-    before = prod(input_shape)
-    for _ in range(depth):
-        layers += [nn.Linear(before, width), nn.ReLU(inplace=True)]
-        before = width
-    return nn.Sequential(*layers, nn.Linear(before, num_classes))
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 
 
 class _ResidualBlock(nn.Module):
@@ -206,12 +205,8 @@ def check_output(
         f"{outputs}), {what}: set its number of classes or outputs",
     )
     rows = output.detach().float()
-    if (
-        classes
-        and not model.training
-        and bool((rows >= 0).all())
-        and float((rows.sum(1) - 1).abs().max()) < 1e-4
-    ):
+    shares = bool((rows >= 0).all()) and float((rows.sum(1) - 1).abs().max()) < 1e-4
+    if shares and classes and not model.training:
         warnings.warn(
             f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
             "softmax from the model, since the loss takes logits and applies its own",
