@@ -43,8 +43,5 @@ class Narrowing(Options):
         """Return the narrower range."""
         bottom, top = POLICIES[self.narrowing](self.narrowing_fraction)
         width = suggested.max / suggested.min
-        # An end that is not moved stays bit-equal.
-        return LRRange(
-            suggested.min * width**bottom if bottom else suggested.min,
-            suggested.max / width**top if top else suggested.max,
-        )
+        # An end that is not moved stays bit-equal: any width to the power 0 is exactly 1.
+        return LRRange(suggested.min * width**bottom, suggested.max / width**top)
