@@ -86,8 +86,7 @@ class TrainingHistory:
         """Validation loss after the last epoch; infinite if training diverged, NaN without one."""
         if self.diverged or not self.epochs:
             return inf
-        last = self.epochs[-1].val_loss
-        return nan if last is None else last
+        return self.epochs[-1].values().get("val_loss", nan)
 
 
 @dataclass(repr=False, kw_only=True)
@@ -214,9 +213,8 @@ def _load_checkpoint(
     # After the schedule, so that the learning rates are bit-equal.
     setup.optimizer.load_state_dict(content["optimizer"])
     take_step.scaler.load_state_dict(content["scaler"])
-    for generator, generated in zip(
-        generators(setup.train_batches), content["batches"], strict=True
-    ):
+    sources = generators(setup.train_batches)
+    for generator, generated in zip(sources, content["batches"], strict=True):
         generator.set_state(generated)
     torch.set_rng_state(content["torch"])
     if content["cuda"]:

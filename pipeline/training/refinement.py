@@ -93,14 +93,11 @@ def refine(
     direction = direction_of(prepared, options.metric)
     prepared.check_validation()
     worst = -inf if direction == "max" else inf
+    around_trial = on_trial or (lambda *_: nullcontext(lambda *_: None))
 
     def value_of(training: Training) -> float:
-        if training.diverged:
-            return worst
-        if options.metric is None:
-            return training.val_loss
-        value = training.epochs[-1].metrics[options.metric]
-        return worst if isnan(value) else value
+        value = training.epochs[-1].values()[f"val_{options.metric or 'loss'}"]
+        return worst if training.diverged or isnan(value) else value
 
     def objective(trial: optuna.Trial) -> float:
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
@@ -108,15 +105,13 @@ def refine(
         trial_options = TrainOptions(
             **asdict(schedule or ScheduleOptions()), epochs=options.trial_epochs
         )
-        around = on_trial(_finished(trial.study), lr_range) if on_trial else nullcontext()
-        with around as after_epoch:
+        with around_trial(_finished(trial.study), lr_range) as after_epoch:
 
             def on_epoch(training: Training) -> None:
                 trial.report(value_of(training), len(training.epochs))
                 ended = len(training.epochs) == options.trial_epochs
                 pruned = not ended and not training.diverged and trial.should_prune()
-                if after_epoch is not None:
-                    after_epoch(training, pruned)
+                after_epoch(training, pruned)
                 if pruned:
                     raise optuna.TrialPruned
 
