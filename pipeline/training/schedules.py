@@ -81,9 +81,8 @@ def _of_torch(
     **arguments: Any,
 ) -> LRScheduler:
     known: dict[str, Any] = dict.fromkeys(("T_max", "total_iters", "total_steps"), steps)
-    known |= {"max_lr": high, "base_lr": low, "cycle_momentum": False}
-    # One number for all groups, of which none may rise to it.
-    known["eta_min"] = min(low)
+    # eta_min is one number for all groups, of which none may rise to it.
+    known |= {"max_lr": high, "base_lr": low, "cycle_momentum": False, "eta_min": min(low)}
     declared = inspect.signature(kind).parameters
     return kind(optimizer, **{k: v for k, v in known.items() if k in declared} | arguments)
 
