@@ -35,11 +35,9 @@ def still_fits(baseline: Suggestion, today: Suggestion, lr: float, tolerance: fl
         return CheckResult(False, f"today's range test has no suggestion: {today.reason}")
     assert then is not None
     moved = log10(now.max / then.max)
-    if moved < 0:
-        facing = then.max / baseline.confidence.low, today.confidence.high / now.max
-    else:
-        facing = baseline.confidence.high / then.max, now.max / today.confidence.low
-    allowed = max(tolerance, sum(map(log10, facing)))
+    ends = [(then.max, baseline.confidence), (now.max, today.confidence)]
+    (lower, below), (upper, above) = sorted(ends, key=lambda end: end[0])
+    allowed = max(tolerance, log10(below.high / lower) + log10(upper / above.low))
     factor = 10**tolerance
     if not now.min / factor <= lr <= now.max * factor:
         side = "above" if lr > now.max else "below"
