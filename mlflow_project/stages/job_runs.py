@@ -205,7 +205,7 @@ def _read_test(run: Run) -> RangeTestResult:
     """Return the range test that a child run holds, without its weights."""
     told, published = load_artifact(run, JOB, _load_json)["job"], read_handoff(run)
     job = RangeTestJob(told["name"], published.recipe, published.plan, told["labels"])
-    return RangeTestResult(job, published.reading, published.device)
+    return RangeTestResult(job, published.reading)
 
 
 def _load_json(path: Path) -> dict[str, Any]:

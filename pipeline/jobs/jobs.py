@@ -35,7 +35,6 @@ class RangeTestResult:
 
     job: RangeTestJob
     reading: Reading
-    device: str = ""
     weights: State = field(default_factory=dict)
     """The initial weights; empty where the test was read back from its run."""
 
@@ -81,7 +80,7 @@ class RangeTestJob:
         prepared = _prepared(self.task, runtime)
         state = prepared.initial_weights()
         reading = self.plan.read(prepared.range_test(state, self.plan))
-        return RangeTestResult(self, reading, str(prepared.device), state)
+        return RangeTestResult(self, reading, state)
 
 
 @dataclass(frozen=True)
