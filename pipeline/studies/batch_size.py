@@ -9,7 +9,6 @@ from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from lrrt_stage import LRCurve, Smoothing
 from lrrt_stage.plots import drawing
@@ -141,8 +140,8 @@ def _scaling_figure(points: Sequence[tuple[int, float]], fitted: Estimate) -> Fi
     for power, label, color, style in lines:
         line = 10 ** (center[1] + power * (np.log10(ends) - center[0]))
         ax.plot(ends, line, color=color, ls=style, lw=2, label=label)
-    ax.xaxis.set_major_locator(FixedLocator(np.unique(sizes).tolist()))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
+    ticks = np.unique(sizes).tolist()
+    ax.set_xticks(ticks, [f"{size:g}" for size in ticks])
+    ax.set_xticks([], minor=True)
     drawing.legend_below(ax)
     return drawing.finished(figure)

@@ -157,7 +157,6 @@ def ranges_figure(tests: Sequence[RangeTestResult]) -> Figure:
 
 def plot_published(task: Task, ax: Axes) -> None:
     """Shade the published ranges, if ``task`` is what they are for."""
-    for color, (name, lr_range) in zip(
-        drawing.COLORS[2:], published_ranges(task).items(), strict=False
-    ):
+    published = published_ranges(task).items()
+    for color, (name, lr_range) in zip(drawing.COLORS[2:], published, strict=False):
         ax.axvspan(lr_range.min, lr_range.max, color=color, alpha=0.08, label=f"{name}: {lr_range}")

@@ -24,9 +24,8 @@ def quantiles(ranges: Sequence[LRRange]) -> pd.DataFrame:
 
     They are those of the learning rates, as in the article's published code, not of the logarithms.
     """
-    ends = pd.DataFrame([(lr_range.min, lr_range.max) for lr_range in ranges])
-    table = ends.quantile([0.1, 0.5, 0.9]).T
-    return table.set_axis(["min", "max"]).set_axis(["q10", "median", "q90"], axis=1)
+    table = pd.DataFrame(list(ranges)).quantile([0.1, 0.5, 0.9]).T
+    return table.set_axis(["q10", "median", "q90"], axis=1)
 
 
 def best_covered(ranges: Sequence[LRRange]) -> tuple[float, int]:

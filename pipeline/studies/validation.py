@@ -98,7 +98,7 @@ def turning_lr(curve: LRCurve) -> float:
 def _job(study: Study, validation: str) -> RangeTestJob:
     options = replace(study.plan.validation, validation=validation)
     plan = replace(study.plan, validation=options)
-    return replace(study.job(validation, {"validation": validation}), plan=plan)
+    return RangeTestJob(validation, study.task, plan, {"validation": validation})
 
 
 def _place(turn: float) -> str:
