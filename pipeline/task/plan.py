@@ -70,8 +70,7 @@ class RangeTestPlan:
     @classmethod
     def from_dict(cls, parts: dict[str, Any]) -> RangeTestPlan:
         """Return the plan of which ``dataclasses.asdict`` made ``parts``."""
-        kinds = {name: type(default) for name, default in vars(cls()).items()}
-        return cls(**{name: kind(**parts[name]) for name, kind in kinds.items()})
+        return cls(**{name: type(part)(**parts[name]) for name, part in vars(cls()).items()})
 
     def read(self, curve: LRCurve) -> Reading:
         """Return the reading of a curve with the rule and the average of this plan."""

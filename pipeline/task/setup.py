@@ -83,10 +83,8 @@ class Setup:
         named = isinstance(self.metrics, Mapping)
         require_kind(named, "metrics", self.metrics, "give a mapping from names to metrics")
         require_trainable(self.model, self.optimizer)
-        for name in ("train_batches", "val_batches"):
-            batches = getattr(self, name)
-            if batches is None and name == "val_batches":
-                continue
+        held_out = {} if self.val_batches is None else {"val_batches": self.val_batches}
+        for name, batches in {"train_batches": self.train_batches, **held_out}.items():
             require_batches(name, batches)
             require(
                 epoch_length(batches) > 0,
