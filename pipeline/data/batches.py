@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,8 @@ class Batches:
             order = torch.randperm(self.size, generator=self.generator)
             order = order[: len(self) * self.batch_size]
         if self.tensors is not None:
-            inputs, targets = self.tensors
             for places in order.to(self.device).split(self.batch_size):
-                yield self._prepared((inputs[places], targets[places]))
+                yield self._prepared(tensor[places] for tensor in self.tensors)
             return
         self.order[:] = order.tolist()
         batches = iter(self.loader)
@@ -132,8 +131,7 @@ class Batches:
         size = min(size, self.size)
         places = np.sort(order[((np.arange(size) + 0.5) * self.size / size).astype(int)])
         if self.tensors is not None:
-            inputs, targets = self.tensors
-            return self._prepared((inputs[places], targets[places]))
+            return self._prepared(tensor[places] for tensor in self.tensors)
         examples = places.tolist()
         read = (default_collate([self.data.val[index] for index in each]) for each in [examples])
         return self._prepared(self._read(read, examples))
@@ -154,7 +152,7 @@ class Batches:
             ) from error
         return checked_examples(where, batch, self.data.num_classes, places)
 
-    def _prepared(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _prepared(self, batch: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         targets = targets.to(self.device, non_blocking=True)
         inputs = inputs.to(self.device, non_blocking=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from math import inf, isfinite, isnan
 
@@ -115,10 +115,9 @@ def refine(
                 if pruned:
                     raise optuna.TrialPruned
 
-            try:
+            # Raised again outside of the context, for which a pruned trial is no failure.
+            with suppress(optuna.TrialPruned):
                 return value_of(train(prepared, state, lr_range, trial_options, on_epoch=on_epoch))
-            except optuna.TrialPruned:
-                pass  # raised outside of the context, for which a pruned trial is no failure
         raise optuna.TrialPruned
 
     with warnings.catch_warnings():
