@@ -22,8 +22,8 @@ __all__ = ["plot_training", "search_figures", "summary_figure", "training_figure
 def plot_training(training: TrainingHistory, ax: Axes) -> Axes:
     """Draw the losses and, on a second y axis, the learning rate over the iterations."""
     losses = training.train_loss
-    validated = [(e.iteration, e.val_loss) for e in training.epochs if e.val_loss is not None]
-    steps, val_loss = [each[0] for each in validated], [each[1] for each in validated]
+    validated = {e.iteration: e.val_loss for e in training.epochs if e.val_loss is not None}
+    steps, val_loss = [*validated], [*validated.values()]
     positive = all(loss > 0 for loss in [*losses, *val_loss])
     final = f", last validation loss {val_loss[-1]:.4g}" if val_loss else ""
     title = f"Training: {len(losses)} iterations{final}"
