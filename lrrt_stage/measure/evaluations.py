@@ -61,12 +61,9 @@ class Probe:
         require_kind(not several, "the probe", batch, "pass one batch, as next(iter(loader))")
         self.batch, self.loss_of = batch, loss_of
         self.evaluating = Evaluation([model, *losses])
-        # A frozen layer is in evaluation mode while the model trains, and stays as it is. A layer
-        # without running statistics uses those of the batch anyway.
+        # A frozen layer is in evaluation mode while the model trains, and stays as it is.
         self.norms = [
-            layer
-            for layer in model.modules()
-            if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None
+            layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training
         ]
         require(
             not self.norms or examples_in(batch) >= 2,
@@ -75,17 +72,12 @@ class Probe:
 
     def __call__(self, iteration: int = 0) -> Tensor:
         """Return the loss, a scalar on the device; alike at every iteration."""
-        statistics = [(layer, layer.running_mean, layer.running_var) for layer in self.norms]
         with self.evaluating():
             for layer in self.norms:
-                layer.running_mean = layer.running_var = None
-            try:
-                loss = evaluated_loss(
-                    "the probe", lambda batch: self.loss_of(_copied(batch)), self.batch
-                )
-            finally:
-                for layer, mean, variance in statistics:
-                    layer.running_mean, layer.running_var = mean, variance
+                layer.training = True
+            loss = evaluated_loss(
+                "the probe", lambda batch: self.loss_of(_copied(batch)), self.batch
+            )
             # The model may hold this tensor, and then its value is restored.
             return loss.reshape(()).clone()
 
@@ -105,8 +97,9 @@ def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:
         if isinstance(error, RuntimeError) and "require grad" not in str(error):
             raise
         raise LRRTError(
-            f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: correct it; if "
-            f"the model returns something different in evaluation mode, {IN_EVALUATION}"
+            f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: correct it; a "
+            "loss of gradients computes them under torch.enable_grad(); if the model returns "
+            f"something different in evaluation mode, {IN_EVALUATION}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from itertools import islice
+from multiprocessing.sharedctypes import SynchronizedBase
 from pathlib import Path
 from types import (
     BuiltinMethodType,
@@ -64,7 +65,7 @@ LIVE = (
 )
 """Packages of objects that belong to a process, a compiler or a thread, or that show or record what
 happens. They are left alone, except for optimizers."""
-PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse")
+PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse", "weakref")
 """Packages of the standard library whose objects hold values; others, such as ``threading``, are
 left alone."""
 ITERATOR_PACKAGES = ("builtins", "itertools")
@@ -75,7 +76,7 @@ MISSING = object()
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
 CALLED = (FunctionType, MethodType, BuiltinMethodType, partial)
 """Types of functions whose variables can be found."""
-NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
+NUMBERS = (Tensor, np.ndarray, SynchronizedBase, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
 ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 """Instructions that assign a variable outside a function."""
@@ -126,18 +127,13 @@ def parts_of(
 def known_to_functions(parts: Collection[Any], found: Mapping[int, Any] | None = None) -> list[Any]:
     """Return what is known to the functions among ``parts``, and to the classes of the others.
 
-    Classes are searched for networks, optimizers, and objects that can be called. Parts that were
-    ``found`` before, by id, are left out; by default, these are ``parts``.
+    Parts that were ``found`` before, by id, are left out; by default, these are ``parts``.
     """
     found = {id(part): part for part in parts} if found is None else found
-    knowing: dict[int, Any] = {}
-    for part in parts:
-        if isinstance(part, CALLED):
-            knowing[id(part)] = part
-        elif isinstance(part, (nn.Module, Optimizer)) or callable(part):
-            knowing |= {id(kind): kind for kind in type(part).__mro__ if _is_users(kind.__module__)}
-    known = [entry for each in knowing.values() for entry in _known_to(each)]
-    classes = [each for each in knowing.values() if isinstance(each, type)]
+    kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
+    classes = [kind for kind in kinds if _is_users(str(kind.__module__))]
+    functions = [part for part in parts if isinstance(part, CALLED)]
+    known = [entry for each in (*classes, *functions) for entry in _known_to(each)]
     return parts_of([*classes, *known], functions=True, found=found)
 
 
@@ -236,13 +232,13 @@ def _known_to(function: Any) -> list[Any]:
         names = _used(function.__code__)
         named = [known[name] for name in names if name in known]
         around = [*map(cell_value, function.__closure__ or ())]
-        for module in [each for each in (*named, *around) if isinstance(each, ModuleType)]:
-            if _is_users(module.__name__):
-                named += [vars(module)[name] for name in names if name in vars(module)]
-        return [*around, *defaults, *vars(function).values(), *filter(_is_own, named)]
+        modules = [each for each in (*named, *around) if isinstance(each, ModuleType)]
+        modules = [each for each in modules if _is_users(each.__name__)]
+        named += [vars(each)[name] for each in modules for name in names if name in vars(each)]
+        own = filter(_is_own, named)
+        return [*around, *defaults, *vars(function).values(), *own, *modules]
     if isinstance(function, type) and _is_users(function.__module__):
-        own = [_unwrapped(each) for each in vars(function).values()]
-        return [each for each in own if isinstance(each, (FunctionType, *NUMBERS))]
+        return [*filter(_is_own, map(_unwrapped, vars(function).values()))]
     return []
 
 

@@ -55,10 +55,10 @@ def preserved(
     Of ``model``, ``others`` (such as losses), the optimizer, and all that they hold: tensors
     (values, device, layout, gradients, ``requires_grad``), modes, attributes, containers, random
     generators. So an optimizer inside the optimizer and the helper objects of a model are restored
-    too. Of what functions and classes know, such as hooks and a loss function: networks, tensors,
-    and variables that are numbers, see :class:`lrrt_stage.state.snapshot.Snapshot`. Of the batches:
-    what :func:`preserved_sources` restores. Left alone are loaders that a model holds, objects
-    of a process, such as a logger, and the entries of containers with more than
+    too. Of what functions and classes know, such as hooks and a loss function: all but what they
+    may record, see :class:`lrrt_stage.state.snapshot.Snapshot`. Of the batches: what
+    :func:`preserved_sources` restores. Left alone are loaders that a model holds, objects of a
+    process, such as a logger, and the entries of containers with more than
     :data:`~lrrt_stage.state.parts.MAX_ENTRIES`.
 
     Inside the block, the tensors of the optimizer are on ``device``, and a ``DataLoader`` starts
@@ -110,8 +110,8 @@ def preserved_sources(batches: Any) -> Iterator[None]:
 
     These are the global random states of Python, NumPy and torch; the random generators among the
     parts of ``batches``; the attributes of its samplers, loaders and datasets, also those of a
-    class of the user's, such as a count of epochs; and the numbers that its transforms and
-    functions know.
+    class of the user's, such as a count of epochs; the numbers that its transforms and functions
+    know; and the gradients of examples that require one.
     """
     held = (*CONTAINERS, Tensor, np.ndarray)
     data = (*held, tuple, nn.Module)
@@ -122,10 +122,16 @@ def preserved_sources(batches: Any) -> Iterator[None]:
         if isinstance(part, (*GENERATORS, Iterable, Dataset)) and not isinstance(part, data)
     ]
     loaders = [part for part in owners if isinstance(part, DataLoader)]
+    # Their gradients are accumulated.
+    learned = [
+        part for part in parts if isinstance(part, Tensor) and part.is_leaf and part.requires_grad
+    ]
     # The sampler of a loader may be of any class.
     owners += [sampler for loader in loaders for sampler in (loader.sampler, loader.batch_sampler)]
     restored = [
         *owners,
+        *learned,
+        *(part.grad for part in learned if part.grad is not None),
         *(
             entry
             for owner in owners
@@ -160,11 +166,11 @@ def move_optimizer(optimizer: Optimizer, found: torch.device, device: torch.devi
 class Evaluation:
     """Evaluates networks without gradients, in evaluation mode, and restores them.
 
-    Everything is restored as in :func:`preserved`, such as running statistics or a hidden state
-    that is carried from batch to batch, so that the training that follows is the same. A compiled
-    model is evaluated as it was before: to compile it for other sizes would change what training
-    runs, and the last bits of its losses. In a loop, only what has been replaced since the first
-    evaluation is searched again.
+    All that they hold and that their functions know is restored, such as running statistics or a
+    hidden state that is carried from batch to batch, so that the training that follows is the same.
+    A compiled model is evaluated without its compiled code: to compile it for other sizes would
+    change what training runs, and with it the last bits of the losses. In a loop, only what has
+    been replaced since the first evaluation is searched again.
     """
 
     def __init__(self, networks: Iterable[Any]) -> None:
@@ -176,7 +182,7 @@ class Evaluation:
         """Evaluate in the block."""
         if self.first is None:
             parts = parts_of(self.networks)
-            self.first = Snapshot(parts, known_to_functions(parts))
+            self.first = Snapshot([*parts, *known_to_functions(parts)])
         else:
             self.first.save()
         added = self.first.added()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import random
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
+from multiprocessing.sharedctypes import SynchronizedBase
 from operator import is_
-from types import CellType, FunctionType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from lrrt_stage.state.parts import (
     CONTAINERS,
@@ -38,8 +41,11 @@ __all__ = ["Snapshot", "bits_of", "without_repeats"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
-COPIED = (np.ndarray, bytearray, array, *GENERATORS)
+COPIED = (np.ndarray, bytearray, array, SynchronizedBase, torch.jit.ScriptModule, *GENERATORS)
 """Types of objects that are copied whole."""
+
+RECORDS = (list, set, deque)
+"""Containers in which something may be recorded."""
 
 Restore = Callable[[], object]
 
@@ -60,35 +66,38 @@ class Snapshot:
     parts
         What the model, the losses and the optimizer hold, see
         :func:`lrrt_stage.state.parts.parts_of`.
-    known
-        What functions among them know, such as hooks. It may be a record, so only tensors, arrays,
-        generators, networks and optimizers are restored, and variables, attributes and entries that
-        were and are a number, a text, None, a tensor or an array. Containers keep what was added to
-        them. Those that arrays were added to, such as a memory bank, and a ``deque`` of limited
-        length are computed with, and are restored.
+    records
+        Further parts, such as what a loss function knows, in which something may be recorded. Of
+        objects and Python modules, only attributes are restored that were and are a number, a text,
+        None, a tensor or an array. Lists, sets and queues keep what was added to them; but those
+        that arrays were added to, such as a memory bank, and a ``deque`` of limited length are
+        computed with, and are restored.
     skip
         Names of attributes that are left alone.
     """
 
     def __init__(
-        self, parts: Iterable[Any], known: Iterable[Any] = (), skip: Collection[str] = ()
+        self, parts: Iterable[Any], records: Iterable[Any] = (), skip: Collection[str] = ()
     ) -> None:
         own = {id(part): part for part in parts}
-        known = [part for part in known if id(part) not in own]
-        own |= {id(part): part for part in parts_of(filter(_is_computed_with, known), found=own)}
-        self.parts = own | {id(part): part for part in known}
+        others = {id(part): part for part in records if id(part) not in own}
+        computed_with = filter(_is_computed_with, others.values())
+        own |= {id(part): part for part in parts_of(computed_with, found=own)}
+        self.parts = own | others
         self.skip = skip
         everything = list(self.parts.values())
-        code = {id(part): part for part in everything if isinstance(part, (FunctionType, type))}
-        others = {key: part for key, part in self.parts.items() if key not in own}
         self.modules = [part for part in everything if isinstance(part, nn.Module)]
         self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
         self.copied = [part for part in everything if isinstance(part, COPIED) and _changes(part)]
-        self.variables = [_Variables(part, always=True) for part in own.values() if slots(part)]
+        recorded = [part for key, part in self.parts.items() if key not in own]
+        self.variables = [_Variables(part) for part in own.values() if _has_variables(part)]
         self.variables += [
-            _Variables(part) for part in (others | code).values() if _has_variables(part)
+            _Variables(part, may_record=True)
+            for part in recorded
+            if _has_variables(part) or kind_of(part) in (*RECORDS, object)
         ]
         self.holders = [part for part in own.values() if kind_of(part) in CONTAINERS]
+        self.holders += [part for part in recorded if isinstance(part, dict)]
         named = map(namespace, own.values())
         self.holders += [names for names in named if names is not None]
         self.contents = [_content(holder) for holder in self.holders]
@@ -113,12 +122,10 @@ class Snapshot:
     def added(self) -> Snapshot:
         """Return a snapshot of what the parts hold now, and did not hold when this one was made."""
         held = [entry for index in self.replaced for entry in self.contents[index]]
-        held += [value for each in self.variables if each.always for value in each.replaced()]
+        held += [value for each in self.variables for value in each.replaced()]
         parts = parts_of(held, found=self.parts)
-        found = self.parts | {id(part): part for part in parts}
-        values = [value for each in self.variables for value in each.replaced()]
-        known = parts_of(values, found=found, functions=True)
-        return Snapshot(parts, [*known_to_functions(parts, found), *known])
+        known = known_to_functions(parts, self.parts | {id(part): part for part in parts})
+        return Snapshot([*parts, *known])
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
@@ -183,14 +190,14 @@ class _Tensors:
 
 
 class _Variables:
-    """What a function assigns, the variables of a class, entries, or attributes.
+    """What a function assigns; the variables of a class or a Python module; attributes; entries."""
 
-    They are restored ``always``, or only where they are computed with.
-    """
-
-    def __init__(self, part: Any, always: bool = False) -> None:
-        self.part, self.always = part, always
-        self.is_container = kind_of(part) in CONTAINERS
+    def __init__(self, part: Any, may_record: bool = False) -> None:
+        self.part = part
+        # Python does not find a submodule again whose variable is gone: only numbers are restored.
+        is_module, is_function = isinstance(part, ModuleType), isinstance(part, FunctionType)
+        self.may_record = is_module or (may_record and not is_function)
+        self.is_container = may_record and kind_of(part) in RECORDS
         self.save()
         self.first = self.saved
 
@@ -215,13 +222,11 @@ class _Variables:
             return
         for name in self.saved | present:
             before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
-            if before is not after and (self.always or self.is_change_of_state(before, after)):
-                _assign(self.part, name, before)
-
-    def is_change_of_state(self, before: Any, after: Any) -> bool:
-        """Return whether a change is one of what is computed with, and no record."""
-        added = (before is MISSING or after is MISSING) and self.is_container
-        return not added and _is_state(before) and _is_state(after)
+            if before is after or (
+                self.may_record and not (_is_state(before) and _is_state(after))
+            ):
+                continue
+            _assign(self.part, name, before)
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
@@ -313,7 +318,7 @@ def _changes(part: Any) -> bool:
 
 
 def _saved_copy(part: Any) -> Restore:
-    """Return a function that restores an array or a generator."""
+    """Return a function that restores what is not known by its entries or attributes."""
     if isinstance(part, np.ndarray):
         return partial(np.copyto, part, part.copy())
     if isinstance(part, (bytearray, array)):
@@ -323,7 +328,27 @@ def _saved_copy(part: Any) -> Restore:
     if isinstance(part, (np.random.Generator, np.random.BitGenerator)):
         bits: Any = getattr(part, "bit_generator", part)
         return partial(setattr, bits, "state", copy.deepcopy(bits.state))
+    if isinstance(part, SynchronizedBase):
+        shared = part.get_obj()
+        return partial(ctypes.memmove, ctypes.addressof(shared), bytes(shared), len(bytes(shared)))
+    if isinstance(part, torch.jit.ScriptModule):
+        return _saved_attributes(part)
     return partial(part.set_state, part.get_state())
+
+
+def _saved_attributes(scripted: Any) -> Restore:
+    """Return a function that restores the attributes of a scripted module."""
+    # The values of these are restored as those of other tensors.
+    own = dict([*scripted.named_parameters(recurse=False), *scripted.named_buffers(recurse=False)])
+    names = [name for name in scripted._concrete_type.get_attributes() if name not in own]
+    values = {name: scripted._c.getattr(name) for name in names}
+    values = tree_map_only(Tensor, torch.clone, values) | own
+
+    def restore() -> None:
+        for name, value in values.items():
+            scripted._c.setattr(name, value)
+
+    return restore
 
 
 def _restore_bytes(part: Any, saved: Any) -> None:
@@ -377,7 +402,7 @@ def _has_variables(part: Any) -> bool:
         # One that names itself may set its own attributes.
         names_itself = part.__name__ in (*code.co_names, *code.co_freevars)
         return bool(assigned(code) or vars(part)) or names_itself
-    return isinstance(part, type) or kind_of(part) in (*CONTAINERS, object)
+    return isinstance(part, (type, ModuleType)) or bool(slots(part))
 
 
 def _variables(part: Any) -> dict[Any, Any]:
@@ -388,13 +413,11 @@ def _variables(part: Any) -> dict[Any, Any]:
         values = [cell_value(cells[n]) if n in cells else known.get(n, MISSING) for n in names]
         found = dict(zip(names, values, strict=True))
         return vars(part) | {n: v for n, v in found.items() if v is not MISSING}
-    if isinstance(part, dict):
-        return dict(zip(dict.keys(part), dict.values(part), strict=True))
     if isinstance(part, list):
         return dict(enumerate(part)) if len(part) <= MAX_ENTRIES else {}
     if isinstance(part, (set, deque)):
         return {}
-    return dict(vars(part)) if isinstance(part, type) else attributes(part)
+    return dict(vars(part)) if isinstance(part, (type, ModuleType)) else attributes(part)
 
 
 def _cells(function: FunctionType) -> dict[str, CellType]:

@@ -4,6 +4,7 @@ import copy
 import importlib
 import warnings
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -434,19 +435,19 @@ def test_a_step_may_return_a_dict_or_take_the_batch_alone(pair):
 
 
 def test_the_hooks_of_a_batch_are_called_and_know_whether_it_trains(pair):
-    calls = []
+    calls = Mock()
 
     class Hooked(Digits):
         def on_before_batch_transfer(self, batch, dataloader_idx):
             return {"x": batch[0], "y": batch[1]}
 
         def on_after_batch_transfer(self, batch, dataloader_idx):
-            calls.append(self.trainer.training)
+            calls(self.trainer.training)
             return batch["x"], batch["y"]
 
     range_test(**from_lightning(pair[0], Hooked()), iterations=10)
-    assert calls.count(True) == 10
-    assert calls.count(False) == 10
+    assert calls.mock_calls.count(call(True)) == 10
+    assert calls.mock_calls.count(call(False)) == 10
 
 
 def test_loaders_may_come_from_the_module_or_be_given(pair):
