@@ -88,7 +88,7 @@ def from_lightning(
     trainer
         The Trainer to train with. It is not run; ``gradient_clip_val``,
         ``accumulate_grad_batches`` and ``precision`` become the ``step`` of the range test. A
-        callback of the Trainer that runs gets its loaders and its optimizer.
+        callback of the Trainer that runs gets its data and its optimizer.
     optimizer
         Used instead of the result of ``configure_optimizers``, which is then not called; or the
         index of the optimizer in this result.
@@ -119,15 +119,21 @@ def from_lightning(
         check_kind(trainer, "Trainer", *PACKAGES)
     if datamodule is not None and not hasattr(datamodule, "prepare_data"):
         train_dataloaders, datamodule = datamodule, None
+    inside_fit = trainer is not None and trainer.state.status == "running"
+    if trainer is not None and inside_fit:
+        datamodule = trainer.datamodule
     owners = [owner for owner in (datamodule, module) if owner is not None]
     not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
-    inside_fit = trainer is not None and trainer.state.status == "running"
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
     if trainer is not None and inside_fit:
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
+        # Lightning does not read those of a module without a validation_step.
+        given = trainer.fit_loop.epoch_loop.val_loop._data_source
+        if val_dataloaders is None and given.is_defined():
+            val_dataloaders = given.dataloader()
         if not isinstance(optimizer, Optimizer):
             optimizer = _chosen(name, trainer.optimizers, optimizer)
     step_loss = _StepLoss(
@@ -334,6 +340,8 @@ def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, l
     # Inside a fit it is one of these that calls this.
     hooks_to_come = [hook for hook in STEP_HOOKS if not inside_fit or hook != "on_fit_start"]
     for callback in trainer.callbacks:
+        if type(callback).__module__.startswith("mlflow."):  # that of autologging, which records
+            continue
         name = type(callback).__name__
         hooks = [hook for hook in hooks_to_come if _user_hook([callback], hook)]
         not_applied[name] = bool(hooks) or name in STEP_CALLBACKS

@@ -28,7 +28,8 @@ def test_and_apply(
     It is the maximum of the narrowed range. Parameter groups and schedulers keep their ratios, so
     that a schedule has the same form as before. An active run gets the lineage of a training.
     """
-    groups = arguments["optimizer"].param_groups
+    optimizer = arguments["optimizer"]
+    groups = optimizer.param_groups
     # A schedule may begin far below its peak.
     rates = [group[name] for group in groups for name in RATES if name in group]
     rates += [lr for scheduler in schedulers for lr in getattr(scheduler, "max_lrs", [])]
@@ -40,8 +41,9 @@ def test_and_apply(
         )
     handoff = track_range_test(**arguments, **options)
     factor = handoff.narrowed().max / peak
-    for group in groups:
-        group.update({name: group[name] * factor for name in RATES if name in group})
+    # MLflow's autologging records the learning rate among the defaults.
+    for group in [optimizer.defaults, *groups]:
+        group.update({name: group[name] * factor for name in RATES if group.get(name) is not None})
     for scheduler in schedulers:
         _scale(scheduler, factor)
     if mlflow.active_run() is not None:

@@ -79,6 +79,12 @@ def get_run(run_id: str) -> Run:
 def resumed_run(run_id: str, fingerprint: str) -> Run:
     """Return a run that did not finish; raise LRRTError if it has not this fingerprint."""
     run = get_run(run_id)
+    found, stage = run.data.tags.get(tags.STAGE), active_run().data.tags[tags.STAGE]
+    require(
+        found == stage,
+        f"run {run_id} is of stage {found!r}, which {stage} cannot resume: give the id of an "
+        f"interrupted {stage}; objects in hand become a {stage} by --setup package.module:factory",
+    )
     require(
         run.data.tags.get(tags.FINGERPRINT) == fingerprint,
         f"run {run_id} cannot be resumed: it was not started with these options and this code; "

@@ -15,7 +15,13 @@ from torch.optim import Optimizer
 from lrrt_stage.measure.evaluations import examples_in
 from lrrt_stage.measure.ramp_loop import require_trainable
 from lrrt_stage.measure.ramps import epoch_length
-from lrrt_stage.measure.step import BatchLoss, batch_loss_of, none_left, require_batches
+from lrrt_stage.measure.step import (
+    BatchLoss,
+    batch_loss_of,
+    lr_ratios,
+    none_left,
+    require_batches,
+)
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import move_optimizer
 
@@ -83,6 +89,7 @@ class Setup:
         named = isinstance(self.metrics, Mapping)
         require_kind(named, "metrics", self.metrics, "give a mapping from names to metrics")
         require_trainable(self.model, self.optimizer)
+        lr_ratios(self.optimizer)
         held_out = {} if self.val_batches is None else {"val_batches": self.val_batches}
         for name, batches in {"train_batches": self.train_batches, **held_out}.items():
             require_batches(name, batches)

@@ -20,9 +20,12 @@ from pipeline.data.factories import call
 __all__ = ["SCHEDULES", "build_schedule", "find_schedule"]
 
 NOT_BY_NAME = {
-    *("LRScheduler", "ReduceLROnPlateau"),  # the latter needs a metric at every step
-    *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),  # of Python objects
+    "ReduceLROnPlateau": "needs a metric at every step",
+    "LRScheduler": "is the base of others",
+    **dict.fromkeys(("LambdaLR", "MultiplicativeLR"), "is made of functions"),
+    **dict.fromkeys(("SequentialLR", "ChainedScheduler"), "is made of other schedules"),
 }
+"""Classes of torch that a name and JSON do not determine -> why."""
 OF_THE_RANGE = {"max_lr", "base_lr"}
 """Arguments of schedules that the range sets."""
 Rates = list[float]
@@ -36,7 +39,12 @@ def find_schedule(name: str) -> Callable[..., LRScheduler]:
     """
     if name in SCHEDULES:
         return SCHEDULES[name]
-    of_torch = sorted({*lr_scheduler.__all__} - NOT_BY_NAME)
+    of_torch = sorted({*lr_scheduler.__all__} - NOT_BY_NAME.keys())
+    require(
+        name not in NOT_BY_NAME,
+        f"schedule {name!r} {NOT_BY_NAME.get(name)}: choose another, or train in a script of your "
+        "own with the range of load_handoff",
+    )
     if name not in of_torch:
         raise unknown_name("schedule", name, [*SCHEDULES, *of_torch])
     return partial(_of_torch, getattr(lr_scheduler, name))

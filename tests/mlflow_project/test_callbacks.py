@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import mlflow
 import pytest
 import torch
@@ -81,3 +83,53 @@ def test_the_run_of_an_mlflow_logger_is_the_parent_wherever_it_is(store, tmp_pat
     assert training.info.status == "FINISHED"
     assert training.data.tags["lrrt.source_run_id"] == test.info.run_id
     assert float(training.data.params["lr"]) == callback.handoff.narrowed().max
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+def test_the_test_takes_the_data_of_the_fit_and_autologging_the_rate_that_it_found(store):
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from mlflow_project.callbacks.lightning import LRRangeTest
+
+    loader = DataLoader(TensorDataset(torch.rand(256, 64), torch.arange(256) % 10), 32)
+
+    class Scaled(LightningDataModule):
+        def train_dataloader(self):
+            return loader
+
+        val_dataloader = train_dataloader
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] * 10, batch[1]
+
+    class Classifier(LightningModule):
+        """Without a validation_step, so that Lightning reads no validation batches."""
+
+        def __init__(self, largest):
+            super().__init__()
+            self.net, self.largest = nn.Linear(64, 10), largest
+
+        def training_step(self, batch):
+            assert (batch[0].max() > 1) == (self.largest > 1)
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    loaders = {"train_dataloaders": loader, "val_dataloaders": loader}
+    mlflow.pytorch.autolog(log_models=False)
+    try:
+        for largest, data in ((10, {"datamodule": Scaled()}), (1, loaders)):
+            callback = LRRangeTest(iterations=30, lr_end=10)
+            trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **quiet)
+            with mlflow.start_run() as run, warnings.catch_warnings():
+                warnings.filterwarnings("error", "not applied")
+                trainer.fit(Classifier(largest), **data)
+            assert callback.handoff.curve.probe_loss is not None
+            recorded = mlflow.get_run(run.info.run_id).data.params
+            assert float(recorded["lr"]) == pytest.approx(callback.handoff.narrowed().max)
+    finally:
+        mlflow.pytorch.autolog(disable=True)

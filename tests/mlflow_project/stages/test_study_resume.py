@@ -123,7 +123,7 @@ def test_other_options_take_nothing_and_a_study_is_resumed_by_its_id(store, inte
     resume = (*STUDY, "--resume", run_id, "--workers", 1)
     store.run(*resume, "--momentum", 0.8, code=2).names(run_id)
     test = store.runs("test")[0].info.run_id
-    store.run(*STUDY, "--resume", test, code=2).names(test)
+    store.run(*STUDY, "--resume", test, code=2).names(test, "of stage 'test'", "study")
     assert len(store.runs("test")) == 2
 
     store.run(*resume)

@@ -194,6 +194,8 @@ class TestTraining:
             store.run(*command, code=2).names(handoff.run_id, "objects in hand", "--setup")
         named = store.run("check", "--baseline", training.info.run_id, code=2)
         named.names("objects in hand")
+        study = ("study", "--kind", "data-order", "--tests", 2, "--resume", handoff.run_id)
+        store.run(*study, *store.SMALL, code=2).names(handoff.run_id, "objects in hand", "--setup")
 
     def test_the_check_takes_the_rate_in_use_from_a_training_of_ones_own(self, store):
         store.run("lrrt", *store.SMALL)

@@ -197,9 +197,16 @@ def test_an_unknown_schedule_brings_the_nearest_name(complains):
         build_schedule("onecycle", groups(1.0), RANGE, 10)
 
 
-@pytest.mark.parametrize("name", ["ReduceLROnPlateau", "SequentialLR", "LRScheduler"])
-def test_a_schedule_of_torch_that_a_name_does_not_make_is_unknown(complains, name):
-    with complains(f"unknown schedule '{name}'"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ReduceLROnPlateau", "needs a metric at every step"),
+        ("SequentialLR", "is made of other schedules"),
+        ("LambdaLR", "is made of functions"),
+    ],
+)
+def test_a_schedule_of_torch_that_a_name_does_not_make_is_refused(complains, name, reason):
+    with complains(f"schedule '{name}' {reason}", "load_handoff"):
         build_schedule(name, groups(1.0), RANGE, 10)
 
 
