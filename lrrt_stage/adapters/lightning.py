@@ -132,7 +132,7 @@ def from_lightning(
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
         # Lightning does not read those of a module without a validation_step.
         given = trainer.fit_loop.epoch_loop.val_loop._data_source
-        if val_dataloaders is None and given.is_defined():
+        if val_dataloaders is None and given.is_defined() and trainer.limit_val_batches != 0:
             val_dataloaders = given.dataloader()
         if not isinstance(optimizer, Optimizer):
             optimizer = _chosen(name, trainer.optimizers, optimizer)
@@ -162,7 +162,7 @@ def from_lightning(
         train, val = train_dataloaders, val_dataloaders
         if train is None and (hook := _user_hook(owners, "train_dataloader")):
             train = hook()
-        if val is None and (hook := _user_hook(owners, "val_dataloader")):
+        if val is None and not inside_fit and (hook := _user_hook(owners, "val_dataloader")):
             val = hook()
         step_loss.in_evaluation = [part for part in module.modules() if not part.training]
     require(

@@ -65,8 +65,10 @@ class Probe:
         self.norms = [
             layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training
         ]
+        # One without running statistics may normalise over the pixels of one example.
+        several = not any(layer.track_running_stats for layer in self.norms)
         require(
-            not self.norms or examples_in(batch) >= 2,
+            several or examples_in(batch) >= 2,
             "the probe has one example, and the model normalises over a batch: give two or more",
         )
 

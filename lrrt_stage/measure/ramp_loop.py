@@ -248,7 +248,9 @@ def _check_modules(
     found = [
         f"the loss calls a {type(network).__name__}"
         for network in networks
-        if id(network) not in inner and network.training and [*network.state_dict()]
+        if id(network) not in inner
+        and getattr(network, "training", False)
+        and [*network.state_dict()]
     ]
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     if count := sum(id(parameter) not in parts for parameter in optimized):

@@ -10,8 +10,9 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from itertools import islice
-from multiprocessing.sharedctypes import SynchronizedBase
+from math import prod
 from pathlib import Path
+from queue import Queue
 from types import (
     BuiltinMethodType,
     CellType,
@@ -28,12 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 __all__ = [
     "CONTAINERS",
     "GENERATORS",
+    "MAX_ELEMENTS",
     "MAX_ENTRIES",
     "MISSING",
     "VALUES",
@@ -57,6 +59,8 @@ CONTAINERS = (list, deque, set, OrderedDict, dict)
 """Types whose content changes in place, subclasses first."""
 MAX_ENTRIES = 10_000
 """Longer containers hold examples or words, which do not change."""
+MAX_ELEMENTS = 2**20
+"""Larger tensors and arrays of a dataset or a loader are data, not states."""
 LIVE = (
     *("torch.nn.parallel.", "torch.distributed.", "torch.jit.", "torch._dynamo."),
     *("torch.utils.tensorboard.", "tensorboardX.", "wandb.", "lightning.pytorch.trainer."),
@@ -76,7 +80,7 @@ MISSING = object()
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
 CALLED = (FunctionType, MethodType, BuiltinMethodType, partial)
 """Types of functions whose variables can be found."""
-NUMBERS = (Tensor, np.ndarray, SynchronizedBase, *GENERATORS, nn.Module, Optimizer)
+NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
 ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 """Instructions that assign a variable outside a function."""
@@ -134,7 +138,8 @@ def known_to_functions(parts: Collection[Any], found: Mapping[int, Any] | None =
     classes = [kind for kind in kinds if _is_users(str(kind.__module__))]
     functions = [part for part in parts if isinstance(part, CALLED)]
     known = [entry for each in (*classes, *functions) for entry in _known_to(each)]
-    return parts_of([*classes, *known], functions=True, found=found)
+    # A queue that only functions know may be shared with a thread.
+    return parts_of([*classes, *known], (DataLoader, Queue), functions=True, found=found)
 
 
 def is_iterator(part: Any) -> bool:
@@ -204,6 +209,8 @@ def _attribute(part: Any, name: str) -> Any:
 def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     kind = kind_of(part)
     entries = list(attributes(part).values())
+    if isinstance(part, Dataset):
+        entries = [entry for entry in entries if not _is_data(entry)]
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += dict.values(part) if isinstance(part, dict) else part
     elif kind is Tensor:
@@ -216,6 +223,12 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     elif functions and kind is None:
         entries += _known_to(part)
     return entries
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(isinstance(each, (Tensor, np.ndarray)) and _is_data(each) for each in value)
+    return isinstance(value, (Tensor, np.ndarray)) and prod(value.shape) > MAX_ELEMENTS
 
 
 def _known_to(function: Any) -> list[Any]:

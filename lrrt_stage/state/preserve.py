@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lrrt_stage.settings import require
+from lrrt_stage.errors import LRRTError
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
+    MAX_ELEMENTS,
     attributes,
     is_iterator,
     kind_of,
@@ -38,8 +39,6 @@ __all__ = [
 
 MAX_LOADER_ENTRIES = 64
 """Longer lists hold examples, not parts of a loader."""
-MAX_LOADER_ELEMENTS = 2**20
-"""Larger tensors and arrays of a loader are data, not states."""
 
 
 @contextmanager
@@ -71,18 +70,16 @@ def preserved(
         If an iterator is among the parts of the model, of ``others``, or of the optimizer.
     """
     parts = parts_of([model, *others, optimizer])
-    for part in parts:
-        # A generator that has ended does not change any more.
-        require(
-            not is_iterator(part) or getattr(part, "gi_frame", part) is None,
+    for part in filter(_has_position, parts):
+        raise LRRTError(
             f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
             "position cannot be restored: keep a counter or a list in its place",
         )
     known = known_to_functions(parts)
-    for part in filter(is_iterator, known):
+    for name in dict.fromkeys(type(part).__name__ for part in filter(_has_position, known)):
         warnings.warn(
-            f"a loss or a hook reads an iterator ({type(part).__name__}), whose position is not "
-            "restored: keep a counter or a list in its place",
+            f"a function of the model, a loss or a hook reads an iterator ({name}), whose position "
+            "is not restored: keep a counter or a list in its place",
             stacklevel=4,
         )
     snapshot = Snapshot(parts, known)
@@ -102,6 +99,11 @@ def preserved(
             stack.callback(setattr, loader, "_iterator", loader._iterator)
             loader._iterator = None
         yield
+
+
+def _has_position(part: Any) -> bool:
+    # A generator that has ended does not change any more.
+    return is_iterator(part) and getattr(part, "gi_frame", part) is not None
 
 
 @contextmanager
@@ -136,8 +138,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
             entry
             for owner in owners
             for entry in attributes(owner).values()
-            if isinstance(entry, held)
-            and np.prod(getattr(entry, "shape", ())) <= MAX_LOADER_ELEMENTS
+            if isinstance(entry, held) and np.prod(getattr(entry, "shape", ())) <= MAX_ELEMENTS
         ),
     ]
     others = [part for part in parts if kind_of(part) is object] + known_to_functions(parts)
@@ -182,7 +183,7 @@ class Evaluation:
         """Evaluate in the block."""
         if self.first is None:
             parts = parts_of(self.networks)
-            self.first = Snapshot([*parts, *known_to_functions(parts)])
+            self.first = Snapshot(parts, known_to_functions(parts), keep_records=False)
         else:
             self.first.save()
         added = self.first.added()
@@ -202,7 +203,8 @@ class Evaluation:
 @contextmanager
 def preserved_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Restore which of the ``modules`` are in training mode."""
-    modes = [(module, module.training) for module in modules]
+    # TorchScript removes the mode of a module that it freezes.
+    modes = [(module, module.training) for module in modules if hasattr(module, "training")]
     try:
         yield
     finally:
@@ -216,7 +218,7 @@ def set_training(model: nn.Module) -> None:
 
     They are on purpose unless the whole model is in evaluation mode.
     """
-    frozen = [module for module in model.modules() if not module.training]
+    frozen = [module for module in model.modules() if not getattr(module, "training", True)]
     on_purpose = len(frozen) < len(list(model.modules()))
     model.train()
     if on_purpose:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import random
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
-from multiprocessing.sharedctypes import SynchronizedBase
 from operator import is_
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -41,11 +39,8 @@ __all__ = ["Snapshot", "bits_of", "without_repeats"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
-COPIED = (np.ndarray, bytearray, array, SynchronizedBase, torch.jit.ScriptModule, *GENERATORS)
+COPIED = (np.ndarray, bytearray, array, torch.jit.ScriptModule, *GENERATORS)
 """Types of objects that are copied whole."""
-
-RECORDS = (list, set, deque)
-"""Containers in which something may be recorded."""
 
 Restore = Callable[[], object]
 
@@ -66,40 +61,45 @@ class Snapshot:
     parts
         What the model, the losses and the optimizer hold, see
         :func:`lrrt_stage.state.parts.parts_of`.
-    records
-        Further parts, such as what a loss function knows, in which something may be recorded. Of
-        objects and Python modules, only attributes are restored that were and are a number, a text,
-        None, a tensor or an array. Lists, sets and queues keep what was added to them; but those
-        that arrays were added to, such as a memory bank, and a ``deque`` of limited length are
-        computed with, and are restored.
+    known
+        What functions among them know, such as hooks and losses. Code and objects of the process,
+        such as a file, that are added by name stay, since Python imports a module only once.
+    keep_records
+        Whether to keep what may be recorded in what is ``known``. Then attributes and entries are
+        restored only if they were and are a number, a text, None, a tensor or an array, and lists,
+        sets and queues keep what was added to them. Those that arrays were added to, such as a
+        memory bank, and a ``deque`` of limited length are computed with, and are restored.
     skip
         Names of attributes that are left alone.
     """
 
     def __init__(
-        self, parts: Iterable[Any], records: Iterable[Any] = (), skip: Collection[str] = ()
+        self,
+        parts: Iterable[Any],
+        known: Iterable[Any] = (),
+        keep_records: bool = True,
+        skip: Collection[str] = (),
     ) -> None:
         own = {id(part): part for part in parts}
-        others = {id(part): part for part in records if id(part) not in own}
+        others = {id(part): part for part in known if id(part) not in own}
         computed_with = filter(_is_computed_with, others.values())
         own |= {id(part): part for part in parts_of(computed_with, found=own)}
-        self.parts = own | others
-        self.skip = skip
+        self.parts, self.skip = own | others, skip
         everything = list(self.parts.values())
         self.modules = [part for part in everything if isinstance(part, nn.Module)]
         self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
         self.copied = [part for part in everything if isinstance(part, COPIED) and _changes(part)]
-        recorded = [part for key, part in self.parts.items() if key not in own]
-        self.variables = [_Variables(part) for part in own.values() if _has_variables(part)]
-        self.variables += [
-            _Variables(part, may_record=True)
-            for part in recorded
-            if _has_variables(part) or kind_of(part) in (*RECORDS, object)
+        recorded = {key for key in self.parts if keep_records and key not in own}
+        self.variables = [
+            _Variables(part, may_record=key in recorded)
+            for key, part in self.parts.items()
+            if _has_variables(part) or (key in recorded and kind_of(part) in (*CONTAINERS, object))
         ]
-        self.holders = [part for part in own.values() if kind_of(part) in CONTAINERS]
-        self.holders += [part for part in recorded if isinstance(part, dict)]
-        named = map(namespace, own.values())
-        self.holders += [names for names in named if names is not None]
+        self.holders = _holders(own.values())
+        self.of_parts = len(self.holders)
+        self.holders += _holders(
+            part for key, part in self.parts.items() if key not in own and key not in recorded
+        )
         self.contents = [_content(holder) for holder in self.holders]
         # Most containers of a network are empty, such as those for hooks. To look at all of them at
         # once saves a quarter of an evaluation of a ResNet-18, forward pass excluded.
@@ -125,14 +125,17 @@ class Snapshot:
         held += [value for each in self.variables for value in each.replaced()]
         parts = parts_of(held, found=self.parts)
         known = known_to_functions(parts, self.parts | {id(part): part for part in parts})
-        return Snapshot([*parts, *known])
+        return Snapshot(parts, known, keep_records=False)
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
         with ExitStack() as stack:  # so that one that fails does not keep others from it
             for index in self._changed():
                 holder, content = self.holders[index], self.contents[index]
-                stack.callback(_refill, holder, content, self.skip)
+                if index < self.of_parts:
+                    stack.callback(_refill, holder, content, self.skip)
+                else:
+                    stack.callback(_refill_known, holder, content)
             for restore in (*(each.restore for each in self.variables), *self.restores):
                 stack.callback(restore)
             stack.callback(self.tensors.restore)
@@ -192,12 +195,12 @@ class _Tensors:
 class _Variables:
     """What a function assigns; the variables of a class or a Python module; attributes; entries."""
 
-    def __init__(self, part: Any, may_record: bool = False) -> None:
-        self.part = part
-        # Python does not find a submodule again whose variable is gone: only numbers are restored.
+    def __init__(self, part: Any, may_record: bool) -> None:
+        self.part, self.is_code = part, isinstance(part, (FunctionType, type))
         is_module, is_function = isinstance(part, ModuleType), isinstance(part, FunctionType)
+        # Python does not find a submodule again whose variable is gone: only numbers are restored.
         self.may_record = is_module or (may_record and not is_function)
-        self.is_container = may_record and kind_of(part) in RECORDS
+        self.is_container = self.may_record and kind_of(part) in CONTAINERS
         self.save()
         self.first = self.saved
 
@@ -222,11 +225,10 @@ class _Variables:
             return
         for name in self.saved | present:
             before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
-            if before is after or (
-                self.may_record and not (_is_state(before) and _is_state(after))
-            ):
+            if before is after or (self.is_code and _is_made_once(before, after)):
                 continue
-            _assign(self.part, name, before)
+            if not self.may_record or (_is_state(before) and _is_state(after)):
+                _assign(self.part, name, before)
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
@@ -311,9 +313,11 @@ def _restore_values(memory: Tensor, values: Tensor) -> None:
 
 
 def _changes(part: Any) -> bool:
-    # A memory map is a file, and the system's generator has no state.
+    # A memory map is a file, and neither the system's generator nor a frozen module has a state.
     if isinstance(part, np.ndarray):
         return part.flags.writeable and not isinstance(part, np.memmap)
+    if isinstance(part, torch.jit.ScriptModule):
+        return hasattr(part, "_concrete_type")
     return not isinstance(part, random.SystemRandom)
 
 
@@ -328,9 +332,6 @@ def _saved_copy(part: Any) -> Restore:
     if isinstance(part, (np.random.Generator, np.random.BitGenerator)):
         bits: Any = getattr(part, "bit_generator", part)
         return partial(setattr, bits, "state", copy.deepcopy(bits.state))
-    if isinstance(part, SynchronizedBase):
-        shared = part.get_obj()
-        return partial(ctypes.memmove, ctypes.addressof(shared), bytes(shared), len(bytes(shared)))
     if isinstance(part, torch.jit.ScriptModule):
         return _saved_attributes(part)
     return partial(part.set_state, part.get_state())
@@ -360,6 +361,14 @@ def _container_type(container: Any) -> Any:
     return next(kind for kind in CONTAINERS if isinstance(container, kind))
 
 
+def _holders(parts: Iterable[Any]) -> list[Any]:
+    """Return the containers among the parts, and the namespaces of the others."""
+    parts = list(parts)
+    named = map(namespace, parts)
+    containers = [part for part in parts if kind_of(part) in CONTAINERS]
+    return containers + [names for names in named if names is not None]
+
+
 def _content(container: Any) -> list[Any]:
     """Return the entries, with the methods of the known type: those of a subclass may refuse."""
     kind = _container_type(container)
@@ -380,6 +389,26 @@ def _refill(container: Any, content: list[Any], skip: Collection[str]) -> None:
     else:
         kind.clear(container)
         (kind.update if kind is set else kind.extend)(container, content)
+
+
+def _refill_known(container: Any, content: list[Any]) -> None:
+    """Refill a container that functions know, which may be a table of code, filled by imports."""
+    if isinstance(container, dict):
+        half = len(content) // 2
+        saved = dict(zip(content[:half], content[half:], strict=True))
+        pairs = zip(dict.keys(container), dict.values(container), strict=True)
+        skip = {key for key, value in pairs if _is_made_once(saved.get(key, MISSING), value)}
+        _refill(container, content, skip)
+    else:
+        held = set(map(id, content))
+        new = [each for each in _content(container) if id(each) not in held]
+        made = [each for each in new if _is_made_once(MISSING, each)]
+        _refill(container, [*content, *made], ())
+
+
+def _is_made_once(before: Any, after: Any) -> bool:
+    """Return whether code was imported, or an object of the process opened, such as a file."""
+    return (before is MISSING or before is None) and kind_of(after) is None
 
 
 def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection[str]) -> None:
@@ -413,6 +442,8 @@ def _variables(part: Any) -> dict[Any, Any]:
         values = [cell_value(cells[n]) if n in cells else known.get(n, MISSING) for n in names]
         found = dict(zip(names, values, strict=True))
         return vars(part) | {n: v for n, v in found.items() if v is not MISSING}
+    if isinstance(part, dict):
+        return dict(zip(dict.keys(part), dict.values(part), strict=True))
     if isinstance(part, list):
         return dict(enumerate(part)) if len(part) <= MAX_ENTRIES else {}
     if isinstance(part, (set, deque)):

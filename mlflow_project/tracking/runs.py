@@ -302,6 +302,8 @@ def log_dataset(dataset: Dataset) -> None:
     """Log a dataset as what the active run trains on."""
     try:
         mlflow.log_input(dataset, context="training")
-    except MlflowException:
-        # Another run may have added the same dataset between MLflow's query and its insertion.
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        # Another run has added the same dataset between MLflow's query and its insertion.
         mlflow.log_input(dataset, context="training")

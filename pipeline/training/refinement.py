@@ -92,11 +92,12 @@ def refine(
     """
     direction = direction_of(prepared, options.metric)
     prepared.check_validation()
+    metric = "loss" if options.metric is None else options.metric
     worst = -inf if direction == "max" else inf
     around_trial = on_trial or (lambda *_: nullcontext(lambda *_: None))
 
     def value_of(training: Training) -> float:
-        value = training.epochs[-1].values()[f"val_{options.metric or 'loss'}"]
+        value = training.epochs[-1].values()[f"val_{metric}"]
         return worst if training.diverged or isnan(value) else value
 
     def objective(trial: optuna.Trial) -> float:

@@ -146,6 +146,14 @@ def test_what_the_model_holds_in_a_list_keeps_its_mode_in_every_evaluation(start
     assert {each.args for each in seen.mock_calls} == {(True, True, True), (False, False, True)}
 
 
+def test_one_image_is_a_probe_for_norm_layers_without_running_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+    image = torch.randn(1, 1, 8, 8)
+    loss = Probe(model, (image, image), lambda batch: model(batch[0]).square().mean())()
+    assert loss.item() == pytest.approx(1, abs=1e-3)
+
+
 class Ghost(nn.BatchNorm1d):
     """Normalises each half of the batch, and reads the running statistics itself."""
 

@@ -2,8 +2,9 @@
 
 import importlib
 import itertools
-import multiprocessing
+import queue
 import random
+import threading
 import weakref
 from array import array
 from collections import OrderedDict, defaultdict, deque
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 from lrrt_stage import Validation, range_test, seeded
 from lrrt_stage.state.parts import parts_of
@@ -303,7 +304,7 @@ COUNT, MEAN, STATES = 0, torch.zeros(4), {}
 
 
 class Shared(Carrying):
-    """A list of the class, a counter that processes share, and the class of a helper object."""
+    """A list of the class, and the class of a helper object."""
 
     class Helper:
         calls = 0
@@ -312,18 +313,15 @@ class Shared(Carrying):
             type(self).calls += 1
             return self.calls
 
-    recent, processes = [], multiprocessing.Value("i", 0)
+    recent = []  # noqa: RUF012
 
     def prepare(self):
         self.recent.clear()
-        self.processes.value = self.Helper.calls = 0
-        self.helper, self.several = self.Helper(), multiprocessing.Array("d", 3)
+        self.helper, self.Helper.calls = self.Helper(), 0
 
     def scale(self, x):
         self.recent.append(torch.ones(1))
-        self.processes.value += 1
-        self.several[1] += 0.5
-        return 1 + len(self.recent) + self.processes.value + self.several[1] + self.helper.count()
+        return 1 + len(self.recent) + self.helper.count()
 
 
 class OfThePythonModule(Carrying):
@@ -634,6 +632,78 @@ def test_an_evaluation_compiles_nothing_for_a_compiled_model():
     assert compiled(validation=Validation([HELD_OUT], [drawn(3, 1)])) == without
 
 
+def test_code_that_is_imported_and_a_file_that_is_opened_during_an_evaluation_stay(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "registry_of_mine.py").write_text("LOSSES, ORDER, log = {}, [], None\n")
+    (tmp_path / "focal_of_mine.py").write_text(
+        "import registry_of_mine as registry\n"
+        "def focal(loss):\n"
+        "    return loss**2\n"
+        "registry.LOSSES['focal'] = focal\n"
+        "registry.ORDER.append(focal)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = importlib.import_module("registry_of_mine")
+    log = None
+
+    def loss(output, target):
+        nonlocal log
+        import focal_of_mine  # noqa: F401
+
+        log = log or (tmp_path / "log.txt").open("w")
+        log.write("a loss\n")
+        (last,) = registry.ORDER
+        assert last is registry.LOSSES["focal"]
+        return registry.LOSSES["focal"](squared(output, target))
+
+    measured(*started(lambda: nn.Linear(4, 1), lambda: loss), probe=HELD_OUT)
+    log.close()
+    assert (tmp_path / "log.txt").read_text().count("a loss") == 50
+
+
+def test_a_queue_that_a_function_shares_with_a_thread_is_left_alone():
+    written, done = queue.Queue(), []
+    thread = threading.Thread(target=lambda: done.extend(iter(written.get, None)))
+    thread.start()
+
+    def loss(output, target):
+        value = squared(output, target)
+        written.put(value.item())
+        return value
+
+    measured(*started(lambda: nn.Linear(4, 1), lambda: loss), probe=HELD_OUT)
+    written.put(None)
+    thread.join()
+    assert len(done) == 50
+
+
+def test_the_examples_of_a_dataset_are_no_state():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.examples = TensorDataset(torch.zeros(2**21), torch.zeros(2**21))
+            self.examples.more, self.examples.count = torch.zeros(2**21), torch.zeros(1)
+
+    holder = Holder()
+    held = [part.numel() for part in parts_of([holder]) if isinstance(part, Tensor)]
+    assert held == [1]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.(script|freeze). is deprecated")
+@pytest.mark.filterwarnings("ignore:the loss calls a")
+@pytest.mark.parametrize("freeze", [torch.jit.freeze, torch.jit.optimize_for_inference])
+def test_a_teacher_that_torchscript_has_frozen_may_take_part(freeze):
+    with seeded(0):
+        frozen = freeze(torch.jit.script(nn.Sequential(nn.Linear(1, 1)).eval()))
+
+    def loss(output, target):
+        return squared(output, target) + squared(output, frozen(target))
+
+    without = measured(*started(lambda: nn.Linear(4, 1), lambda: loss))
+    assert measured(*started(lambda: nn.Linear(4, 1), lambda: loss), probe=HELD_OUT) == without
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_what_a_scripted_model_assigns_is_restored():
     """Its losses may differ in their last bits, since TorchScript optimises what ran before."""
@@ -691,12 +761,13 @@ def test_what_a_loss_records_of_the_training_is_kept():
     class Recorder:
         def __init__(self):
             self.losses, self.modes, self.best = [], {}, {"loss": 9.0}
-            self.latest, self.maxlen = [torch.zeros(())], 1000
+            self.latest, self.maxlen, self.rows = [torch.zeros(())], 1000, defaultdict(list)
 
         def loss(self, output, target):
             value = squared(output, target)
             self.losses.append(value.item())
             self.latest.insert(0, value.detach())
+            self.rows["of the training"].append(value.item())
             self.modes[len(self.losses)] = torch.is_grad_enabled()
             self.best["loss"] = min(self.best["loss"], value.item())
             return value
@@ -708,8 +779,9 @@ def test_what_a_loss_records_of_the_training_is_kept():
     losses = measured(model, optimizer, recorder.loss, probe=HELD_OUT)
     assert recorder.losses == pytest.approx(losses)
     assert [value.item() for value in recorder.latest[-2::-1]] == recorder.losses
-    # A dictionary may be what a loss computes with.
+    # Numbers in a dictionary may be what a loss computes with.
     assert (recorder.modes, recorder.best) == ({}, {"loss": 9.0})
+    assert recorder.rows["of the training"] == recorder.losses
 
 
 @pytest.mark.parametrize("iterator", [itertools.count(), iter(DataLoader([1, 2]))])
