@@ -66,9 +66,9 @@ class Probe:
             layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training
         ]
         # One without running statistics may normalise over the pixels of one example.
-        several = not any(layer.track_running_stats for layer in self.norms)
+        over_the_batch = any(layer.track_running_stats for layer in self.norms)
         require(
-            several or examples_in(batch) >= 2,
+            not over_the_batch or examples_in(batch) >= 2,
             "the probe has one example, and the model normalises over a batch: give two or more",
         )
 
@@ -96,12 +96,14 @@ def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:
         raise LRRTError(f"{name}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         # As a loss that needs gradients raises it; other ones are the user's.
-        if isinstance(error, RuntimeError) and "require grad" not in str(error):
-            raise
+        remedy = "correct it"
+        if isinstance(error, RuntimeError):
+            if "require grad" not in str(error):
+                raise
+            remedy = "compute gradients under torch.enable_grad()"
         raise LRRTError(
-            f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: correct it; a "
-            "loss of gradients computes them under torch.enable_grad(); if the model returns "
-            f"something different in evaluation mode, {IN_EVALUATION}"
+            f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: {remedy}; if "
+            f"the model returns something different in evaluation mode, {IN_EVALUATION}"
         ) from error
 
 

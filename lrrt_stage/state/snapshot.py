@@ -40,7 +40,7 @@ __all__ = ["Snapshot", "bits_of", "without_repeats"]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
 COPIED = (np.ndarray, bytearray, array, torch.jit.ScriptModule, *GENERATORS)
-"""Types of objects that are copied whole."""
+"""Types of objects whose state neither entries nor attributes tell."""
 
 Restore = Callable[[], object]
 
@@ -97,9 +97,8 @@ class Snapshot:
         ]
         self.holders = _holders(own.values())
         self.of_parts = len(self.holders)
-        self.holders += _holders(
-            part for key, part in self.parts.items() if key not in own and key not in recorded
-        )
+        if not keep_records:
+            self.holders += _holders(part for key, part in self.parts.items() if key not in own)
         self.contents = [_content(holder) for holder in self.holders]
         # Most containers of a network are empty, such as those for hooks. To look at all of them at
         # once saves a quarter of an evaluation of a ResNet-18, forward pass excluded.
@@ -322,7 +321,7 @@ def _changes(part: Any) -> bool:
 
 
 def _saved_copy(part: Any) -> Restore:
-    """Return a function that restores what is not known by its entries or attributes."""
+    """Return a function that restores an object of the types :data:`COPIED`."""
     if isinstance(part, np.ndarray):
         return partial(np.copyto, part, part.copy())
     if isinstance(part, (bytearray, array)):
