@@ -119,14 +119,12 @@ def from_lightning(
         check_kind(trainer, "Trainer", *PACKAGES)
     if datamodule is not None and not hasattr(datamodule, "prepare_data"):
         train_dataloaders, datamodule = datamodule, None
-    inside_fit = trainer is not None and trainer.state.status == "running"
-    if trainer is not None and inside_fit:
-        datamodule = trainer.datamodule
-    owners = [owner for owner in (datamodule, module) if owner is not None]
     not_applied = [f"{name}.{hook}" for hook in STEP_HOOKS if _user_hook([module], hook)]
+    inside_fit = trainer is not None and trainer.state.status == "running"
     step, of_trainer = _step_options(trainer, inside_fit)
     warn_not_applied(not_applied + of_trainer)
     if trainer is not None and inside_fit:
+        datamodule = trainer.datamodule
         trainer.fit_loop.setup_data()
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         train_dataloaders, val_dataloaders = trainer.train_dataloader, trainer.val_dataloaders
@@ -136,6 +134,7 @@ def from_lightning(
             val_dataloaders = given.dataloader()
         if not isinstance(optimizer, Optimizer):
             optimizer = _chosen(name, trainer.optimizers, optimizer)
+    owners = [owner for owner in (datamodule, module) if owner is not None]
     step_loss = _StepLoss(
         module, datamodule, _silent_trainer(package, trainer), train_dataloaders, val_dataloaders
     )

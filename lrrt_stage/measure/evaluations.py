@@ -95,12 +95,10 @@ def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:
     except LRRTError as error:
         raise LRRTError(f"{name}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        # As a loss that needs gradients raises it; other ones are the user's.
-        remedy = "correct it"
-        if isinstance(error, RuntimeError):
-            if "require grad" not in str(error):
-                raise
-            remedy = "compute gradients under torch.enable_grad()"
+        needs_gradients = isinstance(error, RuntimeError) and "require grad" in str(error)
+        if isinstance(error, RuntimeError) and not needs_gradients:
+            raise  # one of the user's
+        remedy = "compute gradients under torch.enable_grad()" if needs_gradients else "correct it"
         raise LRRTError(
             f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: {remedy}; if "
             f"the model returns something different in evaluation mode, {IN_EVALUATION}"

@@ -35,7 +35,6 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 __all__ = [
     "CONTAINERS",
     "GENERATORS",
-    "MAX_ELEMENTS",
     "MAX_ENTRIES",
     "MISSING",
     "VALUES",
@@ -43,6 +42,7 @@ __all__ = [
     "attributes",
     "cell_value",
     "is_iterator",
+    "is_large",
     "kind_of",
     "known_to_functions",
     "namespace",
@@ -148,6 +148,11 @@ def is_iterator(part: Any) -> bool:
     return isinstance(part, _BaseDataLoaderIter) or (isinstance(part, Iterator) and over_values)
 
 
+def is_large(value: Any) -> bool:
+    """Return whether a value of a dataset or a loader is a tensor or an array of data."""
+    return isinstance(value, (Tensor, np.ndarray)) and prod(value.shape) > MAX_ELEMENTS
+
+
 def kind_of(part: Any) -> type | None:
     """Return the known type of a part, ``object`` for other ones; None if it is left alone."""
     return _known_type(type(part))  # type: ignore[arg-type]
@@ -210,7 +215,7 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     kind = kind_of(part)
     entries = list(attributes(part).values())
     if isinstance(part, Dataset):
-        entries = [entry for entry in entries if not _is_data(entry)]
+        entries = [entry for entry in entries if not _are_examples(entry)]
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         entries += dict.values(part) if isinstance(part, dict) else part
     elif kind is Tensor:
@@ -225,10 +230,10 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     return entries
 
 
-def _is_data(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(isinstance(each, (Tensor, np.ndarray)) and _is_data(each) for each in value)
-    return isinstance(value, (Tensor, np.ndarray)) and prod(value.shape) > MAX_ELEMENTS
+def _are_examples(value: Any) -> bool:
+    """Return whether an attribute of a dataset is its data."""
+    several = isinstance(value, (tuple, list)) and len(value) <= MAX_ENTRIES
+    return any(map(is_large, value)) if several else is_large(value)
 
 
 def _known_to(function: Any) -> list[Any]:
@@ -245,8 +250,11 @@ def _known_to(function: Any) -> list[Any]:
         names = _used(function.__code__)
         named = [known[name] for name in names if name in known]
         around = [*map(cell_value, function.__closure__ or ())]
-        modules = [each for each in (*named, *around) if isinstance(each, ModuleType)]
-        modules = [each for each in modules if _is_users(each.__name__)]
+        modules = [
+            each
+            for each in (*named, *around)
+            if isinstance(each, ModuleType) and _is_users(each.__name__)
+        ]
         named += [vars(each)[name] for each in modules for name in names if name in vars(each)]
         own = filter(_is_own, named)
         return [*around, *defaults, *vars(function).values(), *own, *modules]

@@ -17,9 +17,9 @@ from lrrt_stage.errors import LRRTError
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
-    MAX_ELEMENTS,
     attributes,
     is_iterator,
+    is_large,
     kind_of,
     known_to_functions,
     parts_of,
@@ -56,8 +56,8 @@ def preserved(
     generators. So an optimizer inside the optimizer and the helper objects of a model are restored
     too. Of what functions and classes know, such as hooks and a loss function: all but what they
     may record, see :class:`lrrt_stage.state.snapshot.Snapshot`. Of the batches: what
-    :func:`preserved_sources` restores. Left alone are loaders that a model holds, objects of a
-    process, such as a logger, and the entries of containers with more than
+    :func:`preserved_sources` restores. Left alone are loaders that a model holds, the examples of a
+    dataset, objects of a process, such as a logger, and the entries of containers with more than
     :data:`~lrrt_stage.state.parts.MAX_ENTRIES`.
 
     Inside the block, the tensors of the optimizer are on ``device``, and a ``DataLoader`` starts
@@ -138,7 +138,7 @@ def preserved_sources(batches: Any) -> Iterator[None]:
             entry
             for owner in owners
             for entry in attributes(owner).values()
-            if isinstance(entry, held) and np.prod(getattr(entry, "shape", ())) <= MAX_ELEMENTS
+            if isinstance(entry, held) and not is_large(entry)
         ),
     ]
     others = [part for part in parts if kind_of(part) is object] + known_to_functions(parts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import random
 from array import array
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from operator import is_
 from types import CellType, FunctionType, ModuleType
@@ -34,11 +34,10 @@ from lrrt_stage.state.parts import (
     parts_of,
     slots,
 )
+from lrrt_stage.state.tensors import Tensors
 
-__all__ = ["Snapshot", "bits_of", "without_repeats"]
+__all__ = ["Snapshot"]
 
-INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-"""Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
 COPIED = (np.ndarray, bytearray, array, torch.jit.ScriptModule, *GENERATORS)
 """Types of objects whose state neither entries nor attributes tell."""
 
@@ -87,7 +86,7 @@ class Snapshot:
         self.parts, self.skip = own | others, skip
         everything = list(self.parts.values())
         self.modules = [part for part in everything if isinstance(part, nn.Module)]
-        self.tensors = _Tensors([part for part in everything if kind_of(part) is Tensor])
+        self.tensors = Tensors([part for part in everything if kind_of(part) is Tensor])
         self.copied = [part for part in everything if isinstance(part, COPIED) and _changes(part)]
         recorded = {key for key in self.parts if keep_records and key not in own}
         self.variables = [
@@ -96,7 +95,7 @@ class Snapshot:
             if _has_variables(part) or (key in recorded and kind_of(part) in (*CONTAINERS, object))
         ]
         self.holders = _holders(own.values())
-        self.of_parts = len(self.holders)
+        self.of_parts = len(self.holders)  # those that follow are known to functions
         if not keep_records:
             self.holders += _holders(part for key, part in self.parts.items() if key not in own)
         self.contents = [_content(holder) for holder in self.holders]
@@ -105,7 +104,7 @@ class Snapshot:
         self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
         self.filled = [i for i, h in enumerate(self.holders) if type(h) not in CONTAINERS or h]
         self.replaced: set[int] = set()
-        self.save()
+        self.restores = [_saved_copy(part) for part in self.copied]
 
     def save(self) -> None:
         """Save the present state, in place of the one before."""
@@ -151,46 +150,6 @@ class Snapshot:
         return [i for i in indices if not _holds(self.holders[i], self.contents[i])]
 
 
-class _Tensors:
-    """The state of tensors. Values are copied with one operation for each kind of tensor."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-        self.forms: list[Any] = [None]
-
-    def save(self) -> None:
-        forms = [_form(tensor) for tensor in self.tensors]
-        if forms != self.forms:
-            self.forms, self.memory = forms, [tensor.data for tensor in self.tensors]
-            groups = defaultdict(list)
-            flats = [_flat(memory) for memory in self.memory]
-            for flat in flats:
-                if flat is not None:
-                    groups[flat.device, flat.dtype].append(flat)
-            self.groups = list(groups.values())
-            self.values: list[Any] = [None for _ in self.groups]
-            pairs = zip(self.tensors, flats, strict=True)
-            self.singular = [tensor for tensor, flat in pairs if flat is None]
-        self.gradients = [_gradient(tensor) for tensor in self.tensors]
-        kept = zip(self.groups, self.values, strict=True)
-        self.values = [torch.cat(group, out=values) for group, values in kept]
-        self.copies = [(t, t.data, without_repeats(t.data).clone()) for t in self.singular]
-
-    def restore(self) -> None:
-        with ExitStack() as stack:
-            saved = zip(self.tensors, self.forms, self.memory, self.gradients, strict=True)
-            for tensor, form, memory, gradient in saved:
-                if _form(tensor) != form or _gradient(tensor) is not gradient:
-                    stack.callback(_restore_form, tensor, form, memory, gradient)
-            for tensor, memory, values in self.copies:
-                stack.callback(setattr, tensor, "data", memory)
-                stack.callback(_restore_values, without_repeats(memory), values)
-            for group, values in zip(self.groups, self.values, strict=True):
-                stack.callback(_restore_group, group, values)
-        # On the CPU, new memory takes longer to get than to fill. A device needs it for training.
-        self.values = [each if each.device.type == "cpu" else None for each in self.values]
-
-
 class _Variables:
     """What a function assigns; the variables of a class or a Python module; attributes; entries."""
 
@@ -228,87 +187,6 @@ class _Variables:
                 continue
             if not self.may_record or (_is_state(before) and _is_state(after)):
                 _assign(self.part, name, before)
-
-
-def _form(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what tells whether a tensor has the same memory and form as before."""
-    flags = (tensor.is_leaf, tensor.requires_grad, tensor.dtype, tensor.layout)
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return flags  # nothing tells
-    return *flags, tensor.data_ptr(), tensor.shape, tensor.stride()
-
-
-def _gradient(tensor: Tensor) -> Tensor | None:
-    return tensor.grad if tensor.is_leaf else None
-
-
-def _flat(memory: Tensor) -> Tensor | None:
-    """Return the memory of a dense tensor as a vector of integers; None for other tensors."""
-    if type(memory) is not Tensor or memory.layout is not torch.strided or memory.is_nested:
-        return None
-    if memory.is_quantized or memory.is_conj() or memory.is_neg() or memory.is_inference():
-        return None
-    if memory.device.type == "meta" or not memory.numel():
-        return None
-    steps = zip(memory.shape, memory.stride(), strict=True)
-    # Repeats, as expand() makes them, take less memory than there are elements; gaps take more.
-    length = 1 + sum((size - 1) * stride for size, stride in steps)
-    if length > memory.numel():
-        return None
-    flat = memory.as_strided((length,), (1,))
-    places = (length * memory.itemsize, memory.storage_offset() * memory.itemsize)
-    fitting = (kind for size, kind in INTEGERS.items() if not any(p % size for p in places))
-    return flat.view(next(fitting))
-
-
-def bits_of(tensor: Tensor) -> Tensor:
-    """Return the values of a dense tensor as bytes, contiguous."""
-    dense = tensor.resolve_conj().resolve_neg().contiguous()
-    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
-
-
-def without_repeats(tensor: Tensor) -> Tensor:
-    """Return a tensor without the repetitions that ``expand`` makes, which cannot be written."""
-    if tensor.layout is torch.strided and not tensor.is_nested:
-        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-            if stride == 0 and size > 1:
-                tensor = tensor.narrow(dim, 0, 1)
-    return tensor
-
-
-def _restore_form(
-    tensor: Tensor, form: tuple[Any, ...], memory: Tensor, gradient: Tensor | None
-) -> None:
-    is_leaf, requires_grad, *_ = form
-    with torch.no_grad():
-        if is_leaf and tensor._is_view():
-            # It cannot be detached in place, nor replaced while others refer to it.
-            with suppress(RuntimeError):
-                torch.utils.swap_tensors(tensor, tensor.detach())
-        elif is_leaf:
-            tensor.detach_()
-        tensor.data = memory
-        if tensor.is_leaf:
-            tensor.requires_grad_(requires_grad)
-            tensor.grad = gradient
-
-
-def _restore_group(group: list[Tensor], values: Tensor) -> None:
-    pairs = list(zip(group, values.split([len(flat) for flat in group]), strict=True))
-    # On a device, comparing would wait for it. On the CPU, the memory may be a file's.
-    if values.device.type == "cpu":
-        pairs = [(flat, value) for flat, value in pairs if not torch.equal(flat, value)]
-    if pairs:
-        flats, parts = map(list, zip(*pairs, strict=True))
-        torch._foreach_copy_(flats, parts)
-
-
-def _restore_values(memory: Tensor, values: Tensor) -> None:
-    dense = memory.layout is torch.strided and not memory.is_nested and not memory.is_quantized
-    if dense and memory.device.type == "cpu" and torch.equal(bits_of(memory), bits_of(values)):
-        return
-    with torch.no_grad(), torch.inference_mode(memory.is_inference()):
-        memory.copy_(values)
 
 
 def _changes(part: Any) -> bool:

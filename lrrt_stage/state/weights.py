@@ -18,7 +18,8 @@ from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes
-from lrrt_stage.state.snapshot import Snapshot, bits_of, without_repeats
+from lrrt_stage.state.snapshot import Snapshot
+from lrrt_stage.state.tensors import bits_of, without_repeats
 
 __all__ = [
     "INITIALIZERS",

@@ -86,7 +86,8 @@ class TrainingHistory:
         """Validation loss after the last epoch; infinite if training diverged, NaN without one."""
         if self.diverged or not self.epochs:
             return inf
-        return self.epochs[-1].values().get("val_loss", nan)
+        last = self.epochs[-1].val_loss
+        return nan if last is None else last
 
 
 @dataclass(repr=False, kw_only=True)

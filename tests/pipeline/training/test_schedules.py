@@ -202,6 +202,7 @@ def test_an_unknown_schedule_brings_the_nearest_name(complains):
     [
         ("ReduceLROnPlateau", "needs a metric at every step"),
         ("SequentialLR", "is made of other schedules"),
+        ("LRScheduler", "is the base of others"),
         ("LambdaLR", "is made of functions"),
     ],
 )
