@@ -10,7 +10,6 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from itertools import islice
-from math import prod
 from pathlib import Path
 from queue import Queue
 from types import (
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
@@ -150,7 +150,10 @@ def is_iterator(part: Any) -> bool:
 
 def is_large(value: Any) -> bool:
     """Return whether a value of a dataset or a loader is a tensor or an array of data."""
-    return isinstance(value, (Tensor, np.ndarray)) and prod(value.shape) > MAX_ELEMENTS
+    if isinstance(value, Tensor):
+        is_learned = value.requires_grad or is_lazy(value)
+        return not is_learned and value.numel() > MAX_ELEMENTS
+    return isinstance(value, np.ndarray) and value.size > MAX_ELEMENTS
 
 
 def kind_of(part: Any) -> type | None:
@@ -277,7 +280,9 @@ def _is_own(value: Any) -> bool:
     kind = kind_of(value)
     if kind in CONTAINERS:
         entries = islice(dict.values(value) if isinstance(value, dict) else value, MAX_ENTRIES)
-        return not value or any(isinstance(each, (*NUMBERS, *VALUES)) for each in entries)
+        return not value or any(
+            isinstance(each, (*NUMBERS, *VALUES, *CONTAINERS)) for each in entries
+        )
     if isinstance(value, (*NUMBERS, SimpleNamespace, partial)) or is_iterator(value):
         return True
     defined_by = value if isinstance(value, (type, FunctionType)) else type(value)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
+from io import IOBase
+from logging import Logger
 from operator import is_
+from threading import Thread
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
@@ -61,8 +65,8 @@ class Snapshot:
         What the model, the losses and the optimizer hold, see
         :func:`lrrt_stage.state.parts.parts_of`.
     known
-        What functions among them know, such as hooks and losses. Code and objects of the process,
-        such as a file, that are added by name stay, since Python imports a module only once.
+        What functions among them know, such as hooks and losses. Code that was imported and files
+        that were opened stay, since Python imports a module only once.
     keep_records
         Whether to keep what may be recorded in what is ``known``. Then attributes and entries are
         restored only if they were and are a number, a text, None, a tensor or an array, and lists,
@@ -284,8 +288,13 @@ def _refill_known(container: Any, content: list[Any]) -> None:
 
 
 def _is_made_once(before: Any, after: Any) -> bool:
-    """Return whether code was imported, or an object of the process opened, such as a file."""
-    return (before is MISSING or before is None) and kind_of(after) is None
+    """Return whether code was imported, or an object of the process made, such as a file."""
+    if before is not MISSING and before is not None:
+        return False
+    if isinstance(after, (type, FunctionType)):
+        module = sys.modules.get(after.__module__)
+        return getattr(module, after.__qualname__, None) is after
+    return isinstance(after, (ModuleType, IOBase, Logger, Thread))
 
 
 def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection[str]) -> None:

@@ -205,8 +205,12 @@ def check_output(
         f"{outputs}), {what}: set its number of classes or outputs",
     )
     rows = output.detach().float()
-    shares = (rows >= 0).all() & ((rows.sum(1) - 1).abs().max() < 1e-4)
-    if classes and not model.training and bool(shares):  # which waits for the device
+    if (
+        classes
+        and not model.training
+        and bool((rows >= 0).all())
+        and float((rows.sum(1) - 1).abs().max()) < 1e-4
+    ):
         warnings.warn(
             f"model {name!r} returns numbers that add up to 1, as a softmax does: remove the "
             "softmax from the model, since the loss takes logits and applies its own",

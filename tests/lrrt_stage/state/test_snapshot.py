@@ -8,6 +8,9 @@ import threading
 import weakref
 from array import array
 from collections import OrderedDict, defaultdict, deque
+from fractions import Fraction
+from functools import partial
+from operator import mul
 from types import SimpleNamespace
 
 import numpy as np
@@ -466,14 +469,20 @@ def bank():
 
 def made_later():
     """State that is added to dictionaries at the first batch."""
-    state, counts = {}, defaultdict(float)
+    state, counts, scale, nested = {}, defaultdict(float), None, {"means": {"all": 1.0}}
 
     def loss(output, target):
+        nonlocal scale
         value = squared(output, target)
+        scale = scale or partial(mul, value.item())
+        state["ratio"] = state.get("ratio", Fraction(1 + int(value.item()), 3))
+        nested["means"]["all"] += scale(0.1) + float(state["ratio"])
         state["mean"] = 0.9 * state.get("mean", value.item()) + 0.1 * value.item()
         state["last"] = 0.5 * state.get("last", torch.ones(())) + value.detach()
         counts[len(output)] += 0.1
-        return value / state["mean"] + output.mean() * (counts[8] + state["last"])
+        return value / state["mean"] + output.mean() * (
+            counts[8] + state["last"] + nested["means"]["all"]
+        )
 
     return loss
 
@@ -686,8 +695,12 @@ def test_the_examples_of_a_dataset_are_no_state():
             self.examples.more, self.examples.count = torch.zeros(2**21), torch.zeros(1)
 
     holder = Holder()
-    held = [part.numel() for part in parts_of([holder]) if isinstance(part, Tensor)]
-    assert held == [1]
+    holder.examples.learned = nn.Parameter(torch.zeros(2**21))
+    holder.examples.lazy = nn.UninitializedBuffer()
+    held = [part for part in parts_of([holder]) if isinstance(part, Tensor)]
+    assert {*map(id, held)} == {
+        id(getattr(holder.examples, n)) for n in ("count", "learned", "lazy")
+    }
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.(script|freeze). is deprecated")
