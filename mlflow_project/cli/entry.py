@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
-from typing import NoReturn
+from _thread import interrupt_main
+from typing import TYPE_CHECKING, NoReturn
 
 # cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -24,6 +26,9 @@ from lrrt_stage.settings import hide_passwords  # noqa: E402
 from mlflow_project.cli.commands import commands  # noqa: E402
 from mlflow_project.tracking.runs import fail_project_run  # noqa: E402
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 __all__ = ["main"]
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -32,6 +37,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0, 2 for input that cannot be used, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _interrupt_again
     # As a warning it would print the traceback of an error that ends a trial.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
@@ -62,3 +68,16 @@ def _interrupt(signum: int, frame: object) -> None:
     """Treat the first SIGTERM as Ctrl-C, and let the clean-up that follows finish."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt("terminated")
+
+
+def _interrupt_again(ignored: UnraisableHookArgs) -> None:
+    """Repeat an interruption that came inside a finalizer or a weak reference's callback.
+
+    Python drops whatever these raise: the command would go on as if nobody had stopped it.
+    """
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    # Not at once: what is raised before the callback has returned would be dropped as well.
+    threading.Timer(0.1, interrupt_main, [signal.SIGTERM]).start()
