@@ -33,6 +33,11 @@ __all__ = [
     "validation_losses",
 ]
 
+REMEDIES = {
+    "require grad": "compute gradients under torch.enable_grad()",
+    "more than 1 value per channel": "give two examples or more to normalise over",
+}
+"""What to do, by words of torch's errors."""
 MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
 
@@ -65,12 +70,6 @@ class Probe:
         self.norms = [
             layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training
         ]
-        # One without running statistics may normalise over the pixels of one example.
-        over_the_batch = any(layer.track_running_stats for layer in self.norms)
-        require(
-            not over_the_batch or examples_in(batch) >= 2,
-            "the probe has one example, and the model normalises over a batch: give two or more",
-        )
 
     def __call__(self, iteration: int = 0) -> Tensor:
         """Return the loss, a scalar on the device; alike at every iteration."""
@@ -95,10 +94,10 @@ def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:
     except LRRTError as error:
         raise LRRTError(f"{name}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        needs_gradients = isinstance(error, RuntimeError) and "require grad" in str(error)
-        if isinstance(error, RuntimeError) and not needs_gradients:
+        of_torch = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
+        if isinstance(error, RuntimeError) and not of_torch:
             raise  # one of the user's
-        remedy = "compute gradients under torch.enable_grad()" if needs_gradients else "correct it"
+        remedy = of_torch[0] if of_torch else "correct it"
         raise LRRTError(
             f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: {remedy}; if "
             f"the model returns something different in evaluation mode, {IN_EVALUATION}"

@@ -33,9 +33,8 @@ from lrrt_stage.measure.step import (
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import deterministic, resolve_device
 from lrrt_stage.state.parts import known_to_functions, parts_of
-from lrrt_stage.state.preserve import preserved, set_training
+from lrrt_stage.state.preserve import preserved, require_no_lazy, set_training
 from lrrt_stage.state.randomness import seeded
-from lrrt_stage.state.weights import require_no_lazy
 
 __all__ = ["RangeTestInterrupted", "range_test", "require_trainable", "with_changes"]
 

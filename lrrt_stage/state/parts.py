@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copyreg
 import dis
+import os
 import random
 import sys
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from queue import Queue
 from types import (
@@ -20,7 +21,6 @@ from types import (
     MappingProxyType,
     MethodType,
     ModuleType,
-    SimpleNamespace,
 )
 from typing import Any
 
@@ -69,7 +69,7 @@ LIVE = (
 )
 """Packages of objects that belong to a process, a compiler or a thread, or that show or record what
 happens. They are left alone, except for optimizers."""
-PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse", "weakref")
+PLAIN_PACKAGES = ("builtins", "collections", "types", "queue", "argparse", "weakref", "array")
 """Packages of the standard library whose objects hold values; others, such as ``threading``, are
 left alone."""
 ITERATOR_PACKAGES = ("builtins", "itertools")
@@ -78,20 +78,17 @@ files, are left alone."""
 MISSING = object()
 """In place of a value where there is none."""
 VALUES = (int, float, bool, complex, str, bytes, type(None), torch.device, torch.dtype)
-CALLED = (FunctionType, MethodType, BuiltinMethodType, partial)
+UNSEARCHED = (*VALUES, *weakref.ProxyTypes)
+"""Types of what holds nothing, and of what stands for an object that may not exist any more."""
+METHODS = (MethodType, BuiltinMethodType)
+"""Types of functions that are bound to an object."""
+CALLED = (FunctionType, *METHODS, partial)
 """Types of functions whose variables can be found."""
 NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
 ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 """Instructions that assign a variable outside a function."""
-OPAQUE = (
-    type,
-    ModuleType,
-    FunctionType,
-    MethodType,
-    BuiltinMethodType,
-    _BaseDataLoaderIter,
-)
+OPAQUE = (type, ModuleType, FunctionType, *METHODS, _BaseDataLoaderIter)
 
 
 def parts_of(
@@ -103,28 +100,36 @@ def parts_of(
 ) -> list[Any]:
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
-    Containers of more than ``longest`` entries are not searched, nor are objects of the types
-    ``leave``, which are left out. With ``functions``, what functions and classes know is searched,
-    too: the variables around a function, its defaults, the arguments that are bound to it, the
-    variables of its Python module that it names, and the methods and variables of a class. Code of
-    installed libraries is not searched: it does not know what it is used for. Parts that were
-    ``found`` before, by id, are left out.
+    Containers of more than ``longest`` entries are not searched. Left out are objects of the types
+    ``leave``, the examples of a dataset (the large tensors and arrays that it holds), and parts
+    that were ``found`` before, by id.
+
+    With ``functions``, what functions and classes know is searched, too: the variables around a
+    function, its defaults, the arguments that are bound to it, the variables of Python modules that
+    it names, and the methods and variables of a class. Code of installed libraries is not searched:
+    it does not know what it is used for.
     """
     # The objects are kept, so that no other object gets the same id meanwhile.
     seen: dict[int, Any] = {}
-    level = list(roots)
+    level = [(part, False) for part in roots]
     while level:
-        new: list[Any] = []
-        for part in level:
+        new: list[tuple[Any, bool]] = []
+        for part, of_dataset in level:
             if id(part) in seen or id(part) in found:
                 continue
-            if type(part) in VALUES or isinstance(part, leave):
+            if type(part) in UNSEARCHED or isinstance(part, leave):
+                continue
+            if of_dataset and is_large(part):
                 continue
             for each in part.modules() if isinstance(part, nn.Module) else (part,):
                 if id(each) not in seen and id(each) not in found:
                     seen[id(each)] = each
-                    new.append(each)
-        level = [entry for part in new for entry in _entries(part, longest, functions)]
+                    new.append((each, of_dataset or isinstance(each, Dataset)))
+        level = [
+            (entry, of_dataset)
+            for part, of_dataset in new
+            for entry in _entries(part, longest, functions)
+        ]
     return list(seen.values())
 
 
@@ -134,8 +139,7 @@ def known_to_functions(parts: Collection[Any], found: Mapping[int, Any] | None =
     Parts that were ``found`` before, by id, are left out; by default, these are ``parts``.
     """
     found = {id(part): part for part in parts} if found is None else found
-    kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
-    classes = [kind for kind in kinds if _is_users(str(kind.__module__))]
+    classes = [*filter(_is_own, dict.fromkeys(map(type, parts)))]
     functions = [part for part in parts if isinstance(part, CALLED)]
     known = [entry for each in (*classes, *functions) for entry in _known_to(each)]
     # A queue that only functions know may be shared with a thread.
@@ -217,10 +221,9 @@ def _attribute(part: Any, name: str) -> Any:
 def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     kind = kind_of(part)
     entries = list(attributes(part).values())
-    if isinstance(part, Dataset):
-        entries = [entry for entry in entries if not _are_examples(entry)]
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
-        entries += dict.values(part) if isinstance(part, dict) else part
+        items = [*dict.keys(part), *dict.values(part)] if isinstance(part, dict) else part
+        entries += filter(_is_own, items) if functions else items
     elif kind is Tensor:
         hooks = (part._backward_hooks, getattr(part, "_post_accumulate_grad_hooks", None))
         entries += [each for each in hooks if each is not None]
@@ -228,15 +231,9 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
         entries += part.ravel().tolist()
     elif kind is None and isinstance(part, nn.Module):
         entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-    elif functions and kind is None:
-        entries += _known_to(part)
+    if functions:
+        entries += _known_to(part) if kind is None else filter(_is_own, [type(part)])
     return entries
-
-
-def _are_examples(value: Any) -> bool:
-    """Return whether an attribute of a dataset is its data."""
-    several = isinstance(value, (tuple, list)) and len(value) <= MAX_ENTRIES
-    return any(map(is_large, value)) if several else is_large(value)
 
 
 def _known_to(function: Any) -> list[Any]:
@@ -248,56 +245,80 @@ def _known_to(function: Any) -> list[Any]:
     if isinstance(function, BuiltinMethodType):
         return [function.__self__]
     if isinstance(function, FunctionType):
-        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        known = function.__globals__
-        names = _used(function.__code__)
-        named = [known[name] for name in names if name in known]
         around = [*map(cell_value, function.__closure__ or ())]
-        modules = [
-            each
-            for each in (*named, *around)
-            if isinstance(each, ModuleType) and _is_users(each.__name__)
-        ]
-        named += [vars(each)[name] for each in modules for name in names if name in vars(each)]
-        own = filter(_is_own, named)
-        return [*around, *defaults, *vars(function).values(), *own, *modules]
-    if isinstance(function, type) and _is_users(function.__module__):
-        return [*filter(_is_own, map(_unwrapped, vars(function).values()))]
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        return [*around, *defaults, *vars(function).values(), *_named_in(function, around)]
+    if isinstance(function, type) and _is_own(function):
+        own = [each for value in vars(function).values() for each in _functions_of(value)]
+        return [*filter(_is_own, [*own, *function.__mro__[1:]])]
     return []
 
 
-def _unwrapped(value: Any) -> Any:
-    """Return the function in what a class holds."""
+def _named_in(function: FunctionType, around: list[Any]) -> list[Any]:
+    """Return the variables of Python modules that a function names, and the user's modules."""
+    known, names = function.__globals__, _used(function.__code__)
+    if not _is_users(str(known.get("__name__"))):
+        return []
+    named = [known[name] for name in names if name in known]
+    # It may also import them by itself.
+    full_names = [each for n in names for each in (n, f"{known.get('__package__')}.{n}")]
+    modules = [value for value in (*named, *around) if isinstance(value, ModuleType)]
+    modules += [sys.modules[name] for name in full_names if name in sys.modules]
+    searched: dict[int, ModuleType] = {}
+    while modules:
+        module = modules.pop()
+        if id(module) not in searched and _is_users(module.__name__):
+            searched[id(module)] = module
+            values = [vars(module)[name] for name in names if name in vars(module)]
+            modules += [value for value in values if isinstance(value, ModuleType)]
+            named += values
+    return [*filter(_is_own, named), *searched.values()]
+
+
+def _functions_of(value: Any) -> list[Any]:
+    """Return the functions in what a class holds; other values as they are."""
     if isinstance(value, property):
-        return value.fget
+        return [value.fget, value.fset, value.fdel]
     if isinstance(value, cached_property):
-        return value.func
-    return value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+        return [value.func]
+    return [value.__func__ if isinstance(value, (staticmethod, classmethod)) else value]
 
 
 def _is_own(value: Any) -> bool:
-    """Return whether a variable of a Python module may be state, and not code of a library."""
-    kind = kind_of(value)
-    if kind in CONTAINERS:
-        entries = islice(dict.values(value) if isinstance(value, dict) else value, MAX_ENTRIES)
-        return not value or any(
-            isinstance(each, (*NUMBERS, *VALUES, *CONTAINERS)) for each in entries
-        )
-    if isinstance(value, (*NUMBERS, SimpleNamespace, partial)) or is_iterator(value):
+    """Return whether a variable or an entry may be state, and is not of an installed library."""
+    if type(value) in UNSEARCHED:
+        return False
+    if isinstance(value, METHODS):
+        return _is_own(value.__self__)
+    if isinstance(value, (type, FunctionType)):
+        return _is_users(str(value.__module__))
+    if isinstance(value, (*CONTAINERS, *NUMBERS, tuple, frozenset, partial)) or is_iterator(value):
         return True
-    defined_by = value if isinstance(value, (type, FunctionType)) else type(value)
-    searched = isinstance(value, (type, FunctionType)) or kind is object
-    return searched and _is_users(str(defined_by.__module__))
+    package = str(type(value).__module__)
+    return kind_of(value) is object and (package in PLAIN_PACKAGES or _is_users(package))
 
 
 @lru_cache(maxsize=1024)
 def _is_users(module: str) -> bool:
     """Return whether a Python module is the user's: not one of Python, installed, or of this."""
-    package = module.partition(".")[0]
-    if package in sys.stdlib_module_names or package in ("torch", __name__.partition(".")[0]):
+    if _is_pythons(module) or module.partition(".")[0] in ("torch", __name__.partition(".")[0]):
         return False
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-    return not {"site-packages", "dist-packages"}.intersection(file.parts)
+    return not {"site-packages", "dist-packages"}.intersection(_file_of(module).parts)
+
+
+@lru_cache(maxsize=1024)
+def _is_pythons(module: str) -> bool:
+    """Return whether a Python module is of the standard library, and not one of the same name."""
+    package = module.partition(".")[0]
+    file = _file_of(package)
+    # Modules that are not written in Python may have no file, or one elsewhere.
+    return package in sys.stdlib_module_names and (
+        file.suffix != ".py" or file.is_relative_to(Path(os.__file__).parent)
+    )
+
+
+def _file_of(module: str) -> Path:
+    return Path(getattr(sys.modules.get(module), "__file__", None) or "")
 
 
 @lru_cache(maxsize=1024)
@@ -310,9 +331,9 @@ def _known_type(kind: type) -> type | None:
     known = (*CONTAINERS, Tensor, np.ndarray, *GENERATORS)
     if base := next((base for base in known if issubclass(kind, base)), None):
         return base
-    package = str(kind.__module__).partition(".")[0]
-    if package in sys.stdlib_module_names:
-        is_live = package not in PLAIN_PACKAGES
+    module = str(kind.__module__)
+    if _is_pythons(module):
+        is_live = module.partition(".")[0] not in PLAIN_PACKAGES
     else:
-        is_live = f"{kind.__module__}.".startswith(LIVE) and not issubclass(kind, Optimizer)
+        is_live = f"{module}.".startswith(LIVE) and not issubclass(kind, Optimizer)
     return None if is_live or issubclass(kind, OPAQUE) else object

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,6 +35,7 @@ __all__ = [
     "preserved",
     "preserved_modes",
     "preserved_sources",
+    "require_no_lazy",
     "set_training",
 ]
 
@@ -67,7 +69,8 @@ def preserved(
     Raises
     ------
     LRRTError
-        If an iterator is among the parts of the model, of ``others``, or of the optimizer.
+        If an iterator is among the parts of the model, of ``others``, or of the optimizer, or a
+        parameter without a shape is in a network that takes part.
     """
     parts = parts_of([model, *others, optimizer])
     for part in filter(_has_position, parts):
@@ -83,6 +86,8 @@ def preserved(
             stacklevel=4,
         )
     snapshot = Snapshot(parts, known)
+    for module in snapshot.modules:
+        require_no_lazy(module, f"a {type(module).__name__} that takes part")
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
     with (
@@ -224,3 +229,13 @@ def set_training(model: nn.Module) -> None:
     if on_purpose:
         for module in frozen:
             module.training = False
+
+
+def require_no_lazy(model: nn.Module, what: str) -> None:
+    """Raise LRRTError if a parameter or buffer of ``model`` has no shape yet (lazy modules)."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise LRRTError(
+                f"{what} has a lazy module with {name!r} without a shape: first run one batch "
+                "through it, or use a module with given sizes"
+            )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
 from io import IOBase
+from itertools import islice
 from logging import Logger
 from operator import is_
 from threading import Thread
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
@@ -65,8 +67,8 @@ class Snapshot:
         What the model, the losses and the optimizer hold, see
         :func:`lrrt_stage.state.parts.parts_of`.
     known
-        What functions among them know, such as hooks and losses. Code that was imported and files
-        that were opened stay, since Python imports a module only once.
+        What functions among them know, such as hooks and losses. What was imported and files that
+        were opened stay, since Python imports a module only once.
     keep_records
         Whether to keep what may be recorded in what is ``known``. Then attributes and entries are
         restored only if they were and are a number, a text, None, a tensor or an array, and lists,
@@ -90,7 +92,8 @@ class Snapshot:
         self.parts, self.skip = own | others, skip
         everything = list(self.parts.values())
         self.modules = [part for part in everything if isinstance(part, nn.Module)]
-        self.tensors = Tensors([part for part in everything if kind_of(part) is Tensor])
+        tensors = [part for part in everything if kind_of(part) is Tensor]
+        self.tensors = Tensors([part for part in tensors if not is_lazy(part)])
         self.copied = [part for part in everything if isinstance(part, COPIED) and _changes(part)]
         recorded = {key for key in self.parts if keep_records and key not in own}
         self.variables = [
@@ -108,6 +111,7 @@ class Snapshot:
         self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
         self.filled = [i for i, h in enumerate(self.holders) if type(h) not in CONTAINERS or h]
         self.replaced: set[int] = set()
+        self.imported = len(sys.modules)
         self.restores = [_saved_copy(part) for part in self.copied]
 
     def save(self) -> None:
@@ -117,13 +121,16 @@ class Snapshot:
             self.replaced.add(index)
         self.filled += self.replaced.difference(self.filled)
         self.tensors.save()
+        self.imported = len(sys.modules)
         self.restores = [_saved_copy(part) for part in self.copied]
         for variables in self.variables:
             variables.save()
 
     def added(self) -> Snapshot:
         """Return a snapshot of what the parts hold now, and did not hold when this one was made."""
-        held = [entry for index in self.replaced for entry in self.contents[index]]
+        replaced = [self.contents[index] for index in self.replaced]
+        # The entries of long containers are no parts.
+        held = [entry for content in replaced if len(content) <= MAX_ENTRIES for entry in content]
         held += [value for each in self.variables for value in each.replaced()]
         parts = parts_of(held, found=self.parts)
         known = known_to_functions(parts, self.parts | {id(part): part for part in parts})
@@ -131,14 +138,18 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
+        # The latest modules are the last ones of the dictionary.
+        new = {*islice(reversed(sys.modules), max(len(sys.modules) - self.imported, 0))}
         with ExitStack() as stack:  # so that one that fails does not keep others from it
             for index in self._changed():
                 holder, content = self.holders[index], self.contents[index]
                 if index < self.of_parts:
                     stack.callback(_refill, holder, content, self.skip)
                 else:
-                    stack.callback(_refill_known, holder, content)
-            for restore in (*(each.restore for each in self.variables), *self.restores):
+                    stack.callback(_refill_known, holder, content, new)
+            for variables in self.variables:
+                stack.callback(variables.restore, new)
+            for restore in self.restores:
                 stack.callback(restore)
             stack.callback(self.tensors.restore)
 
@@ -158,10 +169,8 @@ class _Variables:
     """What a function assigns; the variables of a class or a Python module; attributes; entries."""
 
     def __init__(self, part: Any, may_record: bool) -> None:
-        self.part, self.is_code = part, isinstance(part, (FunctionType, type))
-        is_module, is_function = isinstance(part, ModuleType), isinstance(part, FunctionType)
-        # Python does not find a submodule again whose variable is gone: only numbers are restored.
-        self.may_record = is_module or (may_record and not is_function)
+        self.part, self.is_code = part, isinstance(part, (FunctionType, type, ModuleType))
+        self.may_record = may_record and not isinstance(part, FunctionType)
         self.is_container = self.may_record and kind_of(part) in CONTAINERS
         self.save()
         self.first = self.saved
@@ -174,27 +183,25 @@ class _Variables:
         """Return the values that were saved last, and are not the first ones."""
         return [value for name, value in self.saved.items() if self.first.get(name) is not value]
 
-    def restore(self) -> None:
-        if self.is_container:
-            held = set(map(id, self.content))
-            new = [each for each in _content(self.part) if id(each) not in held]
-            if any(map(_is_array, new)):
-                _refill(self.part, self.content, ())
-                return
+    def restore(self, new: Collection[str]) -> None:
+        if self.is_container and any(map(_is_array, _added(self.part, self.content))):
+            _refill(self.part, self.content, ())
+            return
         present = _variables(self.part)
         # A list has the same entries at different places after an insertion.
         if isinstance(self.part, list) and len(present) != len(self.saved):
             return
         for name in self.saved | present:
             before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
-            if before is after or (self.is_code and _is_made_once(before, after)):
+            if before is after or (self.is_code and _is_made_once(before, after, new)):
                 continue
             if not self.may_record or (_is_state(before) and _is_state(after)):
                 _assign(self.part, name, before)
 
 
 def _changes(part: Any) -> bool:
-    # A memory map is a file, and neither the system's generator nor a frozen module has a state.
+    # A memory map is a file, the system's generator has no state, and the attributes of a module
+    # that TorchScript has frozen cannot be listed.
     if isinstance(part, np.ndarray):
         return part.flags.writeable and not isinstance(part, np.memmap)
     if isinstance(part, torch.jit.ScriptModule):
@@ -205,7 +212,7 @@ def _changes(part: Any) -> bool:
 def _saved_copy(part: Any) -> Restore:
     """Return a function that restores an object of the types :data:`COPIED`."""
     if isinstance(part, np.ndarray):
-        return partial(np.copyto, part, part.copy())
+        return partial(_restore_array, part, part.copy())
     if isinstance(part, (bytearray, array)):
         return partial(_restore_bytes, part, part[:])
     if isinstance(part, random.Random):
@@ -231,6 +238,12 @@ def _saved_attributes(scripted: Any) -> Restore:
             scripted._c.setattr(name, value)
 
     return restore
+
+
+def _restore_array(part: np.ndarray, saved: np.ndarray) -> None:
+    if part.shape != saved.shape:
+        part.resize(saved.shape, refcheck=False)
+    np.copyto(part, saved)
 
 
 def _restore_bytes(part: Any, saved: Any) -> None:
@@ -272,29 +285,38 @@ def _refill(container: Any, content: list[Any], skip: Collection[str]) -> None:
         (kind.update if kind is set else kind.extend)(container, content)
 
 
-def _refill_known(container: Any, content: list[Any]) -> None:
+def _refill_known(container: Any, content: list[Any], new: Collection[str]) -> None:
     """Refill a container that functions know, which may be a table of code, filled by imports."""
     if isinstance(container, dict):
         half = len(content) // 2
         saved = dict(zip(content[:half], content[half:], strict=True))
         pairs = zip(dict.keys(container), dict.values(container), strict=True)
-        skip = {key for key, value in pairs if _is_made_once(saved.get(key, MISSING), value)}
+        skip = {k for k, value in pairs if _is_made_once(saved.get(k, MISSING), value, new)}
         _refill(container, content, skip)
     else:
-        held = set(map(id, content))
-        new = [each for each in _content(container) if id(each) not in held]
-        made = [each for each in new if _is_made_once(MISSING, each)]
+        added = _added(container, content)
+        made = [each for each in added if _is_made_once(MISSING, each, new)]
         _refill(container, [*content, *made], ())
 
 
-def _is_made_once(before: Any, after: Any) -> bool:
-    """Return whether code was imported, or an object of the process made, such as a file."""
+def _added(container: Any, content: list[Any]) -> list[Any]:
+    """Return the entries of a container that are not among those that were saved."""
+    held = set(map(id, content))
+    return [each for each in _content(container) if id(each) not in held]
+
+
+def _is_made_once(before: Any, after: Any, new: Collection[str]) -> bool:
+    """Return whether a value is code of ``new`` modules, or an object of the process.
+
+    Python imports a module once, and an object of the process, such as a file, is opened once.
+    """
     if before is not MISSING and before is not None:
         return False
     if isinstance(after, (type, FunctionType)):
-        module = sys.modules.get(after.__module__)
-        return getattr(module, after.__qualname__, None) is after
-    return isinstance(after, (ModuleType, IOBase, Logger, Thread))
+        return after.__module__ in new
+    if isinstance(after, ModuleType):
+        return after.__name__ in new
+    return isinstance(after, (IOBase, Logger, Thread))
 
 
 def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection[str]) -> None:
@@ -348,10 +370,10 @@ def _is_computed_with(part: Any) -> bool:
     return bounded or isinstance(part, (nn.Module, Optimizer))
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: Any, nesting: int = 3) -> bool:
     """Return whether a value is an array of numbers, or a tuple or list of some."""
-    if isinstance(value, (tuple, list)):
-        return any(map(_is_array, value))
+    if isinstance(value, (tuple, list)):  # which may hold itself
+        return nesting > 0 and any(_is_array(each, nesting - 1) for each in value)
     return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
 
 

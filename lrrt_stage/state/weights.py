@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
-from lrrt_stage.state.preserve import preserved_modes
+from lrrt_stage.state.preserve import preserved_modes, require_no_lazy
 from lrrt_stage.state.snapshot import Snapshot
 from lrrt_stage.state.tensors import bits_of, without_repeats
 
@@ -29,7 +28,6 @@ __all__ = [
     "initialize",
     "load",
     "load_into",
-    "require_no_lazy",
     "save",
     "state_of",
 ]
@@ -120,16 +118,6 @@ def _assign(layer: nn.Module, name: str, drawn: Tensor) -> None:
         float(similarity) > 0.999 or not (used.any() or drawn.any()),
         f"the parametrization of its {name} changes more than the scale of what is drawn",
     )
-
-
-def require_no_lazy(model: nn.Module, what: str) -> None:
-    """Raise LRRTError if a parameter or buffer of ``model`` has no shape yet (lazy modules)."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise LRRTError(
-                f"{what} has a lazy module with {name!r} without a shape: first run one batch "
-                "through it, or use a module with given sizes"
-            )
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

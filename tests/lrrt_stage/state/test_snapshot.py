@@ -1,13 +1,16 @@
 """What a model changes only now and then, and what its functions and classes know."""
 
+import argparse
+import code
 import importlib
 import itertools
 import queue
 import random
+import sys
 import threading
 import weakref
 from array import array
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, UserDict, defaultdict, deque
 from fractions import Fraction
 from functools import partial
 from operator import mul
@@ -19,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
-from lrrt_stage import Validation, range_test, seeded
-from lrrt_stage.state.parts import parts_of
+from lrrt_stage import LRRTError, Validation, range_test, seeded
+from lrrt_stage.state.parts import MAX_ENTRIES, parts_of
 from lrrt_stage.state.preserve import Evaluation, preserved_sources
 from lrrt_stage.state.snapshot import Snapshot
 
@@ -379,6 +382,46 @@ class Recurrent(nn.Module):
         return self.layer(x)
 
 
+class OfADataset(Carrying):
+    """A small state beside large examples."""
+
+    class Examples(Dataset):
+        def __init__(self):
+            self.parts, self.lazy = [torch.zeros(1), torch.zeros(2**21)], nn.UninitializedBuffer()
+
+    def prepare(self):
+        self.examples = self.Examples()
+
+    def scale(self, x):
+        self.examples.parts[0] += 1
+        return 1 + self.examples.parts[0]
+
+
+class InOtherPlaces(Carrying):
+    """The keys of a dictionary, what a property sets, and an array whose size changes."""
+
+    class Key:
+        count = 0
+
+    def prepare(self):
+        self.keys, self.sizes, Totals.count = {self.Key(): 0}, np.zeros(1), 0
+        self.owners = [weakref.proxy(self.Key())]  # of an object that does not exist any more
+
+    @property
+    def total(self):
+        return 1
+
+    @total.setter
+    def total(self, value):
+        Totals.count += value
+
+    def scale(self, x):
+        (key,) = self.keys
+        key.count, self.total = key.count + 1, 1
+        self.sizes.resize(len(self.sizes) + 1, refcheck=False)
+        return 1 + key.count + Totals.count + len(self.sizes)
+
+
 MODELS = Carrying.__subclasses__() + Target.__subclasses__()
 
 
@@ -527,7 +570,70 @@ def teacher():
     return loss
 
 
+def absolute(output, target):
+    return (output - target[: len(output)]).abs().mean()
+
+
+CHOICES, CHOSEN = {"loss": None}, []
+
+
+def chosen_by_the_first_batch():
+    CHOICES["loss"], chosen = None, None
+    CHOSEN.clear()
+
+    def loss(output, target):
+        nonlocal chosen
+        better = absolute if target.sum() > HELD_OUT[1].sum() else squared
+        chosen = chosen or better
+        CHOICES["loss"] = CHOICES["loss"] or better
+        CHOSEN.append(better)
+        return sum(each(output, target) for each in (chosen, CHOICES["loss"], CHOSEN[0]))
+
+    return loss
+
+
+class Tally:
+    total, calls = 0.0, 0
+
+    def update(self):
+        type(self).total += 0.1
+        Tally.calls += 1
+        return self.total + self.calls
+
+
+class NamedTally(Tally):
+    pass
+
+
+TALLIES, PAIR, ROWS = {"all": Tally()}, (torch.zeros(1), 0), [(torch.zeros(1), "first")]
+OPTIONS, BY_NAME, NUMBERS = argparse.Namespace(step=0), UserDict(step=0), array("d", [0.0])
+
+
+def in_classes_and_tables():
+    """The class of an object in a closure, its base, and objects in tables of a Python module."""
+    tally = NamedTally()
+    TALLIES["all"].rows, NamedTally.total, Tally.total, Tally.calls = [], 0.0, 0.0, 0
+    for each in (PAIR[0], ROWS[0][0]):
+        each.zero_()
+    OPTIONS.step = BY_NAME["step"] = NUMBERS[0] = 0
+    push = TALLIES["all"].rows.append
+
+    def loss(output, target):
+        push(output.detach().mean(0))
+        PAIR[0].add_(1)
+        ROWS[0][0].add_(0.1)
+        OPTIONS.step += 1
+        BY_NAME["step"] += 1
+        NUMBERS[0] += 0.1
+        steps = OPTIONS.step + BY_NAME["step"] + NUMBERS[0] + PAIR[0] + ROWS[0][0]
+        rows = sum(TALLIES["all"].rows)
+        return squared(output, target) + (steps + rows + tally.update()).sum() * output.mean()
+
+    return loss
+
+
 LOSSES = [
+    *(chosen_by_the_first_batch, in_classes_and_tables),
     *(lambda: Trainer().loss, around, of_the_python_module, own_default, own_attribute),
     bank,
     *(made_later, teacher, annealed, with_an_optimizer),
@@ -607,6 +713,54 @@ def test_code_that_is_imported_from_the_users_modules_is_searched(tmp_path, monk
     without = measured(*started(lambda: nn.Linear(4, 1), make))
     assert measured(*started(lambda: nn.Linear(4, 1), make), probe=HELD_OUT) == without
     assert (helpers.center, helpers.average.value, helpers.calls) == (None, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import code.states; code.states.COUNT[0] += 1",
+        "import code.states as states; states.N += 1",
+        "from code.states import tick; tick()",
+        "from .states import tick; tick()",
+        "states.CACHE = {'calls': (states.CACHE or {'calls': 0})['calls'] + 1}",
+    ],
+)
+def test_the_variables_of_python_modules_are_restored_however_they_are_reached(
+    line, tmp_path, monkeypatch
+):
+    """In a package that has the name of one of Python's, as folders with code often have."""
+    package = tmp_path / "code"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "states.py").write_text(
+        "COUNT, N, CACHE = [0], 0, None\n"
+        "def tick():\n"
+        "    global N\n"
+        "    N += 1\n"
+        "def calls():\n"
+        "    return COUNT[0] + N + (CACHE['calls'] if CACHE else 0)\n"
+    )
+    (package / "losses.py").write_text(
+        "import code.states as states\n"
+        "def loss(output, target):\n"
+        f"    {line}\n"
+        "    return (output - target[:len(output)]).square().mean() * states.calls()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "code", code)  # is put back afterwards
+
+    def forget():
+        for name in [name for name in sys.modules if name.partition(".")[0] == "code"]:
+            del sys.modules[name]
+
+    def make():
+        forget()
+        return importlib.import_module("code.losses").loss
+
+    without = measured(*started(lambda: nn.Linear(4, 1), make))
+    assert measured(*started(lambda: nn.Linear(4, 1), make), probe=HELD_OUT) == without
+    forget()
 
 
 def test_an_evaluation_of_a_loader_that_shares_a_generator_with_the_training_changes_nothing():
@@ -754,6 +908,42 @@ def test_what_a_loss_appends_during_an_evaluation_is_removed():
 
     without = measured(*started(lambda: nn.Linear(4, 1), averaged))
     assert measured(*started(lambda: nn.Linear(4, 1), averaged), probe=HELD_OUT) == without
+
+
+def test_an_entry_that_holds_itself_is_removed():
+    def make():
+        nodes = []
+
+        def loss(output, target):
+            node = [1.0]
+            node.append(node)
+            nodes.append(node)
+            return squared(output, target) * len(nodes)
+
+        return loss
+
+    without = measured(*started(lambda: nn.Linear(4, 1), make))
+    assert measured(*started(lambda: nn.Linear(4, 1), make), probe=HELD_OUT) == without
+
+
+def test_a_lazy_network_of_a_loss_is_refused_before_anything_runs():
+    lazy = nn.LazyLinear(1)
+    start = started(lambda: nn.Linear(4, 1), lambda: lambda o, t: squared(lazy(o), t))
+    with pytest.raises(LRRTError, match=r"a LazyLinear that takes part .*'weight'"):
+        measured(*start)
+    assert nn.parameter.is_lazy(lazy.weight)
+
+
+def test_the_entries_of_long_containers_are_no_parts():
+    model = nn.Linear(4, 1)
+    model.words = [torch.zeros(1) for _ in range(MAX_ENTRIES)]
+    snapshot = Snapshot(parts_of([model]), keep_records=False)
+    model.words.append(torch.zeros(1))
+    snapshot.save()
+    assert snapshot.added().parts == {}
+    model.words.append(torch.zeros(1))
+    snapshot.restore()
+    assert len(model.words) == MAX_ENTRIES + 1
 
 
 def test_the_gradients_of_batches_are_restored():
