@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import dis
+import functools
 import os
 import random
 import sys
@@ -11,6 +12,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
+from itertools import filterfalse
 from pathlib import Path
 from queue import Queue
 from types import (
@@ -35,6 +37,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 __all__ = [
     "CONTAINERS",
     "GENERATORS",
+    "LRU_CACHE",
     "MAX_ENTRIES",
     "MISSING",
     "VALUES",
@@ -43,6 +46,7 @@ __all__ = [
     "cell_value",
     "is_iterator",
     "is_large",
+    "is_own",
     "kind_of",
     "known_to_functions",
     "namespace",
@@ -59,6 +63,8 @@ CONTAINERS = (list, deque, set, OrderedDict, dict)
 """Types whose content changes in place, subclasses first."""
 MAX_ENTRIES = 10_000
 """Longer containers hold examples or words, which do not change."""
+MAX_KNOWN_ENTRIES = 1_000
+"""The same for containers that only functions know, where lists of examples are common."""
 MAX_ELEMENTS = 2**20
 """Larger tensors and arrays of a dataset or a loader are data, not states."""
 LIVE = (
@@ -82,13 +88,15 @@ UNSEARCHED = (*VALUES, *weakref.ProxyTypes)
 """Types of what holds nothing, and of what stands for an object that may not exist any more."""
 METHODS = (MethodType, BuiltinMethodType)
 """Types of functions that are bound to an object."""
-CALLED = (FunctionType, *METHODS, partial)
+LRU_CACHE = functools._lru_cache_wrapper
+"""Type of functions that ``functools.cache`` and ``functools.lru_cache`` make."""
+CALLED = (FunctionType, *METHODS, LRU_CACHE, partial)
 """Types of functions whose variables can be found."""
 NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
 ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 """Instructions that assign a variable outside a function."""
-OPAQUE = (type, ModuleType, FunctionType, *METHODS, _BaseDataLoaderIter)
+OPAQUE = (type, ModuleType, FunctionType, *METHODS, LRU_CACHE, _BaseDataLoaderIter)
 
 
 def parts_of(
@@ -139,11 +147,13 @@ def known_to_functions(parts: Collection[Any], found: Mapping[int, Any] | None =
     Parts that were ``found`` before, by id, are left out; by default, these are ``parts``.
     """
     found = {id(part): part for part in parts} if found is None else found
-    classes = [*filter(_is_own, dict.fromkeys(map(type, parts)))]
+    kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
+    classes = [*filter(is_own, kinds)]
     functions = [part for part in parts if isinstance(part, CALLED)]
     known = [entry for each in (*classes, *functions) for entry in _known_to(each)]
     # A queue that only functions know may be shared with a thread.
-    return parts_of([*classes, *known], (DataLoader, Queue), functions=True, found=found)
+    leave = (DataLoader, Queue)
+    return parts_of([*classes, *known], leave, MAX_KNOWN_ENTRIES, functions=True, found=found)
 
 
 def is_iterator(part: Any) -> bool:
@@ -223,7 +233,7 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     entries = list(attributes(part).values())
     if (kind in CONTAINERS or isinstance(part, (tuple, frozenset))) and len(part) <= longest:
         items = [*dict.keys(part), *dict.values(part)] if isinstance(part, dict) else part
-        entries += filter(_is_own, items) if functions else items
+        entries += filterfalse(_is_library_code, items) if functions else items
     elif kind is Tensor:
         hooks = (part._backward_hooks, getattr(part, "_post_accumulate_grad_hooks", None))
         entries += [each for each in hooks if each is not None]
@@ -232,7 +242,7 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
     elif kind is None and isinstance(part, nn.Module):
         entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
     if functions:
-        entries += _known_to(part) if kind is None else filter(_is_own, [type(part)])
+        entries += _known_to(part) if kind is None else filter(is_own, type(part).__mro__)
     return entries
 
 
@@ -248,9 +258,11 @@ def _known_to(function: Any) -> list[Any]:
         around = [*map(cell_value, function.__closure__ or ())]
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         return [*around, *defaults, *vars(function).values(), *_named_in(function, around)]
-    if isinstance(function, type) and _is_own(function):
+    if isinstance(function, LRU_CACHE):
+        return [function.__wrapped__]
+    if isinstance(function, type) and is_own(function):
         own = [each for value in vars(function).values() for each in _functions_of(value)]
-        return [*filter(_is_own, [*own, *function.__mro__[1:]])]
+        return [*filter(is_own, [*own, *function.__mro__[1:]])]
     return []
 
 
@@ -262,17 +274,15 @@ def _named_in(function: FunctionType, around: list[Any]) -> list[Any]:
     named = [known[name] for name in names if name in known]
     # It may also import them by itself.
     full_names = [each for n in names for each in (n, f"{known.get('__package__')}.{n}")]
-    modules = [value for value in (*named, *around) if isinstance(value, ModuleType)]
-    modules += [sys.modules[name] for name in full_names if name in sys.modules]
-    searched: dict[int, ModuleType] = {}
-    while modules:
-        module = modules.pop()
-        if id(module) not in searched and _is_users(module.__name__):
-            searched[id(module)] = module
-            values = [vars(module)[name] for name in names if name in vars(module)]
-            modules += [value for value in values if isinstance(value, ModuleType)]
-            named += values
-    return [*filter(_is_own, named), *searched.values()]
+    level = [*named, *around, *(sys.modules[name] for name in full_names if name in sys.modules)]
+    modules: dict[int, ModuleType] = {}
+    while level:
+        new = {id(each): each for each in level if isinstance(each, ModuleType) and is_own(each)}
+        new = {key: module for key, module in new.items() if key not in modules}
+        modules |= new
+        level = [vars(each)[n] for each in new.values() for n in names if n in vars(each)]
+        named += level
+    return [*filter(is_own, named), *modules.values()]
 
 
 def _functions_of(value: Any) -> list[Any]:
@@ -284,13 +294,19 @@ def _functions_of(value: Any) -> list[Any]:
     return [value.__func__ if isinstance(value, (staticmethod, classmethod)) else value]
 
 
-def _is_own(value: Any) -> bool:
-    """Return whether a variable or an entry may be state, and is not of an installed library."""
+def _is_library_code(value: Any) -> bool:
+    return isinstance(value, (type, FunctionType)) and not is_own(value)
+
+
+def is_own(value: Any) -> bool:
+    """Return whether code, or what a variable holds, is the user's: not of an installed library."""
     if type(value) in UNSEARCHED:
         return False
     if isinstance(value, METHODS):
-        return _is_own(value.__self__)
-    if isinstance(value, (type, FunctionType)):
+        return is_own(value.__self__)
+    if isinstance(value, ModuleType):
+        return _is_users(str(vars(value).get("__name__")))
+    if isinstance(value, (type, FunctionType, LRU_CACHE)):
         return _is_users(str(value.__module__))
     if isinstance(value, (*CONTAINERS, *NUMBERS, tuple, frozenset, partial)) or is_iterator(value):
         return True
@@ -301,6 +317,8 @@ def _is_own(value: Any) -> bool:
 @lru_cache(maxsize=1024)
 def _is_users(module: str) -> bool:
     """Return whether a Python module is the user's: not one of Python, installed, or of this."""
+    if module in ("__main__", "__mp_main__"):
+        return True  # whatever runs it
     if _is_pythons(module) or module.partition(".")[0] in ("torch", __name__.partition(".")[0]):
         return False
     return not {"site-packages", "dist-packages"}.intersection(_file_of(module).parts)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
 from io import IOBase
-from itertools import islice
+from itertools import takewhile
 from logging import Logger
-from operator import is_
+from operator import is_, ne
 from threading import Thread
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -28,12 +28,14 @@ from torch.utils._pytree import tree_map_only
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
+    LRU_CACHE,
     MAX_ENTRIES,
     MISSING,
     VALUES,
     assigned,
     attributes,
     cell_value,
+    is_own,
     kind_of,
     known_to_functions,
     namespace,
@@ -44,7 +46,7 @@ from lrrt_stage.state.tensors import Tensors
 
 __all__ = ["Snapshot"]
 
-COPIED = (np.ndarray, bytearray, array, torch.jit.ScriptModule, *GENERATORS)
+COPIED = (np.ndarray, bytearray, array, torch.jit.ScriptModule, LRU_CACHE, *GENERATORS)
 """Types of objects whose state neither entries nor attributes tell."""
 
 Restore = Callable[[], object]
@@ -111,7 +113,7 @@ class Snapshot:
         self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
         self.filled = [i for i, h in enumerate(self.holders) if type(h) not in CONTAINERS or h]
         self.replaced: set[int] = set()
-        self.imported = len(sys.modules)
+        self.last_import = next(reversed(sys.modules))
         self.restores = [_saved_copy(part) for part in self.copied]
 
     def save(self) -> None:
@@ -121,7 +123,7 @@ class Snapshot:
             self.replaced.add(index)
         self.filled += self.replaced.difference(self.filled)
         self.tensors.save()
-        self.imported = len(sys.modules)
+        self.last_import = next(reversed(sys.modules))
         self.restores = [_saved_copy(part) for part in self.copied]
         for variables in self.variables:
             variables.save()
@@ -138,8 +140,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
-        # The latest modules are the last ones of the dictionary.
-        new = {*islice(reversed(sys.modules), max(len(sys.modules) - self.imported, 0))}
+        # The dictionary has the order of the imports.
+        new = {*takewhile(partial(ne, self.last_import), reversed(sys.modules))}
         with ExitStack() as stack:  # so that one that fails does not keep others from it
             for index in self._changed():
                 holder, content = self.holders[index], self.contents[index]
@@ -195,6 +197,8 @@ class _Variables:
             before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
             if before is after or (self.is_code and _is_made_once(before, after, new)):
                 continue
+            if name == "__warningregistry__":  # Python's, of what it has warned of
+                continue
             if not self.may_record or (_is_state(before) and _is_state(after)):
                 _assign(self.part, name, before)
 
@@ -206,6 +210,8 @@ def _changes(part: Any) -> bool:
         return part.flags.writeable and not isinstance(part, np.memmap)
     if isinstance(part, torch.jit.ScriptModule):
         return hasattr(part, "_concrete_type")
+    if isinstance(part, LRU_CACHE):
+        return is_own(part)
     return not isinstance(part, random.SystemRandom)
 
 
@@ -222,6 +228,8 @@ def _saved_copy(part: Any) -> Restore:
         return partial(setattr, bits, "state", copy.deepcopy(bits.state))
     if isinstance(part, torch.jit.ScriptModule):
         return _saved_attributes(part)
+    if isinstance(part, LRU_CACHE):  # it can be emptied, and not be filled
+        return part.cache_info if part.cache_info().currsize else part.cache_clear
     return partial(part.set_state, part.get_state())
 
 
@@ -339,7 +347,7 @@ def _has_variables(part: Any) -> bool:
         # One that names itself may set its own attributes.
         names_itself = part.__name__ in (*code.co_names, *code.co_freevars)
         return bool(assigned(code) or vars(part)) or names_itself
-    return isinstance(part, (type, ModuleType)) or bool(slots(part))
+    return (isinstance(part, (type, ModuleType)) and is_own(part)) or bool(slots(part))
 
 
 def _variables(part: Any) -> dict[Any, Any]:

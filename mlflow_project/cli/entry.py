@@ -75,7 +75,8 @@ def _interrupt_again(ignored: UnraisableHookArgs) -> None:
 
     Python drops whatever these raise: the command would go on as if nobody had stopped it.
     """
-    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+    in_main = threading.current_thread() is threading.main_thread()
+    if not (in_main and isinstance(ignored.exc_value, KeyboardInterrupt)):
         sys.__unraisablehook__(ignored)
         return
     signal.signal(signal.SIGTERM, _interrupt)

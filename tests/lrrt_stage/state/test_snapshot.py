@@ -2,24 +2,30 @@
 
 import argparse
 import code
+import functools
 import importlib
 import itertools
 import queue
 import random
 import sys
 import threading
+import warnings
 import weakref
 from array import array
 from collections import OrderedDict, UserDict, defaultdict, deque
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from operator import mul
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 from lrrt_stage import LRRTError, Validation, range_test, seeded
@@ -422,6 +428,23 @@ class InOtherPlaces(Carrying):
         return 1 + key.count + Totals.count + len(self.sizes)
 
 
+class InAClassOfTorch(Carrying):
+    """A parametrized layer has a class that torch derives from the user's."""
+
+    def prepare(self):
+        class Counting(nn.Linear):
+            calls = 0
+
+            def forward(self, x):
+                type(self).__mro__[1].calls += 1
+                return super().forward(x) * (1 + self.calls)
+
+        self.other = weight_norm(Counting(4, 1))
+
+    def scale(self, x):
+        return self.other(x)
+
+
 MODELS = Carrying.__subclasses__() + Target.__subclasses__()
 
 
@@ -632,7 +655,55 @@ def in_classes_and_tables():
     return loss
 
 
+SCALE = None
+
+
+@functools.lru_cache
+def set_up():
+    global SCALE
+    SCALE = [1.0]
+
+
+def set_up_once():
+    """What a cached function does once, which is not done again unless it is called again."""
+    global SCALE
+    SCALE = None
+    set_up.cache_clear()
+
+    def loss(output, target):
+        set_up()
+        SCALE[0] += 0.1
+        return squared(output, target) * SCALE[0]
+
+    return loss
+
+
+def with_a_scaler():
+    """An object of a library in a list."""
+    scalers = [StandardScaler()]
+
+    def loss(output, target):
+        scalers[0].partial_fit(output.detach().numpy())
+        return squared(output, target) * float(scalers[0].n_samples_seen_)
+
+    return loss
+
+
+def of_main():
+    """Code of ``__main__``, which an installed program may run."""
+    variables = {"__name__": "__main__", "squared": squared}
+    exec(
+        "calls = [0]\n"
+        "def loss(output, target):\n"
+        "    calls[0] += 1\n"
+        "    return squared(output, target) * calls[0]\n",
+        variables,
+    )
+    return variables["loss"]
+
+
 LOSSES = [
+    *(set_up_once, with_a_scaler, of_main),
     *(chosen_by_the_first_batch, in_classes_and_tables),
     *(lambda: Trainer().loss, around, of_the_python_module, own_default, own_attribute),
     bank,
@@ -763,6 +834,56 @@ def test_the_variables_of_python_modules_are_restored_however_they_are_reached(
     forget()
 
 
+@pytest.mark.parametrize("stub", [None, Mock(), SimpleNamespace(rate=2.0)])
+def test_a_module_that_is_none_does_not_matter(stub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "stub_of_mine", stub)
+
+    def loss(output, target):
+        with suppress(ImportError):
+            import stub_of_mine  # noqa: F401
+        return squared(output, target)
+
+    assert measured(*started(lambda: nn.Linear(4, 1), lambda: loss), probe=HELD_OUT)
+
+
+def test_an_installed_module_that_a_model_holds_is_left_alone(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    (package / "installed_of_mine.py").write_text("rows = None\n")
+    monkeypatch.syspath_prepend(package)
+    installed = importlib.import_module("installed_of_mine")
+
+    class Recording(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                self.recorder.rows = [*(self.recorder.rows or []), len(x)]
+            return super().forward(x)
+
+    model = Recording(4, 1)
+    model.recorder = installed
+    measured(*started(lambda: model, lambda: squared), probe=HELD_OUT)
+    assert len(installed.rows) == 25
+
+
+def test_what_python_has_warned_of_is_not_warned_of_again(tmp_path, monkeypatch):
+    (tmp_path / "warning_of_mine.py").write_text(
+        "import warnings\n"
+        "def loss(output, target):\n"
+        "    warnings.warn('a hard label')\n"
+        "    return (output - target[:len(output)]).square().mean()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("warning_of_mine")
+
+    def loss(output, target):
+        return module.loss(output, target)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        measured(*started(lambda: nn.Linear(4, 1), lambda: loss), probe=HELD_OUT)
+    assert [str(each.message) for each in caught].count("a hard label") == 1
+
+
 def test_an_evaluation_of_a_loader_that_shares_a_generator_with_the_training_changes_nothing():
     def shared(with_validation):
         generator, data = torch.Generator().manual_seed(0), [*zip(*drawn(32, 1), strict=True)]
@@ -807,11 +928,13 @@ def test_code_that_is_imported_and_a_file_that_is_opened_during_an_evaluation_st
         "registry.ORDER.append(focal)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "removed_of_mine", pytest)
     registry = importlib.import_module("registry_of_mine")
     log = None
 
     def loss(output, target):
         nonlocal log
+        sys.modules.pop("removed_of_mine", None)
         import focal_of_mine  # noqa: F401
 
         log = log or (tmp_path / "log.txt").open("w")
