@@ -12,9 +12,12 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
-from itertools import filterfalse
+from io import IOBase
+from itertools import filterfalse, islice
+from logging import Logger
 from pathlib import Path
 from queue import Queue
+from threading import Thread
 from types import (
     BuiltinMethodType,
     CellType,
@@ -40,6 +43,7 @@ __all__ = [
     "LRU_CACHE",
     "MAX_ENTRIES",
     "MISSING",
+    "OF_A_PROCESS",
     "VALUES",
     "assigned",
     "attributes",
@@ -63,8 +67,8 @@ CONTAINERS = (list, deque, set, OrderedDict, dict)
 """Types whose content changes in place, subclasses first."""
 MAX_ENTRIES = 10_000
 """Longer containers hold examples or words, which do not change."""
-MAX_KNOWN_ENTRIES = 1_000
-"""The same for containers that only functions know, where lists of examples are common."""
+MAX_OBJECTS = 100
+"""Longer tables of a Python module with tuples or objects hold examples, too."""
 MAX_ELEMENTS = 2**20
 """Larger tensors and arrays of a dataset or a loader are data, not states."""
 LIVE = (
@@ -96,7 +100,12 @@ NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
 ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 """Instructions that assign a variable outside a function."""
-OPAQUE = (type, ModuleType, FunctionType, *METHODS, LRU_CACHE, _BaseDataLoaderIter)
+OF_A_PROCESS = (IOBase, Logger, Thread)
+"""Types of objects that a process opens or starts."""
+OPAQUE = (
+    *(type, ModuleType, FunctionType, *METHODS, LRU_CACHE),
+    *(_BaseDataLoaderIter, *OF_A_PROCESS),
+)
 
 
 def parts_of(
@@ -132,7 +141,8 @@ def parts_of(
             for each in part.modules() if isinstance(part, nn.Module) else (part,):
                 if id(each) not in seen and id(each) not in found:
                     seen[id(each)] = each
-                    new.append((each, of_dataset or isinstance(each, Dataset)))
+                    holds_examples = of_dataset or isinstance(each, Dataset)
+                    new.append((each, holds_examples and not isinstance(each, nn.Module)))
         level = [
             (entry, of_dataset)
             for part, of_dataset in new
@@ -152,8 +162,7 @@ def known_to_functions(parts: Collection[Any], found: Mapping[int, Any] | None =
     functions = [part for part in parts if isinstance(part, CALLED)]
     known = [entry for each in (*classes, *functions) for entry in _known_to(each)]
     # A queue that only functions know may be shared with a thread.
-    leave = (DataLoader, Queue)
-    return parts_of([*classes, *known], leave, MAX_KNOWN_ENTRIES, functions=True, found=found)
+    return parts_of([*classes, *known], (DataLoader, Queue), functions=True, found=found)
 
 
 def is_iterator(part: Any) -> bool:
@@ -214,6 +223,16 @@ def assigned(code: CodeType) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4096)
+def _imports(code: CodeType) -> frozenset[str]:
+    """Return the modules that a function, or a function in it, imports when it runs."""
+    inner = [_imports(each) for each in code.co_consts if isinstance(each, CodeType)]
+    some = dis.opmap["IMPORT_NAME"] in code.co_code[::2]
+    instructions = dis.get_instructions(code) if some else ()
+    own = (each.argval for each in instructions if each.opname == "IMPORT_NAME")
+    return frozenset(own).union(*inner)
+
+
+@lru_cache(maxsize=4096)
 def _used(code: CodeType) -> frozenset[str]:
     """Return the names that a function, or a function in it, may look up in its Python module."""
     inner = [_used(each) for each in code.co_consts if isinstance(each, CodeType)]
@@ -241,8 +260,8 @@ def _entries(part: Any, longest: int, functions: bool) -> list[Any]:
         entries += part.ravel().tolist()
     elif kind is None and isinstance(part, nn.Module):
         entries += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-    if functions:
-        entries += _known_to(part) if kind is None else filter(is_own, type(part).__mro__)
+    elif functions and kind is None:
+        entries += _known_to(part)
     return entries
 
 
@@ -262,7 +281,7 @@ def _known_to(function: Any) -> list[Any]:
         return [function.__wrapped__]
     if isinstance(function, type) and is_own(function):
         own = [each for value in vars(function).values() for each in _functions_of(value)]
-        return [*filter(is_own, [*own, *function.__mro__[1:]])]
+        return [*filter(is_own, own)]
     return []
 
 
@@ -272,15 +291,15 @@ def _named_in(function: FunctionType, around: list[Any]) -> list[Any]:
     if not _is_users(str(known.get("__name__"))):
         return []
     named = [known[name] for name in names if name in known]
-    # It may also import them by itself.
-    full_names = [each for n in names for each in (n, f"{known.get('__package__')}.{n}")]
-    level = [*named, *around, *(sys.modules[name] for name in full_names if name in sys.modules)]
+    package = known.get("__package__")
+    imported = [each for n in _imports(function.__code__) for each in (n, f"{package}.{n}")]
+    level = [*named, *around, *(sys.modules[name] for name in imported if name in sys.modules)]
     modules: dict[int, ModuleType] = {}
     while level:
-        new = {id(each): each for each in level if isinstance(each, ModuleType) and is_own(each)}
-        new = {key: module for key, module in new.items() if key not in modules}
-        modules |= new
-        level = [vars(each)[n] for each in new.values() for n in names if n in vars(each)]
+        new = [each for each in level if isinstance(each, ModuleType) and id(each) not in modules]
+        new = [*filter(is_own, new)]
+        modules |= {id(each): each for each in new}
+        level = [vars(each)[name] for each in new for name in names if name in vars(each)]
         named += level
     return [*filter(is_own, named), *modules.values()]
 
@@ -308,7 +327,11 @@ def is_own(value: Any) -> bool:
         return _is_users(str(vars(value).get("__name__")))
     if isinstance(value, (type, FunctionType, LRU_CACHE)):
         return _is_users(str(value.__module__))
-    if isinstance(value, (*CONTAINERS, *NUMBERS, tuple, frozenset, partial)) or is_iterator(value):
+    if isinstance(value, (*CONTAINERS, tuple, frozenset)):
+        entries = islice(dict.values(value) if isinstance(value, dict) else value, MAX_ENTRIES)
+        some = (*NUMBERS, *VALUES, *CONTAINERS)
+        return len(value) <= MAX_OBJECTS or any(isinstance(each, some) for each in entries)
+    if isinstance(value, (*NUMBERS, partial)) or is_iterator(value):
         return True
     package = str(type(value).__module__)
     return kind_of(value) is object and (package in PLAIN_PACKAGES or _is_users(package))

@@ -69,10 +69,13 @@ def preserved(
     Raises
     ------
     LRRTError
-        If an iterator is among the parts of the model, of ``others``, or of the optimizer, or a
-        parameter without a shape is in a network that takes part.
+        If an iterator, or a network with a parameter without a shape, is among the parts of the
+        model, of ``others``, or of the optimizer.
     """
     parts = parts_of([model, *others, optimizer])
+    for part in parts:
+        if isinstance(part, nn.Module):
+            require_no_lazy(part, f"a {type(part).__name__} that takes part")
     for part in filter(_has_position, parts):
         raise LRRTError(
             f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
@@ -86,8 +89,6 @@ def preserved(
             stacklevel=4,
         )
     snapshot = Snapshot(parts, known)
-    for module in snapshot.modules:
-        require_no_lazy(module, f"a {type(module).__name__} that takes part")
     loaders = [part for part in _loader_parts(batches) if isinstance(part, DataLoader)]
     found = next(model.parameters()).device
     with (

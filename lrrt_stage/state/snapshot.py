@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from array import array
@@ -10,11 +11,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
-from io import IOBase
 from itertools import takewhile
-from logging import Logger
 from operator import is_, ne
-from threading import Thread
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
@@ -31,6 +29,7 @@ from lrrt_stage.state.parts import (
     LRU_CACHE,
     MAX_ENTRIES,
     MISSING,
+    OF_A_PROCESS,
     VALUES,
     assigned,
     attributes,
@@ -130,9 +129,9 @@ class Snapshot:
 
     def added(self) -> Snapshot:
         """Return a snapshot of what the parts hold now, and did not hold when this one was made."""
-        replaced = [self.contents[index] for index in self.replaced]
         # The entries of long containers are no parts.
-        held = [entry for content in replaced if len(content) <= MAX_ENTRIES for entry in content]
+        replaced = [index for index in self.replaced if len(self.holders[index]) <= MAX_ENTRIES]
+        held = [entry for index in replaced for entry in self.contents[index]]
         held += [value for each in self.variables for value in each.replaced()]
         parts = parts_of(held, found=self.parts)
         known = known_to_functions(parts, self.parts | {id(part): part for part in parts})
@@ -228,8 +227,8 @@ def _saved_copy(part: Any) -> Restore:
         return partial(setattr, bits, "state", copy.deepcopy(bits.state))
     if isinstance(part, torch.jit.ScriptModule):
         return _saved_attributes(part)
-    if isinstance(part, LRU_CACHE):  # it can be emptied, and not be filled
-        return part.cache_info if part.cache_info().currsize else part.cache_clear
+    if isinstance(part, LRU_CACHE):
+        return partial(_empty_cache, part, part.cache_info().currsize)
     return partial(part.set_state, part.get_state())
 
 
@@ -246,6 +245,14 @@ def _saved_attributes(scripted: Any) -> Restore:
             scripted._c.setattr(name, value)
 
     return restore
+
+
+def _empty_cache(function: Any, size: int) -> None:
+    """Empty a cache that was empty: then a function that sets something up does it again."""
+    held = gc.get_referents(function)  # nothing else tells what a cache holds
+    held += [value for each in held if isinstance(each, dict) for value in each.values()]
+    if not (size or any(isinstance(each, OF_A_PROCESS) for each in held)):
+        function.cache_clear()
 
 
 def _restore_array(part: np.ndarray, saved: np.ndarray) -> None:
@@ -314,17 +321,15 @@ def _added(container: Any, content: list[Any]) -> list[Any]:
 
 
 def _is_made_once(before: Any, after: Any, new: Collection[str]) -> bool:
-    """Return whether a value is code of ``new`` modules, or an object of the process.
+    """Return whether a value is of the ``new`` modules, or an object of the process.
 
     Python imports a module once, and an object of the process, such as a file, is opened once.
     """
     if before is not MISSING and before is not None:
         return False
-    if isinstance(after, (type, FunctionType)):
-        return after.__module__ in new
-    if isinstance(after, ModuleType):
-        return after.__name__ in new
-    return isinstance(after, (IOBase, Logger, Thread))
+    code = after if isinstance(after, (type, FunctionType)) else type(after)
+    is_new = code.__module__ in new or any(sys.modules.get(name) is after for name in new)
+    return is_new or isinstance(after, OF_A_PROCESS)
 
 
 def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection[str]) -> None:

@@ -403,6 +403,24 @@ class OfADataset(Carrying):
         return 1 + self.examples.parts[0]
 
 
+class NetworkOfADataset(Carrying):
+    """A large buffer of a network is no example, whatever holds the network."""
+
+    class Memory(nn.Module, Dataset):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("rows", torch.zeros(2**21))
+
+    def prepare(self):
+        self.memory, self.examples = self.Memory(), OfADataset.Examples()
+        self.examples.teacher = self.Memory()
+
+    def scale(self, x):
+        for rows in (self.memory.rows, self.examples.teacher.rows):
+            rows[0] += 1
+        return 1 + self.memory.rows[0] + self.examples.teacher.rows[0]
+
+
 class InOtherPlaces(Carrying):
     """The keys of a dictionary, what a property sets, and an array whose size changes."""
 
@@ -616,26 +634,20 @@ def chosen_by_the_first_batch():
 
 
 class Tally:
-    total, calls = 0.0, 0
+    calls = 0
 
     def update(self):
-        type(self).total += 0.1
-        Tally.calls += 1
-        return self.total + self.calls
-
-
-class NamedTally(Tally):
-    pass
+        self.calls += 1
+        return self.calls
 
 
 TALLIES, PAIR, ROWS = {"all": Tally()}, (torch.zeros(1), 0), [(torch.zeros(1), "first")]
 OPTIONS, BY_NAME, NUMBERS = argparse.Namespace(step=0), UserDict(step=0), array("d", [0.0])
 
 
-def in_classes_and_tables():
-    """The class of an object in a closure, its base, and objects in tables of a Python module."""
-    tally = NamedTally()
-    TALLIES["all"].rows, NamedTally.total, Tally.total, Tally.calls = [], 0.0, 0.0, 0
+def in_tables():
+    """Objects in tables of a Python module."""
+    TALLIES["all"].rows, TALLIES["all"].calls = [], 0
     for each in (PAIR[0], ROWS[0][0]):
         each.zero_()
     OPTIONS.step = BY_NAME["step"] = NUMBERS[0] = 0
@@ -650,7 +662,8 @@ def in_classes_and_tables():
         NUMBERS[0] += 0.1
         steps = OPTIONS.step + BY_NAME["step"] + NUMBERS[0] + PAIR[0] + ROWS[0][0]
         rows = sum(TALLIES["all"].rows)
-        return squared(output, target) + (steps + rows + tally.update()).sum() * output.mean()
+        steps += TALLIES["all"].update()
+        return squared(output, target) + (steps + rows).sum() * output.mean()
 
     return loss
 
@@ -704,7 +717,7 @@ def of_main():
 
 LOSSES = [
     *(set_up_once, with_a_scaler, of_main),
-    *(chosen_by_the_first_batch, in_classes_and_tables),
+    *(chosen_by_the_first_batch, in_tables),
     *(lambda: Trainer().loss, around, of_the_python_module, own_default, own_attribute),
     bank,
     *(made_later, teacher, annealed, with_an_optimizer),
@@ -948,6 +961,62 @@ def test_code_that_is_imported_and_a_file_that_is_opened_during_an_evaluation_st
     assert (tmp_path / "log.txt").read_text().count("a loss") == 50
 
 
+def test_a_module_that_replaces_itself_is_found_again(tmp_path, monkeypatch):
+    (tmp_path / "replacing_of_mine").mkdir()
+    (tmp_path / "replacing_of_mine" / "settings.py").write_text(
+        "import sys\nclass Settings:\n    scale = 2.0\nsys.modules[__name__] = Settings()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("replacing_of_mine")
+
+    def loss(output, target):
+        if "replacing_of_mine.settings" not in sys.modules:
+            importlib.import_module("replacing_of_mine.settings")
+        return squared(output, target) * package.settings.scale
+
+    assert measured(*started(lambda: nn.Linear(4, 1), lambda: loss), probe=HELD_OUT)
+
+
+def test_only_modules_that_a_function_imports_are_searched(tmp_path, monkeypatch):
+    """And not those that happen to have the name of an attribute."""
+    (tmp_path / "statistics_of_mine.py").write_text("seen = 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    statistics = importlib.import_module("statistics_of_mine")
+
+    class Model(nn.Linear):
+        statistics_of_mine = seen = 1.0
+
+        def forward(self, x):
+            return super().forward(x) * self.statistics_of_mine * self.seen
+
+    def progress(done, total):
+        statistics.seen = done
+
+    measured(*started(lambda: Model(4, 1), lambda: squared), progress=progress)
+    assert statistics.seen > 0
+
+
+def test_a_cached_function_opens_a_file_once_and_a_thread_is_started_once(tmp_path):
+    waiting = threading.Event()
+    threads = [threading.Thread(target=waiting.wait, daemon=True)]
+
+    @functools.cache
+    def log():
+        return (tmp_path / "log.txt").open("w")
+
+    def loss(output, target):
+        if not threads[0].is_alive():
+            threads[0].start()
+        log().write("a loss\n")
+        return squared(output, target)
+
+    measured(*started(lambda: nn.Linear(4, 1), lambda: loss), probe=HELD_OUT)
+    waiting.set()
+    threads[0].join()
+    log().close()
+    assert (tmp_path / "log.txt").read_text().count("a loss") == 50
+
+
 def test_a_queue_that_a_function_shares_with_a_thread_is_left_alone():
     written, done = queue.Queue(), []
     thread = threading.Thread(target=lambda: done.extend(iter(written.get, None)))
@@ -1049,24 +1118,32 @@ def test_an_entry_that_holds_itself_is_removed():
     assert measured(*started(lambda: nn.Linear(4, 1), make), probe=HELD_OUT) == without
 
 
-def test_a_lazy_network_of_a_loss_is_refused_before_anything_runs():
+def test_a_lazy_network_that_takes_part_is_refused_before_anything_runs():
     lazy = nn.LazyLinear(1)
     start = started(lambda: nn.Linear(4, 1), lambda: lambda o, t: squared(lazy(o), t))
     with pytest.raises(LRRTError, match=r"a LazyLinear that takes part .*'weight'"):
-        measured(*start)
+        measured(*start, modules=[lazy])
     assert nn.parameter.is_lazy(lazy.weight)
 
 
-def test_the_entries_of_long_containers_are_no_parts():
-    model = nn.Linear(4, 1)
-    model.words = [torch.zeros(1) for _ in range(MAX_ENTRIES)]
+def test_a_lazy_network_that_a_loss_may_use_is_no_obstacle():
+    heads = (nn.Linear(1, 1), nn.LazyLinear(1))
+    start = started(lambda: nn.Linear(4, 1), lambda: lambda o, t: squared(heads[0](o), t))
+    measured(*start, probe=HELD_OUT)
+    assert nn.parameter.is_lazy(heads[1].weight)
+
+
+@pytest.mark.parametrize(("count", "searched"), [(MAX_ENTRIES, True), (MAX_ENTRIES + 1, False)])
+def test_the_entries_of_long_containers_are_no_parts(count, searched):
+    model, one = nn.Linear(4, 1), torch.zeros(1)
+    model.words = {}
     snapshot = Snapshot(parts_of([model]), keep_records=False)
-    model.words.append(torch.zeros(1))
+    model.words |= dict.fromkeys(range(count), one)
     snapshot.save()
-    assert snapshot.added().parts == {}
-    model.words.append(torch.zeros(1))
+    assert bool(snapshot.added().parts) == searched
+    model.words[-1] = one
     snapshot.restore()
-    assert len(model.words) == MAX_ENTRIES + 1
+    assert len(model.words) == count
 
 
 def test_the_gradients_of_batches_are_restored():
