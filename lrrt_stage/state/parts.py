@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import dis
-import functools
 import os
 import random
 import sys
@@ -40,7 +39,6 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 __all__ = [
     "CONTAINERS",
     "GENERATORS",
-    "LRU_CACHE",
     "MAX_ENTRIES",
     "MISSING",
     "OF_A_PROCESS",
@@ -92,9 +90,7 @@ UNSEARCHED = (*VALUES, *weakref.ProxyTypes)
 """Types of what holds nothing, and of what stands for an object that may not exist any more."""
 METHODS = (MethodType, BuiltinMethodType)
 """Types of functions that are bound to an object."""
-LRU_CACHE = functools._lru_cache_wrapper
-"""Type of functions that ``functools.cache`` and ``functools.lru_cache`` make."""
-CALLED = (FunctionType, *METHODS, LRU_CACHE, partial)
+CALLED = (FunctionType, *METHODS, partial)
 """Types of functions whose variables can be found."""
 NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
@@ -103,7 +99,7 @@ ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
 OF_A_PROCESS = (IOBase, Logger, Thread)
 """Types of objects that a process opens or starts."""
 OPAQUE = (
-    *(type, ModuleType, FunctionType, *METHODS, LRU_CACHE),
+    *(type, ModuleType, FunctionType, *METHODS),
     *(_BaseDataLoaderIter, *OF_A_PROCESS),
 )
 
@@ -118,8 +114,8 @@ def parts_of(
     """Return ``roots``, their attributes and entries, theirs, and so on; each object once.
 
     Containers of more than ``longest`` entries are not searched. Left out are objects of the types
-    ``leave``, the examples of a dataset (the large tensors and arrays that it holds), and parts
-    that were ``found`` before, by id.
+    ``leave``, the examples of a dataset (large tensors and arrays, by themselves or in lists), and
+    parts that were ``found`` before, by id.
 
     With ``functions``, what functions and classes know is searched, too: the variables around a
     function, its defaults, the arguments that are bound to it, the variables of Python modules that
@@ -141,8 +137,8 @@ def parts_of(
             for each in part.modules() if isinstance(part, nn.Module) else (part,):
                 if id(each) not in seen and id(each) not in found:
                     seen[id(each)] = each
-                    holds_examples = of_dataset or isinstance(each, Dataset)
-                    new.append((each, holds_examples and not isinstance(each, nn.Module)))
+                    in_dataset = of_dataset and isinstance(each, (tuple, list))
+                    new.append((each, in_dataset or isinstance(each, Dataset)))
         level = [
             (entry, of_dataset)
             for part, of_dataset in new
@@ -277,8 +273,6 @@ def _known_to(function: Any) -> list[Any]:
         around = [*map(cell_value, function.__closure__ or ())]
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         return [*around, *defaults, *vars(function).values(), *_named_in(function, around)]
-    if isinstance(function, LRU_CACHE):
-        return [function.__wrapped__]
     if isinstance(function, type) and is_own(function):
         own = [each for value in vars(function).values() for each in _functions_of(value)]
         return [*filter(is_own, own)]
@@ -325,9 +319,9 @@ def is_own(value: Any) -> bool:
         return is_own(value.__self__)
     if isinstance(value, ModuleType):
         return _is_users(str(vars(value).get("__name__")))
-    if isinstance(value, (type, FunctionType, LRU_CACHE)):
+    if isinstance(value, (type, FunctionType)):
         return _is_users(str(value.__module__))
-    if isinstance(value, (*CONTAINERS, tuple, frozenset)):
+    if issubclass(type(value), (*CONTAINERS, tuple, frozenset)):  # and no proxy of one
         entries = islice(dict.values(value) if isinstance(value, dict) else value, MAX_ENTRIES)
         some = (*NUMBERS, *VALUES, *CONTAINERS)
         return len(value) <= MAX_OBJECTS or any(isinstance(each, some) for each in entries)

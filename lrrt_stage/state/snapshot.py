@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import gc
 import random
 import sys
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
-from itertools import takewhile
-from operator import is_, ne
+from operator import is_
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
@@ -26,7 +24,6 @@ from torch.utils._pytree import tree_map_only
 from lrrt_stage.state.parts import (
     CONTAINERS,
     GENERATORS,
-    LRU_CACHE,
     MAX_ENTRIES,
     MISSING,
     OF_A_PROCESS,
@@ -45,7 +42,7 @@ from lrrt_stage.state.tensors import Tensors
 
 __all__ = ["Snapshot"]
 
-COPIED = (np.ndarray, bytearray, array, torch.jit.ScriptModule, LRU_CACHE, *GENERATORS)
+COPIED = (np.ndarray, bytearray, array, torch.jit.ScriptModule, *GENERATORS)
 """Types of objects whose state neither entries nor attributes tell."""
 
 Restore = Callable[[], object]
@@ -68,8 +65,8 @@ class Snapshot:
         What the model, the losses and the optimizer hold, see
         :func:`lrrt_stage.state.parts.parts_of`.
     known
-        What functions among them know, such as hooks and losses. What was imported and files that
-        were opened stay, since Python imports a module only once.
+        What functions among them know, such as hooks and losses. Code that was imported and files
+        that were opened stay, since Python imports a module only once.
     keep_records
         Whether to keep what may be recorded in what is ``known``. Then attributes and entries are
         restored only if they were and are a number, a text, None, a tensor or an array, and lists,
@@ -112,7 +109,6 @@ class Snapshot:
         self.empty = [h for h in self.holders if type(h) in CONTAINERS and not h]
         self.filled = [i for i, h in enumerate(self.holders) if type(h) not in CONTAINERS or h]
         self.replaced: set[int] = set()
-        self.last_import = next(reversed(sys.modules))
         self.restores = [_saved_copy(part) for part in self.copied]
 
     def save(self) -> None:
@@ -122,7 +118,6 @@ class Snapshot:
             self.replaced.add(index)
         self.filled += self.replaced.difference(self.filled)
         self.tensors.save()
-        self.last_import = next(reversed(sys.modules))
         self.restores = [_saved_copy(part) for part in self.copied]
         for variables in self.variables:
             variables.save()
@@ -139,18 +134,14 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
-        # The dictionary has the order of the imports.
-        new = {*takewhile(partial(ne, self.last_import), reversed(sys.modules))}
         with ExitStack() as stack:  # so that one that fails does not keep others from it
             for index in self._changed():
                 holder, content = self.holders[index], self.contents[index]
                 if index < self.of_parts:
                     stack.callback(_refill, holder, content, self.skip)
                 else:
-                    stack.callback(_refill_known, holder, content, new)
-            for variables in self.variables:
-                stack.callback(variables.restore, new)
-            for restore in self.restores:
+                    stack.callback(_refill_known, holder, content)
+            for restore in (*(each.restore for each in self.variables), *self.restores):
                 stack.callback(restore)
             stack.callback(self.tensors.restore)
 
@@ -170,8 +161,10 @@ class _Variables:
     """What a function assigns; the variables of a class or a Python module; attributes; entries."""
 
     def __init__(self, part: Any, may_record: bool) -> None:
-        self.part, self.is_code = part, isinstance(part, (FunctionType, type, ModuleType))
-        self.may_record = may_record and not isinstance(part, FunctionType)
+        self.part, self.is_code = part, isinstance(part, (FunctionType, type))
+        is_module, is_function = isinstance(part, ModuleType), isinstance(part, FunctionType)
+        # Python does not find a submodule again whose variable is gone: only numbers are restored.
+        self.may_record = is_module or (may_record and not is_function)
         self.is_container = self.may_record and kind_of(part) in CONTAINERS
         self.save()
         self.first = self.saved
@@ -184,7 +177,7 @@ class _Variables:
         """Return the values that were saved last, and are not the first ones."""
         return [value for name, value in self.saved.items() if self.first.get(name) is not value]
 
-    def restore(self, new: Collection[str]) -> None:
+    def restore(self) -> None:
         if self.is_container and any(map(_is_array, _added(self.part, self.content))):
             _refill(self.part, self.content, ())
             return
@@ -194,9 +187,7 @@ class _Variables:
             return
         for name in self.saved | present:
             before, after = self.saved.get(name, MISSING), present.get(name, MISSING)
-            if before is after or (self.is_code and _is_made_once(before, after, new)):
-                continue
-            if name == "__warningregistry__":  # Python's, of what it has warned of
+            if before is after or (self.is_code and _is_made_once(before, after)):
                 continue
             if not self.may_record or (_is_state(before) and _is_state(after)):
                 _assign(self.part, name, before)
@@ -209,8 +200,6 @@ def _changes(part: Any) -> bool:
         return part.flags.writeable and not isinstance(part, np.memmap)
     if isinstance(part, torch.jit.ScriptModule):
         return hasattr(part, "_concrete_type")
-    if isinstance(part, LRU_CACHE):
-        return is_own(part)
     return not isinstance(part, random.SystemRandom)
 
 
@@ -227,8 +216,6 @@ def _saved_copy(part: Any) -> Restore:
         return partial(setattr, bits, "state", copy.deepcopy(bits.state))
     if isinstance(part, torch.jit.ScriptModule):
         return _saved_attributes(part)
-    if isinstance(part, LRU_CACHE):
-        return partial(_empty_cache, part, part.cache_info().currsize)
     return partial(part.set_state, part.get_state())
 
 
@@ -245,14 +232,6 @@ def _saved_attributes(scripted: Any) -> Restore:
             scripted._c.setattr(name, value)
 
     return restore
-
-
-def _empty_cache(function: Any, size: int) -> None:
-    """Empty a cache that was empty: then a function that sets something up does it again."""
-    held = gc.get_referents(function)  # nothing else tells what a cache holds
-    held += [value for each in held if isinstance(each, dict) for value in each.values()]
-    if not (size or any(isinstance(each, OF_A_PROCESS) for each in held)):
-        function.cache_clear()
 
 
 def _restore_array(part: np.ndarray, saved: np.ndarray) -> None:
@@ -300,17 +279,16 @@ def _refill(container: Any, content: list[Any], skip: Collection[str]) -> None:
         (kind.update if kind is set else kind.extend)(container, content)
 
 
-def _refill_known(container: Any, content: list[Any], new: Collection[str]) -> None:
+def _refill_known(container: Any, content: list[Any]) -> None:
     """Refill a container that functions know, which may be a table of code, filled by imports."""
     if isinstance(container, dict):
         half = len(content) // 2
         saved = dict(zip(content[:half], content[half:], strict=True))
         pairs = zip(dict.keys(container), dict.values(container), strict=True)
-        skip = {k for k, value in pairs if _is_made_once(saved.get(k, MISSING), value, new)}
+        skip = {key for key, value in pairs if _is_made_once(saved.get(key, MISSING), value)}
         _refill(container, content, skip)
     else:
-        added = _added(container, content)
-        made = [each for each in added if _is_made_once(MISSING, each, new)]
+        made = [each for each in _added(container, content) if _is_made_once(MISSING, each)]
         _refill(container, [*content, *made], ())
 
 
@@ -320,16 +298,17 @@ def _added(container: Any, content: list[Any]) -> list[Any]:
     return [each for each in _content(container) if id(each) not in held]
 
 
-def _is_made_once(before: Any, after: Any, new: Collection[str]) -> bool:
-    """Return whether a value is of the ``new`` modules, or an object of the process.
-
-    Python imports a module once, and an object of the process, such as a file, is opened once.
-    """
-    if before is not MISSING and before is not None:
-        return False
-    code = after if isinstance(after, (type, FunctionType)) else type(after)
-    is_new = code.__module__ in new or any(sys.modules.get(name) is after for name in new)
-    return is_new or isinstance(after, OF_A_PROCESS)
+def _is_made_once(before: Any, after: Any) -> bool:
+    """Return whether code was imported or registered, or an object of the process made."""
+    if isinstance(after, OF_A_PROCESS):
+        return before is MISSING or before is None
+    if isinstance(after, (type, FunctionType)):
+        module = sys.modules.get(after.__module__)
+        is_found = getattr(module, after.__qualname__, None) is after
+    else:
+        is_found = isinstance(after, ModuleType)
+    # A variable that was None is a choice, which the next batch makes again.
+    return is_found and before is MISSING
 
 
 def _refill_dict(container: Any, kind: Any, content: list[Any], skip: Collection[str]) -> None:
@@ -363,11 +342,12 @@ def _variables(part: Any) -> dict[Any, Any]:
         values = [cell_value(cells[n]) if n in cells else known.get(n, MISSING) for n in names]
         found = dict(zip(names, values, strict=True))
         return vars(part) | {n: v for n, v in found.items() if v is not MISSING}
-    if isinstance(part, dict):
+    kind = kind_of(part)  # which a proxy does not have from what it stands for
+    if kind in (OrderedDict, dict):
         return dict(zip(dict.keys(part), dict.values(part), strict=True))
-    if isinstance(part, list):
+    if kind is list:
         return dict(enumerate(part)) if len(part) <= MAX_ENTRIES else {}
-    if isinstance(part, (set, deque)):
+    if kind in (set, deque):
         return {}
     return dict(vars(part)) if isinstance(part, (type, ModuleType)) else attributes(part)
 

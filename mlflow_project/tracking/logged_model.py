@@ -114,7 +114,7 @@ def _exports(model: nn.Module, example: Tensor) -> bool:
     logging.disable(logging.CRITICAL)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            # It counts an export as a compilation of one function, of which it allows eight.
+            # torch 2.6 counts exports as compilations of one function, and allows eight.
             torch.compiler.reset()
             # As MLflow exports it. torch 2.6 exports some models that it then cannot read.
             batches = [{0: torch.export.Dim.AUTO}]
