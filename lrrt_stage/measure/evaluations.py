@@ -33,11 +33,6 @@ __all__ = [
     "validation_losses",
 ]
 
-REMEDIES = {
-    "require grad": "compute gradients under torch.enable_grad()",
-    "more than 1 value per channel": "give two examples or more to normalise over",
-}
-"""What to do, by words of torch's errors."""
 MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
 
@@ -94,10 +89,15 @@ def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:
     except LRRTError as error:
         raise LRRTError(f"{name}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        of_torch = [remedy for words, remedy in REMEDIES.items() if words in str(error)]
-        if isinstance(error, RuntimeError) and not of_torch:
+        if "more than 1 value per channel" in str(error):
+            raise LRRTError(
+                f"{name} has one example in a batch, and the model normalises over it: give two or "
+                "more"
+            ) from error
+        needs_gradients = isinstance(error, RuntimeError) and "require grad" in str(error)
+        if isinstance(error, RuntimeError) and not needs_gradients:
             raise  # one of the user's
-        remedy = of_torch[0] if of_torch else "correct it"
+        remedy = "compute gradients under torch.enable_grad()" if needs_gradients else "correct it"
         raise LRRTError(
             f"{name}: the loss raised {type(error).__name__}: {first_line(error)}: {remedy}; if "
             f"the model returns something different in evaluation mode, {IN_EVALUATION}"
