@@ -94,8 +94,6 @@ CALLED = (FunctionType, *METHODS, partial)
 """Types of functions whose variables can be found."""
 NUMBERS = (Tensor, np.ndarray, *GENERATORS, nn.Module, Optimizer)
 """Types of what is computed with."""
-ASSIGNING = ("STORE_GLOBAL", "STORE_DEREF")
-"""Instructions that assign a variable outside a function."""
 OF_A_PROCESS = (IOBase, Logger, Thread)
 """Types of objects that a process opens or starts."""
 OPAQUE = (
@@ -211,10 +209,7 @@ def cell_value(cell: CellType) -> Any:
 def assigned(code: CodeType) -> frozenset[str]:
     """Return the variables outside a function that it, or a function in it, assigns."""
     inner = [assigned(each) for each in code.co_consts if isinstance(each, CodeType)]
-    # Most functions assign none, and to decode them takes time.
-    some = any(dis.opmap[name] in code.co_code[::2] for name in ASSIGNING)
-    instructions = dis.get_instructions(code) if some else ()
-    own = (each.argval for each in instructions if each.opname in ASSIGNING)
+    own = _names_in(code, "STORE_GLOBAL", "STORE_DEREF")
     return frozenset(own).union(*inner).difference(code.co_cellvars)
 
 
@@ -222,10 +217,7 @@ def assigned(code: CodeType) -> frozenset[str]:
 def _imports(code: CodeType) -> frozenset[str]:
     """Return the modules that a function, or a function in it, imports when it runs."""
     inner = [_imports(each) for each in code.co_consts if isinstance(each, CodeType)]
-    some = dis.opmap["IMPORT_NAME"] in code.co_code[::2]
-    instructions = dis.get_instructions(code) if some else ()
-    own = (each.argval for each in instructions if each.opname == "IMPORT_NAME")
-    return frozenset(own).union(*inner)
+    return frozenset(_names_in(code, "IMPORT_NAME")).union(*inner)
 
 
 @lru_cache(maxsize=4096)
@@ -233,6 +225,14 @@ def _used(code: CodeType) -> frozenset[str]:
     """Return the names that a function, or a function in it, may look up in its Python module."""
     inner = [_used(each) for each in code.co_consts if isinstance(each, CodeType)]
     return frozenset(code.co_names).union(*inner)
+
+
+def _names_in(code: CodeType, *instructions: str) -> list[str]:
+    """Return the names in these instructions of a function, and not of the functions in it."""
+    # Most functions have none, and to decode them takes time.
+    if not any(dis.opmap[each] in code.co_code[::2] for each in instructions):
+        return []
+    return [each.argval for each in dis.get_instructions(code) if each.opname in instructions]
 
 
 def _attribute(part: Any, name: str) -> Any:
@@ -284,18 +284,16 @@ def _named_in(function: FunctionType, around: list[Any]) -> list[Any]:
     known, names = function.__globals__, _used(function.__code__)
     if not _is_users(str(known.get("__name__"))):
         return []
-    named = [known[name] for name in names if name in known]
     package = known.get("__package__")
     imported = [each for n in _imports(function.__code__) for each in (n, f"{package}.{n}")]
-    level = [*named, *around, *(sys.modules[name] for name in imported if name in sys.modules)]
-    modules: dict[int, ModuleType] = {}
-    while level:
-        new = [each for each in level if isinstance(each, ModuleType) and id(each) not in modules]
-        new = [*filter(is_own, new)]
-        modules |= {id(each): each for each in new}
-        level = [vars(each)[name] for each in new for name in names if name in vars(each)]
-        named += level
-    return [*filter(is_own, named), *modules.values()]
+    found = [known[name] for name in names if name in known]
+    found += [*around, *(sys.modules[name] for name in imported if name in sys.modules)]
+    modules: set[int] = set()
+    for value in found:  # which grows
+        if isinstance(value, ModuleType) and id(value) not in modules and is_own(value):
+            modules.add(id(value))
+            found += [vars(value)[name] for name in names if name in vars(value)]
+    return [*filter(is_own, found)]
 
 
 def _functions_of(value: Any) -> list[Any]:

@@ -245,10 +245,6 @@ def _restore_bytes(part: Any, saved: Any) -> None:
         part[:] = saved
 
 
-def _container_type(container: Any) -> Any:
-    return next(kind for kind in CONTAINERS if isinstance(container, kind))
-
-
 def _holders(parts: Iterable[Any]) -> list[Any]:
     """Return the containers among the parts, and the namespaces of the others."""
     parts = list(parts)
@@ -259,7 +255,7 @@ def _holders(parts: Iterable[Any]) -> list[Any]:
 
 def _content(container: Any) -> list[Any]:
     """Return the entries, with the methods of the known type: those of a subclass may refuse."""
-    kind = _container_type(container)
+    kind: Any = kind_of(container)
     if isinstance(container, dict):
         return [*kind.keys(container), *kind.values(container)]
     return list(kind.__iter__(container))
@@ -271,7 +267,7 @@ def _holds(container: Any, content: list[Any]) -> bool:
 
 
 def _refill(container: Any, content: list[Any], skip: Collection[str]) -> None:
-    kind = _container_type(container)
+    kind: Any = kind_of(container)
     if isinstance(container, dict):
         _refill_dict(container, kind, content, skip)
     else:
@@ -390,7 +386,7 @@ def _assign(owner: Any, name: Any, value: Any) -> None:
     elif kind_of(owner) is object and name not in slots(owner):
         owner = vars(owner)
     if isinstance(owner, (dict, list)):
-        kind = _container_type(owner)
+        kind: Any = kind_of(owner)
         if value is MISSING:
             kind.__delitem__(owner, name)
         else:

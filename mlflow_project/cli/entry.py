@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from _thread import interrupt_main
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 # cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -25,9 +25,6 @@ from lrrt_stage.errors import first_line  # noqa: E402
 from lrrt_stage.settings import hide_passwords  # noqa: E402
 from mlflow_project.cli.commands import commands  # noqa: E402
 from mlflow_project.tracking.runs import fail_project_run  # noqa: E402
-
-if TYPE_CHECKING:
-    from sys import UnraisableHookArgs
 
 __all__ = ["main"]
 
@@ -70,7 +67,7 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def _interrupt_again(ignored: UnraisableHookArgs) -> None:
+def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
     """Repeat an interruption that came inside a finalizer or a weak reference's callback.
 
     Python drops whatever these raise: the command would go on as if nobody had stopped it.
