@@ -69,19 +69,19 @@ def preserved(
     Raises
     ------
     LRRTError
-        If an iterator, or a network with a parameter without a shape, is among the parts of the
-        model, of ``others``, or of the optimizer.
+        If an iterator is among the parts of the model, of ``others``, or of the optimizer, or one
+        of these or their functions know a network with a parameter without a shape.
     """
     parts = parts_of([model, *others, optimizer])
-    for part in parts:
-        if isinstance(part, nn.Module):
-            require_no_lazy(part, f"a {type(part).__name__} that takes part")
     for part in filter(_has_position, parts):
         raise LRRTError(
             f"the model, a loss or the optimizer holds an iterator ({type(part).__name__}), whose "
             "position cannot be restored: keep a counter or a list in its place",
         )
     known = known_to_functions(parts)
+    for part in (*parts, *known):
+        if isinstance(part, nn.Module):
+            require_no_lazy(part, f"a {type(part).__name__} that takes part")
     for name in dict.fromkeys(type(part).__name__ for part in filter(_has_position, known)):
         warnings.warn(
             f"a function of the model, a loss or a hook reads an iterator ({name}), whose position "
