@@ -46,7 +46,7 @@ ROOMS = {
     "pipeline.task": (("data", "models"), ("lrrt_stage", "numpy", "torch")),
     "pipeline.training": (
         ("data", "models", "task"),
-        ("lrrt_stage", "matplotlib", "numpy", "optuna", "torch"),
+        ("lrrt_stage", "matplotlib", "numpy", "optuna", "safetensors", "torch"),
     ),
     "pipeline.jobs": (("data", "models", "task", "training"), ("lrrt_stage", "joblib", "torch")),
     "pipeline.decide": (
@@ -59,7 +59,7 @@ ROOMS = {
     ),
     "mlflow_project.tracking": (
         (),
-        ("lrrt_stage", "pipeline", "mlflow", "numpy", "rich", "torch"),
+        ("filelock", "lrrt_stage", "pipeline", "mlflow", "numpy", "requests", "rich", "torch"),
     ),
     "mlflow_project.handoff": (("tracking",), ("lrrt_stage", "pipeline", "mlflow", "torch")),
     "mlflow_project.stages": (

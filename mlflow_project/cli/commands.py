@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import rich_click as click
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
-from mlflow_project.cli.options import examples, from_values, given, options_of, tracked
+from mlflow_project.cli.options import (
+    examples,
+    from_values,
+    given,
+    options_of,
+    store_options,
+    tracked,
+)
 from mlflow_project.cli.outcome import OutputOptions, show_result
 from mlflow_project.stages.check import CheckOptions, check_stage
 from mlflow_project.stages.compare import compare_stage
@@ -19,7 +28,11 @@ from mlflow_project.stages.refine import refine_stage
 from mlflow_project.stages.shared import HandoffOptions
 from mlflow_project.stages.study import study_stage
 from mlflow_project.stages.train import TrainRunOptions, train_stage
+from mlflow_project.tracking import console
 from mlflow_project.tracking.connection import connect
+from mlflow_project.tracking.kept import mark_ended, sync
+from mlflow_project.tracking.record import WORK_DIR
+from mlflow_project.tracking.store import PATIENCE
 from pipeline import (
     Narrowing,
     RecipeOptions,
@@ -213,6 +226,29 @@ def study_command(**values: Any) -> None:
     _run("Study", study_stage, values)
 
 
+@commands.command(
+    "sync",
+    epilog=examples("lrrt-stage sync", "lrrt-stage sync .lrrt/RUN_ID"),
+)
+@click.argument("path", required=False)
+@store_options
+def sync_command(path: str | None, **values: Any) -> None:
+    """Send to the store what is kept on disk: runs that it was away for, or that were killed.
+
+    PATH is the folder of a run, or a work folder; by default, it is the one here.
+    """
+    _set_limits(values)
+    sent = sync(path, values["tracking_uri"])
+    console.note("\n".join(f"sent: run {run_id}" for run_id in sent) or "nothing is kept here")
+
+
+def _set_limits(values: dict[str, Any]) -> None:
+    if values["work_dir"]:
+        os.environ[WORK_DIR] = str(Path(values["work_dir"]).expanduser().absolute())
+    PATIENCE.seconds = values["max_wait"]
+    PATIENCE.begin()
+
+
 def _run(
     title: str, stage: Callable[..., str], values: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
@@ -228,5 +264,7 @@ def _run(
         if isinstance(hint, type) and is_dataclass(hint)
     }
     output = from_values(OutputOptions, values)
+    _set_limits(values)
     connect(values["tracking_uri"], values["experiment"])
+    mark_ended()
     return show_result(title, stage(**options, **more), output)

@@ -24,15 +24,20 @@ from lrrt_stage import LRRTError  # noqa: E402
 from lrrt_stage.errors import first_line  # noqa: E402
 from lrrt_stage.settings import hide_passwords  # noqa: E402
 from mlflow_project.cli.commands import commands  # noqa: E402
+from mlflow_project.tracking.record import unsent_records  # noqa: E402
 from mlflow_project.tracking.runs import fail_project_run  # noqa: E402
 
 __all__ = ["main"]
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, NOT_SENT, INTERRUPTED = 2, 4, 130
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0, 2 for input that cannot be used, 130 when interrupted."""
+    """Run a command and exit.
+
+    The exit code is 0, 2 for input that cannot be used, 4 if the work is done but the store has not
+    taken all of it, and 130 when interrupted.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _interrupt_again
     # As a warning it would print the traceback of an error that ends a trial.
@@ -48,7 +53,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # click raises an Abort of its own while it handles what a stage raised.
         print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
         code = INTERRUPTED
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    sys.exit(NOT_SENT if code == 0 and unsent_records() else code)
 
 
 def _fail(stage: str, reason: str) -> int:

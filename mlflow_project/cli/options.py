@@ -15,9 +15,20 @@ from click.core import ParameterSource
 from lrrt_stage.settings import TYPES, option_text, option_type, require
 from mlflow_project.cli.outcome import OutputOptions
 from mlflow_project.tracking.connection import in_project_folder
+from mlflow_project.tracking.record import WORK_DIR
+from mlflow_project.tracking.store import PATIENCE
 from pipeline.data.datasets import DATASETS
 
-__all__ = ["OptionType", "examples", "from_values", "given", "options_of", "tracked", "typed"]
+__all__ = [
+    "OptionType",
+    "examples",
+    "from_values",
+    "given",
+    "options_of",
+    "store_options",
+    "tracked",
+    "typed",
+]
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -110,12 +121,32 @@ def tracked(command: Command) -> Command:
     """Add the options that say where a command's runs and its result are stored."""
     command = options_of("Result", OutputOptions)(command)
     command = click.option("--experiment", help="Experiment, made if it is not there.")(command)
+    return store_options(command, "--experiment")
+
+
+def store_options(command: Command, *more: str) -> Command:
+    """Add the options that name the store, and say what happens while it is away."""
     command = click.option(
         "--tracking-uri",
         help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
         show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
     )(command)
-    return click.option_panel("Tracking", options=["--experiment", "--tracking-uri"])(command)
+    command = click.option(
+        "--work-dir",
+        envvar=WORK_DIR,
+        help="Folder for work in progress, and for what the store has not taken.",
+        show_default=".lrrt here",
+    )(command)
+    command = click.option(
+        "--max-wait",
+        type=click.FloatRange(0, 86400),
+        default=PATIENCE.seconds,
+        envvar="LRRT_MAX_WAIT",
+        help="Seconds to wait in total for a store that does not answer.",
+        show_default=True,
+    )(command)
+    names = [*more, "--tracking-uri", "--work-dir", "--max-wait"]
+    return click.option_panel("Tracking", options=names)(command)
 
 
 def examples(*lines: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.runs import get_run
+from mlflow_project.tracking.record import get_run
+from mlflow_project.tracking.store import StoreUnavailable, ask
 from mlflow_project.tracking.views import page, view_page
 
 __all__ = ["OutputOptions", "result_of", "show_result"]
@@ -69,7 +71,7 @@ def result_of(run: Run) -> dict[str, Any]:
         "contract_version": CONTRACT_VERSION,
         "run_id": run.info.run_id,
         "run_name": run.info.run_name,
-        "experiment": mlflow.get_experiment(run.info.experiment_id).name,
+        "experiment": _experiment_name(run.info.experiment_id),
     }
     found |= {
         tag.removeprefix(OWN_TAGS): value
@@ -117,6 +119,13 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
                 f"{first_line(error)}"
             ) from error
     return found
+
+
+def _experiment_name(experiment_id: str) -> str | None:
+    """Return the name of an experiment; None while the store is away."""
+    with suppress(StoreUnavailable):
+        return str(ask(lambda: mlflow.get_experiment(experiment_id)).name)
+    return None
 
 
 def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:

@@ -22,7 +22,9 @@ from lrrt_stage.settings import hide_passwords, require
 from lrrt_stage.state import weights
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import experiment_id
-from mlflow_project.tracking.runs import find_runs, get_run
+from mlflow_project.tracking.record import get_run, local_file
+from mlflow_project.tracking.runs import find_runs
+from mlflow_project.tracking.store import StoreUnavailable, ask
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -69,13 +71,22 @@ def find_run(run_id: str, *stages: str) -> Run:
 
 
 def run_file(run: Run, name: str, folder: str | Path) -> Path:
-    """Download the artifact ``name`` into ``folder``; raise LRRTError if the run has none."""
+    """Return the artifact ``name``, downloaded into ``folder``; raise LRRTError without one.
+
+    That of a run whose files are still here is not downloaded.
+    """
     # MLflow's progress bars would appear in the output that a script prints.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if (here := local_file(run.info.run_id, name)) is not None:
+        return here
     try:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=run.info.run_id, artifact_path=name, dst_path=str(folder)
+        path = ask(
+            lambda: mlflow.artifacts.download_artifacts(
+                run_id=run.info.run_id, artifact_path=name, dst_path=str(folder)
+            )
         )
+    except StoreUnavailable:
+        raise
     except (MlflowException, OSError) as error:
         raise LRRTError(
             f"run {run.info.run_id} has no artifact {name}: it was deleted, or the artifact store "

@@ -34,8 +34,7 @@ from mlflow_project.handoff.publishing import (
     reading_from_json,
 )
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.runs import log_range
-from mlflow_project.tracking.views import link, set_description
+from mlflow_project.tracking.views import NOTE, link
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.decide.several_tests import ConsensusOptions
@@ -126,6 +125,11 @@ class Handoff:
         """Digest of the initial weights."""
         return weights.digest(self.weights)
 
+    @property
+    def lineage(self) -> dict[str, str]:
+        """The tags of a run that starts from this hand-off."""
+        return {tags.SOURCE: self.run_id, tags.WEIGHTS: self.weights_sha256}
+
     def load_weights(self, model: nn.Module) -> None:
         """Copy the initial weights into ``model``.
 
@@ -147,12 +151,6 @@ class Handoff:
         """Return torch's scheduler over the narrowed range; call ``step()`` every iteration."""
         return build_schedule(schedule, optimizer, self.narrowed(), total_steps)
 
-    def log_lineage(self, narrowed: LRRange) -> None:
-        """Record on the active run that it starts from this hand-off, with its ranges."""
-        mlflow.set_tags({tags.SOURCE: self.run_id, tags.WEIGHTS: self.weights_sha256})
-        log_range("suggested", self.range)
-        log_range("narrowed", narrowed)
-
     def track_training(self, lr_range: LRRange | None = None) -> None:
         """Record on the active run, a training of one's own, that it starts from this hand-off.
 
@@ -170,11 +168,13 @@ class Handoff:
         if run is None:
             raise LRRTError("there is no active run: call track_training inside mlflow.start_run()")
         narrowed = self.narrowed()
-        mlflow.set_tags({tags.STAGE: OWN_TRAINING, tags.RULE: self.rule})
-        self.log_lineage(narrowed)
-        log_range("trained", lr_range or narrowed)
-        if "mlflow.note.content" not in run.data.tags:
-            set_description(
+        mlflow.set_tags({tags.STAGE: OWN_TRAINING, tags.RULE: self.rule} | self.lineage)
+        ranges = {"suggested": self.range, "narrowed": narrowed, "trained": lr_range or narrowed}
+        for name, each in ranges.items():
+            mlflow.log_metrics({f"{name}_lr_min": each.min, f"{name}_lr_max": each.max})
+        if NOTE not in run.data.tags:
+            mlflow.set_tag(
+                NOTE,
                 f"Trains over learning rates from **{lr_range or narrowed}**, inside the range "
                 f"that {link(self.run_id)} suggests ({self.range}).",
             )

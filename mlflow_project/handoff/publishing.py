@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import torch
 
 from lrrt_stage import (
@@ -27,6 +26,7 @@ from lrrt_stage.plots.curve_plot import plot_reading
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION, sha256, write_json
 from mlflow_project.tracking import tags
+from mlflow_project.tracking.record import active_record
 from pipeline import RangeTestPlan, Task
 
 __all__ = ["publish_inputs", "publish_reading", "reading_from_json"]
@@ -63,7 +63,7 @@ def publish_inputs(
     if objects is not None:
         content["objects"] = dict(objects)
     digest = write_json(folder / TASK, content)
-    mlflow.set_tags({tags.WEIGHTS: weights.digest(state), TASK_TAG: digest})
+    active_record().set_tags({tags.WEIGHTS: weights.digest(state), TASK_TAG: digest})
 
 
 def publish_reading(folder: Path, reading: Reading) -> None:
@@ -82,7 +82,7 @@ def publish_reading(folder: Path, reading: Reading) -> None:
         content["consensus"] = _consensus_to_json(reading.consensus, reading.final)
     digest = write_json(folder / SUGGESTIONS, content)
     plot_reading(reading).figure.get_figure(root=True).savefig(folder / "lrrt_curve.png")
-    mlflow.set_tags({CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest})
+    active_record().set_tags({CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest})
 
 
 def reading_from_json(content: dict[str, Any], curve: LRCurve) -> Reading:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
@@ -18,7 +17,7 @@ from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import find_runs, log_prepared, log_range, stage_run, staged_files
+from mlflow_project.tracking.runs import log_prepared, log_range, stage_run
 from mlflow_project.tracking.views import link, set_description
 from pipeline import PreparedTask, Runtime
 from pipeline.decide.fit_check import CheckResult, still_fits
@@ -75,28 +74,28 @@ def check_stage(
     # The rule that was used, which may differ from the one that was asked for.
     plan = replace(then.plan, suggestion=replace(then.plan.suggestion, rule=then.rule))
     lr = _peak_lr(baseline, then) if options.lr is None else options.lr
-    with stage_run("check", run_name(task)) as run:
+    with stage_run("check", run_name(task), keeps_children=True) as run:
         log_options(task, plan, consensus, options)
         prepared = PreparedTask(task, runtime)
         log_prepared(prepared)
-        mlflow.set_tag(tags.BASELINE, baseline.info.run_id)
+        run.set_tags({tags.BASELINE: baseline.info.run_id})
         log_range("baseline", then.range)
-        mlflow.log_metrics({"lr_in_use": lr})
+        run.log_metrics({"lr_in_use": lr})
+        folder = run.begin_work()
         # The run of a range test without a suggestion holds what is compared as well.
         with suppress(NoSuggestion):
             range_test_stage(task, runtime, plan, consensus, prepared=prepared)
-        (test,) = find_runs({"mlflow.parentRunId": run.info.run_id, tags.STAGE: "lrrt"})
-        now = read_handoff(test)
+        (test,) = run.children
+        now = read_handoff(test.as_run())
         today = now.reading
         if today.rule != then.rule:
             reason = f"rule {then.rule} has none, {today.rule} suggests {today.final.range}"
             today = replace(today, rule=then.rule, consensus=NoSuggestion(reason))
         result = still_fits(then.reading.final, today.final, lr, options.tolerance)
-        with staged_files() as folder:
-            title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
-            overlaid = {"baseline": then.reading, "today": today}
-            comparison_figure(title, overlaid, lr).savefig(folder / "overlay.png")
-        mlflow.set_tags(
+        title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
+        overlaid = {"baseline": then.reading, "today": today}
+        comparison_figure(title, overlaid, lr).savefig(folder / "overlay.png")
+        run.set_tags(
             {
                 tags.FITS: str(result.fits).lower(),
                 tags.REASON: result.reason,
@@ -107,9 +106,9 @@ def check_stage(
         )
         if today.final.range is not None:
             log_range("suggested", today.final.range)
-            mlflow.log_metrics({"moved_decades": result.moved, "allowed_decades": result.allowed})
+            run.log_metrics({"moved_decades": result.moved, "allowed_decades": result.allowed})
         _describe(baseline, then, now, result)
-    return run.info.run_id
+    return run.run_id
 
 
 def _peak_lr(baseline: Run, then: Handoff) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import mlflow
 import pandas as pd
 
 from lrrt_stage.plots.comparison_plot import comparison_figure
@@ -14,7 +13,8 @@ from lrrt_stage.settings import require
 from mlflow_project.handoff.handoff import Handoff, source_of
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import shown
-from mlflow_project.tracking.runs import get_run, stage_run, staged_files
+from mlflow_project.tracking.record import get_run
+from mlflow_project.tracking.runs import stage_run
 from mlflow_project.tracking.views import link, set_description
 
 __all__ = ["compare_stage"]
@@ -37,17 +37,17 @@ def compare_stage(*, runs: Sequence[str]) -> str:
     tests = dict(zip(_names(handoffs), handoffs, strict=True))
     name = " against ".join(tests) if len(tests) == 2 else f"{len(tests)} tests"
     with stage_run("compare", name) as run:
-        with staged_files() as folder:
-            readings = {name: test.reading for name, test in tests.items()}
-            comparison_figure("", readings).savefig(folder / "overlay.png")
-            rows = pd.DataFrame(_row(name, test) for name, test in tests.items())
-            rows.to_csv(folder / "ranges.csv", index=False)
-        mlflow.set_tag(tags.COMPARED, ",".join(ids))
+        folder = run.begin_work()
+        readings = {name: test.reading for name, test in tests.items()}
+        comparison_figure("", readings).savefig(folder / "overlay.png")
+        rows = pd.DataFrame(_row(name, test) for name, test in tests.items())
+        rows.to_csv(folder / "ranges.csv", index=False)
+        run.set_tags({tags.COMPARED: ",".join(ids)})
         found = [f"{link(test.run_id)} ({name}): {test.range}" for name, test in tests.items()]
         set_description(f"Suggested ranges: {'; '.join(found)}.")
         for name, test in tests.items():
             console.note(f"{name}: {test.range}")
-    return run.info.run_id
+    return run.run_id
 
 
 def _names(handoffs: Sequence[Handoff]) -> list[str]:

@@ -21,6 +21,7 @@ from mlflow_project.handoff.handoff import read_handoff
 from mlflow_project.handoff.publishing import publish_inputs, publish_reading
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import log_params
+from mlflow_project.tracking.record import RunRecord
 from mlflow_project.tracking.runs import (
     find_runs,
     log_curve,
@@ -28,8 +29,8 @@ from mlflow_project.tracking.runs import (
     log_reading,
     log_training,
     stage_run,
-    staged_files,
 )
+from mlflow_project.tracking.store import ask
 from pipeline import PreparedTask
 from pipeline.jobs.jobs import (
     FailedJob,
@@ -51,7 +52,7 @@ JOB = "job.json"
 class JobRuns:
     """Runs jobs as child runs of ``run``, and reuses those that an earlier run finished."""
 
-    run: Run
+    run: RunRecord
     prepared: PreparedTask
     title: str
     workers: int | None
@@ -104,8 +105,8 @@ class JobRuns:
 
     def _reuse(self, job: Job, run: Run) -> JobResult:
         """Make the run of a job that is finished a child of this one, and return its result."""
-        parent = self.run.info.run_id
-        mlflow.MlflowClient().set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+        client, parent = mlflow.MlflowClient(), self.run.run_id
+        ask(lambda: client.set_tag(run.info.run_id, "mlflow.parentRunId", parent))
         if isinstance(job, RangeTestJob):
             return _read_test(run)
         history = load_artifact(run, JOB, _load_json)["result"]
@@ -173,23 +174,22 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
     job = result.job
     stage = "test" if isinstance(job, RangeTestJob) else "training"
     failed = isinstance(result, FailedJob)
-    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name):
+    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name) as run:
         batch = {} if job.task.setup else {"batch_size": job.task.batch_size}
         seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
         log_params({**batch, **seeds, **job.labels})
         if isinstance(result, FailedJob):
             raise LRRTError(result.reason)
-        with staged_files() as folder:
-            content: dict[str, Any] = {"job": job}
-            if isinstance(result, RangeTestResult):
-                _log_test(prepared, result, folder)
-            else:
-                log_training(result.history)
-                log_range("trained", result.job.lr_range)
-                # Infinity and NaN, which are no metrics, stay as they are in the file.
-                content["result"] = result.history
-            write_json(folder / JOB, content)
-        mlflow.set_tag(tags.FINGERPRINT, job_fingerprint)
+        content: dict[str, Any] = {"job": job}
+        if isinstance(result, RangeTestResult):
+            _log_test(prepared, result, run.files)
+        else:
+            log_training(result.history)
+            log_range("trained", result.job.lr_range)
+            # Infinity and NaN, which are no metrics, stay as they are in the file.
+            content["result"] = result.history
+        write_json(run.files / JOB, content)
+        run.set_tags({tags.FINGERPRINT: job_fingerprint})
 
 
 def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import mlflow
-
 from lrrt_stage import (
     RULES,
     Consensus,
@@ -34,15 +32,9 @@ from mlflow_project.handoff.publishing import (
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    log_curve,
-    log_prepared,
-    log_reading,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.record import active_record
+from mlflow_project.tracking.runs import log_curve, log_prepared, log_reading, stage_run
 from mlflow_project.tracking.views import followers_page, link, set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
 from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
@@ -70,23 +62,24 @@ def range_test_stage(
         log_prepared(prepared)
         # Set before the test, so that the tests of an interrupted run are found again.
         test_fingerprint = lrrt_fingerprint(prepared, plan, consensus)
-        mlflow.set_tag(tags.FINGERPRINT, test_fingerprint)
+        run.set_tags({tags.FINGERPRINT: test_fingerprint})
         jobs = further_jobs(task, plan, consensus)
         state = _initial_weights(prepared)
-        with staged_files() as folder:
-            # Published before the test, so that the weights are kept however it ends.
-            digest, device = prepared.data_digest, str(prepared.device)
-            publish_inputs(folder, task, plan, state, digest, device)
-            first = plan.read(measure(plan, folder, partial(prepared.range_test, state, plan)))
-            others = []
-            if jobs:
-                earlier = same_runs(test_fingerprint, "lrrt", "FAILED", "KILLED")
-                finished = finished_jobs(earlier)
-                tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
-                others = [_reading(result) for result in tests(jobs)]
-            reading = combined_reading([first, *others], consensus)
-            publish_suggestion(task, task_words(task), plan, reading, folder)
-    return run.info.run_id
+        finished = {}
+        if jobs:
+            finished = finished_jobs(same_runs(test_fingerprint, "lrrt", "FAILED", "KILLED"))
+        folder = run.begin_work()
+        # Published before the test, so that the weights are kept however it ends.
+        digest, device = prepared.data_digest, str(prepared.device)
+        publish_inputs(folder, task, plan, state, digest, device)
+        first = plan.read(measure(plan, folder, partial(prepared.range_test, state, plan)))
+        others = []
+        if jobs:
+            tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
+            others = [_reading(result) for result in tests(jobs)]
+        reading = combined_reading([first, *others], consensus)
+        publish_suggestion(task, task_words(task), plan, reading, folder)
+    return run.run_id
 
 
 def lrrt_fingerprint(
@@ -108,7 +101,7 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
         "init='run:latest' names a different run after every training: give the id of the run",
     )
     run = find_run(run_id, "train", "lrrt")
-    mlflow.set_tag(tags.SOURCE, run_id)
+    active_record().set_tags({tags.SOURCE: run_id})
     trained = run.data.tags[tags.STAGE] == "train"
     name, tag = (FINAL_WEIGHTS, FINAL_WEIGHTS_TAG) if trained else (WEIGHTS, tags.WEIGHTS)
     return prepared.initial_weights(read_weights(run, name, tag))
@@ -159,17 +152,17 @@ def publish_suggestion(
     for note in _notes(task, asked, reading):
         console.note(note)
     curve, rule = reading.curve, reading.rule
-    run = active_run()
-    source = run.data.tags.get(tags.SOURCE)
+    run = active_record()
+    source = run.tags.get(tags.SOURCE)
     start = f", from the weights of {link(source)}" if source else ""
-    command = f"`lrrt-stage train --lrrt-run-id {run.info.run_id}` trains from them"
+    command = f"`lrrt-stage train --lrrt-run-id {run.run_id}` trains from them"
     use = "`mlflow_project.load_handoff` loads them" if task is None else command
     set_description(
         f"LR range test of {subject}{start}: {len(curve)} iterations ({curve.stop}).",
         f"Rule `{rule}` suggests learning rates from **{_found(reading)}**. "
         f"{RULES[rule].explanation}",
         f"The initial weights are the artifact `{WEIGHTS}`: {use}.",
-        f"[Runs that start from this one]({followers_page(run)}).",
+        f"[Runs that start from this one]({followers_page(run.as_run())}).",
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mlflow
-
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
@@ -17,14 +15,8 @@ from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, trai
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import require_deployable
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    find_runs,
-    get_run,
-    log_prepared,
-    read_training,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.record import RunRecord, get_run
+from mlflow_project.tracking.runs import find_runs, log_prepared, read_training, stage_run
 from mlflow_project.tracking.views import link, set_description
 from pipeline import (
     Narrowing,
@@ -87,10 +79,10 @@ def main_stage(
                     f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true "
                     "reuses the finished steps"
                 ) from None
-        mlflow.set_tag(tags.STEPS[name], run_id)
+        parent.set_tags({tags.STEPS[name]: run_id})
         return run_id
 
-    with stage_run("main", run_name(task)) as parent:
+    with stage_run("main", run_name(task), keeps_children=True) as parent:
         log_options(task, plan, consensus, narrowing, refine_options, train_options, options)
         prepared = PreparedTask(task, runtime)
         log_prepared(prepared)
@@ -98,6 +90,7 @@ def main_stage(
         if options.refine:
             direction_of(prepared, refine_options.metric)
         require_deployable(prepared, options.register)
+        parent.begin_work()
         lrrt_id = step(
             "lrrt",
             lrrt_fingerprint(prepared, plan, consensus),
@@ -125,11 +118,12 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _copy_results(handoff, lr_range, refine_id, train_id)
-    return parent.info.run_id
+        _copy_results(parent, handoff, lr_range, refine_id, train_id)
+    return parent.run_id
 
 
 def _copy_results(
+    run: RunRecord,
     handoff: Handoff,
     lr_range: LRRange,
     refine_id: str | None,
@@ -145,15 +139,14 @@ def _copy_results(
         for name, value in logged.items()
         if name.startswith("val_") or name.endswith(("_lr_min", "_lr_max", "_decades"))
     }
-    mlflow.log_metrics(metrics)
-    with staged_files() as folder:
-        figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
-        figure.savefig(folder / "summary.png")
+    run.log_metrics(metrics)
+    figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
+    figure.savefig(run.files / "summary.png")
     verdict = handoff.reading.verdict
-    mlflow.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
+    run.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
     registered = ""
     if model := get_run(train_id).data.tags.get(tags.MODEL):
-        mlflow.set_tag(tags.MODEL, model)
+        run.set_tags({tags.MODEL: model})
         name, version = model.removeprefix("models:/").rsplit("/", 1)
         page = f"#/models/{name}/versions/{version}"
         registered = f" Its model is [{name} version {version}]({page})."

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 
 from lrrt_stage import LRRange, LRRTError
@@ -27,7 +26,7 @@ from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_word
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import default_storage
 from mlflow_project.tracking.params import log_options, log_params
-from mlflow_project.tracking.runs import log_range, log_training, stage_run, staged_files
+from mlflow_project.tracking.runs import log_range, log_training, stage_run
 from mlflow_project.tracking.views import link, set_description
 from pipeline import (
     Narrowing,
@@ -70,7 +69,7 @@ def refine_stage(
         trial_fingerprint = refine_fingerprint(prepared, handoff, narrowed, same, schedule)
         name = options.study_name or f"lrrt-{trial_fingerprint[:16]}"
         run_fingerprint = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
-        mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
+        run.set_tags({tags.FINGERPRINT: run_fingerprint})
         log_options(
             prepared.task,
             narrowing,
@@ -79,6 +78,7 @@ def refine_stage(
             rule=handoff.rule,
         )
         storage = options.storage or default_storage()
+        folder = run.begin_work()
         console.note(f"the search is Optuna study {name} in {hide_passwords(storage)}")
         with console.progress("refinement") as progress:
             optuna_study = refine(
@@ -92,17 +92,16 @@ def refine_stage(
                 on_trial=partial(_trial_run, progress, options.trials),
             )
         refined = best_range(optuna_study, narrowed)
-        with staged_files() as folder:
-            _write_search(folder, optuna_study)
-            if refined is not None:
-                content = {
-                    "contract_version": CONTRACT_VERSION,
-                    "lrrt_run_id": handoff.run_id,
-                    "study_name": name,
-                    "best_trial": optuna_study.best_trial.number,
-                    "range": refined,
-                }
-                mlflow.set_tag(REFINED_TAG, write_json(folder / REFINED, content))
+        _write_search(folder, optuna_study)
+        if refined is not None:
+            content = {
+                "contract_version": CONTRACT_VERSION,
+                "lrrt_run_id": handoff.run_id,
+                "study_name": name,
+                "best_trial": optuna_study.best_trial.number,
+                "range": refined,
+            }
+            run.set_tags({REFINED_TAG: write_json(folder / REFINED, content)})
         if refined is None:
             raise LRRTError(
                 f"no trial of Optuna study {name!r} ended with a finite "
@@ -111,7 +110,7 @@ def refine_stage(
             )
         log_range("refined", refined)
         metric = f"val_{options.metric or 'loss'}"
-        mlflow.log_metrics({metric: optuna_study.best_value})
+        run.log_metrics({metric: optuna_study.best_value})
         set_description(
             f"Search for the peak learning rate of {task_words(prepared.task)} in {narrowed}, "
             f"inside the range that {link(handoff.run_id)} suggests.",
@@ -120,7 +119,7 @@ def refine_stage(
             f"The best range is **{refined}**, with a {metric.replace('val_', 'validation ')} of "
             f"{optuna_study.best_value:.4g}.",
         )
-    return run.info.run_id
+    return run.run_id
 
 
 def refine_fingerprint(
@@ -166,7 +165,7 @@ def _trial_run(
         nonlocal last
         last = training, pruned
 
-    with stage_run("trial", f"{number}: peak {lr_range.max:.3g}"):
+    with stage_run("trial", f"{number}: peak {lr_range.max:.3g}") as run:
         log_params({"trial": number})
         log_range("trained", lr_range)
         try:
@@ -176,7 +175,7 @@ def _trial_run(
                 training, pruned = last
                 log_training(training)
                 state = "pruned" if pruned else "diverged" if training.diverged else "complete"
-                mlflow.set_tag("lrrt.trial_state", state)
+                run.set_tags({"lrrt.trial_state": state})
     progress(number + 1, trials)
 
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlflow
-
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.runs import log_prepared, name_run
+from mlflow_project.tracking.record import active_record
+from mlflow_project.tracking.runs import log_prepared, log_range, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
 
 __all__ = ["HandoffOptions", "open_handoff", "run_name", "task_words", "validation_words"]
@@ -51,10 +50,13 @@ def open_handoff(
     if not options.allow_mismatch:
         handoff.check(task, prepared.data_digest)
     elif differences := handoff.differences(task, prepared.data_digest):
-        mlflow.set_tag(tags.MISMATCH, hide_passwords("; ".join(differences)))
+        mismatch = hide_passwords("; ".join(differences))
+        active_record().set_tags({tags.MISMATCH: mismatch})
     narrowed = narrowing(handoff.range)
     name_run(run_name(task))
-    handoff.log_lineage(narrowed)
+    active_record().set_tags(handoff.lineage)
+    log_range("suggested", handoff.range)
+    log_range("narrowed", narrowed)
     log_prepared(prepared)
     return handoff, prepared, narrowed
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 from mlflow.entities import Run
 
@@ -19,9 +18,9 @@ from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import task_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.connection import active_run
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import log_prepared, resumed_run, stage_run, staged_files
+from mlflow_project.tracking.record import get_run
+from mlflow_project.tracking.runs import log_prepared, require_resumable, stage_run
 from mlflow_project.tracking.views import set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestJob, RangeTestResult
@@ -77,35 +76,35 @@ def study_stage(
             training=training,
         )
         finished = _finished_tests(same, options.resume)
-        mlflow.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind})
+        run.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind})
+        folder = run.begin_work()
         tests = JobRuns(run, prepared, options.kind, options.workers, finished)
         study = Study(task, plan, options, training, tests)
-        with staged_files() as folder:
-            try:
-                findings = KINDS[options.kind](study)
-            except NoSuggestion:
-                # What was measured is all there is to show.
-                measured = [each for each in tests.results if isinstance(each, RangeTestResult)]
-                readings = {test.job.name: test.reading for test in drawable(measured)}
-                comparison_figure("", readings).savefig(folder / "curves.png")
-                raise
-            finally:
-                _write_tables(folder, tests.results)
-            findings = _with_failures(findings, tests.results)
-            count = sum(isinstance(each.job, RangeTestJob) for each in tests.results)
-            logged = active_run()
-            parameters = sorted(logged.data.params.items())
-            started = ", ".join(f"{name} {value}" for name, value in parameters)
-            provenance = {
-                "task": task.short_name,
-                "setting": f"{count} range tests, started with {started}",
-                "run": f"{logged.info.run_name} ({run.info.run_id})",
-                "date": f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
-            }
-            write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
+        try:
+            findings = KINDS[options.kind](study)
+        except NoSuggestion:
+            # What was measured is all there is to show.
+            measured = [each for each in tests.results if isinstance(each, RangeTestResult)]
+            readings = {test.job.name: test.reading for test in drawable(measured)}
+            comparison_figure("", readings).savefig(folder / "curves.png")
+            raise
+        finally:
+            _write_tables(folder, tests.results)
+        findings = _with_failures(findings, tests.results)
+        count = sum(isinstance(each.job, RangeTestJob) for each in tests.results)
+        parameters = sorted(run.params.items())
+        started = ", ".join(f"{name} {value}" for name, value in parameters)
+        logged = run.as_run().info
+        provenance = {
+            "task": task.short_name,
+            "setting": f"{count} range tests, started with {started}",
+            "run": f"{logged.run_name} ({run.run_id})",
+            "date": f"{datetime.fromtimestamp(logged.start_time / 1000):%Y-%m-%d %H:%M}",
+        }
+        write_findings(findings, folder, options.kind, plan.suggestion.rule, provenance)
         failed = sum(isinstance(each, FailedJob) for each in tests.results)
         known = {name: value for name, value in findings.metrics.items() if math.isfinite(value)}
-        mlflow.log_metrics({**known, "failed_tests": failed})
+        run.log_metrics({**known, "failed_tests": failed})
         set_description(
             f"Study of {task_words(task)}: {findings.question}",
             *findings.sentences,
@@ -114,7 +113,7 @@ def study_stage(
         )
         for sentence in (*findings.sentences, findings.advice):
             console.note(sentence)
-    return run.info.run_id
+    return run.run_id
 
 
 def _write_tables(folder: Path, results: Sequence[JobResult]) -> None:
@@ -129,7 +128,9 @@ def _write_tables(folder: Path, results: Sequence[JobResult]) -> None:
 def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run]:
     """Return the finished tests of the interrupted study that is resumed, by fingerprint."""
     if resume is not None:
-        return finished_jobs([resumed_run(resume, study_fingerprint)])
+        resumed = get_run(resume)
+        require_resumable(resumed, study_fingerprint)
+        return finished_jobs([resumed])
     for other in same_runs(study_fingerprint, "study", "RUNNING"):
         console.note(
             f"study {other.info.run_id} with the same options is marked as running: if it was "

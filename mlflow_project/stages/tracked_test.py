@@ -30,7 +30,7 @@ from mlflow_project.handoff.publishing import publish_inputs
 from mlflow_project.stages.lrrt import measure, publish_suggestion
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import log_dataset, stage_run, staged_files
+from mlflow_project.tracking.runs import stage_run
 from pipeline import RangeTestPlan
 
 __all__ = ["track_range_test"]
@@ -111,14 +111,14 @@ def track_range_test(
             described = _described(model, optimizer, loss_fn, batches)
             log_options(plan, step, **described, device=device)
             if dataset is not None:
-                log_dataset(dataset)
+                run.log_input(dataset)
             digest = "" if dataset is None else str(dataset.digest)
             state = weights.state_of(model)
-            with staged_files() as folder:
-                publish_inputs(folder, None, plan, state, digest, device, described)
-                reading = plan.read(measure(plan, folder, run_test))
-                publish_suggestion(None, f"`{words}`", plan, reading, folder)
-        return Handoff(run.info.run_id, None, digest, device, state, plan, reading)
+            folder = run.begin_work()
+            publish_inputs(folder, None, plan, state, digest, device, described)
+            reading = plan.read(measure(plan, folder, run_test))
+            publish_suggestion(None, f"`{words}`", plan, reading, folder)
+        return Handoff(run.run_id, None, digest, device, state, plan, reading)
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return tracked(run_test)

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
-import mlflow
-import torch
-
 from lrrt_stage import LRRange, LRRTError
-from lrrt_stage.settings import Options, setting
+from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import readable, run_file
+from mlflow_project.handoff.artifacts import load_artifact, readable, sha256
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.connection import active_run_id
+from mlflow_project.tracking.kept import kept_run, own_process, run_of
 from mlflow_project.tracking.logged_model import log_model, require_deployable
+from mlflow_project.tracking.outbox import FILES, Outbox
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.runs import (
-    log_range,
-    log_training,
-    resumed_run,
-    stage_run,
-    staged_files,
-)
+from mlflow_project.tracking.record import RunRecord, active_record, get_run, remove_folder
+from mlflow_project.tracking.runs import log_range, log_training, require_resumable, stage_run
+from mlflow_project.tracking.store import PATIENCE
 from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
+from pipeline.training.checkpoint import read_checkpoint
 from pipeline.training.plots import training_figure
 
 __all__ = ["TrainRunOptions", "train_fingerprint", "train_stage"]
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, CHECKPOINT_TAG = "checkpoint.safetensors", "lrrt.checkpoint_sha256"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,9 @@ class TrainRunOptions(Options):
         None, "Refinement run whose range is trained (or latest); none: the narrowed range."
     )
     register: str | None = setting(None, "Name under which the model is registered; none: not.")
-    resume: str | None = setting(None, "Interrupted training run to continue; none: start anew.")
+    resume: str | None = setting(
+        None, "Interrupted training to continue: its run ID or folder; none: start anew."
+    )
 
 
 def train_stage(
@@ -71,49 +72,53 @@ def train_stage(
         refine_run_id = None
         if run_options.refine_run_id is not None:
             refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
-            mlflow.set_tag(tags.STEPS["refine"], refine_run_id)
+            run.set_tags({tags.STEPS["refine"]: refine_run_id})
         require_deployable(prepared, run_options.register)
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
-        mlflow.set_tag(tags.FINGERPRINT, run_fingerprint)
+        run.set_tags({tags.FINGERPRINT: run_fingerprint})
         log_options(prepared.task, narrowing, options, rule=handoff.rule)
         log_range("trained", lr_range)
-        with staged_files() as folder:
-            checkpoint = folder / CHECKPOINT
-            if run_options.resume:
-                _fetch_checkpoint(run_options.resume, run_fingerprint, folder)
-            training = _train(prepared, handoff, lr_range, options, checkpoint)
-            checkpoint.unlink()
+        checkpoint = run.files / CHECKPOINT
+        resumed = None
+        if run_options.resume:
+            resumed = _fetch_checkpoint(run_options.resume, run_fingerprint, checkpoint)
+        run.begin_work()
+        with _resumable(run, checkpoint, handoff, refine_run_id):
+            training = _train(run, prepared, handoff, lr_range, options, checkpoint)
             final = weights.state_of(training.model)
-            weights.save(final, folder / FINAL_WEIGHTS)
-            mlflow.set_tag(FINAL_WEIGHTS_TAG, weights.digest(final))
-            training_figure(training).savefig(folder / "training.png")
-        _check_first_loss(handoff, prepared, training)
+            weights.save(final, run.files / FINAL_WEIGHTS)
+            run.set_tags({FINAL_WEIGHTS_TAG: weights.digest(final)})
+            run.log_file(FINAL_WEIGHTS)  # before anything else, which may fail
+            training_figure(training).savefig(run.files / "training.png")
+            _check_first_loss(run, handoff, prepared, training)
+            if not training.diverged:
+                refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
+                sentences = (
+                    f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
+                    f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
+                    f"{refined}.",
+                    validation_words(training.epochs[-1].values()),
+                    "It started from the initial weights of the range test.",
+                )
+                description = f"By {link(run.run_id)}: {' '.join(sentences)}"
+                lineage = handoff.lineage | {
+                    "lrrt.suggested_lr_min": repr(handoff.range.min),
+                    "lrrt.suggested_lr_max": repr(handoff.range.max),
+                    "lrrt.trained_lr_min": repr(lr_range.min),
+                    "lrrt.trained_lr_max": repr(lr_range.max),
+                }
+                log_model(training.setup, run_options.register, lineage, description)
+                set_description(*sentences)
+            checkpoint.unlink()
         if training.diverged:
             finite = [*map(isfinite, training.train_loss), False].index(False)
             raise LRRTError(
                 f"training diverged after {finite} iterations with maximum LR "
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
-        lineage = {
-            tags.SOURCE: handoff.run_id,
-            tags.WEIGHTS: handoff.weights_sha256,
-            "lrrt.suggested_lr_min": repr(handoff.range.min),
-            "lrrt.suggested_lr_max": repr(handoff.range.max),
-            "lrrt.trained_lr_min": repr(lr_range.min),
-            "lrrt.trained_lr_max": repr(lr_range.max),
-        }
-        refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
-        sentences = (
-            f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
-            f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
-            f"{refined}.",
-            validation_words(training.epochs[-1].values()),
-            "It started from the initial weights of the range test.",
-        )
-        description = f"By {link(run.info.run_id)}: {' '.join(sentences)}"
-        log_model(training.setup, run_options.register, lineage, description)
-        set_description(*sentences)
-    return run.info.run_id
+    if resumed is not None and not resumed.requests:
+        remove_folder(resumed.folder)
+    return run.run_id
 
 
 def train_fingerprint(
@@ -123,7 +128,30 @@ def train_fingerprint(
     return fingerprint("train", prepared, source=handoff.run_id, lr_range=lr_range, train=options)
 
 
+@contextmanager
+def _resumable(
+    run: RunRecord, checkpoint: Path, handoff: Handoff, refine_run_id: str | None
+) -> Iterator[None]:
+    """Record the digest of the checkpoint if the block ends early, and say how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        if not checkpoint.exists():  # in the first epoch
+            raise
+        PATIENCE.hurry()
+        run.set_tags({CHECKPOINT_TAG: sha256(checkpoint)})
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        epochs = len(read_checkpoint(checkpoint)["epochs"])
+        refined = f"--refine-run-id {refine_run_id}, " if refine_run_id else ""
+        raise KeyboardInterrupt(
+            f"{epochs} epochs are kept; lrrt-stage train with the same options, {refined}"
+            f"--lrrt-run-id {handoff.run_id} and --resume {run.run_id} continues"
+        ) from None
+
+
 def _train(
+    run: RunRecord,
     prepared: PreparedTask,
     handoff: Handoff,
     lr_range: LRRange,
@@ -144,39 +172,46 @@ def _train(
             log_new(training)
             progress(len(training.epochs), options.epochs)
 
-        try:
-            training = train(
-                prepared,
-                handoff.weights,
-                lr_range,
-                options,
-                on_epoch=on_epoch,
-                checkpoint=checkpoint,
-            )
-        except KeyboardInterrupt:
-            if not checkpoint.exists():  # in the first epoch
-                raise
-            raise KeyboardInterrupt(
-                f"{logged[1]} epochs are kept; lrrt-stage train with the same options, "
-                f"--lrrt-run-id {handoff.run_id} and --resume {active_run_id()} continues"
-            ) from None
+        training = train(
+            prepared,
+            handoff.weights,
+            lr_range,
+            options,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
+        )
     log_new(training)  # a training that was interrupted after its last epoch has no epoch left
     return training
 
 
-def _fetch_checkpoint(run_id: str, run_fingerprint: str, folder: Path) -> None:
-    resumed = resumed_run(run_id, run_fingerprint)
-    mlflow.set_tag("lrrt.resumed_run_id", run_id)
-    path = run_file(resumed, CHECKPOINT, folder)
-    with readable(resumed, path):
-        torch.load(path, weights_only=True, map_location="cpu")
+def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Outbox | None:
+    """Copy the checkpoint of an interrupted training from its folder, or download it.
+
+    Returns what is kept here of that training, if anything is.
+    """
+    kept = kept_run(name)
+    resumed = get_run(name) if kept is None else run_of(kept)
+    require_resumable(resumed, run_fingerprint)
+    active_record().set_tags({"lrrt.resumed_run_id": resumed.info.run_id})
+    if kept is None:
+        load_artifact(resumed, CHECKPOINT, partial(copyfile, dst=checkpoint), CHECKPOINT_TAG)
+    else:
+        with own_process(kept):
+            found = kept.folder / FILES / CHECKPOINT
+            require(found.is_file(), f"run {name} has no checkpoint yet: leave resume out")
+            copyfile(found, checkpoint)
+    with readable(resumed, CHECKPOINT):
+        read_checkpoint(checkpoint)
+    return kept
 
 
-def _check_first_loss(handoff: Handoff, prepared: PreparedTask, training: Training) -> None:
+def _check_first_loss(
+    run: RunRecord, handoff: Handoff, prepared: PreparedTask, training: Training
+) -> None:
     """Log whether the first loss equals that of the range test bit for bit; print if not."""
     first, expected = training.train_loss[0], float(handoff.curve.loss[0])
-    mlflow.log_metrics({"first_loss": first, "range_test_first_loss": expected})
-    mlflow.set_tag("lrrt.first_loss_equal", str(first == expected).lower())
+    run.log_metrics({"first_loss": first, "range_test_first_loss": expected})
+    run.set_tags({"lrrt.first_loss_equal": str(first == expected).lower()})
     if (
         first != expected
         and prepared.task == handoff.task

@@ -20,8 +20,6 @@ from lrrt_stage.settings import hide_passwords, require
 from pipeline.task.tasks import CACHE
 
 __all__ = [
-    "active_run",
-    "active_run_id",
     "connect",
     "default_storage",
     "experiment_id",
@@ -70,18 +68,6 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
             f"experiment {named!r} in {hide_passwords(uri)} cannot be used ({first_line(error)}): "
             "name a different one with --experiment, or restore a deleted one"
         ) from error
-
-
-def active_run() -> Run:
-    """Return the active run as the store has it now."""
-    return mlflow.get_run(active_run_id())
-
-
-def active_run_id() -> str:
-    """Return the id of the active run, without a query."""
-    run = mlflow.active_run()
-    assert run is not None
-    return str(run.info.run_id)
 
 
 def experiment_id() -> str:

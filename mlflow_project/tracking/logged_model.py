@@ -14,13 +14,19 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
-from lrrt_stage.errors import describe
+from lrrt_stage.errors import LRRTError, describe
 from lrrt_stage.settings import require
-from mlflow_project.tracking import console, tags
+from mlflow_project.tracking import console
+from mlflow_project.tracking.outbox import MODEL
+from mlflow_project.tracking.record import active_record
 from pipeline import PreparedTask, Setup
 from pipeline.task.prepared import errors_of
 
 __all__ = ["log_model", "require_deployable"]
+
+WEIGHTS_ARE_KEPT = (
+    "its weights are an artifact of the run; give Setup(deployed=…) a model that can be exported"
+)
 
 
 def log_model(
@@ -36,23 +42,21 @@ def log_model(
 
     The model of the built-in setup takes inputs as the dataset holds them (before normalisation),
     a batch of any size, and returns logits. It is a ``torch.export`` archive, which loads without
-    this project and without pickle; a model that torch cannot export and load again is pickled. A
-    model whose input is not one tensor is not logged: its weights are an artifact of the run.
+    this project and without pickle. A model that torch cannot export and load again, or whose input
+    is not one tensor, is not logged: its weights are an artifact of the run.
     """
     model = setup.model.cpu().to(memory_format=torch.contiguous_format)
     deployed, example, output = _deployed(setup, model)
-    if not isinstance(output, Tensor):
-        console.note(
-            "the model is not logged, since its input or output is not one tensor: see deployed"
-        )
+    if reason := _obstacle(deployed, example, output):
+        console.note(f"the model is not logged, {reason}: {WEIGHTS_ARE_KEPT}")
         return
     assert example is not None
-    # From a single one, torch would export a model that takes only one.
-    example = torch.cat([example] * 2)[:2]
+    example = _two(example)
     inputs = example.numpy()
-    info = mlflow.pytorch.log_model(
+    record = active_record()
+    mlflow.pytorch.save_model(
         deployed,
-        name="model",
+        record.folder / MODEL,
         input_example=inputs,
         signature=ModelSignature(
             Schema([TensorSpec(inputs.dtype, (-1, *inputs.shape[1:]))]),
@@ -60,15 +64,9 @@ def log_model(
         ),
         # Given, so that MLflow does not start a process to find them out.
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
-        registered_model_name=register,
-        serialization_format="pt2" if _exports(deployed, example) else "pickle",
+        serialization_format="pt2",
     )
-    if register is not None and info.registered_model_version is not None:
-        client, number = mlflow.MlflowClient(), str(info.registered_model_version)
-        client.update_model_version(register, number, description=description)
-        for tag, value in lineage.items():
-            client.set_model_version_tag(register, number, tag, value)
-        mlflow.set_tag(tags.MODEL, f"models:/{register}/{number}")
+    record.log_model(register=register, lineage=dict(lineage), description=description)
 
 
 def require_deployable(prepared: PreparedTask, register: str | None) -> None:
@@ -77,12 +75,12 @@ def require_deployable(prepared: PreparedTask, register: str | None) -> None:
         return
     setup = prepared.setup()
     with errors_of(prepared.task):
-        output = _deployed(setup, setup.model)[2]
-    require(
-        register is None or isinstance(output, Tensor),
-        "the model cannot be registered, since its input or output is not one tensor: give "
-        "Setup(deployed=…), or leave register out",
-    )
+        deployed, example, output = _deployed(setup, setup.model)
+    if register is not None and (reason := _obstacle(deployed, example, output)):
+        raise LRRTError(
+            f"the model cannot be registered, {reason}: give Setup(deployed=…) that returns a "
+            "model without it, or leave register out"
+        )
 
 
 def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None, Any]:
@@ -104,6 +102,20 @@ def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None,
     model = model.cpu().eval()
     with torch.no_grad():
         return model, example, None if example is None else model(example)
+
+
+def _obstacle(deployed: nn.Module, example: Tensor | None, output: Any) -> str:
+    """Return why a model cannot be logged; empty if it can."""
+    if example is None or not isinstance(output, Tensor):
+        return "since its input or output is not one tensor"
+    if not _exports(deployed, _two(example)):
+        return "since torch.export cannot export it, or not load it again"
+    return ""
+
+
+def _two(example: Tensor) -> Tensor:
+    """Return a batch of two: from a single one, torch exports a model that takes only one."""
+    return torch.cat([example] * 2)[:2]
 
 
 def _exports(model: nn.Module, example: Tensor) -> bool:

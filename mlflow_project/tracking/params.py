@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import mlflow
-
 from lrrt_stage.settings import hide_passwords, option_text
-from mlflow_project.tracking.connection import active_run
+from mlflow_project.tracking.record import active_record
 from pipeline import RangeTestPlan
 
 __all__ = ["log_options", "log_params", "shown"]
@@ -21,6 +20,7 @@ ALWAYS_LOGGED = {
 }
 """Options that are always a parameter; any other is one where it is not the default."""
 
+OPTIONS = "options.json"
 FOLDER = re.compile(r"^(file://|(?:[\w+.-]+:)?(?:///(?=/))?)(?!//)[~/](?:.*/)?([^/]+)/*$")
 """An absolute path, alone, after a kind (``imagefolder:``), or in an address (``sqlite:///``): what
 is before it, and its last part."""
@@ -47,13 +47,15 @@ def log_options(*options: Any, **more: Any) -> None:
     }
     log_params(params)
     hidden = _change_texts(values, hide_passwords)
-    mlflow.log_dict(dict(sorted(hidden.items())), "options.json")
+    record = active_record()
+    text = json.dumps(dict(sorted(hidden.items())), indent=2)
+    record.files.joinpath(OPTIONS).write_text(text, encoding="utf-8")
+    record.log_file(OPTIONS)  # at once: an artifact store that cannot be used ends the stage here
 
 
 def log_params(values: Mapping[str, Any]) -> None:
     """Log parameters of the active run, except those that it has already."""
-    logged = active_run().data.params
-    mlflow.log_params({name: shown(each) for name, each in values.items() if name not in logged})
+    active_record().log_params({name: shown(each) for name, each in values.items()})
 
 
 def _flat(options: Any) -> dict[str, Any]:

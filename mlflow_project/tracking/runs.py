@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.dataset import Dataset
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import LifecycleStage, Metric, Run
-from mlflow.exceptions import MlflowException
-from mlflow.utils.time import get_current_time_millis
+from mlflow.entities import Run
 
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.settings import hide_passwords, require
-from mlflow_project.tracking import tags
-from mlflow_project.tracking.connection import (
-    RUN_ID,
-    active_run,
-    active_run_id,
-    experiment_id,
-    project_run,
-)
+from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
 from mlflow_project.tracking.params import log_params, shown
+from mlflow_project.tracking.record import (
+    RunRecord,
+    active_record,
+    enclosing_record,
+    known_record,
+    offline_run,
+    refused,
+    unsent_records,
+)
+from mlflow_project.tracking.store import PATIENCE, ask
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -37,49 +38,25 @@ from pipeline.training.loop import Epoch, TrainingHistory
 __all__ = [
     "fail_project_run",
     "find_runs",
-    "get_run",
     "log_curve",
-    "log_dataset",
     "log_prepared",
     "log_range",
     "log_reading",
     "log_training",
     "name_run",
     "read_training",
-    "resumed_run",
+    "require_resumable",
     "stage_run",
-    "staged_files",
 ]
 
 MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 """The form of the names that MLflow makes up."""
 
 
-def get_run(run_id: str) -> Run:
-    """Return a run; raise LRRTError if the store has none of this id, or it was deleted."""
-    require(
-        isinstance(run_id, str) and run_id != "",
-        f"{run_id!r} is no id of a run: give the id, as the MLflow UI shows it",
-    )
-    try:
-        run = mlflow.MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        raise LRRTError(
-            f"there is no run {run_id!r} in {mlflow.get_tracking_uri()} ({error.error_code}): "
-            "check the id and the tracking URI"
-        ) from None
-    require(
-        run.info.lifecycle_stage == LifecycleStage.ACTIVE,
-        f"run {run_id} was deleted: give a different one, or restore it with mlflow runs restore "
-        f"--run-id {run_id}",
-    )
-    return run
-
-
-def resumed_run(run_id: str, fingerprint: str) -> Run:
-    """Return a run that did not finish; raise LRRTError if it has not this fingerprint."""
-    run = get_run(run_id)
-    found, stage = run.data.tags.get(tags.STAGE), active_run().data.tags[tags.STAGE]
+def require_resumable(run: Run, fingerprint: str) -> None:
+    """Raise LRRTError unless the active run can continue a run that did not finish."""
+    run_id = run.info.run_id
+    found, stage = run.data.tags.get(tags.STAGE), active_record().tags[tags.STAGE]
     require(
         found == stage,
         f"run {run_id} is of stage {found!r}, which {stage} cannot resume: give the id of an "
@@ -94,7 +71,6 @@ def resumed_run(run_id: str, fingerprint: str) -> Run:
         run.info.status != "FINISHED",
         f"run {run_id} is finished and cannot be resumed: leave resume out",
     )
-    return run
 
 
 def find_runs(
@@ -111,60 +87,103 @@ def find_runs(
     conditions = [f"tags.`{tag}` = '{value}'" for tag, value in having.items()]
     if finished:
         conditions.append("attributes.status = 'FINISHED'")
-    return list(
-        mlflow.MlflowClient().search_runs(
-            [experiment or experiment_id()],
-            " and ".join(conditions),
-            max_results=limit,
-            order_by=["attributes.start_time DESC"],
-        )
+    search = partial(
+        mlflow.MlflowClient().search_runs,
+        [experiment or experiment_id()],
+        " and ".join(conditions),
+        max_results=limit,
+        order_by=["attributes.start_time DESC"],
     )
+    return list(ask(search))
 
 
 @contextmanager
-def stage_run(stage: str, name: str = "") -> Iterator[Run]:
+def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> Iterator[RunRecord]:
     """Open the run of a stage: that of ``mlflow run`` where there is one, else a new one.
 
     Inside the run of a different stage, or where ``mlflow run`` runs an entry point of a different
     project, it is a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED with the
-    reason as the tag ``lrrt.error``. ``name`` is that of :func:`name_run`.
+    reason as the tag ``lrrt.error``. ``name`` is that of :func:`name_run`. With ``keeps_children``,
+    files of its child runs stay on disk until it ends, so that it can read them at any time.
     """
+    if enclosing_record() is None:
+        PATIENCE.begin()
     active = mlflow.active_run()
-    project = project_run() if active is None else None
-    takes_over = project is not None and _belongs_to(project, stage)
+    project = ask(project_run) if active is None else None
     of_project = os.environ.get(RUN_ID)
     if active or project:
         os.environ.pop(RUN_ID, None)  # else start_run() would resume that run
-    if project is not None and takes_over:
-        run = mlflow.start_run(project.info.run_id)
-    elif parent := active or project:
-        run = mlflow.start_run(
-            experiment_id=parent.info.experiment_id, parent_run_id=parent.info.run_id, nested=True
-        )
-    else:
-        run = mlflow.start_run()
+    record = _open_record(active, project, stage)
+    record.keeps_children = keeps_children
+    takes_over = project is not None and record.run_id == project.info.run_id
     status = "FAILED"
     try:
-        mlflow.set_tag(tags.STAGE, stage)
+        record.set_tags({tags.STAGE: stage})
         if name:
             name_run(name)
         if active is None:
-            save_view(run.info.experiment_id)
-        yield run
+            save_view(record.run.info.experiment_id)
+        yield record
         status = "FINISHED"
     except KeyboardInterrupt as interrupt:
         status = "KILLED"
+        PATIENCE.hurry()
         _clear_frames(interrupt)
-        mlflow.set_tag(tags.ERROR, str(interrupt) or "interrupted")
+        record.begin_work()
+        record.set_tags({tags.ERROR: str(interrupt) or "interrupted"})
         raise
     except (Exception, SystemExit) as error:
         text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
-        mlflow.set_tag(tags.ERROR, hide_passwords(" ".join(text.split())[:5000]))
+        record.begin_work()
+        record.set_tags({tags.ERROR: hide_passwords(" ".join(text.split())[:5000])})
         raise
     finally:
-        mlflow.end_run(status)
+        try:
+            record.close(status)
+        finally:
+            if enclosing_record() is None:
+                _note_unsent()
         if of_project and not takes_over:  # for the next stage of this process
             os.environ[RUN_ID] = of_project
+
+
+def _note_unsent() -> None:
+    """Say what of this process is only on disk, and how it gets to the store."""
+    if records := unsent_records():
+        ids = ", ".join(each.run_id for each in records[:3])
+        more = f" and {len(records) - 3} more" if len(records) > 3 else ""
+        first = records[0]
+        path = first.folder if len(records) == 1 else first.folder.parent
+        console.note(
+            f"{hide_passwords(mlflow.get_tracking_uri())} has not taken all of run {ids}{more} "
+            f"({first.outbox.requests[0].error}): it is kept, lrrt-stage sync {path} sends it"
+        )
+
+
+def _open_record(active: Run | None, project: Run | None, stage: str) -> RunRecord:
+    """Open the run in the store; inside a stage whose store is away, on disk alone."""
+    outer = enclosing_record()
+    if outer is not None and outer.is_offline:
+        return RunRecord(offline_run(outer, stage), outer)
+    takes_over = project is not None and _belongs_to(project, stage)
+    parent = active or project
+    nested: dict[str, Any] = {}
+    if parent is not None and not takes_over:
+        nested = {"experiment_id": parent.info.experiment_id, "nested": True}
+        nested |= {"parent_run_id": parent.info.run_id}
+    run_id = project.info.run_id if project is not None and takes_over else None
+    try:
+        run = PATIENCE.attempt(lambda: mlflow.start_run(run_id, **nested))
+        return RunRecord(run, outer)
+    except Exception as error:
+        if outer is None or not outer.is_working or isinstance(error, LRRTError):
+            raise refused("run", error) from error
+        return RunRecord(offline_run(outer, stage), outer)
+    except BaseException:
+        opened = mlflow.active_run()
+        if opened is not None and (active is None or opened.info.run_id != active.info.run_id):
+            mlflow.end_run("KILLED")
+        raise
 
 
 def _belongs_to(project: Run, stage: str) -> bool:
@@ -188,9 +207,9 @@ def _clear_frames(error: BaseException | None) -> None:
 
 def name_run(name: str) -> None:
     """Name the active run after its stage and ``name``, unless the user has named it."""
-    run = active_run()
-    if MADE_UP_NAME.fullmatch(run.info.run_name or ""):
-        mlflow.set_tag("mlflow.runName", f"{run.data.tags[tags.STAGE]} {name}")
+    record = active_record()
+    if record.is_offline or MADE_UP_NAME.fullmatch(record.run.info.run_name or ""):
+        record.set_tags({"mlflow.runName": f"{record.tags[tags.STAGE]} {name}"})
 
 
 def fail_project_run(stage: str, reason: str) -> None:
@@ -202,34 +221,28 @@ def fail_project_run(stage: str, reason: str) -> None:
         client.set_terminated(run.info.run_id, "FAILED")
 
 
-def _log_series(series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
-    """Log whole series; ``steps`` are the iterations of their values, the same for all."""
-    now = get_current_time_millis()
-    metrics = [
-        Metric(name, float(value), now, step)
-        for name, values in series.items()
-        for step, value in zip(steps, values, strict=True)
-    ]
-    mlflow.MlflowClient().log_batch(active_run_id(), metrics=metrics)
-
-
 def log_training(training: TrainingHistory, first_iteration: int = 0, first_epoch: int = 0) -> None:
     """Log a training from an iteration and an epoch on, with one value per iteration or epoch."""
+    record = active_record()
     series = {"lr": training.lr, "train_loss": training.train_loss}
-    steps = range(first_iteration, len(training.train_loss))
-    _log_series({name: values[first_iteration:] for name, values in series.items()}, steps)
+    new = {name: values[first_iteration:] for name, values in series.items()}
+    record.log_series(new, range(first_iteration, len(training.train_loss)))
     epochs = training.epochs[first_epoch:]
     rows = [epoch.values() for epoch in epochs]
     validation = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-    _log_series(validation, [epoch.iteration for epoch in epochs])
+    record.log_series(validation, [epoch.iteration for epoch in epochs])
 
 
 def read_training(run_id: str) -> TrainingHistory:
     """Return the losses and learning rates that :func:`log_training` logged."""
-    client = mlflow.MlflowClient()
-    lr, train_loss, val_loss = (
-        client.get_metric_history(run_id, name) for name in ("lr", "train_loss", "val_loss")
-    )
+    names, record = ("lr", "train_loss", "val_loss"), known_record(run_id)
+    if record is not None:
+        lr, train_loss, val_loss = ([m for m in record.metrics if m.key == k] for k in names)
+    else:
+        client = mlflow.MlflowClient()
+        lr, train_loss, val_loss = (
+            ask(partial(client.get_metric_history, run_id, name)) for name in names
+        )
     return TrainingHistory(
         [point.value for point in lr],
         [point.value for point in train_loss],
@@ -239,18 +252,8 @@ def read_training(run_id: str) -> TrainingHistory:
 
 def log_range(name: str, lr_range: LRRange) -> None:
     """Log a range of the active run as ``<name>_lr_min`` and ``<name>_lr_max``."""
-    mlflow.log_metrics({f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max})
-
-
-@contextmanager
-def staged_files() -> Iterator[Path]:
-    """Yield an empty folder; what is in it at the end, also after an error, becomes artifacts."""
-    with tempfile.TemporaryDirectory(prefix="lrrt-") as folder:
-        try:
-            yield Path(folder)
-        finally:
-            if any(Path(folder).iterdir()):
-                mlflow.log_artifacts(folder)
+    metrics = {f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max}
+    active_record().log_metrics(metrics)
 
 
 def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
@@ -259,13 +262,17 @@ def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
     ``log10_lr`` is for the UI's charts, which draw one metric over a different one only on a
     linear axis.
     """
-    frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"})
+    frame, record = (
+        curve.to_frame(smoothing).rename(columns={"loss": "train_loss"}),
+        active_record(),
+    )
     frame["log10_lr"] = np.log10(frame["lr"])
     steps = frame.pop("iteration")
     evaluations = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
-    _log_series({str(name): frame[name].tolist() for name in frame}, steps.tolist())
+    record.log_series({str(name): frame[name].tolist() for name in frame}, steps.tolist())
     if evaluations is not None:
-        _log_series({"full_val_loss": evaluations.tolist()}, steps[evaluations.index].tolist())
+        full = {"full_val_loss": evaluations.tolist()}
+        record.log_series(full, steps[evaluations.index].tolist())
 
 
 def log_reading(reading: Reading) -> None:
@@ -283,9 +290,10 @@ def log_reading(reading: Reading) -> None:
     if final.range is not None:
         scalars["suggestion_decades"] = final.confidence.decades
         log_range("suggested", final.range)
-    mlflow.log_metrics(scalars)
+    record = active_record()
+    record.log_metrics(scalars)
     stop, verdict = reading.curve.stop, reading.verdict
-    mlflow.set_tags({"lrrt.stop": stop, tags.RULE: reading.rule, tags.VERDICT: verdict})
+    record.set_tags({"lrrt.stop": stop, tags.RULE: reading.rule, tags.VERDICT: verdict})
 
 
 def log_prepared(prepared: PreparedTask) -> None:
@@ -295,15 +303,5 @@ def log_prepared(prepared: PreparedTask) -> None:
     source = CodeDatasetSource(tags={"dataset": task.setup or shown(task.dataset)})
     # MLflow keeps 36 characters of a digest.
     digest = prepared.data_digest[:32]
-    log_dataset(MetaDataset(source, name=task.data_name, digest=digest))  # type: ignore[abstract]
-
-
-def log_dataset(dataset: Dataset) -> None:
-    """Log a dataset as what the active run trains on."""
-    try:
-        mlflow.log_input(dataset, context="training")
-    except MlflowException as error:
-        if error.error_code != "BAD_REQUEST":
-            raise
-        # Another run has added the same dataset between MLflow's query and its insertion.
-        mlflow.log_input(dataset, context="training")
+    dataset = MetaDataset(source, name=task.data_name, digest=digest)  # type: ignore[abstract]
+    active_record().log_input(dataset)

@@ -14,9 +14,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from mlflow_project.tracking import tags
+from mlflow_project.tracking.record import active_record, get_run
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable
 
-__all__ = ["followers_page", "link", "page", "save_view", "set_description", "view_page"]
+__all__ = ["NOTE", "followers_page", "link", "page", "save_view", "set_description", "view_page"]
 
+NOTE = "mlflow.note.content"
+"""The tag with the description of a run."""
 KEY = "lrrt-suggested-ranges"
 TAG = f"mlflow.sharedViewState.{KEY}"
 VIEW_COLUMNS = (
@@ -55,13 +59,13 @@ def followers_page(run: Run) -> str:
 
 def link(run: Run | str) -> str:
     """Return a Markdown link to a run's page, by its name."""
-    run = mlflow.get_run(run) if isinstance(run, str) else run
+    run = get_run(run) if isinstance(run, str) else run
     return f"[{run.info.run_name or run.info.run_id}]({page(run)})"
 
 
 def set_description(*sentences: str) -> None:
     """Set the description of the active run, in the UI's Markdown."""
-    mlflow.set_tag("mlflow.note.content", " ".join(sentences))
+    active_record().set_tags({NOTE: " ".join(sentences)})
 
 
 def save_view(experiment_id: str) -> None:
@@ -71,14 +75,13 @@ def save_view(experiment_id: str) -> None:
     UI that does not know this form shows its own columns.
     """
     client = mlflow.MlflowClient()
-    if TAG in client.get_experiment(experiment_id).tags:
-        return
     order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
     state = {"selectedColumns": VIEW_COLUMNS, **order}
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now = get_current_time_millis()
     view = {"name": "Suggested ranges", "createdAt": now, "updatedAt": now}
     tag = json.dumps(view | {"state": f"deflate;{packed}"})
-    # A server may let a user create runs but not change the experiment.
-    with contextlib.suppress(MlflowException):
-        client.set_experiment_tag(experiment_id, TAG, tag)
+    # A server may let a user create runs but not change the experiment, or be away.
+    with contextlib.suppress(MlflowException, StoreUnavailable):
+        if TAG not in PATIENCE.attempt(lambda: client.get_experiment(experiment_id)).tags:
+            PATIENCE.attempt(lambda: client.set_experiment_tag(experiment_id, TAG, tag))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from math import inf, isfinite, nan
@@ -23,6 +24,7 @@ from lrrt_stage.state.preserve import generators, set_training
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask, errors_of
 from pipeline.task.setup import Setup
+from pipeline.training.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.training.schedules import build_schedule, find_schedule
 
 __all__ = ["Epoch", "ScheduleOptions", "TrainOptions", "Training", "TrainingHistory", "train"]
@@ -177,11 +179,12 @@ def train(
 def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) -> None:
     setup = training.setup
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    model = setup.model.state_dict()
     content = {
-        "lr": training.lr,
-        "train_loss": training.train_loss,
+        "lr": torch.tensor(training.lr, dtype=torch.float64),
+        "train_loss": torch.tensor(training.train_loss, dtype=torch.float64),
         "epochs": [astuple(epoch) for epoch in training.epochs],
-        "model": setup.model.state_dict(),
+        "model": (model, getattr(model, "_metadata", {})),
         "losses": [loss.state_dict() for loss in setup.loss_modules],
         "optimizer": setup.optimizer.state_dict(),
         "scaler": take_step.scaler.state_dict(),
@@ -191,24 +194,21 @@ def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) ->
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
         "python": random.getstate(),
     }
-    # The file is complete, or is not there, even if the process ends here.
-    partial = path.with_suffix(".partial")
-    try:
-        torch.save(content, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_checkpoint(path, content)
 
 
 def _load_checkpoint(
     path: Path, training: Training, take_step: TrainingStep, schedule: LRScheduler
 ) -> None:
-    setup, content = training.setup, torch.load(path, weights_only=True)
-    training.lr, training.train_loss = content["lr"], content["train_loss"]
+    setup, content = training.setup, read_checkpoint(path)
+    training.lr, training.train_loss = content["lr"].tolist(), content["train_loss"].tolist()
     training.epochs = [Epoch(*values) for values in content["epochs"]]
     for _ in training.lr:
         schedule.step()
-    setup.model.load_state_dict(content["model"])
+    state, versions = content["model"]
+    model = OrderedDict(state)
+    model._metadata = versions  # type: ignore[attr-defined]
+    setup.model.load_state_dict(model)
     for loss, state in zip(setup.loss_modules, content["losses"], strict=True):
         loss.load_state_dict(state)
     # After the schedule, so that the learning rates are bit-equal.

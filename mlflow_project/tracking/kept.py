@@ -1,0 +1,164 @@
+"""Runs that are kept on disk after their process has ended: found, marked, resumed, and sent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock, Timeout
+from mlflow.entities import LifecycleStage, Run, RunData, RunInfo, RunTag
+from mlflow.utils.time import get_current_time_millis
+
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
+from lrrt_stage.settings import hide_passwords, require
+from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.outbox import STATE, UNSENT, Outbox
+from mlflow_project.tracking.record import LOCK, remove_folder, work_folder
+from mlflow_project.tracking.store import PATIENCE
+
+__all__ = ["kept_run", "mark_ended", "own_process", "run_of", "sync"]
+
+NAMED_URI = "MLFLOW_TRACKING_URI"
+KILLED = "its process ended without a word: it was killed, or the machine was"
+
+
+def kept_run(name: str) -> Outbox | None:
+    """Return what is kept here of a run, by its id or its folder; None if nothing is.
+
+    Raises
+    ------
+    LRRTError
+        If ``name`` is a folder that holds no run.
+    """
+    here = work_folder() / name
+    if os.sep not in name and (here / STATE).is_file():
+        return _load(here)
+    return _load(Path(name)) if os.sep in name or Path(name).is_dir() else None
+
+
+def run_of(kept: Outbox) -> Run:
+    """Return a kept run as far as its folder tells."""
+    state = kept.state
+    info = RunInfo(
+        run_id=state.run_id,
+        experiment_id=state.experiment_id,
+        user_id="",
+        status=state.status,
+        start_time=state.start_time,
+        end_time=None,
+        lifecycle_stage=LifecycleStage.ACTIVE,
+        run_name=state.run_name,
+    )
+    return Run(info, RunData(tags=[RunTag(*each) for each in state.tags.items()]))
+
+
+@contextmanager
+def own_process(kept: Outbox) -> Iterator[None]:
+    """Hold a kept run; raise LRRTError if the process that it belongs to is still there."""
+    lock = FileLock(kept.folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LRRTError(
+            f"run {kept.state.run_id} is in use by another process: wait until that has ended"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def mark_ended() -> None:
+    """Mark the runs of this store as KILLED whose process is gone without having ended them."""
+    uri = hide_passwords(mlflow.get_tracking_uri())
+    for kept in _kept(work_folder()):
+        state = kept.state
+        if state.status == "RUNNING" and state.tracking_uri == uri:
+            # What a person has asked for does not depend on this.
+            with suppress(Exception), own_process(kept):
+                _mark(kept)
+
+
+def _mark(kept: Outbox) -> None:
+    client, state = mlflow.MlflowClient(), kept.state
+    if not state.run_id.startswith(UNSENT):
+        PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, KILLED))
+        PATIENCE.attempt(lambda: client.set_terminated(state.run_id, "KILLED"))
+    state.status = "KILLED"
+    kept.save()
+    stage = state.tags.get(tags.STAGE, "stage")
+    resume = f"; {stage} --resume {state.run_id} continues" if stage == "train" else ""
+    console.note(f"{stage} run {state.run_id} was killed, and has left {kept.folder}{resume}")
+
+
+def sync(path: str | None, tracking_uri: str | None) -> list[str]:
+    """Send what is kept in a run's folder, or in all those of a work folder; return the run ids.
+
+    Raises
+    ------
+    LRRTError
+        If nothing is kept there, or something cannot be sent; the rest is sent.
+    """
+    folder = work_folder() if path is None else Path(path)
+    kept = [_load(folder)] if (folder / STATE).is_file() else _kept(folder)
+    require(
+        path is None or bool(kept),
+        f"{folder} holds no run: give a folder .lrrt/RUN_ID, or .lrrt for all",
+    )
+    sent, failed = [], []
+    for each in sorted(kept, key=lambda each: each.state.start_time):
+        try:
+            with own_process(each):
+                mlflow.set_tracking_uri(_store_of(each, tracking_uri))
+                _send(each)
+        except Exception as error:
+            failed.append(f"run {each.state.run_id}: {first_line(error)}")
+        else:
+            remove_folder(each.folder)
+            sent.append(each.state.run_id)
+    require(
+        not failed,
+        hide_passwords(f"{len(failed)} of {len(kept)} runs are not sent ({failed[:1]}…)"),
+    )
+    return sent
+
+
+def _send(kept: Outbox) -> None:
+    state = kept.state
+    if not any(request.kind == "end" for request in kept.requests):
+        # Of a process that was killed: as if it had been interrupted.
+        state.status = "KILLED"
+        state.tags.setdefault(tags.ERROR, KILLED)
+        kept.keep("tags", values={tags.ERROR: state.tags[tags.ERROR]})
+        kept.keep_files()
+        kept.keep("end", status="KILLED", time=get_current_time_millis())
+    kept.settle()
+    if kept.requests:
+        raise LRRTError(kept.requests[0].error)
+
+
+def _store_of(kept: Outbox, tracking_uri: str | None) -> str:
+    """Return the store that a run goes to: one that is named now, else that of its process."""
+    uri = tracking_uri or os.environ.get(NAMED_URI) or kept.state.tracking_uri
+    require(
+        "***" not in uri,
+        f"the password of {uri} is not kept: give the whole one by tracking_uri or {NAMED_URI}",
+    )
+    return uri
+
+
+def _load(folder: Path) -> Outbox:
+    try:
+        return Outbox.load(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LRRTError(
+            f"{folder} holds no run ({first_line(error)}): give a folder .lrrt/RUN_ID"
+        ) from error
+
+
+def _kept(folder: Path) -> list[Outbox]:
+    return [_load(path.parent) for path in sorted(folder.glob(f"*/{STATE}"))]

@@ -1,0 +1,324 @@
+"""The requests of a run to the tracking store, kept on disk until the store has taken them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from lrrt_stage.errors import first_line
+from lrrt_stage.settings import hide_passwords
+from mlflow_project.tracking import tags
+from mlflow_project.tracking.store import PATIENCE, is_temporary
+
+__all__ = ["FILES", "IDS", "MODEL", "PARTIAL", "STATE", "UNSENT", "Outbox", "RunState"]
+
+STATE, FILES, MODEL, OUTBOX, IDS = "run.json", "files", "model", "outbox", "ids.json"
+PARTIAL = ".partial"
+"""Ending of a file that a process was writing."""
+FIRST_FILES = (".safetensors", ".json", ".csv")
+"""Kinds of files that are sent before others, which are pictures and reports."""
+UNSENT = "unsent-"
+UNSENT_ID = re.compile(f"{UNSENT}[0-9a-f]{{32}}")
+"""Id of a run that was opened while the store was away, until the store gives it one."""
+
+
+@dataclass
+class RunState:
+    """What a process leaves on disk about a run, whichever way it ends."""
+
+    run_id: str
+    experiment_id: str
+    run_name: str
+    start_time: int
+    tracking_uri: str
+    """Without passwords."""
+    status: str = "RUNNING"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Request:
+    """A request to the store."""
+
+    kind: str
+    content: dict[str, Any]
+    error: str
+    """Why the store has not taken it; empty before the first attempt."""
+    path: Path
+    """The file that holds it."""
+
+
+class NotYet(Exception):
+    """A request names a run that the store has no id for yet."""
+
+
+class Outbox:
+    """What the store has not taken of a run, in order, in the run's ``folder``."""
+
+    def __init__(self, folder: Path, state: RunState) -> None:
+        self.folder, self.state = folder, state
+        self.requests: list[Request] = []
+        self.logged: set[str] = set()
+        """Names of the files that were sent, or are kept to be sent."""
+        self._client, self._number = MlflowClient(), 0
+
+    @classmethod
+    def load(cls, folder: Path) -> Outbox:
+        """Return what the process of a run has left.
+
+        Raises
+        ------
+        OSError, ValueError, TypeError, KeyError
+            If the folder holds no run.
+        """
+        outbox = cls(folder, RunState(**json.loads((folder / STATE).read_text(encoding="utf-8"))))
+        for path in sorted((folder / OUTBOX).glob("*.json")):
+            outbox.requests.append(Request(**json.loads(path.read_text("utf-8")), path=path))
+            outbox._number = int(path.stem)
+        return outbox
+
+    def save(self) -> None:
+        """Write the state of the run."""
+        self.folder.joinpath(OUTBOX).mkdir(parents=True, exist_ok=True)
+        _write_json(self.folder / STATE, vars(self.state))
+
+    def request(self, kind: str, **content: Any) -> None:
+        """Send a request to the store, whatever is kept."""
+        SENDERS[kind](self, content)
+
+    def log(self, kind: str, **content: Any) -> None:
+        """Send a request after those that are kept; keep it if that is not possible."""
+        if self.requests:
+            self.keep(kind, **content)
+            self.send()
+            return
+        try:
+            PATIENCE.attempt(partial(self.request, kind, **content), kind)
+        except BaseException as error:
+            self.keep(kind, hide_passwords(first_line(error)), **content)
+            if not isinstance(error, Exception):
+                raise
+
+    def keep_files(self) -> None:
+        """Keep a request for every file of the run that was not sent yet, weights first."""
+        paths = [path for path in (self.folder / FILES).rglob("*") if path.is_file()]
+        for path in sorted(paths, key=lambda path: (path.suffix not in FIRST_FILES, str(path))):
+            name = path.relative_to(self.folder / FILES).as_posix()
+            if path.suffix != PARTIAL and name not in self.logged:
+                self.logged.add(name)
+                self.keep("file", name=name)
+
+    def keep(self, kind: str, error: str = "", **content: Any) -> None:
+        """Keep a request, which is sent later."""
+        self._number += 1
+        path = self.folder / OUTBOX / f"{self._number:06}.json"
+        request = Request(kind, content, error, path)
+        self.requests.append(request)
+        self._write(request)
+
+    def _write(self, request: Request) -> None:
+        content = {name: value for name, value in vars(request).items() if name != "path"}
+        # A full disk does not end a training: what is in memory is sent all the same.
+        with suppress(OSError):
+            _write_json(request.path, content)
+
+    def send(self) -> None:
+        """Send what is kept, in order; what the store does not take stays.
+
+        A kind of requests that fails does not hold up the others, but for the end of the run.
+        """
+        failed: set[str] = set()
+        for request in [*self.requests]:
+            if request.kind in failed or (request.kind == "end" and len(self.requests) > 1):
+                continue
+            try:
+                if self.state.run_id.startswith(UNSENT):
+                    PATIENCE.attempt(self._create, "create")
+                request.content = _with_ids(request.content, self.folder.parent)
+                again = bool(request.error)
+                PATIENCE.attempt(partial(self._send, request, again), request.kind)
+            except NotYet as error:
+                request.error = str(error)
+            except Exception as error:
+                request.error = hide_passwords(first_line(error))
+                if is_temporary(error):
+                    failed.add(request.kind)
+                self._write(request)
+            else:
+                self.requests.remove(request)
+                request.path.unlink(missing_ok=True)
+
+    def _send(self, request: Request, again: bool) -> None:
+        content = request.content
+        if again and request.kind == "metrics":
+            # The store may have taken them without an answer. Databases find that out themselves.
+            names = {point[0] for point in content["points"]}
+            history = partial(self._client.get_metric_history, self.state.run_id)
+            logged = {(m.key, m.timestamp, m.step) for name in names for m in history(name)}
+            points = [(n, v, t, s) for n, v, t, s in content["points"] if (n, t, s) not in logged]
+            content = {"points": points}
+        SENDERS[request.kind](self, content)
+
+    def clear(self) -> None:
+        """Forget all requests, which the store has taken in a different way."""
+        for request in self.requests:
+            request.path.unlink(missing_ok=True)
+        self.requests.clear()
+
+    def settle(self) -> None:
+        """Send what is kept, again and again while it may succeed and there is time to wait."""
+        while True:
+            self.send()
+            kinds = {request.kind for request in self.requests if request.kind != "end"}
+            if not kinds or not PATIENCE.wait(kinds):
+                return
+
+    def _create(self) -> None:
+        """Open the run in the store, as it was opened here."""
+        state = self.state
+        created = self._client.create_run(
+            state.experiment_id,
+            state.start_time,
+            _with_ids(state.tags, self.folder.parent),
+            state.run_name,
+        )
+        file = self.folder.parent / IDS
+        known = _known_ids(self.folder.parent) | {state.run_id: created.info.run_id}
+        _write_json(file, known)
+        state.run_id = created.info.run_id
+        self.save()
+
+    def _send_tags(self, content: Mapping[str, Any]) -> None:
+        values = [RunTag(name, value) for name, value in content["values"].items()]
+        self._client.log_batch(self.state.run_id, tags=values)
+
+    def _send_params(self, content: Mapping[str, Any]) -> None:
+        values = [Param(name, value) for name, value in content["values"].items()]
+        self._client.log_batch(self.state.run_id, params=values)
+
+    def _send_metrics(self, content: Mapping[str, Any]) -> None:
+        # With the times of the first attempt, by which a database knows what it has already.
+        values = [Metric(*point) for point in content["points"]]
+        self._client.log_batch(self.state.run_id, metrics=values)
+
+    def _send_input(self, content: Mapping[str, Any]) -> None:
+        context = InputTag("mlflow.data.context", "training")
+        dataset = DatasetInput(Dataset(**content["dataset"]), [context])
+        try:
+            self._client.log_inputs(self.state.run_id, [dataset])
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            # Another run has added the same dataset between MLflow's query and its insertion.
+            self._client.log_inputs(self.state.run_id, [dataset])
+
+    def _send_file(self, content: Mapping[str, Any]) -> None:
+        folder = str(PurePosixPath(content["name"]).parent)
+        path = str(self.folder / FILES / content["name"])
+        self._client.log_artifact(self.state.run_id, path, None if folder == "." else folder)
+
+    def _send_model(self, content: dict[str, Any]) -> None:
+        """Log the saved model as that of the run, and register it."""
+        client, run_id, folder = self._client, self.state.run_id, self.folder / MODEL
+        if "model_id" not in content:  # what an earlier attempt has done is not repeated
+            params = dict(client.get_run(run_id).data.params)
+            made = client.create_logged_model(
+                self.state.experiment_id, "model", run_id, params=params
+            )
+            content["model_id"] = made.model_id
+            client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
+            saved = Model.load(str(folder))
+            saved.model_uuid = saved.model_id = made.model_id
+            saved.run_id, saved.artifact_path = run_id, made.artifact_location
+            saved.save(str(folder / "MLmodel"))
+        client.log_model_artifacts(content["model_id"], str(folder))
+        client.finalize_logged_model(content["model_id"], "READY")
+        if content["register"] is not None:
+            self._register(content)
+
+    def _register(self, content: Mapping[str, Any]) -> None:
+        client, name, source = self._client, content["register"], f"models:/{content['model_id']}"
+        with suppress(MlflowException):  # it is there already, or the version is refused below
+            client.create_registered_model(name)
+        versions = client.search_model_versions(f"name = '{name}'")
+        number = next((each.version for each in versions if each.source == source), None)
+        if number is None:
+            number = client.create_model_version(name, source, self.state.run_id).version
+        client.update_model_version(name, number, content["description"])
+        for tag, value in content["lineage"].items():
+            client.set_model_version_tag(name, number, tag, value)
+        registered = {tags.MODEL: f"models:/{name}/{number}"}
+        self._send_tags({"values": registered})
+        self.state.tags |= registered
+
+    def _send_end(self, content: Mapping[str, Any]) -> None:
+        run_id, status = self.state.run_id, content["status"]
+        if tags.ERROR not in self.state.tags:  # it said that something was not sent
+            with suppress(MlflowException):
+                self._client.delete_tag(run_id, tags.ERROR)
+        self._client.set_terminated(run_id, status, content["time"])
+
+
+SENDERS: dict[str, Callable[[Outbox, Any], None]] = {
+    "tags": Outbox._send_tags,
+    "params": Outbox._send_params,
+    "metrics": Outbox._send_metrics,
+    "input": Outbox._send_input,
+    "file": Outbox._send_file,
+    "model": Outbox._send_model,
+    "end": Outbox._send_end,
+}
+"""Kind of a request -> how it is sent. Each may be repeated after an attempt that failed."""
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that is complete, or is not there, even if the process ends here."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    part.replace(path)
+
+
+def _known_ids(work_folder: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError):
+        return dict(json.loads((work_folder / IDS).read_text(encoding="utf-8")))
+    return {}
+
+
+def _with_ids(content: Any, work_folder: Path) -> Any:
+    """Return a request with the store's ids in place of those that runs had before they were sent.
+
+    Raises
+    ------
+    NotYet
+        If the store has no id for a run yet.
+    """
+    text = json.dumps(content)
+    if UNSENT not in text:
+        return content
+    known = _known_ids(work_folder)
+
+    def id_of(match: re.Match[str]) -> str:
+        if match[0] not in known:
+            raise NotYet(f"run {match[0]} is not sent yet")
+        return known[match[0]]
+
+    return json.loads(UNSENT_ID.sub(id_of, text))

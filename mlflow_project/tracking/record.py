@@ -1,0 +1,363 @@
+"""The run of a stage, and what it logs: to the tracking store, or else to disk for later.
+
+A run has a folder ``RUN_ID`` in the work folder, ``.lrrt`` by default, with
+
+- ``run.json``: which run of which store it is, its tags, and how it ended;
+- ``files``: what becomes the artifacts of the run;
+- ``outbox``: what the store has not taken yet, a file per request, in their order;
+- ``lock``, which the process of the run holds: the system releases it, however the process ends.
+
+The folder is removed when the store has everything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock, Timeout
+from mlflow.data.dataset import Dataset
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.time import get_current_time_millis
+
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
+from lrrt_stage.settings import hide_passwords, require
+from mlflow_project.tracking import tags
+from mlflow_project.tracking.outbox import FILES, IDS, UNSENT, Outbox, RunState
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, limits
+from pipeline.task.tasks import CACHE
+
+__all__ = [
+    "WORK_DIR",
+    "RunRecord",
+    "active_record",
+    "enclosing_record",
+    "get_run",
+    "known_record",
+    "local_file",
+    "offline_run",
+    "refused",
+    "remove_folder",
+    "unsent_records",
+    "work_folder",
+]
+
+WORK_DIR = "LRRT_WORK_DIR"
+"""Environment variable with the work folder."""
+NAME, LOCK = ".lrrt", "lock"
+_open: list[RunRecord] = []
+"""The records of this process that are not closed, the innermost last."""
+_records: list[RunRecord] = []
+"""All records of this process whose folders are there."""
+
+
+class RunRecord:
+    """The run of a stage, and what it logs.
+
+    Until :meth:`begin_work`, what the store does not take ends the stage. From then on it is kept
+    in the run's folder.
+    """
+
+    def __init__(self, run: Run, parent: RunRecord | None) -> None:
+        self.run, self.parent = run, parent
+        self.folder = work_folder() / run.info.run_id
+        self.params, self.metrics = dict(run.data.params), list[Metric]()
+        self.children: list[RunRecord] = []
+        self.keeps_children = False
+        """Whether the folders of children stay until this run ends, which reads files of them."""
+        self._working: bool = parent is not None and parent._working
+        self._lock = FileLock(self.folder / LOCK)
+        info = run.info
+        state = RunState(
+            *(info.run_id, info.experiment_id, info.run_name or "", info.start_time),
+            hide_passwords(mlflow.get_tracking_uri()),
+            tags=dict(run.data.tags),
+        )
+        self.outbox = Outbox(self.folder, state)
+        try:
+            self.files.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.joinpath(".gitignore").write_text("*\n", encoding="utf-8")
+            self._lock.acquire(timeout=0)
+            self.outbox.save()
+        except Timeout:
+            raise LRRTError(
+                f"run {self.run_id} is in use by a different process: wait until it has ended"
+            ) from None
+        except OSError as error:
+            raise LRRTError(
+                f"work in progress cannot be kept in {self.folder} ({first_line(error)}): name a "
+                f"folder with work_dir or {WORK_DIR}"
+            ) from error
+        if parent is not None:
+            parent.children.append(self)
+        _open.append(self)
+        _records.append(self)
+
+    @property
+    def run_id(self) -> str:
+        """The id that the store gave the run; one of its own until then."""
+        return self.outbox.state.run_id
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of the run."""
+        return self.outbox.state.tags
+
+    @property
+    def files(self) -> Path:
+        """The folder whose files become artifacts when the run ends."""
+        return self.folder / FILES
+
+    def as_run(self) -> Run:
+        """Return the run as far as this process knows it, without a request."""
+        state, info = self.outbox.state, self.run.info
+        metrics = [*{metric.key: metric for metric in self.metrics}.values()]
+        params, own = self.params.items(), self.tags.items()
+        data = RunData(metrics, [Param(*each) for each in params], [RunTag(*each) for each in own])
+        return Run(
+            RunInfo(
+                run_id=self.run_id,
+                experiment_id=state.experiment_id,
+                user_id=info.user_id,
+                status=state.status,
+                start_time=state.start_time,
+                end_time=info.end_time,
+                lifecycle_stage=LifecycleStage.ACTIVE,
+                artifact_uri=info.artifact_uri,
+                run_name=self.tags.get("mlflow.runName", state.run_name),
+            ),
+            data,
+        )
+
+    @property
+    def is_working(self) -> bool:
+        """Whether :meth:`begin_work` was called."""
+        return self._working
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the run was opened while the store was away."""
+        return str(self.run.info.run_id).startswith(UNSENT)
+
+    def begin_work(self) -> Path:
+        """Keep from now on what the store does not take; return the folder of the files."""
+        self._working = True
+        return self.files
+
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.outbox.state.tags |= values
+        self.outbox.save()
+        self._log("tags", values=dict(values))
+
+    def log_params(self, values: Mapping[str, str]) -> None:
+        """Log parameters, except those that the run has already."""
+        new = {name: value for name, value in values.items() if name not in self.params}
+        self.params |= new
+        if new:
+            self._log("params", values=new)
+
+    def log_metrics(self, values: Mapping[str, float]) -> None:
+        """Log metrics that have one value."""
+        self.log_series({name: [value] for name, value in values.items()}, [0])
+
+    def log_series(self, series: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
+        """Log whole series; ``steps`` are the iterations of their values, the same for all."""
+        now = get_current_time_millis()
+        points = [
+            (name, float(value), now, step)
+            for name, values in series.items()
+            for step, value in zip(steps, values, strict=True)
+        ]
+        self.metrics += [Metric(*point) for point in points]
+        if points:
+            self._log("metrics", points=points)
+
+    def log_input(self, dataset: Dataset) -> None:
+        """Log a dataset as what the run trains on."""
+        self._log("input", dataset=dict(dataset._to_mlflow_entity()))
+
+    def log_file(self, name: str) -> None:
+        """Make the file ``name`` of :attr:`files` an artifact now; others are sent at the end."""
+        self.outbox.logged.add(name)
+        self._log("file", name=name)
+
+    def log_model(self, **content: Any) -> None:
+        """Log the model that was saved in the run's folder."""
+        self.outbox.keep("model", **content)
+
+    def _log(self, kind: str, **content: Any) -> None:
+        if self._working:
+            self.outbox.log(kind, **content)
+            return
+        try:
+            ask(partial(self.outbox.request, kind, **content))
+        except Exception as error:
+            raise refused(kind, error) from error
+
+    def close(self, status: str) -> None:
+        """End the run: send what is left, or keep it."""
+        outbox = self.outbox
+        outbox.state.status, end_time = status, get_current_time_millis()
+        try:
+            outbox.keep_files()
+            outbox.save()
+            outbox.settle()
+        finally:
+            self._end(status, end_time)
+            _open.remove(self)
+            self._lock.release()
+        if self.parent is None or not self.parent.keeps_children:
+            self._discard()
+
+    def _end(self, status: str, end_time: int) -> None:
+        """End the run in the store, where it is FAILED until everything is sent."""
+        outbox = self.outbox
+        unsent = [each.error for each in outbox.requests]
+        outbox.keep("end", status=status, time=end_time)
+        is_there = not self.run_id.startswith(UNSENT)  # it may have been sent meanwhile
+        active = mlflow.active_run()
+        with limits(1 if unsent else PATIENCE.left):
+            if unsent and is_there:
+                reason = f"not all that it logged is sent ({unsent[0]}): see lrrt-stage sync"
+                with suppress(Exception):
+                    outbox.request("tags", values={tags.ERROR: reason[:5000]})
+            try:
+                if active is not None and active.info.run_id == self.run.info.run_id:
+                    mlflow.end_run("FAILED" if unsent else status)  # which first forgets the run
+                elif not unsent:
+                    outbox.send()
+                elif is_there:
+                    mlflow.MlflowClient().set_terminated(self.run_id, "FAILED")
+            except Exception:
+                return
+        if not unsent:
+            outbox.clear()
+
+    def _discard(self) -> None:
+        """Remove the folders of this run and its children that the store has completely."""
+        for record in [*self.children, self]:
+            if record in _records and not record.outbox.requests:
+                _records.remove(record)
+                remove_folder(record.folder)
+
+
+def refused(kind: str, error: Exception) -> LRRTError:
+    """Return the error for a request that the store did not take before any work."""
+    if isinstance(error, LRRTError):
+        return error
+    return LRRTError(
+        hide_passwords(
+            f"tracking store {mlflow.get_tracking_uri()} did not take a {kind} "
+            f"({first_line(error)}): check the rights of the login, and whether the folders or the "
+            "server behind it can store runs and files"
+        )
+    )
+
+
+def active_record() -> RunRecord:
+    """Return the record of the innermost run of a stage."""
+    return _open[-1]
+
+
+def enclosing_record() -> RunRecord | None:
+    """Return the record of the innermost run of a stage, if there is one."""
+    return _open[-1] if _open else None
+
+
+def known_record(run_id: str) -> RunRecord | None:
+    """Return the record of a run that this process has opened."""
+    return next((each for each in _records if run_id in (each.run_id, each.run.info.run_id)), None)
+
+
+def get_run(run_id: str) -> Run:
+    """Return a run; raise LRRTError if the store has none of this id, or it was deleted.
+
+    Of a run of this process that is not sent completely, it is what this process knows.
+    """
+    require(
+        isinstance(run_id, str) and run_id != "",
+        f"{run_id!r} is no id of a run: give the id, as the MLflow UI shows it",
+    )
+    record = known_record(run_id)
+    if record is not None and (record.outbox.requests or run_id != record.run_id):
+        return record.as_run()
+    try:
+        run = ask(lambda: mlflow.MlflowClient().get_run(run_id))
+    except StoreUnavailable:
+        if record is None:
+            raise
+        return record.as_run()
+    except MlflowException as error:
+        raise LRRTError(
+            f"there is no run {run_id!r} in {hide_passwords(mlflow.get_tracking_uri())} "
+            f"({error.error_code}): check the id and the tracking URI"
+        ) from None
+    require(
+        run.info.lifecycle_stage == LifecycleStage.ACTIVE,
+        f"run {run_id} was deleted: give a different one, or restore it with mlflow runs restore "
+        f"--run-id {run_id}",
+    )
+    return run
+
+
+def local_file(run_id: str, name: str) -> Path | None:
+    """Return a file of a run that this process has opened and whose folder is still there."""
+    record = known_record(run_id)
+    path = None if record is None else record.files / name
+    return path if path is not None and path.is_file() else None
+
+
+def unsent_records() -> list[RunRecord]:
+    """Return the records of this process whose runs have ended, and are not sent completely."""
+    return [each for each in _records if each not in _open and each.outbox.requests]
+
+
+def offline_run(parent: RunRecord, name: str) -> Run:
+    """Return a run inside ``parent`` that the store does not know yet."""
+    experiment_id, now = parent.run.info.experiment_id, get_current_time_millis()
+    own = resolve_tags({"mlflow.parentRunId": parent.run_id, "mlflow.runName": name})
+    info = RunInfo(
+        run_id=f"{UNSENT}{uuid.uuid4().hex}",
+        experiment_id=experiment_id,
+        user_id="",
+        status="RUNNING",
+        start_time=now,
+        end_time=None,
+        lifecycle_stage=LifecycleStage.ACTIVE,
+        artifact_uri="",
+        run_name=name,
+    )
+    return Run(info, RunData(tags=[RunTag(*each) for each in own.items()]))
+
+
+def work_folder() -> Path:
+    """Return the folder for work in progress: ``.lrrt`` here, unless a different one is named.
+
+    Where nothing can be written here, it is in the cache folder.
+    """
+    if named := os.environ.get(WORK_DIR):
+        return Path(named).expanduser().absolute()
+    here = Path.cwd()
+    if (here / NAME).is_dir() or os.access(here, os.W_OK):
+        return here / NAME
+    return Path(CACHE).expanduser() / "runs"
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a run's folder, and the work folder when it was the last one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    work = folder.parent
+    with suppress(OSError):
+        if {path.name for path in work.iterdir()} <= {".gitignore", IDS}:
+            shutil.rmtree(work, ignore_errors=True)
