@@ -178,7 +178,7 @@ if __name__ == "__main__":
     import mlflow.cli
     import mlflow.projects  # noqa: F401
 
-    import mlflow_project.cli.entry  # noqa: F401
+    import mlflow_project.cli.failures  # noqa: F401
 
     gc.freeze()
     serve(sys.argv[1])

@@ -28,6 +28,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))
 FRAMEWORKS = {"keras", "lightning", "pytorch_lightning", "fastai", "transformers", "accelerate"}
+# Whose errors the commands turn into a line.
+FAILING = ("safetensors", "sqlalchemy")
 # A room -> the rooms that it may import, and the packages. A package's name stands for its rooms.
 ROOMS = {
     "lrrt_stage.errors": ((), ()),
@@ -72,7 +74,7 @@ ROOMS = {
     ),
     "mlflow_project.cli": (
         ("tracking", "handoff", "stages"),
-        ("lrrt_stage", "pipeline", "click", "mlflow", "optuna", "rich_click"),
+        ("lrrt_stage", "pipeline", "click", "mlflow", "optuna", "rich_click", *FAILING),
     ),
 }
 PACKAGES = ("lrrt_stage", "pipeline", "mlflow_project")
@@ -222,12 +224,13 @@ def test_an_entry_point_declares_nothing_that_a_recipe_sets(entry_point):
 
 
 def test_every_command_is_an_entry_point():
-    assert set(MLPROJECT["entry_points"]) == set(commands.commands)
+    # What is kept on disk is not in the folder that mlflow run makes.
+    assert set(MLPROJECT["entry_points"]) == {*commands.commands} - {"sync"}
     assert MLPROJECT["conda_env"] == "conda.yaml"
 
 
 def test_every_option_with_a_default_reads_it_from_a_dataclass():
-    free = {"experiment", "tracking_uri"}
+    free = {"experiment", "tracking_uri", "work_dir", "max_wait"}
     for command in commands.commands.values():
         for option in options(command.name).values():
             assert option.name in free or hasattr(option.type, "words"), option.name

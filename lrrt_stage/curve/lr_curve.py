@@ -16,10 +16,10 @@ __all__ = ["LRCurve", "Stop"]
 
 SERIES = ("lr", "loss", "probe_loss", "val_loss", "full_val_loss")
 
-Stop = Literal["completed", "diverged", "non-finite", "interrupted"]
+Stop = Literal["completed", "diverged", "non-finite", "interrupted", "failed"]
 """Why a curve ends: the ramp was completed; the smoothed loss rose by a multiple of the
 spread of the losses; a loss was NaN or infinite, and is the last of the curve; the user interrupted
-the test."""
+the test; an error ended it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -36,7 +36,7 @@ from lrrt_stage.state.parts import known_to_functions, parts_of
 from lrrt_stage.state.preserve import preserved, require_no_lazy, set_training
 from lrrt_stage.state.randomness import seeded
 
-__all__ = ["RangeTestInterrupted", "range_test", "require_trainable", "with_changes"]
+__all__ = ["RangeTestInterrupted", "curve_of", "range_test", "require_trainable", "with_changes"]
 
 
 class RangeTestInterrupted(KeyboardInterrupt):
@@ -122,6 +122,9 @@ def range_test(
         trainable parameters or with lazy ones; for a first loss that is not finite.
     RangeTestInterrupted
         On Ctrl-C. It is a KeyboardInterrupt, and has the curve so far.
+    Exception
+        What the model, the loss, or the batches raise, also for want of memory. After the first
+        iteration it has the curve so far as the attribute ``curve``; see :func:`curve_of`.
 
     References
     ----------
@@ -189,12 +192,27 @@ def range_test(
                     break
         except KeyboardInterrupt:
             stop = "interrupted"
+        except Exception as error:
+            # A device that has failed may not give the losses.
+            with suppress(Exception):
+                error.curve = recorder.curve("failed")  # type: ignore[attr-defined]
+            raise
         curve = recorder.curve(stop)
     if per_epoch := epoch_length(batches):
         curve = replace(curve, epochs=len(curve) * step.accumulate / per_epoch)
     if stop is not None:
         raise RangeTestInterrupted(curve)
     return curve
+
+
+def curve_of(error: BaseException | None) -> LRCurve | None:
+    """Return the curve that was measured when an error, or its cause, ended a range test."""
+    while error is not None:
+        curve = getattr(error, "curve", None)
+        if isinstance(curve, LRCurve) and len(curve):
+            return curve
+        error = error.__cause__
+    return None
 
 
 def with_changes(

@@ -10,26 +10,9 @@ import warnings
 from _thread import interrupt_main
 from typing import NoReturn
 
-# cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# Libraries announce changes of other libraries, which users of this command cannot act on.
-warnings.filterwarnings("ignore", category=FutureWarning)
-# joblib warns when an interrupted study abandons its running tests, which is intended.
-warnings.filterwarnings("ignore", r"\d+ tasks (which were still|have been) ", UserWarning, "joblib")
-
-import optuna  # noqa: E402
-import rich_click as click  # noqa: E402
-
-from lrrt_stage import LRRTError  # noqa: E402
-from lrrt_stage.errors import first_line  # noqa: E402
-from lrrt_stage.settings import hide_passwords  # noqa: E402
-from mlflow_project.cli.commands import commands  # noqa: E402
-from mlflow_project.tracking.record import unsent_records  # noqa: E402
-from mlflow_project.tracking.runs import fail_project_run  # noqa: E402
-
 __all__ = ["main"]
 
-USAGE_ERROR, NOT_SENT, INTERRUPTED = 2, 4, 130
+INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -38,33 +21,31 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     The exit code is 0, 2 for input that cannot be used, 4 if the work is done but the store has not
     taken all of it, and 130 when interrupted.
     """
+    before = [signal.signal(each, _leave) for each in (signal.SIGINT, signal.SIGTERM)]
+    _prepare()
+    from mlflow_project.cli.failures import run_command
+
+    signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _interrupt_again
-    # As a warning it would print the traceback of an error that ends a trial.
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-    try:
-        code = commands.main(arguments, standalone_mode=False)
-    except LRRTError as error:
-        code = _fail(stage, str(error))
-    except click.ClickException as error:
-        code = _fail(stage, error.format_message())
-    except (KeyboardInterrupt, click.Abort) as interrupt:
-        # click raises an Abort of its own while it handles what a stage raised.
-        print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
-        code = INTERRUPTED
-    code = code if isinstance(code, int) else 0
-    sys.exit(NOT_SENT if code == 0 and unsent_records() else code)
+    sys.exit(run_command(arguments))
 
 
-def _fail(stage: str, reason: str) -> int:
-    line = hide_passwords(" ".join(reason.split()))
-    print(f"Error: {line}", file=sys.stderr)
-    try:
-        fail_project_run(stage, line)
-    except Exception as error:  # the store itself may be what is wrong
-        print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
-    return USAGE_ERROR
+def _prepare() -> None:
+    """Set what libraries read when they are imported."""
+    # cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Libraries announce changes of other libraries, which users of this command cannot act on.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # joblib warns when an interrupted study abandons its running tests, which is intended.
+    abandoned = r"\d+ tasks (which were still|have been) "
+    warnings.filterwarnings("ignore", abandoned, UserWarning, "joblib")
+
+
+def _leave(signum: int, frame: object) -> None:
+    """End at once, while nothing but imports has been done: not every module would let it pass."""
+    os.write(2, b"Interrupted: stopped before anything was done\n")
+    os._exit(INTERRUPTED)
 
 
 def _interrupt(signum: int, frame: object) -> None:

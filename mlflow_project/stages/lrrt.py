@@ -12,10 +12,10 @@ from lrrt_stage import (
     Consensus,
     LRCurve,
     NoSuggestion,
-    RangeTestInterrupted,
     Reading,
     Verdict,
 )
+from lrrt_stage.measure.ramp_loop import curve_of
 from lrrt_stage.rules.uncertainty import ramp_movement
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
@@ -112,7 +112,7 @@ def measure(
     folder: Path,
     run_test: Callable[[Callable[[int, int], None]], LRCurve],
 ) -> LRCurve:
-    """Return the curve of the range test; it is kept at once, also where Ctrl-C ends the test."""
+    """Return the curve of the range test; it is kept at once, also where the test ends early."""
 
     def keep(curve: LRCurve) -> None:
         log_curve(curve, plan.smoothing)
@@ -121,9 +121,9 @@ def measure(
     try:
         with console.progress("range test") as progress:
             curve = run_test(progress)
-    except RangeTestInterrupted as interrupt:
-        if len(interrupt.curve):
-            keep(interrupt.curve)
+    except BaseException as error:
+        if (measured := curve_of(error)) is not None:
+            keep(measured)
         raise
     keep(curve)
     return curve

@@ -10,15 +10,17 @@ from typing import Any
 
 import mlflow
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
-from lrrt_stage.errors import LRRTError, describe
+from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import require
 from mlflow_project.tracking import console
 from mlflow_project.tracking.outbox import MODEL
 from mlflow_project.tracking.record import active_record
+from mlflow_project.tracking.store import ask
 from pipeline import PreparedTask, Setup
 from pipeline.task.prepared import errors_of
 
@@ -54,18 +56,24 @@ def log_model(
     example = _two(example)
     inputs = example.numpy()
     record = active_record()
-    mlflow.pytorch.save_model(
-        deployed,
-        record.folder / MODEL,
-        input_example=inputs,
-        signature=ModelSignature(
-            Schema([TensorSpec(inputs.dtype, (-1, *inputs.shape[1:]))]),
-            Schema([TensorSpec(output.numpy().dtype, (-1, *output.shape[1:]))]),
-        ),
-        # Given, so that MLflow does not start a process to find them out.
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
-        serialization_format="pt2",
-    )
+    try:
+        mlflow.pytorch.save_model(
+            deployed,
+            record.folder / MODEL,
+            input_example=inputs,
+            signature=ModelSignature(
+                Schema([TensorSpec(inputs.dtype, (-1, *inputs.shape[1:]))]),
+                Schema([TensorSpec(output.numpy().dtype, (-1, *output.shape[1:]))]),
+            ),
+            # Given, so that MLflow does not start a process to find them out.
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
+            serialization_format="pt2",
+        )
+    except (OSError, RuntimeError) as error:  # a full disk, also as torch says it
+        raise LRRTError(
+            f"the model cannot be written to {record.folder} ({first_line(error)}): free some "
+            f"space; its weights are an artifact, and --resume {record.run_id} continues from here"
+        ) from error
     record.log_model(register=register, lineage=dict(lineage), description=description)
 
 
@@ -73,6 +81,8 @@ def require_deployable(prepared: PreparedTask, register: str | None) -> None:
     """Raise LRRTError if ``deployed`` of a setup fails, or the model could not be registered."""
     if register is None and prepared.task.setup is None:
         return
+    if register is not None:
+        _require_registrable(register)
     setup = prepared.setup()
     with errors_of(prepared.task):
         deployed, example, output = _deployed(setup, setup.model)
@@ -81,6 +91,27 @@ def require_deployable(prepared: PreparedTask, register: str | None) -> None:
             f"the model cannot be registered, {reason}: give Setup(deployed=…) that returns a "
             "model without it, or leave register out"
         )
+
+
+def _require_registrable(name: str) -> None:
+    """Raise LRRTError if no version of the model ``name`` could be registered by this user."""
+    client = mlflow.MlflowClient()
+    try:
+        try:
+            model = ask(lambda: client.get_registered_model(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            # Made and removed again, so that a training that fails leaves none without a version.
+            ask(lambda: client.create_registered_model(name))
+            ask(lambda: client.delete_registered_model(name))
+        else:
+            ask(lambda: client.update_registered_model(name, model.description))
+    except MlflowException as error:
+        raise LRRTError(
+            f"no model can be registered as {name!r} ({first_line(error)}): give a name without / "
+            "and :, of a model that this login may change"
+        ) from error
 
 
 def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None, Any]:

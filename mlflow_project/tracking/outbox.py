@@ -24,10 +24,8 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from lrrt_stage.errors import first_line
-from lrrt_stage.settings import hide_passwords
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.store import PATIENCE, is_temporary
+from mlflow_project.tracking.store import PATIENCE, is_temporary, reason_of
 
 __all__ = ["FILES", "IDS", "MODEL", "PARTIAL", "STATE", "UNSENT", "Outbox", "RunState"]
 
@@ -114,7 +112,7 @@ class Outbox:
         try:
             PATIENCE.attempt(partial(self.request, kind, **content), kind)
         except BaseException as error:
-            self.keep(kind, hide_passwords(first_line(error)), **content)
+            self.keep(kind, reason_of(error), **content)
             if not isinstance(error, Exception):
                 raise
 
@@ -159,7 +157,7 @@ class Outbox:
             except NotYet as error:
                 request.error = str(error)
             except Exception as error:
-                request.error = hide_passwords(first_line(error))
+                request.error = reason_of(error)
                 if is_temporary(error):
                     failed.add(request.kind)
                 self._write(request)

@@ -34,13 +34,14 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.outbox import FILES, IDS, UNSENT, Outbox, RunState
-from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, limits
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, limits, reason_of
 from pipeline.task.tasks import CACHE
 
 __all__ = [
     "WORK_DIR",
     "RunRecord",
     "active_record",
+    "begin_anew",
     "enclosing_record",
     "get_run",
     "known_record",
@@ -259,10 +260,16 @@ def refused(kind: str, error: Exception) -> LRRTError:
     return LRRTError(
         hide_passwords(
             f"tracking store {mlflow.get_tracking_uri()} did not take a {kind} "
-            f"({first_line(error)}): check the rights of the login, and whether the folders or the "
+            f"({reason_of(error)}): check the rights of the login, and whether the folders or the "
             "server behind it can store runs and files"
         )
     )
+
+
+def begin_anew() -> None:
+    """Forget the runs that have ended, and wait for the store as long as ever."""
+    _records[:] = _open
+    PATIENCE.begin()
 
 
 def active_record() -> RunRecord:

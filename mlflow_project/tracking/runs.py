@@ -24,6 +24,7 @@ from mlflow_project.tracking.params import log_params, shown
 from mlflow_project.tracking.record import (
     RunRecord,
     active_record,
+    begin_anew,
     enclosing_record,
     known_record,
     offline_run,
@@ -107,7 +108,7 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
     files of its child runs stay on disk until it ends, so that it can read them at any time.
     """
     if enclosing_record() is None:
-        PATIENCE.begin()
+        begin_anew()
     active = mlflow.active_run()
     project = ask(project_run) if active is None else None
     of_project = os.environ.get(RUN_ID)
@@ -118,9 +119,7 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
     takes_over = project is not None and record.run_id == project.info.run_id
     status = "FAILED"
     try:
-        record.set_tags({tags.STAGE: stage})
-        if name:
-            name_run(name)
+        record.set_tags({tags.STAGE: stage} | _name_tag(record, stage, name))
         if active is None:
             save_view(record.run.info.experiment_id)
         yield record
@@ -208,17 +207,22 @@ def _clear_frames(error: BaseException | None) -> None:
 def name_run(name: str) -> None:
     """Name the active run after its stage and ``name``, unless the user has named it."""
     record = active_record()
-    if record.is_offline or MADE_UP_NAME.fullmatch(record.run.info.run_name or ""):
-        record.set_tags({"mlflow.runName": f"{record.tags[tags.STAGE]} {name}"})
+    if tag := _name_tag(record, record.tags[tags.STAGE], name):
+        record.set_tags(tag)
+
+
+def _name_tag(record: RunRecord, stage: str, name: str) -> dict[str, str]:
+    made_up = record.is_offline or MADE_UP_NAME.fullmatch(record.run.info.run_name or "")
+    return {"mlflow.runName": f"{stage} {name}"} if name and made_up else {}
 
 
 def fail_project_run(stage: str, reason: str) -> None:
     """Mark the run that ``mlflow run`` opened as FAILED, if it is the stage's and not open yet."""
-    run = project_run()
+    run = PATIENCE.attempt(project_run)
     if run is not None and _belongs_to(run, stage):
-        client = mlflow.MlflowClient()
-        client.set_tag(run.info.run_id, tags.ERROR, reason)
-        client.set_terminated(run.info.run_id, "FAILED")
+        client, run_id = mlflow.MlflowClient(), run.info.run_id
+        PATIENCE.attempt(lambda: client.set_tag(run_id, tags.ERROR, reason))
+        PATIENCE.attempt(lambda: client.set_terminated(run_id, "FAILED"))
 
 
 def log_training(training: TrainingHistory, first_iteration: int = 0, first_epoch: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ __all__ = [
     "ask",
     "is_temporary",
     "limits",
+    "reason_of",
     "uninterrupted",
 ]
 
@@ -40,6 +42,16 @@ SLOW, ANSWER_SECONDS = ("file", "model"), 20.0
 ENDING_SECONDS = 5.0
 """How long an interrupted stage waits for the store."""
 TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
+
+
+SIGNS = {
+    "connection refused": "Connection refused",
+    "no answer": "(?i)timed? ?out",
+    "connection closed without an answer": "Connection (aborted|reset)|RemoteDisconnected",
+    "unknown host": "(?i)name resolution|name or service not known",
+}
+"""Reason -> pattern of the texts of errors that have it."""
+LONGEST_REASON = 300
 
 
 class StoreUnavailable(LRRTError):
@@ -103,7 +115,7 @@ class Patience:
                 self.spent += now - started
                 service.pause = min(max(2 * service.pause, FIRST_PAUSE), LONGEST_PAUSE)
                 service.next_attempt = now + service.pause
-                service.reason = hide_passwords(first_line(error))
+                service.reason = reason_of(error)
             raise
         self._services[kind] = _Service()
         return answer
@@ -141,10 +153,20 @@ def ask(request: Callable[[], T]) -> T:
                 raise StoreUnavailable(
                     hide_passwords(
                         f"tracking store {mlflow.get_tracking_uri()} does not answer "
-                        f"({first_line(error)}): start it, correct tracking_uri, or raise max_wait "
+                        f"({reason_of(error)}): start it, correct tracking_uri, or raise max_wait "
                         f"(now {PATIENCE.seconds:g} s)"
                     )
                 ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a request failed, in one line without passwords.
+
+    MLflow's own says it behind the address, the options and the classes of the request.
+    """
+    text = str(error)
+    known = next((words for words, sign in SIGNS.items() if re.search(sign, text)), None)
+    return known or hide_passwords(first_line(error)[:LONGEST_REASON])
 
 
 def is_temporary(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.record import active_record, get_run
-from mlflow_project.tracking.store import PATIENCE, StoreUnavailable
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, is_temporary
 
 __all__ = ["NOTE", "followers_page", "link", "page", "save_view", "set_description", "view_page"]
 
@@ -58,8 +58,15 @@ def followers_page(run: Run) -> str:
 
 
 def link(run: Run | str) -> str:
-    """Return a Markdown link to a run's page, by its name."""
-    run = get_run(run) if isinstance(run, str) else run
+    """Return a Markdown link to a run's page, by its name; by its id while the store is away."""
+    if isinstance(run, str):
+        run_id = run
+        try:
+            run = PATIENCE.attempt(lambda: get_run(run_id))
+        except Exception as error:
+            if not is_temporary(error):
+                raise
+            return f"`{run_id}`"
     return f"[{run.info.run_name or run.info.run_id}]({page(run)})"
 
 

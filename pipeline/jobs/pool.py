@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -56,9 +59,8 @@ def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, JobRes
     if count == 1:
         yield from map(_run, placed)
         return
-    # Ctrl-C goes to all processes of a terminal: this one ends the workers, without their noise.
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **quiet)
+    begin = {"initializer": _begin_worker, "initargs": (os.getpid(),)}
+    pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **begin)
     try:
         yield from pool(joblib.delayed(_run)(each) for each in placed)
     except TerminatedWorkerError:
@@ -79,6 +81,20 @@ def _run(placed: Placed) -> tuple[int, JobResult]:
         return index, FailedJob(job, kind + first_line(error))
     finally:
         torch.set_num_threads(threads)
+
+
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C to the process ``parent``, and end with it, even if it is killed."""
+    # Ctrl-C goes to all processes of a terminal: the parent ends its workers, without their noise.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() == parent:
+        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _devices(name: str) -> list[str]:

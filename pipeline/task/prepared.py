@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
-from lrrt_stage.errors import LRRTError, describe, loader_error
+from lrrt_stage.errors import LRRTError, describe, first_line, loader_error
 from lrrt_stage.measure.evaluations import evaluated_loss, examples_in, tensors_in
 from lrrt_stage.measure.step import TrainingStep, endless, require_repeatable
 from lrrt_stage.settings import require
@@ -103,7 +103,8 @@ class PreparedTask:
         setup = self.setup()
         if state is not None:
             weights.load_into(setup.model, state)
-        setup.to(self.device, self.task.memory_format)
+        with errors_of(self.task):
+            setup.to(self.device, self.task.memory_format)
         return setup
 
     def range_test(
@@ -276,6 +277,13 @@ def errors_of(task: Task) -> Iterator[None]:
         own = task.setup is None or line.startswith("setup ")
         raise LRRTError(line if own else f"setup {task.setup!r}: {line}") from error
     except Exception as error:
+        if _is_out_of_memory(error):
+            batches = "its batches" if task.setup else f"batch_size={task.batch_size}"
+            raise LRRTError(
+                f"{task.short_name} ran out of memory with {batches} ({first_line(error)}): lower "
+                "the batch size, with accumulate to keep the effective one, or use precision=bf16, "
+                "a smaller model, or a device with more memory"
+            ) from error
         loss = task.loss or "by default"
         raise LRRTError(
             f"setup {task.setup!r} raised {cause_of(error)}: correct the factory or what it returns"
@@ -283,6 +291,13 @@ def errors_of(task: Task) -> Iterator[None]:
             else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {loss!r} on dataset "
             f"{task.dataset!r} raised {cause_of(error)}: choose others, or correct them"
         ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether a device or the machine had too little memory."""
+    # On the CPU, torch raises a plain RuntimeError.
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or "DefaultCPUAllocator: " in str(error) or "out of memory" in str(error)
 
 
 def _content(batch: Any) -> str:

@@ -13,7 +13,7 @@ import pytest
 import lrrt_stage
 import mlflow_project
 import pipeline
-from mlflow_project.cli.entry import commands
+from mlflow_project.cli.commands import commands
 from tests.forked_python import programs
 
 pytestmark = pytest.mark.slow

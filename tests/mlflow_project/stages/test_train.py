@@ -31,7 +31,7 @@ def test_training_starts_from_the_range_tests_weights_and_publishes_the_contract
     assert store.history(run, "val_loss")[0] == [11 * epoch for epoch in range(1, 9)]
     assert metrics["val_accuracy"] > 0.9
     assert {"final_weights.safetensors", "training.png"} <= store.artifacts(run)
-    assert "checkpoint.pt" not in store.artifacts(run)
+    assert "checkpoint.safetensors" not in store.artifacts(run)
 
 
 @pytest.mark.starts_with("train")
@@ -110,19 +110,38 @@ def make():
 """
 
 
-def test_a_model_that_cannot_be_exported_is_pickled_and_logged_once(store, tmp_path, monkeypatch):
+@pytest.fixture
+def untraceable(store, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "untraceable.py").write_text(UNTRACEABLE)
     store.run("lrrt", "--model", "untraceable:make", "--batch-size", 128, "--device", "cpu")
+    yield
+    sys.modules.pop("untraceable")
+
+
+def test_a_model_that_cannot_be_exported_is_not_logged_and_its_weights_are(store, untraceable):
     outcome = store.run("train", "--epochs", 1)
+    assert "the model is not logged, since torch.export cannot export it" in outcome.err
     run = store.one("train")
-    models = mlflow.search_logged_models(output_format="list")
-    assert [(each.status, each.source_run_id) for each in models] == [("READY", run.info.run_id)]
-    model = mlflow.pytorch.load_model(f"models:/{models[0].model_id}")
-    assert model(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
+    assert mlflow.search_logged_models(output_format="list") == []
+    assert "final_weights.safetensors" in store.artifacts(run)
     assert "graph" not in outcome.out
     assert "def forward" not in outcome.out + outcome.err
-    sys.modules.pop("untraceable")
+
+
+def test_a_model_that_cannot_be_exported_is_not_registered(store, untraceable):
+    outcome = store.run("train", "--epochs", 1, "--register", "untraceable", code=2)
+    outcome.names("cannot be registered", "torch.export", "deployed")
+    assert not store.one("train").data.metrics.keys() & {"train_loss"}
+    assert mlflow.search_registered_models() == []
+
+
+@pytest.mark.starts_with("lrrt")
+@pytest.mark.parametrize("name", ["a/b", "a:b", "", "x" * 300, "   "])
+def test_a_name_that_no_model_can_have_is_refused_before_the_training(store, name):
+    store.run("train", "--epochs", 1, "--register", name, code=2).names("register")
+    assert not store.one("train").data.metrics.keys() & {"train_loss"}
+    assert mlflow.search_registered_models() == []
 
 
 @pytest.mark.starts_with("lrrt")
@@ -237,7 +256,7 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, mon
     interrupted = store.runs("train")[0]
     assert interrupted.info.status == "KILLED"
     assert len(store.history(interrupted, "train_loss")[0]) == 22
-    assert "checkpoint.pt" in store.artifacts(interrupted)
+    assert "checkpoint.safetensors" in store.artifacts(interrupted)
 
     started = time.time()
     store.run("train", "--epochs", 4, "--resume", interrupted.info.run_id)
@@ -275,12 +294,12 @@ def test_a_checkpoint_that_cannot_be_used_is_named(store, monkeypatch):
         patch.setattr(stage, "log_training", interrupting)
         store.run("train", "--epochs", 2, code=130)
     run = store.one("train")
-    path = store.file(run, "checkpoint.pt")
+    path = store.file(run, "checkpoint.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
     resume = ("train", "--epochs", 2, "--resume", run.info.run_id)
-    store.run(*resume, code=2).names(run.info.run_id, "checkpoint.pt", "read")
+    store.run(*resume, code=2).names(run.info.run_id, "checkpoint.safetensors", "read")
     path.unlink()
-    store.run(*resume, code=2).names(run.info.run_id, "checkpoint.pt", "no artifact")
+    store.run(*resume, code=2).names(run.info.run_id, "checkpoint.safetensors", "no artifact")
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from mlflow.store.tracking.dbmodels.models import SqlDataset
 from sqlalchemy import event
 from sqlalchemy.orm import Session, loading
 
-from mlflow_project.tracking.runs import log_dataset, name_run, stage_run
+from mlflow_project.tracking.runs import name_run, stage_run
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_reason_of_a_failure_is_one_line(store, error, reason):
     with pytest.raises(type(error)) as raised, stage_run("lrrt") as run:
         raise error
     assert raised.value is error
-    failed = mlflow.get_run(run.info.run_id)
+    failed = mlflow.get_run(run.run_id)
     assert failed.info.status == "FAILED"
     assert failed.data.tags["lrrt.error"] == reason
 
@@ -67,7 +67,7 @@ def test_interrupted_amid_a_query_the_run_still_ends_as_killed(store, monkeypatc
             if told:  # as stages do that say how to go on
                 raise KeyboardInterrupt(f"{interrupt}") from None
             raise
-    killed = mlflow.get_run(run.info.run_id)
+    killed = mlflow.get_run(run.run_id)
     assert killed.info.status == "KILLED"
     assert killed.data.tags["lrrt.error"] == "terminated"
 
@@ -83,7 +83,7 @@ def test_a_stage_takes_over_the_run_of_the_entry_point_of_its_name(store, monkey
     run = opened_by_mlflow_run("lrrt")
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     with stage_run("lrrt") as opened:
-        assert opened.info.run_id == run.info.run_id
+        assert opened.run_id == run.info.run_id
 
 
 def test_inside_another_projects_run_every_stage_is_a_child_of_it(store, monkeypatch):
@@ -92,11 +92,11 @@ def test_inside_another_projects_run_every_stage_is_a_child_of_it(store, monkeyp
     # Of one process, as in a script that calls both.
     for stage in ("lrrt", "train"):
         with stage_run(stage) as run:
-            assert run.info.run_id != outer.info.run_id
+            assert run.run_id != outer.info.run_id
             with stage_run("test") as inner:
-                assert inner.data.tags["mlflow.parentRunId"] == run.info.run_id
-        assert run.data.tags["mlflow.parentRunId"] == outer.info.run_id
-        assert run.info.experiment_id == outer.info.experiment_id
+                assert inner.tags["mlflow.parentRunId"] == run.run_id
+        assert run.tags["mlflow.parentRunId"] == outer.info.run_id
+        assert run.as_run().info.experiment_id == outer.info.experiment_id
     after = mlflow.get_run(outer.info.run_id)
     assert after.info.status == "RUNNING"
     assert "lrrt.stage" not in after.data.tags
@@ -109,7 +109,7 @@ def test_a_run_that_a_stage_has_taken_over_is_not_taken_again(store, monkeypatch
     for _ in range(2):
         monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
         with stage_run("lrrt") as run:
-            ids.append(run.info.run_id)
+            ids.append(run.run_id)
     assert ids[0] == outer.info.run_id != ids[1]
     assert mlflow.get_run(ids[1]).data.tags["mlflow.parentRunId"] == outer.info.run_id
 
@@ -117,7 +117,7 @@ def test_a_run_that_a_stage_has_taken_over_is_not_taken_again(store, monkeypatch
 def test_a_nested_stage_is_in_its_parents_experiment(store):
     elsewhere = mlflow.create_experiment("elsewhere")
     with mlflow.start_run(experiment_id=elsewhere), stage_run("lrrt") as run:
-        assert run.info.experiment_id == elsewhere
+        assert run.as_run().info.experiment_id == elsewhere
 
 
 def test_another_projects_run_is_not_failed_for_a_mistake_in_a_stages_options(store, monkeypatch):
@@ -156,9 +156,9 @@ def test_a_dataset_that_another_run_logs_meanwhile_is_logged(store):
     event.listen(Session, "before_flush", log_from_another_run)
     try:
         with stage_run("lrrt") as run:
-            log_dataset(dataset)
+            run.log_input(dataset)
     finally:
         event.remove(Session, "before_flush", log_from_another_run)
-    for run_id in (run.info.run_id, *others):
+    for run_id in (run.run_id, *others):
         (logged,) = mlflow.get_run(run_id).inputs.dataset_inputs
         assert logged.dataset.name == "photographs"

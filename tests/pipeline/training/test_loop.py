@@ -18,6 +18,7 @@ from lrrt_stage.state import weights
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
+from pipeline.training import checkpoint
 from pipeline.training.loop import Epoch, Training, TrainingHistory, TrainOptions, train
 
 CPU = Runtime(device="cpu")
@@ -312,7 +313,7 @@ class TestInterruption:
 
         options = TrainOptions(epochs=3, schedule=schedule)
         expected = train(make(), make().initial_weights(), RANGE, options)
-        training = resumed(make, options, tmp_path / "checkpoint.pt")
+        training = resumed(make, options, tmp_path / "checkpoint")
 
         assert not expected.diverged
         assert history(training) == history(expected)
@@ -342,13 +343,13 @@ class TestInterruption:
 
         options = TrainOptions(epochs=3)
         expected = train(make(), make().initial_weights(), RANGE, options)
-        training = resumed(make, options, tmp_path / "checkpoint.pt")
+        training = resumed(make, options, tmp_path / "checkpoint")
 
         assert history(training) == history(expected)
         assert end(training) == end(expected)
 
     def test_a_finished_training_is_read_back_and_not_continued(self, tmp_path):
-        path, options = tmp_path / "checkpoint.pt", TrainOptions(epochs=2)
+        path, options = tmp_path / "checkpoint", TrainOptions(epochs=2)
         made = prepared(**MLP)
         state = made.initial_weights()
         done = train(made, state, RANGE, options, checkpoint=path)
@@ -362,31 +363,31 @@ class TestInterruption:
     def test_an_interrupt_while_a_checkpoint_is_written_leaves_the_one_before(
         self, tmp_path, monkeypatch
     ):
-        path, written = tmp_path / "checkpoint.pt", []
-        save = torch.save
+        path, written = tmp_path / "checkpoint", []
+        save = checkpoint.save_file
 
-        def interrupted(content, file):
-            save(content, file)
+        def interrupted(tensors, file, **more):
+            save(tensors, file, **more)
             written.append(file)
             if len(written) == 2:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(torch, "save", interrupted)
+        monkeypatch.setattr(checkpoint, "save_file", interrupted)
         made = prepared(**MLP)
         state = made.initial_weights()
         with pytest.raises(KeyboardInterrupt):
             train(made, state, RANGE, TrainOptions(epochs=3), checkpoint=path)
-        assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pt"]
-        assert len(torch.load(path, weights_only=True)["epochs"]) == 1
+        assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
+        assert len(checkpoint.read_checkpoint(path)["epochs"]) == 1
 
     def test_a_checkpoint_changes_nothing(self, tmp_path, dropout_model):
         made = prepared(model=dropout_model, batch_size=256)
         state, options = made.initial_weights(), TrainOptions(epochs=2)
         plain = train(made, state, RANGE, options)
-        kept = train(made, state, RANGE, options, checkpoint=tmp_path / "checkpoint.pt")
+        kept = train(made, state, RANGE, options, checkpoint=tmp_path / "checkpoint")
 
         assert end(kept) == end(plain)
-        assert [path.name for path in tmp_path.glob("*.p*t*")] == ["checkpoint.pt"]
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 class TestDivergence:

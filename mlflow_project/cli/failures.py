@@ -1,0 +1,56 @@
+"""How a command ends that does not end well: one line, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import optuna
+import rich_click as click
+from mlflow.exceptions import MlflowException
+from safetensors import SafetensorError
+from sqlalchemy.exc import SQLAlchemyError
+
+from lrrt_stage import LRRTError
+from lrrt_stage.errors import first_line
+from lrrt_stage.settings import hide_passwords
+from mlflow_project.cli.commands import commands
+from mlflow_project.tracking.record import unsent_records
+from mlflow_project.tracking.runs import fail_project_run
+
+__all__ = ["run_command"]
+
+USAGE_ERROR, NOT_SENT, INTERRUPTED = 2, 4, 130
+OF_THE_MACHINE = (OSError, MlflowException, SafetensorError, SQLAlchemyError)
+"""What disks, folders and stores raise: nothing that a traceback of this project explains."""
+
+
+def run_command(arguments: list[str] | None) -> int:
+    """Run a command and return its exit code; print what ended it as one line."""
+    # As a warning it would print the traceback of an error that ends a trial.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    try:
+        code = commands.main(arguments, standalone_mode=False)
+    except LRRTError as error:
+        return _fail(stage, str(error))
+    except click.ClickException as error:
+        return _fail(stage, error.format_message())
+    except OF_THE_MACHINE as error:
+        remedy = "check the free space and the rights of the folders, and the tracking store"
+        return _fail(stage, f"{type(error).__name__}: {first_line(error)}: {remedy}")
+    except (KeyboardInterrupt, click.Abort) as interrupt:
+        # click raises an Abort of its own while it handles what a stage raised.
+        print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
+        return INTERRUPTED
+    code = code if isinstance(code, int) else 0
+    return NOT_SENT if code == 0 and unsent_records() else code
+
+
+def _fail(stage: str, reason: str) -> int:
+    line = hide_passwords(" ".join(reason.split()))
+    print(f"Error: {line}", file=sys.stderr)
+    try:
+        fail_project_run(stage, line)
+    except Exception as error:  # the store itself may be what is wrong
+        print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
+    return USAGE_ERROR

@@ -1,0 +1,213 @@
+"""A store that goes away while a stage works: what was computed is kept, and sent later, once."""
+
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from lrrt_stage import digest
+from lrrt_stage.state import weights
+from mlflow_project import load_handoff
+from tests.faulty_store import proxy
+from tests.servers import mlflow_server
+
+pytestmark = pytest.mark.slow
+EPOCHS = ("--epochs", 4)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of MLflow that the tests of this file share, each with an experiment of its own."""
+    folder = tmp_path_factory.mktemp("served")
+    options = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db")
+    artifacts = ("--artifacts-destination", str(folder / "artifacts"))
+    with mlflow_server(*options, *artifacts, folder=folder) as address:
+        yield address
+
+
+@pytest.fixture
+def faulty(store, server, tmp_path, monkeypatch, request):
+    """The server behind a proxy, with a finished range test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with proxy(server) as between:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", between.address)
+        mlflow.set_tracking_uri(between.address)
+        mlflow.set_experiment(request.node.name[:60])
+        store.run("lrrt", *store.SMALL)
+        yield between
+        between.answer()
+
+
+def kept(folder="."):
+    return sorted(path.parent for path in Path(folder, ".lrrt").glob("*/run.json"))
+
+
+def sync(store):
+    outcome = store.run("sync")
+    assert kept() == []
+    return outcome
+
+
+def final_digest(run):
+    path = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, artifact_path="final_weights.safetensors"
+    )
+    return digest(weights.load(path))
+
+
+@pytest.mark.parametrize("fault", ["gone", "hangs", 500, 503])
+def test_a_training_goes_on_without_its_server(store, faulty, fault):
+    store.run("train", *EPOCHS)
+    whole = store.one("train")
+    faulty.gone_after_epochs(2, fault)
+    started = time.monotonic()
+    outcome = store.run("train", *EPOCHS, "--max-wait", 2, code=4)
+    assert time.monotonic() - started < 40
+    (folder,) = kept()
+    lines = [line for line in outcome.err.splitlines() if "lrrt-stage sync" in line]
+    assert len(lines) == 1
+    assert str(folder) in lines[0]
+    assert "Traceback" not in outcome.err
+    assert "final validation loss" in outcome.out
+
+    faulty.answer()
+    (run,) = [run for run in store.runs("train") if run.info.run_id != whole.info.run_id]
+    assert run.info.status != "FINISHED"
+    assert run.info.run_id in sync(store).err
+    run = mlflow.get_run(run.info.run_id)
+    assert run.info.status == "FINISHED"
+    assert "lrrt.error" not in run.data.tags
+    for metric in ("train_loss", "val_loss", "lr", "val_accuracy"):
+        assert store.history(run, metric) == store.history(whole, metric)
+    assert store.artifacts(run) == store.artifacts(whole)
+    assert run.data.tags.keys() == whole.data.tags.keys()
+    assert final_digest(run) == final_digest(whole) == run.data.tags["lrrt.final_weights_sha256"]
+    (model,) = run.outputs.model_outputs
+    assert mlflow.pytorch.load_model(f"models:/{model.model_id}") is not None
+
+
+def test_a_short_outage_loses_nothing_and_logs_nothing_twice(store, faulty):
+    store.run("train", *EPOCHS)
+    whole = store.one("train")
+    logged = 0
+
+    def fault(method, path, body):
+        nonlocal logged
+        logged += path.endswith("log-batch") and b"train_loss" in body
+        return "gone" if logged == 2 else None
+
+    faulty.fault = fault
+    store.run("train", *EPOCHS)
+    run = store.runs("train")[0]
+    assert run.info.status == "FINISHED"
+    for metric in ("train_loss", "val_loss", "lr"):
+        assert store.history(run, metric) == store.history(whole, metric)
+    assert kept() == []
+
+
+def test_an_answer_that_was_lost_logs_nothing_twice(store, faulty, server):
+    """The server takes a request, and its answer does not arrive."""
+    store.run("train", *EPOCHS)
+    whole, passed = store.one("train"), []
+
+    def fault(method, path, body):
+        if path.endswith("log-batch") and b"train_loss" in body and len(passed) < 2:
+            passed.append(path)
+            import http.client
+            from urllib.parse import urlsplit
+
+            target = urlsplit(server)
+            connection = http.client.HTTPConnection(target.hostname, target.port)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            assert connection.getresponse().status == 200
+            return "gone"
+        return None
+
+    faulty.fault = fault
+    store.run("train", *EPOCHS)
+    run = store.runs("train")[0]
+    assert len(passed) == 2
+    assert store.history(run, "train_loss") == store.history(whole, "train_loss")
+
+
+@pytest.mark.parametrize(
+    "path", ["mlflow-artifacts/artifacts", "log-batch", "logged-models", "runs/update"]
+)
+def test_an_error_for_good_of_one_kind_of_requests_holds_up_no_other(store, faulty, path):
+    store.run("train", *EPOCHS)
+    faulty.gone_after_epochs(1, None)
+    began = []
+
+    def fault(method, requested, body):
+        if requested.endswith("log-batch") and b"train_loss" in body:
+            began.append(1)
+        return 500 if began and path in requested else None
+
+    faulty.fault = fault
+    store.run("train", *EPOCHS, "--max-wait", 1, code=4)
+    faulty.answer()
+    sync(store)
+    new, whole = store.runs("train")
+    assert new.info.status == "FINISHED"
+    assert store.history(new, "train_loss") == store.history(whole, "train_loss")
+    assert store.artifacts(new) == store.artifacts(whole)
+
+
+def test_a_metric_that_is_refused_ends_no_training(store, faulty):
+    faulty.fault = lambda method, path, body: (
+        400 if path.endswith("log-batch") and b"val_accuracy" in body else None
+    )
+    store.run("train", *EPOCHS, code=4)
+    run = store.one("train")
+    assert "final_weights.safetensors" in store.artifacts(run)
+    faulty.answer()
+    sync(store)
+    assert len(store.history(run, "val_accuracy")[0]) == 4
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_the_chain_goes_on_without_its_server(store, faulty, epochs):
+    options = (*store.SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1)
+    store.run("main", *options)
+    whole = store.one("main")
+    faulty.gone_after_epochs(1 + epochs)
+    store.run("main", *options, "--max-wait", 1, "--seed", 0, code=4)
+    assert len(kept()) >= 2
+    faulty.answer()
+    sync(store)
+    run = store.runs("main")[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == whole.data.metrics
+    children = store.children(run)
+    assert {child.data.tags["lrrt.stage"] for child in children} == {"lrrt", "refine", "train"}
+    for name in ("lrrt", "refine", "train"):
+        assert run.data.tags[f"lrrt.{name}_run_id"] in {c.info.run_id for c in children}
+    (train,) = [c for c in children if c.data.tags["lrrt.stage"] == "train"]
+    assert train.data.tags["lrrt.source_run_id"] == run.data.tags["lrrt.lrrt_run_id"]
+    (searched,) = [c for c in children if c.data.tags["lrrt.stage"] == "refine"]
+    assert {c.info.status for c in [*children, *store.children(searched)]} == {"FINISHED"}
+    assert "unsent-" not in str(run.data.tags)
+    assert (
+        load_handoff(run.info.run_id).weights_sha256
+        == load_handoff(whole.info.run_id).weights_sha256
+    )
+
+
+def test_a_range_test_and_a_study_go_on_without_their_server(store, faulty):
+    began = []
+
+    def fault(method, path, body):
+        began.append(b"smoothed_loss" in body)
+        return "gone" if any(began) else None
+
+    faulty.fault = fault
+    store.run("lrrt", *store.SMALL, "--max-wait", 1, code=4)
+    began.clear()
+    study = ("study", *store.SMALL, "--tests", 3, "--workers", 1, "--iterations", 60)
+    store.run(*study, "--max-wait", 1, code=4)
+    faulty.answer()
+    sync(store)
+    assert store.runs("study")[0].info.status == "FINISHED"
+    assert len(store.children(store.runs("study")[0])) == 3
+    assert load_handoff("latest").range.max > 0
