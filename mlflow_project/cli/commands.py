@@ -31,7 +31,7 @@ from mlflow_project.stages.train import TrainRunOptions, train_stage
 from mlflow_project.tracking import console
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.kept import mark_ended, sync
-from mlflow_project.tracking.record import WORK_DIR
+from mlflow_project.tracking.record import WORK_DIR, begin_anew
 from mlflow_project.tracking.store import PATIENCE
 from pipeline import (
     Narrowing,
@@ -246,7 +246,7 @@ def _set_limits(values: dict[str, Any]) -> None:
     if values["work_dir"]:
         os.environ[WORK_DIR] = str(Path(values["work_dir"]).expanduser().absolute())
     PATIENCE.seconds = values["max_wait"]
-    PATIENCE.begin()
+    begin_anew()
 
 
 def _run(

@@ -18,7 +18,7 @@ from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.outbox import STATE, UNSENT, Outbox
 from mlflow_project.tracking.record import LOCK, remove_folder, work_folder
-from mlflow_project.tracking.store import PATIENCE
+from mlflow_project.tracking.store import PATIENCE, reason_of
 
 __all__ = ["kept_run", "mark_ended", "own_process", "run_of", "sync"]
 
@@ -109,22 +109,26 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
         path is None or bool(kept),
         f"{folder} holds no run: give a folder .lrrt/RUN_ID, or .lrrt for all",
     )
-    sent, failed = [], []
-    for each in sorted(kept, key=lambda each: each.state.start_time):
-        try:
-            with own_process(each):
-                mlflow.set_tracking_uri(_store_of(each, tracking_uri))
-                _send(each)
-        except Exception as error:
-            failed.append(f"run {each.state.run_id}: {first_line(error)}")
-        else:
-            remove_folder(each.folder)
-            sent.append(each.state.run_id)
+    kept = sorted(kept, key=lambda each: each.state.start_time)
+    reasons = {}
+    # First all runs are opened, since the requests of one may name another.
+    for step in (Outbox.open_run, _send):
+        for each in kept:
+            try:
+                with own_process(each):
+                    mlflow.set_tracking_uri(_store_of(each, tracking_uri))
+                    step(each)
+            except Exception as error:
+                reasons[each.folder] = f"run {each.state.run_id}: {reason_of(error)}"
+    sent = [each for each in kept if each.folder not in reasons]
+    for each in sent:
+        remove_folder(each.folder)
     require(
-        not failed,
-        hide_passwords(f"{len(failed)} of {len(kept)} runs are not sent ({failed[:1]}…)"),
+        not reasons,
+        f"{len(reasons)} of {len(kept)} runs are not sent ({next(iter(reasons.values()), '')}): "
+        "they are kept; start the store, or correct tracking_uri, and send them again",
     )
-    return sent
+    return [each.state.run_id for each in sent]
 
 
 def _send(kept: Outbox) -> None:

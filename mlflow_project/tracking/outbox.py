@@ -34,6 +34,8 @@ PARTIAL = ".partial"
 """Ending of a file that a process was writing."""
 FIRST_FILES = (".safetensors", ".json", ".csv")
 """Kinds of files that are sent before others, which are pictures and reports."""
+FIRST_TAGS = ("mlflow.parentRunId", "mlflow.runName", "mlflow.user", "mlflow.source.name")
+"""Tags that a run has from its creation; the others are requests of their own."""
 UNSENT = "unsent-"
 UNSENT_ID = re.compile(f"{UNSENT}[0-9a-f]{{32}}")
 """Id of a run that was opened while the store was away, until the store gives it one."""
@@ -139,8 +141,8 @@ class Outbox:
         with suppress(OSError):
             _write_json(request.path, content)
 
-    def send(self) -> None:
-        """Send what is kept, in order; what the store does not take stays.
+    def send(self) -> set[str]:
+        """Send what is kept, in order; return the kinds of requests that may succeed later.
 
         A kind of requests that fails does not hold up the others, but for the end of the run.
         """
@@ -148,9 +150,10 @@ class Outbox:
         for request in [*self.requests]:
             if request.kind in failed or (request.kind == "end" and len(self.requests) > 1):
                 continue
+            kind = "create"
             try:
-                if self.state.run_id.startswith(UNSENT):
-                    PATIENCE.attempt(self._create, "create")
+                self.open_run()
+                kind = request.kind
                 request.content = _with_ids(request.content, self.folder.parent)
                 again = bool(request.error)
                 PATIENCE.attempt(partial(self._send, request, again), request.kind)
@@ -158,12 +161,15 @@ class Outbox:
                 request.error = str(error)
             except Exception as error:
                 request.error = reason_of(error)
-                if is_temporary(error):
-                    failed.add(request.kind)
                 self._write(request)
+                if is_temporary(error):
+                    failed.add(kind)
+                    if kind == "create":
+                        break
             else:
                 self.requests.remove(request)
                 request.path.unlink(missing_ok=True)
+        return failed
 
     def _send(self, request: Request, again: bool) -> None:
         content = request.content
@@ -184,20 +190,21 @@ class Outbox:
 
     def settle(self) -> None:
         """Send what is kept, again and again while it may succeed and there is time to wait."""
-        while True:
-            self.send()
-            kinds = {request.kind for request in self.requests if request.kind != "end"}
-            if not kinds or not PATIENCE.wait(kinds):
+        while failed := self.send():
+            if not PATIENCE.wait(failed):
                 return
 
+    def open_run(self) -> None:
+        """Open the run in the store, if it was opened here while the store was away."""
+        if self.state.run_id.startswith(UNSENT):
+            PATIENCE.attempt(self._create, "create")
+
     def _create(self) -> None:
-        """Open the run in the store, as it was opened here."""
         state = self.state
+        # Of its tags, those that others wait for may not be known yet.
+        own = {name: state.tags[name] for name in FIRST_TAGS if name in state.tags}
         created = self._client.create_run(
-            state.experiment_id,
-            state.start_time,
-            _with_ids(state.tags, self.folder.parent),
-            state.run_name,
+            state.experiment_id, state.start_time, _with_ids(own, self.folder.parent)
         )
         file = self.folder.parent / IDS
         known = _known_ids(self.folder.parent) | {state.run_id: created.info.run_id}

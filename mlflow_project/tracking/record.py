@@ -213,13 +213,18 @@ class RunRecord:
         try:
             outbox.keep_files()
             outbox.save()
-            outbox.settle()
+            self._settle()
         finally:
             self._end(status, end_time)
             _open.remove(self)
             self._lock.release()
         if self.parent is None or not self.parent.keeps_children:
             self._discard()
+
+    def _settle(self) -> None:
+        for child in self.children:
+            child._settle()
+        self.outbox.settle()
 
     def _end(self, status: str, end_time: int) -> None:
         """End the run in the store, where it is FAILED until everything is sent."""
