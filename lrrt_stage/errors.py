@@ -15,6 +15,7 @@ __all__ = [
     "describe",
     "first_line",
     "loader_error",
+    "quoted",
     "unknown_name",
 ]
 
@@ -62,6 +63,14 @@ def describe(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
+def quoted(value: Any) -> str:
+    """Return a value as Python writes it, or what it is where Python cannot: of too many digits."""
+    try:
+        return repr(value)
+    except Exception:  # also a RecursionError, and whatever the method of a user's class raises
+        return describe(value)
+
+
 def loader_error(error: BaseException) -> tuple[str, str]:
     """Return the type's name and the first line of what code of the user raised.
 
@@ -79,4 +88,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
-    return LRRTError(f"unknown {kind} {name!r}: {hint}")
+    return LRRTError(f"unknown {kind} {quoted(name)}: {hint}")

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import rich_click as click
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
-from mlflow_project.cli.options import examples, from_values, given, options_of, tracked
+from mlflow_project.cli.options import OptionType, examples, from_values, given, options_of, tracked
 from mlflow_project.cli.outcome import OutputOptions, show_result
 from mlflow_project.stages.check import CheckOptions, check_stage
 from mlflow_project.stages.compare import compare_stage
@@ -179,7 +179,7 @@ def check_command(**values: Any) -> int:
         "mlflow run . -e compare -P runs=RUN_ID,RUN_ID",
     ),
 )
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", type=OptionType(str))
 @tracked
 def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     """Draw the curves and ranges of several range tests in one figure.

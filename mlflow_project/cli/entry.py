@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from _thread import interrupt_main
+from collections.abc import Sequence
 from typing import NoReturn
 
 # cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
@@ -24,6 +25,7 @@ from lrrt_stage import LRRTError  # noqa: E402
 from lrrt_stage.errors import first_line  # noqa: E402
 from lrrt_stage.settings import hide_passwords  # noqa: E402
 from mlflow_project.cli.commands import commands  # noqa: E402
+from mlflow_project.cli.lines import error_line  # noqa: E402
 from mlflow_project.tracking.runs import fail_project_run  # noqa: E402
 
 __all__ = ["main"]
@@ -37,13 +39,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.unraisablehook = _interrupt_again
     # As a warning it would print the traceback of an error that ends a trial.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    stage = next(iter(arguments), "")
     try:
         code = commands.main(arguments, standalone_mode=False)
     except LRRTError as error:
-        code = _fail(stage, str(error))
+        code = _fail(stage, str(error), arguments)
     except click.ClickException as error:
-        code = _fail(stage, error.format_message())
+        code = _fail(stage, error.format_message(), arguments)
     except (KeyboardInterrupt, click.Abort) as interrupt:
         # click raises an Abort of its own while it handles what a stage raised.
         print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
@@ -51,13 +54,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(stage: str, reason: str) -> int:
-    line = hide_passwords(" ".join(reason.split()))
+def _fail(stage: str, reason: str, arguments: Sequence[str]) -> int:
+    line = error_line(hide_passwords(reason), arguments)
     print(f"Error: {line}", file=sys.stderr)
     try:
         fail_project_run(stage, line)
     except Exception as error:  # the store itself may be what is wrong
-        print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
+        reason = error_line(first_line(error), arguments)
+        print(f"(the run could not be marked as failed: {reason})", file=sys.stderr)
     return USAGE_ERROR
 
 

@@ -55,7 +55,8 @@ class PreparedTask:
         self.task, self.runtime, self._validated = task, runtime, False
         self.device = resolve_device(runtime.device)
         if task.setup is None:
-            data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
+            with errors_of(task):
+                data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
             # Moved once, for all starts.
             self.data: Data | None = data.to(self.device)
             self._make = partial(
@@ -71,7 +72,7 @@ class PreparedTask:
 
     def setup(self) -> Setup:
         """Return a new setup, its model on the CPU with the weights that the task's seed gives."""
-        with seeded(self.task.seed):
+        with seeded(self.task.seed), errors_of(self.task):
             made = self._make()
         require(
             isinstance(made, Setup),
@@ -93,7 +94,8 @@ class PreparedTask:
             weights.load_into(model, pretrained)
         else:
             initialize(model, init, self.task.seed)
-        return weights.state_of(model)
+        with errors_of(self.task):
+            return weights.state_of(model)
 
     def start(self, state: weights.State | None = None) -> Setup:
         """Return a setup whose model is on the device and has the weights ``state``; None: its own.
@@ -101,9 +103,10 @@ class PreparedTask:
         Every call returns an equal start, so that experiments differ only in what follows.
         """
         setup = self.setup()
-        if state is not None:
-            weights.load_into(setup.model, state)
-        setup.to(self.device, self.task.memory_format)
+        with errors_of(self.task):
+            if state is not None:
+                weights.load_into(setup.model, state)
+            setup.to(self.device, self.task.memory_format)
         return setup
 
     def range_test(
@@ -275,7 +278,9 @@ def errors_of(task: Task) -> Iterator[None]:
         _, line = loader_error(error)
         own = task.setup is None or line.startswith("setup ")
         raise LRRTError(line if own else f"setup {task.setup!r}: {line}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also a SystemExit, which would end the command without a word
         loss = task.loss or "by default"
         raise LRRTError(
             f"setup {task.setup!r} raised {cause_of(error)}: correct the factory or what it returns"
