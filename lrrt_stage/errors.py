@@ -46,9 +46,17 @@ class NoSuggestion(LRRTError):
         self.verdict = verdict
 
 
+UNSAFE = "Weights only load failed"
+"""How torch begins a text that goes on to advise ``weights_only=False``: a pickle can run code."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's text, or its type's name where it has none.
+
+    Of a file that torch does not load, the line does not say how to load it all the same.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(f"({UNSAFE}).*", r"\1: the file holds more than weights, and may run code", line)
 
 
 def describe(value: Any) -> str:

@@ -169,7 +169,8 @@ def _is_json(value: Any, levels: int) -> bool:
         return named and _is_json([*value.values()], levels)
     if isinstance(value, list):
         return levels > 0 and all(_is_json(part, levels - 1) for part in value)
-    return value is None or any(is_a(value, kind) for kind in (bool, int, float))
+    kinds = (bool, int, float)
+    return value is None or any(isinstance(value, kind) and is_a(value, kind) for kind in kinds)
 
 
 def option_text(value: Any) -> str:

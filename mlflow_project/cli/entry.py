@@ -25,12 +25,12 @@ from lrrt_stage import LRRTError  # noqa: E402
 from lrrt_stage.errors import first_line  # noqa: E402
 from lrrt_stage.settings import hide_passwords  # noqa: E402
 from mlflow_project.cli.commands import commands  # noqa: E402
-from mlflow_project.cli.lines import error_line  # noqa: E402
+from mlflow_project.cli.lines import INTERRUPTED, error_line, interrupted_line  # noqa: E402
 from mlflow_project.tracking.runs import fail_project_run  # noqa: E402
 
 __all__ = ["main"]
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR = 2
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -49,18 +49,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _fail(stage, error.format_message(), arguments)
     except (KeyboardInterrupt, click.Abort) as interrupt:
         # click raises an Abort of its own while it handles what a stage raised.
-        print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
+        print(interrupted_line(interrupt.__context__), file=sys.stderr)
         code = INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(stage: str, reason: str, arguments: Sequence[str]) -> int:
-    line = error_line(hide_passwords(reason), arguments)
+    given = [*arguments, *(text for name, text in os.environ.items() if name.startswith("MLFLOW_"))]
+    line = error_line(hide_passwords(reason), given)
     print(f"Error: {line}", file=sys.stderr)
     try:
         fail_project_run(stage, line)
     except Exception as error:  # the store itself may be what is wrong
-        reason = error_line(first_line(error), arguments)
+        reason = error_line(first_line(error), given)
         print(f"(the run could not be marked as failed: {reason})", file=sys.stderr)
     return USAGE_ERROR
 

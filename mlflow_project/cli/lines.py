@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-__all__ = ["error_line"]
+__all__ = ["INTERRUPTED", "error_line", "interrupted_line"]
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended."""
 LONGEST_INPUT, LONGEST_LINE = 200, 2_000
+
+
+def interrupted_line(interrupt: BaseException | None) -> str:
+    """Return how a command says that it was interrupted, and what is kept, where it knows that."""
+    return f"Interrupted: {_plain(str(interrupt or '')) or 'stopped'}"
 
 
 def error_line(reason: str, arguments: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 import rich_click as click
 from click.core import ParameterSource
 
+from lrrt_stage import LRRTError
 from lrrt_stage.settings import TYPES, is_a, option_text, option_type, require
 from mlflow_project.cli.outcome import OutputOptions
 from mlflow_project.tracking.connection import in_project_folder
@@ -120,6 +121,14 @@ def _full_path(context: click.Context, option: click.Parameter, value: Any) -> A
                 f"{option.name}={value!r} has a relative path, and mlflow run has changed the "
                 f"folder: give the full path, {before}$PWD/{path}",
             )
+            try:
+                os.stat(full)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                pass  # not there yet, or not for everybody: whoever opens it says so
+            except OSError as error:  # a name that is too long, or a link to itself
+                raise LRRTError(
+                    f"{option.name}={value!r} is no path ({error.strerror}): give another one"
+                ) from error
             return f"{before}{full.absolute()}"
     return value
 

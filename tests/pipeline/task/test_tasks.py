@@ -4,8 +4,11 @@ import json
 from dataclasses import FrozenInstanceError, asdict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.task.tasks import Runtime, Task
+from tests.strategies import JSON, result_or_refusal
 
 OTHER = Task(
     dataset="imagefolder:/data/birds",
@@ -154,3 +157,22 @@ def test_every_way_to_initial_weights_is_taken(init):
 def test_a_negative_number_of_workers_is_refused(complains):
     with complains("loader_workers=-1", "at least 0"):
         Runtime(loader_workers=-1)
+
+
+USUAL = {
+    name: st.sampled_from(sorted({getattr(task, name) for task in (Task(), OTHER, OWN)}, key=str))
+    for name, value in asdict(Task()).items()
+    if not isinstance(value, dict)
+}
+ARGUMENTS = st.dictionaries(st.sampled_from(["width", "a b", ""]) | st.text(), JSON, max_size=2)
+FIELDS = {name: USUAL.get(name, ARGUMENTS) | JSON for name in asdict(Task())}
+
+
+@given(st.fixed_dictionaries({}, optional=FIELDS))
+def test_any_task_goes_to_json_and_back_or_is_refused(values):
+    task = result_or_refusal(Task, **values)
+    if isinstance(task, Task):
+        again = Task(**json.loads(json.dumps(asdict(task), allow_nan=False)))
+        assert again == task
+        assert json.dumps(asdict(again)) == json.dumps(asdict(task))
+        assert task.flat()
