@@ -53,6 +53,7 @@ class OutputOptions(Options):
 
 def _can_be_written(file: str) -> bool:
     """Return whether a regular file can be made or replaced, beside which is one with PART."""
+    file = os.path.realpath(file)
     try:
         os.stat(file + PART)
     except FileNotFoundError:
@@ -120,10 +121,12 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
         print(text, end="")
     elif output.output_json is not None:
         # Renamed, so that no other process reads an incomplete file.
-        part = Path(output.output_json + PART)
+        # A link stays one: /dev/stdout is one as well.
+        target = os.path.realpath(output.output_json)
+        part = Path(target + PART)
         try:
             part.write_text(text, encoding="utf-8")
-            part.replace(output.output_json)
+            part.replace(target)
         except OSError as error:
             raise LRRTError(
                 f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
