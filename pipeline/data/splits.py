@@ -62,11 +62,6 @@ class Data:
                 targets is None or len(targets) == size,
                 f"{where} has {size} inputs and not as many labels: pair them",
             )
-        require(
-            self.num_classes is None or self.num_classes >= 2,
-            f"the data has num_classes={self.num_classes}, and nothing can be learnt of one class: "
-            "give examples of two or more",
-        )
 
     @classmethod
     def from_factory(cls, made: Any, source: str) -> Data:

@@ -57,6 +57,11 @@ class PreparedTask:
         if task.setup is None:
             with errors_of(task):
                 data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
+            require(
+                data.num_classes != 1,
+                f"dataset {task.dataset!r} has one class, of which nothing can be learnt: give "
+                "examples of two or more",
+            )
             # Moved once, for all starts.
             self.data: Data | None = data.to(self.device)
             self._make = partial(
