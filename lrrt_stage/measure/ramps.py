@@ -18,7 +18,8 @@ RAMPS: dict[str, Callable[..., np.ndarray]] = {
     "linear": np.linspace,
 }
 """Kind of ramp -> function of the first value, the last value, and the number of values."""
-MIN_ITERATIONS, MAX_ITERATIONS = 10, 10**7
+MIN_ITERATIONS = 10
+MAX_ITERATIONS = 10**7
 MIN_EPOCH_ITERATIONS = 100
 """Iterations of a range test of one epoch whose data set has fewer batches: it is reshuffled."""
 

@@ -122,11 +122,11 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
     elif output.output_json is not None:
         # Renamed, so that no other process reads an incomplete file.
         # A link stays one: /dev/stdout is one as well.
-        target = os.path.realpath(output.output_json)
-        part = Path(target + PART)
+        file = os.path.realpath(output.output_json)
+        part = Path(file + PART)
         try:
             part.write_text(text, encoding="utf-8")
-            part.replace(target)
+            part.replace(file)
         except OSError as error:
             raise LRRTError(
                 f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "
