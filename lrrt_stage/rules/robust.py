@@ -73,6 +73,7 @@ class UnimodalFit:
         """Fit a series of a curve; by default the loss of the probe where there is one."""
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         losses = getattr(curve, series)
+        losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.
         first = 1 if series == "probe_loss" else max(5, len(curve) // 10)

@@ -32,8 +32,11 @@ def test_any_curve_can_be_read(curve):
 def test_losses_whose_squares_are_not_finite_are_no_descent(rule):
     # A model in double precision reaches them, and the sum of squares would overflow.
     lr = [10.0**exponent for exponent in range(-10, 2)]
+    exploded = [1e200] * 6 + [0.0] * 6
     with pytest.raises(NoSuggestion):
-        suggest(LRCurve(lr, [1e200] * 6 + [0.0] * 6), rule)
+        suggest(LRCurve(lr, exploded), rule)
+    with pytest.raises(NoSuggestion):
+        suggest(LRCurve(lr, [0.0] * 12, probe_loss=exploded), rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
