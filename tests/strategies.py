@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lrrt_stage import RAMPS, LRCurve, LRRange, LRRTError, ramp
 
-ANY_FLOAT = st.floats()
+ANY_FLOAT = st.floats() | st.sampled_from([0.0, -0.0, 1.0, 1e300, 5e-324])
 LEARNING_RATES = st.floats(-12, 6).map(lambda exponent: 10.0**exponent)
 # Losses as they are, with ties and explosions; and everything that a float can be.
 LOSSES = st.floats(0, 10) | st.sampled_from([0.0, 1.0, 2.0, 1e30, 1e200, np.inf, np.nan])

@@ -25,7 +25,16 @@ NASTY = [
     *(DEEP, NOT_SO_DEEP, "[]", "[[1, 2]]", "null", '"x"', '{"": 1}', '{"a b": 1}', '{"a": NaN}'),
     *('{"a": 1e999}', '{"a": 1, "a": 2}', '{"a": "\\u0000"}', '{"a": "\\ud800"}', '{"a": 1}'),
     *('{"%s": 1}' % ("k" * 3_000), '{"a": %s}' % ("9" * 400), '{"a": %s}' % ("9" * 5_000)),
-    *("/nowhere/x", "~nobody/x", "/dev/zero", "/", "n" * 300, "file:" + "n" * 300, "file:", "run:"),
+    *(
+        "/nowhere/x",
+        "~no-such-person/x",
+        "/dev/zero",
+        "/",
+        "n" * 300,
+        "file:" + "n" * 300,
+        "file:",
+        "run:",
+    ),
     *("imagefolder:", "sqlite:///" + "n" * 300, "sqlite:///", "models:/", "a:b:c", "no.such:thing"),
 ]
 
