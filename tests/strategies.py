@@ -11,7 +11,13 @@ LEARNING_RATES = st.floats(-12, 6).map(lambda exponent: 10.0**exponent)
 LOSSES = st.floats(0, 10) | st.sampled_from([0.0, 1.0, 2.0, 1e30, 1e200, np.inf, np.nan])
 STOPS = st.sampled_from(["completed", "diverged", "non-finite", "interrupted"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | ANY_FLOAT | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | ANY_FLOAT
+    | st.text()
+    # What Python writes into JSON, and nobody else reads.
+    | st.sampled_from([np.nan, np.inf, 2**63, "\0"]),
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(), parts, max_size=4),
     max_leaves=12,
 )

@@ -165,7 +165,7 @@ ARGUMENTS = st.dictionaries(st.sampled_from(["width", "depth", "a b"]), JSON, ma
 
 @given(
     st.sampled_from([Task(), OTHER, OWN]),
-    st.sampled_from([*asdict(Task())]),
+    st.sampled_from([*asdict(Task())]) | st.sampled_from(["model_args", "setup_args"]),
     ARGUMENTS | USUAL | JSON,
 )
 def test_any_task_goes_to_json_and_back_or_is_refused(task, name, value):
