@@ -371,3 +371,9 @@ def test_no_line_advises_to_load_a_pickle(tmp_path):
     assert first_line(unsafe.value) == (
         "Weights only load failed: the file holds more than weights, and may run code"
     )
+
+
+@pytest.mark.skipif(not os.path.isfile("/proc/self/mem"), reason="no such file here")
+def test_a_file_that_cannot_be_read_is_one_line():
+    with pytest.raises(LRRTError, match="/proc/self/mem is not a readable safetensors file"):
+        weights.load("/proc/self/mem")
