@@ -36,7 +36,7 @@ test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	grep -oE '"[A-Za-z-]+>=[0-9.]+' pyproject.toml | sed '/setuptools/d; s/"//; s/>=/==/' > $(OLDEST)/oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt \
-		--editable ".[fastai,lightning,photos,transformers]" pytest pytest-xdist
+		--editable ".[fastai,lightning,photos,transformers]" hypothesis pytest pytest-xdist
 	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -ra \
 		tests/lrrt_stage tests/pipeline tests/mlflow_project
 	rm -rf $(OLDEST)

@@ -15,6 +15,7 @@ __all__ = [
     "describe",
     "first_line",
     "loader_error",
+    "quoted",
     "unknown_name",
 ]
 
@@ -45,9 +46,17 @@ class NoSuggestion(LRRTError):
         self.verdict = verdict
 
 
+UNSAFE = "Weights only load failed"
+"""How torch begins a text that goes on to advise ``weights_only=False``: a pickle can run code."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's text, or its type's name where it has none.
+
+    Of a file that torch does not load, the line does not say how to load it all the same.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(f"({UNSAFE}).*", r"\1: the file holds more than weights, and may run code", line)
 
 
 def describe(value: Any) -> str:
@@ -60,6 +69,14 @@ def describe(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{type(value).__name__} of {value.dtype} {list(value.shape)}"
     return "None" if value is None else type(value).__name__
+
+
+def quoted(value: Any) -> str:
+    """Return a value as Python writes it, or what it is where Python cannot: of too many digits."""
+    try:
+        return repr(value)
+    except Exception:  # also a RecursionError, and whatever the method of a user's class raises
+        return describe(value)
 
 
 def loader_error(error: BaseException) -> tuple[str, str]:
@@ -79,4 +96,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> LRRTError:
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
-    return LRRTError(f"unknown {kind} {name!r}: {hint}")
+    return LRRTError(f"unknown {kind} {quoted(name)}: {hint}")

@@ -16,12 +16,13 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from lrrt_stage.errors import LRRTError, describe, unknown_name
+from lrrt_stage.errors import LRRTError, describe, quoted, unknown_name
 
 __all__ = [
     "TYPES",
     "Options",
     "hide_passwords",
+    "is_a",
     "option_text",
     "option_type",
     "require",
@@ -36,14 +37,24 @@ BOUNDS = {
     "below": (operator.lt, "below"),
 }
 """Name of a bound -> comparison that a value must pass, and that in words."""
-TYPES: dict[type, tuple[type, str]] = {
+TYPES: dict[type, tuple[Any, str]] = {
     bool: (bool, "true or false"),
-    int: (Integral, "a whole number"),
+    int: (Integral, "a whole number of 64 bits"),
     float: (Real, "a finite number"),
-    str: (str, "text"),
-    dict: (dict, 'a JSON object like {"width": 64}'),
+    str: (str, "text without control characters"),
+    dict: (
+        dict,
+        'a JSON object like {"width": 64}: names of arguments, each once, to finite numbers of 64 '
+        "bits, texts, and lists and objects of them, not more than 50 inside each other",
+    ),
 }
-"""Type of a field -> type that its values must have, and that in words."""
+"""Type of a field -> type that its values must have, and what else :func:`is_a` asks, in words."""
+UNSTORABLE = "\0\ud800-\udfff"
+"""No database takes a zero, or half of a character: a byte that is no UTF-8, as Python reads it."""
+CONTROL = "\1-\x1f\x7f-\x9f"
+LONGEST_NAME, DEEPEST = 200, 50
+"""Of keyword arguments: the length of a name, of which a store makes that of a parameter, and how
+many lists and objects may be inside each other."""
 
 
 def setting(
@@ -89,15 +100,19 @@ class Options:
             if any(value is word or value == word for word in words):
                 continue
             bounds, choices = declared["bounds"].items(), declared["choices"]
-            if not _is_a(value, kind) or not all(BOUNDS[name][0](value, x) for name, x in bounds):
+            if not is_a(value, kind) or not all(BOUNDS[name][0](value, x) for name, x in bounds):
                 or_words = "".join(f" or {option_text(word)}" for word in words)
                 allowed = [TYPES[kind][1], *(f"{BOUNDS[name][1]} {x}" for name, x in bounds)]
                 raise LRRTError(
-                    f"{option.name}={value!r} must be {', '.join(allowed)}{or_words}: "
+                    f"{option.name}={quoted(value)} must be {', '.join(allowed)}{or_words}: "
                     f"the default is {option_text(declared['default'])}"
                 )
             if choices is not None and value not in choices:
                 raise unknown_name(option.name, value, choices)
+            if kind in (int, float) and not isinstance(value, (int, float)):
+                # That of an array library, which JSON does not know.
+                number = int(value) if isinstance(value, Integral) else float(value)
+                object.__setattr__(self, option.name, number)
 
 
 @lru_cache
@@ -126,11 +141,36 @@ def option_type(hint: Any) -> tuple[type, tuple[Any, ...]]:
     return only, tuple(words)
 
 
-def _is_a(value: Any, kind: type) -> bool:
+def is_a(value: Any, kind: type) -> bool:
+    """Return whether a value is of a kind in :data:`TYPES`, and can be stored."""
     if isinstance(value, bool):
         return kind is bool
-    fits = isinstance(value, TYPES[kind][0])
-    return fits and (kind is not float or isfinite(value))
+    if not isinstance(value, TYPES[kind][0]):
+        return False
+    if kind is int:
+        return -(2**63) <= value < 2**63
+    if kind is float:
+        try:
+            return isfinite(value)
+        except OverflowError:  # of an int that no float can hold
+            return False
+    if kind is str:
+        return re.search(f"[{UNSTORABLE}{CONTROL}]", value) is None
+    named = all(isinstance(k, str) and k.isidentifier() and len(k) <= LONGEST_NAME for k in value)
+    return named and _is_json(value, DEEPEST)
+
+
+def _is_json(value: Any, levels: int) -> bool:
+    """Return whether JSON gives a value back as it is, and its parts are at most so deep in it."""
+    if isinstance(value, str):  # with line ends and tabs, unlike the text of an option
+        return re.search(f"[{UNSTORABLE}]", value) is None
+    if isinstance(value, dict):
+        named = all(isinstance(name, str) and _is_json(name, levels) for name in value)
+        return named and _is_json([*value.values()], levels)
+    if isinstance(value, list):
+        return levels > 0 and all(_is_json(part, levels - 1) for part in value)
+    kinds = (bool, int, float)
+    return value is None or any(isinstance(value, kind) and is_a(value, kind) for kind in kinds)
 
 
 def option_text(value: Any) -> str:

@@ -11,8 +11,16 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+
+# Property tests: the same examples at every run, or `HYPOTHESIS_PROFILE=soak` for many new ones.
+settings.register_profile(
+    "default", max_examples=200, deadline=None, derandomize=True, database=None
+)
+settings.register_profile("soak", max_examples=5_000, deadline=None, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_collection_modifyitems(items):

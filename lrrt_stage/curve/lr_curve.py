@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lrrt_stage.curve.smoothing import Smoothing, finite_length
+from lrrt_stage.errors import LRRTError, first_line
 from lrrt_stage.settings import require
 
 __all__ = ["LRCurve", "Stop"]
@@ -110,11 +111,16 @@ class LRCurve:
         Raises
         ------
         LRRTError
-            If the file has no column ``lr`` or ``loss``.
+            If the file cannot be read as a table, or has no column ``lr`` or ``loss``.
         """
         # Python's float reads every digit back; the parser of pandas does so only since version 3.
         numbers = dict.fromkeys(SERIES, lambda text: float(text or "nan"))
-        frame = pd.read_csv(path, converters=numbers)
+        try:
+            frame = pd.read_csv(path, converters=numbers)
+        except (OSError, ValueError) as error:  # a file's, a decoder's, a parser's, float's
+            raise LRRTError(
+                f"{path} is no table of numbers ({first_line(error)}): it is not a curve.csv"
+            ) from error
         missing = {"lr", "loss"} - set(frame.columns)
         require(not missing, f"{path} has no column {sorted(missing)}: it is not a curve.csv")
         series: dict[str, Any] = {name: frame[name].to_numpy() for name in SERIES if name in frame}

@@ -23,8 +23,9 @@ class LRRange:
 
     def __post_init__(self) -> None:
         require(
-            0 < self.min < self.max and isfinite(self.max),
-            f"range ({self.min:g}, {self.max:g}) is not 0 < min < max: swap or widen it",
+            0 < self.min < self.max and isfinite(self.max / self.min),
+            f"range ({self.min:g}, {self.max:g}) is not 0 < min < max of a finite width: swap or "
+            "change them",
         )
 
     @property

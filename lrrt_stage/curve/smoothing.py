@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lrrt_stage.settings import Options, setting
 
-__all__ = ["AVERAGES", "Smoothing", "finite_length", "running_quantile", "zero_phase"]
+__all__ = [
+    "AVERAGES",
+    "Smoothing",
+    "finite_length",
+    "is_finite",
+    "running_quantile",
+    "zero_phase",
+]
 
 AVERAGES = ("biased", "corrected", "from-first")
 """The exponential averages; they differ in how they begin."""
+LARGEST = 1e100
+"""A larger loss is an explosion, whatever the arithmetic; its square would overflow."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,14 @@ def _averaged(loss: bytes, average: str, beta: float) -> np.ndarray:
     return np.where(np.arange(len(raw)) < finite_length(raw), smoothed, np.nan)
 
 
+def is_finite(values: np.ndarray | float) -> Any:
+    """Return which values are finite, so far that their squares and sums are finite as well."""
+    return np.abs(values) <= LARGEST
+
+
 def finite_length(values: np.ndarray) -> int:
     """Return how many values come before the first that is not finite."""
-    return int(np.logical_and.accumulate(np.isfinite(values)).sum())
+    return int(np.logical_and.accumulate(is_finite(values)).sum())
 
 
 def running_quantile(values: np.ndarray, quantile: float) -> np.ndarray:

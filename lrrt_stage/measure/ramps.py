@@ -19,6 +19,7 @@ RAMPS: dict[str, Callable[..., np.ndarray]] = {
 }
 """Kind of ramp -> function of the first value, the last value, and the number of values."""
 MIN_ITERATIONS = 10
+MAX_ITERATIONS = 10**7
 MIN_EPOCH_ITERATIONS = 100
 """Iterations of a range test of one epoch whose data set has fewer batches: it is reshuffled."""
 
@@ -53,6 +54,7 @@ class RangeTestOptions(Options):
         100,
         "Optimizer steps; epoch: one epoch, but at least 100 (the data is reshuffled).",
         minimum=MIN_ITERATIONS,
+        maximum=MAX_ITERATIONS,
     )
     stop_multiple: float | None = setting(
         4.0,

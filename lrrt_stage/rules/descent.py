@@ -7,6 +7,7 @@ from math import log, sqrt
 import numpy as np
 
 from lrrt_stage.curve.lr_curve import LRCurve
+from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion, Verdict
 
@@ -18,6 +19,7 @@ __all__ = [
     "require_points",
     "require_turn",
     "still_falling",
+    "tenth_of",
 ]
 
 SKIP_FIRST, SKIP_LAST = 5, 1
@@ -75,7 +77,7 @@ def never_fell(curve: LRCurve, start: float, lowest: float) -> NoSuggestion:
 def _how_it_ended(curve: LRCurve) -> tuple[str, str]:
     """Return what ended the losses, and the remedy for a curve without descent."""
     at = len(curve.finite)
-    if curve.stop == "diverged":
+    if curve.stop == "diverged" and len(curve):
         ended = f", until the stop rule ended the test at the LR {curve.lr[-1]:g}"
         return ended, "lower lr_start, or raise stop_multiple (none: never stop)"
     if at == len(curve):
@@ -101,6 +103,15 @@ def still_falling(curve: LRCurve) -> NoSuggestion:
         f"the loss is still falling at the last LR {curve.lr[-1]:g}: raise lr_end",
         Verdict.STILL_FALLING,
     )
+
+
+def tenth_of(curve: LRCurve, lr: float) -> LRRange:
+    """Return the decade that ends at a tenth of ``lr``, which the ramp must have passed."""
+    if lr / 10 < curve.lr[0]:
+        raise NoSuggestion(
+            f"the loss rises within a decade of the first LR {curve.lr[0]:g}: lower lr_start"
+        )
+    return LRRange.decade_below(lr / 10)
 
 
 def require_turn(curve: LRCurve, lr: np.ndarray, lowest: int) -> None:

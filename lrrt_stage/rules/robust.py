@@ -10,9 +10,9 @@ from scipy.special import stdtr
 
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
-from lrrt_stage.curve.smoothing import Smoothing
+from lrrt_stage.curve.smoothing import Smoothing, is_finite
 from lrrt_stage.errors import NoSuggestion
-from lrrt_stage.rules.descent import never_fell, require_points, still_falling
+from lrrt_stage.rules.descent import never_fell, require_points, still_falling, tenth_of
 from lrrt_stage.rules.registry import rule
 
 __all__ = ["UnimodalFit", "fit_unimodal", "tenth_of_rise", "unimodal_regression"]
@@ -44,12 +44,7 @@ def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     flat floor nor a single level decides. A tenth of that is suggested, as in the article's rule,
     since training stays at learning rates that the ramp only passes.
     """
-    maximum = fit_unimodal(curve).rise / 10
-    if maximum < curve.lr[0]:
-        raise NoSuggestion(
-            f"the loss rises within a decade of the first LR {curve.lr[0]:g}: lower lr_start"
-        )
-    return LRRange.decade_below(maximum)
+    return tenth_of(curve, fit_unimodal(curve).rise)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,15 +73,16 @@ class UnimodalFit:
         """Fit a series of a curve; by default the loss of the probe where there is one."""
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         losses = getattr(curve, series)
+        losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.
         first = 1 if series == "probe_loss" else max(5, len(curve) // 10)
         start = float(np.median(losses[:first]))
-        ruined = ~(np.isfinite(losses) & np.isfinite(curve.loss) & (losses < start))
+        ruined = ~(is_finite(losses) & is_finite(curve.loss) & (losses < start))
         ruined[:first] = True
         clipped = np.where(ruined, start, losses)
         fit = unimodal_regression(clipped)
-        fell = bool(np.isfinite(start)) and _fell(losses[: _last_minimum(fit) + 1])
+        fell = bool(is_finite(start)) and _fell(losses[: _last_minimum(fit) + 1])
         return cls(series, curve.lr, start, ruined, clipped, fit, fell)
 
     @property
@@ -136,7 +132,7 @@ def fit_unimodal(curve: LRCurve) -> UnimodalFit:
     fit = UnimodalFit.from_curve(curve)
     if not fit.fell:
         training = UnimodalFit.from_curve(curve, "loss")
-        if not np.isfinite(fit.start) or not training.fell:
+        if not is_finite(fit.start) or not training.fell:
             raise never_fell(curve, fit.start, float(fit.fit.min()))
         probe_rises_later = fit.rises and fit.rise > training.rise
         fit = fit if probe_rises_later else training

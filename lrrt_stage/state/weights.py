@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -176,11 +177,12 @@ def save(state: State, path: str | Path) -> Path:
 
 def load(path: str | Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU."""
-    if not Path(path).is_file():
+    # Unlike that of Path, it takes any name; a pipe or a device may have no end.
+    if not os.path.isfile(path):
         raise LRRTError(f"there is no weights file {path}: check the path")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise LRRTError(
             f"{path} is not a readable safetensors file ({error}): save the weights with "
             "safetensors.torch.save_file; a pickle could run code, and is not read"

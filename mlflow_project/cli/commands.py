@@ -12,6 +12,7 @@ import rich_click as click
 
 from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
 from mlflow_project.cli.options import (
+    OptionType,
     examples,
     from_values,
     given,
@@ -192,7 +193,7 @@ def check_command(**values: Any) -> int:
         "mlflow run . -e compare -P runs=RUN_ID,RUN_ID",
     ),
 )
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", type=OptionType(str))
 @tracked
 def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     """Draw the curves and ranges of several range tests in one figure.

@@ -10,9 +10,9 @@ import warnings
 from _thread import interrupt_main
 from typing import NoReturn
 
-__all__ = ["main"]
+from mlflow_project.cli.lines import INTERRUPTED, interrupted_line
 
-INTERRUPTED = 130
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _interrupt_again
-    sys.exit(run_command(arguments))
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
 
 
 def _prepare() -> None:
@@ -44,7 +44,7 @@ def _prepare() -> None:
 
 def _leave(signum: int, frame: object) -> None:
     """End at once, while nothing but imports has been done: not every module would let it pass."""
-    os.write(2, b"Interrupted: stopped before anything was done\n")
+    os.write(2, f"{interrupted_line(None)}\n".encode())
     os._exit(INTERRUPTED)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 
 import optuna
 import rich_click as click
@@ -14,43 +16,46 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords
 from mlflow_project.cli.commands import commands
+from mlflow_project.cli.lines import INTERRUPTED, error_line, interrupted_line
 from mlflow_project.tracking.record import unsent_records
 from mlflow_project.tracking.runs import fail_project_run
+from mlflow_project.tracking.store import reason_of
 
 __all__ = ["run_command"]
 
-USAGE_ERROR, NOT_SENT, INTERRUPTED = 2, 4, 130
+USAGE_ERROR, NOT_SENT = 2, 4
 OF_THE_MACHINE = (OSError, MlflowException, SafetensorError, SQLAlchemyError)
 """What disks, folders and stores raise: nothing that a traceback of this project explains."""
 
 
-def run_command(arguments: list[str] | None) -> int:
+def run_command(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; print what ended it as one line."""
     # As a warning it would print the traceback of an error that ends a trial.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    stage = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     try:
         code = commands.main(arguments, standalone_mode=False)
     except LRRTError as error:
-        return _fail(stage, str(error))
+        return _fail(arguments, str(error))
     except click.ClickException as error:
-        return _fail(stage, error.format_message())
+        return _fail(arguments, error.format_message())
     except OF_THE_MACHINE as error:
         remedy = "check the free space and the rights of the folders, and the tracking store"
-        return _fail(stage, f"{type(error).__name__}: {first_line(error)}: {remedy}")
+        return _fail(arguments, f"{type(error).__name__}: {first_line(error)}: {remedy}")
     except (KeyboardInterrupt, click.Abort) as interrupt:
         # click raises an Abort of its own while it handles what a stage raised.
-        print(f"Interrupted: {str(interrupt.__context__ or '') or 'stopped'}", file=sys.stderr)
+        print(interrupted_line(interrupt.__context__), file=sys.stderr)
         return INTERRUPTED
     code = code if isinstance(code, int) else 0
     return NOT_SENT if code == 0 and unsent_records() else code
 
 
-def _fail(stage: str, reason: str) -> int:
-    line = hide_passwords(" ".join(reason.split()))
+def _fail(arguments: Sequence[str], reason: str) -> int:
+    given = [*arguments, *(text for name, text in os.environ.items() if name.startswith("MLFLOW_"))]
+    line = error_line(hide_passwords(reason), given)
     print(f"Error: {line}", file=sys.stderr)
     try:
-        fail_project_run(stage, line)
+        fail_project_run(next(iter(arguments), ""), line)
     except Exception as error:  # the store itself may be what is wrong
-        print(f"(the run could not be marked as failed: {first_line(error)})", file=sys.stderr)
+        reason = error_line(reason_of(error), given)
+        print(f"(the run could not be marked as failed: {reason})", file=sys.stderr)
     return USAGE_ERROR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from inspect import get_annotations
@@ -12,7 +13,8 @@ from typing import Any, TypeVar, get_type_hints
 import rich_click as click
 from click.core import ParameterSource
 
-from lrrt_stage.settings import TYPES, option_text, option_type, require
+from lrrt_stage import LRRTError
+from lrrt_stage.settings import TYPES, is_a, option_text, option_type, require
 from mlflow_project.cli.outcome import OutputOptions
 from mlflow_project.tracking.connection import in_project_folder
 from mlflow_project.tracking.record import WORK_DIR
@@ -62,11 +64,24 @@ class OptionType(click.ParamType):
         if self.type is bool:
             return click.BOOL.convert(value, param, ctx)
         try:
-            # dict() would also accept a list of pairs.
-            return {**json.loads(value)} if self.type is dict else self.type(value)
-        except (ValueError, TypeError):
+            made = _parsed(value) if self.type is dict else self.type(value)
+        except (ValueError, RecursionError):  # a RecursionError of JSON inside JSON
+            made = None
+        if not is_a(made, self.type):
             words = "".join(f" or {option_text(word)}" for word in self.words)
             self.fail(f"{value!r} is not {TYPES[self.type][1]}{words}", param)
+        return made
+
+
+def _parsed(text: str) -> Any:
+    """Return what is in a JSON text; ValueError where a name appears twice in an object of it."""
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(made := dict(pairs)) < len(pairs):
+            raise ValueError("a name appears twice")
+        return made
+
+    return json.loads(text, object_pairs_hook=as_dict)
 
 
 def options_of(panel: str, *options: type, defaults: bool = True) -> Callable[[Command], Command]:
@@ -107,12 +122,24 @@ def _full_path(context: click.Context, option: click.Parameter, value: Any) -> A
     for before in PATHS[option.name or ""] if value else ():
         path = value.removeprefix(before)
         if value.startswith(before) and path not in ("", "-", ":memory:"):
-            full = Path(path).expanduser()
+            full = Path(os.path.expanduser(path))
+            require(
+                full.is_absolute() or not path.startswith("~"),
+                f"{option.name}={value!r}: there is no such home folder: give the full path",
+            )
             require(
                 full.is_absolute() or not in_project_folder(),
                 f"{option.name}={value!r} has a relative path, and mlflow run has changed the "
                 f"folder: give the full path, {before}$PWD/{path}",
             )
+            try:
+                os.stat(full)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                pass  # not there yet, or not for everybody: whoever opens it says so
+            except OSError as error:  # a name that is too long, or a link to itself
+                raise LRRTError(
+                    f"{option.name}={value!r} is no path ({error.strerror}): give another one"
+                ) from error
             return f"{before}{full.absolute()}"
     return value
 
@@ -120,7 +147,9 @@ def _full_path(context: click.Context, option: click.Parameter, value: Any) -> A
 def tracked(command: Command) -> Command:
     """Add the options that say where a command's runs and its result are stored."""
     command = options_of("Result", OutputOptions)(command)
-    command = click.option("--experiment", help="Experiment, made if it is not there.")(command)
+    command = click.option(
+        "--experiment", type=OptionType(str), help="Experiment, made if it is not there."
+    )(command)
     return store_options(command, "--experiment")
 
 
@@ -128,6 +157,7 @@ def store_options(command: Command, *more: str) -> Command:
     """Add the options that name the store, and say what happens while it is away."""
     command = click.option(
         "--tracking-uri",
+        type=OptionType(str),
         help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
         show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
     )(command)

@@ -28,6 +28,8 @@ OWN_TAGS = "lrrt."
 SERIES = {"lr", "log10_lr", "train_loss", "smoothed_loss", "probe_loss", "full_val_loss"}
 """Metrics with a value for every iteration, of which the last one says nothing."""
 RANGES = ("suggested", "narrowed", "refined", "trained")
+PART = ".part"
+"""Ending of the file that is renamed when it is complete."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,24 @@ class OutputOptions(Options):
         super().__post_init__()
         if self.output_json in (None, "-"):
             return
-        path = Path(self.output_json)
         require(
-            os.access(path.parent, os.W_OK) and not path.is_dir(),
+            _can_be_written(self.output_json),
             f"output_json={self.output_json!r} cannot be written: give a file in an existing, "
             "writable folder",
         )
+
+
+def _can_be_written(file: str) -> bool:
+    """Return whether a regular file can be made or replaced, beside which is one with PART."""
+    file = os.path.realpath(file)
+    try:
+        os.stat(file + PART)
+    except FileNotFoundError:
+        pass
+    except OSError:  # a name that is too long, for example
+        return False
+    replaced = os.path.isfile(file) or not os.path.lexists(file)
+    return replaced and os.access(Path(file).parent, os.W_OK)
 
 
 def result_of(run: Run) -> dict[str, Any]:
@@ -109,10 +123,12 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
         print(text, end="")
     elif output.output_json is not None:
         # Renamed, so that no other process reads an incomplete file.
-        part = Path(f"{output.output_json}.part")
+        # A link stays one: /dev/stdout is one as well.
+        file = os.path.realpath(output.output_json)
+        part = Path(file + PART)
         try:
             part.write_text(text, encoding="utf-8")
-            part.replace(output.output_json)
+            part.replace(file)
         except OSError as error:
             raise LRRTError(
                 f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "

@@ -110,10 +110,11 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
         f"{folder} holds no run: give a folder .lrrt/RUN_ID, or .lrrt for all",
     )
     kept = sorted(kept, key=lambda each: each.state.start_time)
-    reasons = {}
+    reasons: dict[Path, str] = {}
     # First all runs are opened, since the requests of one may name another.
     for step in (Outbox.open_run, _send):
         for each in kept:
+            reasons.pop(each.folder, None)
             try:
                 with own_process(each):
                     mlflow.set_tracking_uri(_store_of(each, tracking_uri))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -88,7 +89,8 @@ def imagefolder(path: str, size: int = 64) -> Data:
     """
     root = Path(path)
     require(size >= 1, f"imagefolder: size={size} must be at least 1: the default is 64")
-    require(root.is_dir(), f"imagefolder: there is no folder {path}: give imagefolder:PATH")
+    # Unlike the method of Path, this takes any name.
+    require(os.path.isdir(path), f"imagefolder: there is no folder {path}: give imagefolder:PATH")
     if (root / "train").is_dir() and (root / "val").is_dir():
         train, val = _Folder(root / "train", size), _Folder(root / "val", size)
         require(

@@ -64,7 +64,9 @@ def load_factory(kind: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # an import runs the module, which may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an import runs the module, which may raise anything
         raise LRRTError(
             f"{kind} {name!r} cannot be imported ({cause_of(error)}): correct the name or the "
             "module; run from the folder that contains it, or put that folder on PYTHONPATH; and "
@@ -111,7 +113,9 @@ def call(
         ) from error
     try:
         return function(*given, **arguments)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         own, explained = is_factory(name), isinstance(error, LRRTError)
         if explained and not own:
             raise

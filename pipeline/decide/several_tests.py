@@ -9,7 +9,7 @@ from lrrt_stage import NoSuggestion
 from lrrt_stage.rules.consensus import Consensus, find_consensus
 from lrrt_stage.rules.reading import Reading
 from lrrt_stage.settings import Options, require, setting
-from pipeline.jobs.jobs import RangeTestJob
+from pipeline.jobs.jobs import MAX_TESTS, RangeTestJob
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 
@@ -30,6 +30,7 @@ class ConsensusOptions(Options):
         1,
         "Range tests; above 1, the suggested range is the one that is safe for most of them.",
         minimum=1,
+        maximum=MAX_TESTS,
     )
     vary: str = setting(
         "data-order",

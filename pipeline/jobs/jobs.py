@@ -19,6 +19,7 @@ from pipeline.task.tasks import Runtime, Task
 from pipeline.training.loop import TrainingHistory, TrainOptions, train
 
 __all__ = [
+    "MAX_TESTS",
     "FailedJob",
     "Job",
     "JobResult",
@@ -27,6 +28,9 @@ __all__ = [
     "TrainingJob",
     "TrainingResult",
 ]
+
+MAX_TESTS = 10_000
+"""Of one command: all its jobs are in memory at once."""
 
 
 @dataclass(frozen=True)

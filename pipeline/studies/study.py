@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 
 from lrrt_stage import LRRange, LRRTError, NoSuggestion
 from lrrt_stage.settings import Options, require, setting
-from pipeline.jobs.jobs import FailedJob, Job, JobResult, RangeTestJob, RangeTestResult
+from pipeline.jobs.jobs import (
+    MAX_TESTS,
+    FailedJob,
+    Job,
+    JobResult,
+    RangeTestJob,
+    RangeTestResult,
+)
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 from pipeline.training.loop import TrainOptions
@@ -88,6 +95,7 @@ class StudyOptions(Options):
         "Range tests, or tests per setting, except of smoothing and validation; none: the number "
         "that suits the kind.",
         minimum=1,
+        maximum=MAX_TESTS,
     )
     batch_sizes: str = setting("16,32,64,128,256", "Batch sizes of kind batch-size.")
     betas: str = setting("0.9,0.95,0.98,0.99", "Smoothing factors of kind smoothing.")

@@ -55,7 +55,13 @@ class PreparedTask:
         self.task, self.runtime, self._validated = task, runtime, False
         self.device = resolve_device(runtime.device)
         if task.setup is None:
-            data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
+            with errors_of(task):
+                data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)
+            require(
+                data.num_classes != 1,
+                f"dataset {task.dataset!r} has one class, of which nothing can be learnt: give "
+                "examples of two or more",
+            )
             # Moved once, for all starts.
             self.data: Data | None = data.to(self.device)
             self._make = partial(
@@ -71,7 +77,7 @@ class PreparedTask:
 
     def setup(self) -> Setup:
         """Return a new setup, its model on the CPU with the weights that the task's seed gives."""
-        with seeded(self.task.seed):
+        with seeded(self.task.seed), errors_of(self.task):
             made = self._make()
         require(
             isinstance(made, Setup),
@@ -93,7 +99,8 @@ class PreparedTask:
             weights.load_into(model, pretrained)
         else:
             initialize(model, init, self.task.seed)
-        return weights.state_of(model)
+        with errors_of(self.task):
+            return weights.state_of(model)
 
     def start(self, state: weights.State | None = None) -> Setup:
         """Return a setup whose model is on the device and has the weights ``state``; None: its own.
@@ -101,9 +108,9 @@ class PreparedTask:
         Every call returns an equal start, so that experiments differ only in what follows.
         """
         setup = self.setup()
-        if state is not None:
-            weights.load_into(setup.model, state)
         with errors_of(self.task):
+            if state is not None:
+                weights.load_into(setup.model, state)
             setup.to(self.device, self.task.memory_format)
         return setup
 
@@ -276,7 +283,9 @@ def errors_of(task: Task) -> Iterator[None]:
         _, line = loader_error(error)
         own = task.setup is None or line.startswith("setup ")
         raise LRRTError(line if own else f"setup {task.setup!r}: {line}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also a SystemExit, which would end the command without a word
         if _is_out_of_memory(error):
             batches = "its batches" if task.setup else f"batch_size={task.batch_size}"
             raise LRRTError(
@@ -293,7 +302,7 @@ def errors_of(task: Task) -> Iterator[None]:
         ) from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Return whether a device or the machine had too little memory."""
     # On the CPU, torch raises a plain RuntimeError.
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -115,5 +115,5 @@ class Runtime(Options):
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or a torch device.")
     data_dir: str = setting(CACHE, "Folder of the datasets that are downloaded.")
     loader_workers: int = setting(
-        0, "Processes that read data which does not fit in memory.", minimum=0
+        0, "Processes that read data which does not fit in memory.", minimum=0, maximum=1_000
     )

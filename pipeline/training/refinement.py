@@ -30,6 +30,10 @@ FINGERPRINT = "lrrt.fingerprint"
 """User attribute of the Optuna study: what its trials' losses depend on."""
 
 
+IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
+"""Databases of which every thread sees its own."""
+
+
 @dataclass(frozen=True)
 class RefineOptions(Options):
     """How much is searched, and where the Optuna study is stored."""
@@ -50,6 +54,14 @@ class RefineOptions(Options):
     study_name: str | None = setting(
         None, "Name of the Optuna study; none: made from the range-test run and these options."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.storage not in IN_MEMORY,
+            f"storage={self.storage!r} is in memory, where a search can neither be continued nor "
+            "say that it is alive: give a file, sqlite:///optuna.db",
+        )
 
 
 AfterEpoch = Callable[[Training, bool], None]

@@ -1,13 +1,25 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lrrt_stage import LRRTError
 from lrrt_stage.settings import Options, hide_passwords, setting
+from tests.strategies import JSON, result_or_refusal
+
+# Also what no JSON has: numbers of an array library, lists that cannot be changed, bytes.
+VALUES = (
+    JSON
+    | st.dictionaries(st.text(), JSON, max_size=3)
+    | st.dictionaries(st.sampled_from("abc"), JSON, max_size=3)
+    | st.sampled_from([np.int64(3), np.float32(0.1), np.bool_(True), (1, 2), b"a", 10**5000, "one"])
+)
 
 
 @dataclass(frozen=True)
@@ -23,9 +35,18 @@ class Example(Options):
     arguments: dict[str, Any] = setting({}, "")
 
 
+def nested(levels):
+    """A list in a list, so many in all."""
+    value = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"rest": -(2**63), "arguments": {"a": nested(49), "tab": "\t", "größe": [{"1 2": None}]}},
         {"count": 1, "share": 1.0, "decay": 0, "limit": 1e-9},
         {"share": 1, "count": np.int64(2), "limit": np.float32(2)},
         {"limit": None, "rest": None, "kind": None},
@@ -57,6 +78,23 @@ def test_allowed_values_are_kept(values):
         ("flag", "false", ["true or false"]),
         ("flag", 1, ["true or false"]),
         ("arguments", [1], ["JSON object", "default is {}"]),
+        ("arguments", {"a": float("nan")}, ["finite numbers"]),
+        ("arguments", {"a": [float("inf")]}, ["finite numbers"]),
+        ("arguments", {"a": 2**63}, ["64 bits"]),
+        ("arguments", {"a": (1, 2)}, ["lists and objects"]),
+        ("arguments", {"a": np.int64(1)}, ["JSON object"]),
+        ("arguments", {"a b": 1}, ["names of arguments"]),
+        ("arguments", {1: 1}, ["names of arguments"]),
+        ("arguments", {"a" * 201: 1}, ["names of arguments"]),
+        ("arguments", {"a": {2: 1}}, ["JSON object"]),
+        ("arguments", {"a": "\0"}, ["JSON object"]),
+        ("arguments", {"a": "\udc80"}, ["JSON object"]),
+        ("arguments", {"a": nested(50)}, ["50 inside each other"]),
+        ("rest", 2**63, ["64 bits"]),
+        ("share", 10**400, ["finite"]),
+        ("name", "a\nb", ["control characters"]),
+        ("name", "\x1b[31m", ["control characters"]),
+        ("name", "a\udcffb", ["control characters"]),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_in_one_line(name, value, words):
@@ -94,3 +132,17 @@ def test_an_unknown_choice_brings_the_nearest():
 )
 def test_passwords_and_tokens_of_addresses_are_hidden(text, shown):
     assert hide_passwords(text) == shown
+
+
+def test_a_number_of_too_many_digits_to_write_is_refused_as_well():
+    with pytest.raises(LRRTError, match="count=int must be a whole number of 64 bits"):
+        Example(count=10**5000)
+    with pytest.raises(LRRTError, match="arguments=dict must be a JSON object"):
+        Example(arguments={"a": 10**5000})
+
+
+@given(st.sampled_from([*asdict(Example())]), VALUES)
+def test_options_go_to_json_and_back_or_are_refused(name, value):
+    made = result_or_refusal(Example, **{name: value})
+    if isinstance(made, Example):
+        assert Example(**json.loads(json.dumps(asdict(made), allow_nan=False))) == made

@@ -1,8 +1,14 @@
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lrrt_stage import LRCurve, LRRTError, Smoothing
+from tests.strategies import ANY_FLOAT, curves, result_or_refusal
 
 LR = [0.1, 0.2, 0.4]
 # Neither has a short decimal form: a round trip through text must not lose the last bit.
@@ -51,3 +57,27 @@ def test_a_file_that_is_no_curve_is_named(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(LRRTError, match="has no column"):
         LRCurve.from_csv(tmp_path / "other.csv")
+
+
+@given(curves(ANY_FLOAT))
+def test_any_curve_comes_back_from_csv_unchanged(curve):
+    with TemporaryDirectory() as folder:
+        path = curve.to_csv(Path(folder) / "curve.csv")
+        assert LRCurve.from_csv(path, stop=curve.stop) == curve
+
+
+LINES = st.text("lr,os0123456789.-+einfa\n\r\"'\0 _", max_size=100)
+
+
+@given(st.binary(max_size=100) | LINES.map(lambda lines: f"lr,loss\n{lines}".encode()))
+def test_any_file_is_a_curve_or_named_in_one_line(content):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "curve.csv"
+        path.write_bytes(content)
+        found = result_or_refusal(LRCurve.from_csv, path)
+        assert isinstance(found, LRCurve) or str(path) in str(found)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(LRRTError, match="nowhere.csv is no table"):
+        LRCurve.from_csv(tmp_path / "nowhere.csv")

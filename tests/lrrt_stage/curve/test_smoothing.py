@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lrrt_stage import AVERAGES, LRRTError, Smoothing, zero_phase
 from lrrt_stage.curve.smoothing import running_quantile
+from tests.strategies import ANY_FLOAT
 
 # L = 4, 2, 8 with β = 0.5, worked by hand from the formulas of the article's Fig 3.
 RAW = [4.0, 2.0, 8.0]
@@ -114,3 +117,42 @@ def test_an_average_lags_behind_a_straight_line_by_49_iterations_at_a_beta_of_0_
 
 def test_a_running_quantile_is_one_of_the_values_so_far():
     assert running_quantile(np.array([3.0, 1.0, 2.0, 9.0]), 0.5).tolist() == [3.0, 1.0, 2.0, 2.0]
+
+
+FINITE = st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=40)
+BETAS = st.floats(0, 0.999)
+
+
+def nearly(values):
+    """How far rounding may move an average of these values."""
+    return 1e-9 * np.abs(values).max() + 1e-300
+
+
+@given(FINITE, st.sampled_from(["corrected", "from-first"]), BETAS)
+def test_an_average_lies_between_the_extremes_so_far(loss, average, beta):
+    smoothed = Smoothing(average, beta)(loss)
+    assert (smoothed >= np.minimum.accumulate(loss) - nearly(loss)).all()
+    assert (smoothed <= np.maximum.accumulate(loss) + nearly(loss)).all()
+
+
+@given(FINITE, st.sampled_from(AVERAGES), BETAS, st.integers(1, 39))
+def test_an_average_does_not_know_the_future(loss, average, beta, cut):
+    assert (
+        Smoothing(average, beta)(loss)[:cut].tolist()
+        == Smoothing(average, beta)(loss[:cut]).tolist()
+    )
+
+
+@given(FINITE, BETAS)
+def test_the_average_of_both_sides_lies_between_the_extremes_and_is_the_same_backwards(loss, beta):
+    averaged = zero_phase(loss, beta)
+    assert averaged.min() >= min(loss) - nearly(loss)
+    assert averaged.max() <= max(loss) + nearly(loss)
+    assert np.allclose(zero_phase(loss[::-1], beta)[::-1], averaged, rtol=0, atol=nearly(loss))
+
+
+@given(st.lists(ANY_FLOAT, max_size=40), st.sampled_from(AVERAGES), BETAS)
+def test_averages_of_any_losses_are_finite_up_to_the_first_explosion(loss, average, beta):
+    end = next((i for i, value in enumerate(loss) if not abs(value) <= 1e100), len(loss))
+    for averaged in (Smoothing(average, beta)(loss), zero_phase(loss, beta)):
+        assert np.isfinite(averaged).tolist() == [True] * end + [False] * (len(loss) - end)

@@ -1,14 +1,23 @@
 import hashlib
+import json
+import os
+import pickle
 import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lrrt_stage import INITIALIZERS, LRRTError, digest, initialize, seeded
+from lrrt_stage.errors import first_line
 from lrrt_stage.state import weights
+from tests.strategies import JSON, result_or_refusal
 
 
 def model():
@@ -328,3 +337,43 @@ def test_what_is_no_model_and_no_state_is_named(use):
     with pytest.raises(LRRTError, match="the (model|state) is .*: pass ") as error:
         use()
     assert "\n" not in str(error.value)
+
+
+HEADERS = st.dictionaries(st.text(max_size=3), JSON, max_size=2).map(
+    lambda header: json.dumps(header).encode()
+)
+FILES = HEADERS.map(lambda header: len(header).to_bytes(8, "little") + header)
+
+
+@given(FILES | st.binary(max_size=100) | st.tuples(FILES, st.binary(max_size=9)).map(b"".join))
+def test_any_file_is_weights_or_named_in_one_line(content):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "w.safetensors"
+        path.write_bytes(content)
+        found = result_or_refusal(weights.load, path)
+        assert isinstance(found, dict) or str(path) in str(found)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, "pipe"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LRRTError, match="there is no weights file"):
+        weights.load(tmp_path / name)
+
+
+def test_no_line_advises_to_load_a_pickle(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "w.pt")
+    with pytest.raises(LRRTError) as refused:
+        weights.load(tmp_path / "w.pt")
+    with pytest.raises(pickle.UnpicklingError) as unsafe:
+        torch.load(tmp_path / "w.pt", weights_only=True)
+    assert "a pickle could run code" in str(refused.value)
+    assert first_line(unsafe.value) == (
+        "Weights only load failed: the file holds more than weights, and may run code"
+    )
+
+
+@pytest.mark.skipif(not os.path.isfile("/proc/self/mem"), reason="no such file here")
+def test_a_file_that_cannot_be_read_is_one_line():
+    with pytest.raises(LRRTError, match="/proc/self/mem is not a readable safetensors file"):
+        weights.load("/proc/self/mem")

@@ -29,6 +29,8 @@ def data(kind="good", n=60):
         return 3
     if kind == "raises":
         raise KeyError("no such column")
+    if kind == "exits":
+        raise SystemExit(f"line\\n\x1b[31m{'long ' * 900}")
     return (x, y), (x, y)
 
 def model(kind="good"):
@@ -72,6 +74,11 @@ BEFORE_A_RUN = {
     "json list": (("--model-args", "[1]"), ["JSON object"]),
     "option": (("--lr-edn", 1), ["--lr-edn", "--lr-end"]),
     "beta": (("--beta", 1), ["beta=1.0"]),
+    "file name": (("--init", "file:" + "x" * 300), ["init='file:", "File name too long"]),
+    "no home": (("--data-dir", "~nobody-here/x"), ["data_dir='~nobody-here/x'", "full path"]),
+    "tests": (("--tests", 10**9), ["tests=1000000000", "at most 10000"]),
+    "many iterations": (("--iterations", 10**18), ["iterations=1000000000000000000", "at most"]),
+    "processes": (("--loader-workers", 10**6), ["loader_workers=1000000", "at most 1000"]),
 }
 
 
@@ -98,6 +105,7 @@ IN_A_RUN = {
     "empty": (own("data", "empty"), ["train", "empty"]),
     "wrong": (own("data", "wrong"), ["int", "pipeline.data.Data"]),
     "raises": (own("data", "raises"), ["KeyError: 'no such column'"]),
+    "exits": (own("data", "exits"), ["SystemExit: line"]),
     "frozen": (own("model", "frozen"), ["trainable"]),
     "narrow": (own("model", "narrow"), ["(2, 2)", "(2, 3)"]),
     "size": (own("model", "size"), ["(1, 8, 8)"]),

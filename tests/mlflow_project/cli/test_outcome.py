@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -66,6 +65,13 @@ def test_on_standard_output_there_is_the_json_alone(store):
     assert "suggested LR range" in outcome.err
 
 
+def test_a_link_stays_a_link_to_the_result(store, tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "lrrt.json")
+    store.run("lrrt", *store.SMALL, "--iterations", 60, "--output-json", "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "lrrt.json").read_text())["stage"] == "lrrt"
+
+
 def test_a_failed_stage_leaves_the_file_as_it_was(store, tmp_path):
     out = tmp_path / "lrrt.json"
     out.write_text("before")
@@ -74,10 +80,11 @@ def test_a_failed_stage_leaves_the_file_as_it_was(store, tmp_path):
     assert out.read_text() == "before"
 
 
-@pytest.mark.parametrize("path", ["no-folder/lrrt.json", "."])
+@pytest.mark.parametrize("path", ["no-folder/lrrt.json", ".", "pipe", "x" * 252])
 def test_a_file_that_cannot_be_written_is_named_before_any_work(store, path):
+    os.mkfifo("pipe")  # like a device, it would be replaced by a file
     outcome = store.run("lrrt", *store.SMALL, "--output-json", path, code=2)
-    outcome.names(f"output_json='{Path(path).absolute()}'")
+    outcome.names("output_json='", os.path.abspath(path)[-50:], "cannot be written")
     assert not store.runs()
 
 

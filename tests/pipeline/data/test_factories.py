@@ -43,6 +43,9 @@ def test_the_current_folder_is_on_the_path(tmp_path, monkeypatch):
         ("x = 1\n\nopen('/no/such/file')", ["/no/such/file", "broken_for_tests.py:3"]),
         ("raise ImportError('first line\\nsecond line')", ["first line", ".py:1"]),
         ("import broken_for_tests.sub", ["broken_for_tests.sub"]),
+        ("import sys\nsys.exit('no licence')", ["SystemExit: no licence", ".py:2"]),
+        ("class Odd(BaseException): ...\nraise Odd('text')", ["Odd: text", ".py:2"]),
+        ("raise GeneratorExit", ["GeneratorExit", ".py:1"]),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_named_with_the_reason_and_the_line(
@@ -108,6 +111,8 @@ def test_an_error_that_says_what_to_do_gets_no_further_advice(write_module):
             ["raised KeyError", ".py:2", "check model_args"],
         ),
         ("def make(n):\n    return 'x' + n\n", ["raised TypeError", ".py:2"]),
+        ("def make(n):\n    raise SystemExit(n)\n", ["raised SystemExit: 3", ".py:2"]),
+        ("def make(n):\n    raise GeneratorExit\n", ["raised GeneratorExit", ".py:2"]),
         (
             "import torch\ndef widen():\n    torch.nn.Linear(3, -1)\ndef make(n):\n    widen()\n",
             ["raised RuntimeError", ".py:3"],
@@ -240,3 +245,12 @@ def test_what_a_dataset_factory_may_return_is_taken(write_module, made, classes)
 def test_a_class_is_a_factory_of_models(write_module):
     write_module("class_for_tests", HEAD)
     assert build_model("class_for_tests:Net", {}, (4,), 3).out_features == 3
+
+
+@pytest.mark.parametrize(
+    "source", ["raise KeyboardInterrupt", "def make():\n    raise KeyboardInterrupt"]
+)
+def test_an_interruption_is_none_of_the_factory(write_module, source):
+    write_module("interrupted_for_tests", source)
+    with pytest.raises(KeyboardInterrupt):
+        call_factory("model", "interrupted_for_tests:make", {})

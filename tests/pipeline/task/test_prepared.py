@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from functools import cache
 
 import numpy as np
@@ -403,3 +404,101 @@ def test_a_batch_norm_is_fine_with_one_example_to_validate_on(write_module, comp
     assert prepared(**changes, batch_size=4).setup().val_batches.size == 1
     with complains("'norm_for_tests:model'", "more than 1 value"):
         prepared(**changes, batch_size=1)
+
+
+# A model, data, a loss and an optimizer, each with a place where the error is raised.
+RAISING = """
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+class Odd(BaseException):
+    pass
+
+ERRORS = {"exit": SystemExit("enough"), "generator": GeneratorExit("enough"), "odd": Odd("enough")}
+PLACES = ["len", "item", "targets", "forward", "state", "loss", "step"]
+raised = {}
+
+def maybe(place):
+    if place in raised:
+        raise ERRORS[raised[place]]
+
+class Data(Dataset):
+    classes = ["a", "b"]
+
+    def __len__(self):
+        maybe("len")
+        return 16
+
+    def __getitem__(self, index):
+        maybe("item")
+        return torch.ones(4), index % 2
+
+    @property
+    def targets(self):
+        maybe("targets")
+        return [0, 1] * 8
+
+class Model(nn.Linear):
+    def forward(self, x):
+        maybe("forward")
+        return super().forward(x)
+
+    def state_dict(self, *args, **kwargs):
+        maybe("state")
+        return super().state_dict(*args, **kwargs)
+
+class Optimizer(torch.optim.SGD):
+    def step(self, *args):
+        maybe("step")
+        return super().step(*args)
+
+def data():
+    return Data(), Data()
+
+def model():
+    return Model(4, 2)
+
+def loss():
+    def loss_fn(output, target):
+        maybe("loss")
+        return nn.functional.cross_entropy(output, target)
+    return loss_fn
+"""
+
+
+@pytest.mark.parametrize("place", ["len", "item", "targets", "forward", "state", "loss", "step"])
+@pytest.mark.parametrize("error", ["exit", "generator", "odd"])
+def test_whatever_code_of_the_user_raises_is_one_line(write_module, complains, place, error):
+    write_module("raising_for_tests", RAISING)
+    names = {each: f"raising_for_tests:{each}" for each in ("model", "loss")}
+    task = Task(
+        dataset="raising_for_tests:data", optimizer="raising_for_tests:Optimizer", batch_size=4,
+        **names,
+    )  # fmt: skip
+    made = PreparedTask(task, CPU)
+    state = made.initial_weights()
+    sys.modules["raising_for_tests"].raised[place] = error
+    with complains("raised", "enough", "raising_for_tests.py:"):
+        PreparedTask(task, CPU).initial_weights()
+    with complains("raised", "enough", "raising_for_tests.py:"):
+        made.range_test(state)
+
+
+def test_an_interruption_of_a_step_stays_one(write_module):
+    write_module("interrupted_for_tests", RAISING.replace("SystemExit(", "KeyboardInterrupt("))
+    task = Task(
+        dataset="interrupted_for_tests:data", loss="interrupted_for_tests:loss", model="mlp",
+        batch_size=4,
+    )  # fmt: skip
+    made = PreparedTask(task, CPU)
+    sys.modules["interrupted_for_tests"].raised["loss"] = "exit"
+    with pytest.raises(KeyboardInterrupt):
+        made.range_test(made.initial_weights())
+
+
+def test_of_one_class_nothing_can_be_learnt(complains, write_module):
+    source = "import torch\ndef make():\n    x = torch.ones(4, 2), torch.zeros(4).long()\n"
+    write_module("one_class_for_tests", f"{source}    return x, x\n")
+    with complains("'one_class_for_tests:make' has one class", "two or more"):
+        PreparedTask(Task(dataset="one_class_for_tests:make", model="mlp"), CPU)

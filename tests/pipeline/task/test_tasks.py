@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.task.tasks import Runtime, Task
+from tests.strategies import JSON, result_or_refusal
 
 OTHER = Task(
     dataset="imagefolder:/data/birds",
@@ -154,3 +157,22 @@ def test_every_way_to_initial_weights_is_taken(init):
 def test_a_negative_number_of_workers_is_refused(complains):
     with complains("loader_workers=-1", "at least 0"):
         Runtime(loader_workers=-1)
+
+
+USUAL = st.sampled_from([value for task in (Task(), OTHER, OWN) for value in asdict(task).values()])
+ARGUMENTS = st.dictionaries(st.sampled_from(["width", "depth", "a b"]), JSON, max_size=2)
+
+
+@given(
+    st.sampled_from([Task(), OTHER, OWN]),
+    st.sampled_from([*asdict(Task())]) | st.sampled_from(["model_args", "setup_args"]),
+    ARGUMENTS | USUAL | JSON,
+)
+def test_any_task_goes_to_json_and_back_or_is_refused(task, name, value):
+    changed = result_or_refusal(replace, task, **{name: value})
+    if isinstance(changed, Task):
+        text = json.dumps(asdict(changed), allow_nan=False)
+        again = Task(**json.loads(text))
+        assert again == changed
+        assert json.dumps(asdict(again)) == text
+        assert changed.flat()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lrrt_stage import LRRange
-from pipeline.training.narrowing import Narrowing
+from lrrt_stage import LRRange, LRRTError
+from pipeline.training.narrowing import POLICIES, Narrowing
+from tests.strategies import ranges
 
 
 def test_top_takes_its_share_of_the_decades_off_the_maximum():
@@ -59,3 +62,14 @@ def test_a_share_outside_0_to_1_is_refused(complains, fraction):
 def test_an_unknown_policy_brings_the_nearest_name(complains):
     with complains("narrowing", "'botth'", "did you mean 'both'?"):
         Narrowing("botth")
+
+
+@given(ranges(), st.sampled_from([*POLICIES]), st.floats(0, 1, exclude_max=True))
+def test_a_narrowed_range_is_inside(suggested, policy, fraction):
+    try:
+        narrowed = Narrowing(policy, fraction)(suggested)
+    except LRRTError:
+        # Nothing is left between the two ends.
+        assert (1 - fraction) * suggested.decades < 1e-12
+        return
+    assert suggested.min <= narrowed.min < narrowed.max <= suggested.max

@@ -346,3 +346,9 @@ def test_a_seed_that_the_sampler_cannot_take_is_refused(complains):
     # NumPy's legacy generator, which Optuna draws from, takes 32 bits.
     with complains(f"search_seed={2**32}"):
         RefineOptions(search_seed=2**32)
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_storage_in_memory_is_refused(complains, storage):
+    with complains(f"storage='{storage}' is in memory", "sqlite:///optuna.db"):
+        RefineOptions(storage=storage)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import (
@@ -15,6 +18,7 @@ from torch.optim.lr_scheduler import (
 
 from lrrt_stage import LRRange
 from pipeline.training.schedules import SCHEDULES, build_schedule
+from tests.strategies import ranges
 
 RANGE = LRRange(0.02, 0.5)
 
@@ -217,3 +221,19 @@ def test_a_first_group_at_rate_zero_stays_there_and_the_other_goes_its_way(name)
 
     assert still == [0.0] * 40
     assert moving == pytest.approx(scheduled(name, 40, 1e-2)[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(lr_range=ranges(), steps=st.integers(1, 80), ratio=st.floats(0, 1))
+def test_the_rates_of_a_schedule_stay_inside_the_range(name, lr_range, steps, ratio):
+    optimizer = groups(1.0, ratio)
+    scheduler = build_schedule(name, optimizer, lr_range, steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        first, second = rates(optimizer, scheduler, steps)
+    # The last part of one-cycle falls below the minimum.
+    lowest = 0 if name == "one-cycle" else lr_range.min
+    rounding = 1e-12 * lr_range.max
+    assert min(first) >= lowest - rounding
+    assert max(first) <= lr_range.max + rounding
+    assert second == pytest.approx([ratio * rate for rate in first], abs=rounding)
