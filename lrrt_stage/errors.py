@@ -8,19 +8,32 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
+from lrrt_stage.secrets import hide_passwords
+
 __all__ = [
     "LRRTError",
     "NoSuggestion",
     "Verdict",
     "describe",
+    "excerpt",
     "first_line",
     "loader_error",
     "unknown_name",
 ]
 
 
+LONGEST = 200
+"""Characters that an error repeats of a value which somebody else chose."""
+
+
 class LRRTError(ValueError):
-    """Input that cannot be used. The message is one line: what was wrong and what to do."""
+    """Input that cannot be used. The message is one line: what was wrong and what to do.
+
+    Secrets in it are hidden, and control characters, which a terminal would obey, are replaced.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_without_controls(hide_passwords(str(message))))
 
 
 class Verdict(str, Enum):
@@ -48,6 +61,17 @@ class NoSuggestion(LRRTError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def excerpt(value: object) -> str:
+    """Return the beginning of a text that a different person or program wrote, in one line."""
+    text = _without_controls(" ".join(str(value).split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _without_controls(text: str) -> str:
+    plain = (c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if text.isprintable() else "".join(plain)
 
 
 def describe(value: Any) -> str:

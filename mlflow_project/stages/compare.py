@@ -12,6 +12,7 @@ import pandas as pd
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import require
 from mlflow_project.handoff.handoff import Handoff, source_of
+from mlflow_project.stages.shared import SignatureOptions
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import shown
 from mlflow_project.tracking.runs import get_run, stage_run, staged_files
@@ -20,13 +21,14 @@ from mlflow_project.tracking.views import link, set_description
 __all__ = ["compare_stage"]
 
 
-def compare_stage(*, runs: Sequence[str]) -> str:
+def compare_stage(options: SignatureOptions, *, runs: Sequence[str]) -> str:
     """Draw the range tests behind ``runs`` in one figure, as a run; return its id.
 
     Its artifacts are ``overlay.png`` and ``ranges.csv``, a row for each test.
     """
     require(len(runs) >= 2, f"{len(runs)} run to compare: give two or more")
-    handoffs = [source_of(name)[1] for name in runs]
+    signed = options.require_signature
+    handoffs = [source_of(name, require_signature=signed)[1] for name in runs]
     ids = [handoff.run_id for handoff in handoffs]
     for name, run_id in zip(runs, ids, strict=True):
         require(

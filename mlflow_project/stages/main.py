@@ -10,6 +10,7 @@ import mlflow
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
+from mlflow_project.handoff.signature import sign_run
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
@@ -126,6 +127,7 @@ def main_stage(
             ),
         )
         _copy_results(handoff, lr_range, refine_id, train_id)
+        sign_run()
     return parent.info.run_id
 
 

@@ -17,6 +17,7 @@ from mlflow_project.handoff.artifacts import readable, run_file
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
+from mlflow_project.handoff.signature import sign_run
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
@@ -70,7 +71,9 @@ def train_stage(
         )
         refine_run_id = None
         if run_options.refine_run_id is not None:
-            refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
+            refine_run_id, lr_range = load_refined(
+                run_options.refine_run_id, handoff, handoff_options.require_signature
+            )
             mlflow.set_tag(tags.STEPS["refine"], refine_run_id)
         require_deployable(prepared, run_options.register)
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
@@ -113,6 +116,7 @@ def train_stage(
         description = f"By {link(run.info.run_id)}: {' '.join(sentences)}"
         log_model(training.setup, run_options.register, lineage, description)
         set_description(*sentences)
+        sign_run()
     return run.info.run_id
 
 

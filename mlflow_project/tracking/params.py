@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import mlflow
 
-from lrrt_stage.settings import hide_passwords, option_text
+from lrrt_stage.settings import masked, option_text
 from mlflow_project.tracking.connection import active_run
 from pipeline import RangeTestPlan
 
@@ -31,7 +31,7 @@ def log_options(*options: Any, **more: Any) -> None:
 
     A default is left out of the parameters unless it is in ``ALWAYS_LOGGED`` or the recipe sets
     the option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
-    logged already, as they were typed, stay. Folders and passwords are left out of what is shown.
+    logged already, as they were typed, stay. Folders and secrets are left out of what is shown.
     """
     values, always = dict(more), ALWAYS_LOGGED.union(more)
     defaults: dict[str, Any] = {}
@@ -46,31 +46,31 @@ def log_options(*options: Any, **more: Any) -> None:
         if name in always or value != defaults.get(name)
     }
     log_params(params)
-    hidden = _change_texts(values, hide_passwords)
-    mlflow.log_dict(dict(sorted(hidden.items())), "options.json")
+    mlflow.log_dict(dict(sorted(masked(values).items())), "options.json")
 
 
 def log_params(values: Mapping[str, Any]) -> None:
     """Log parameters of the active run, except those that it has already."""
     logged = active_run().data.params
-    mlflow.log_params({name: shown(each) for name, each in values.items() if name not in logged})
+    missing = {name: each for name, each in values.items() if name not in logged}
+    mlflow.log_params({name: shown(each, name) for name, each in missing.items()})
 
 
 def _flat(options: Any) -> dict[str, Any]:
     return options.flat() if hasattr(options, "flat") else asdict(options)
 
 
-def shown(value: Any) -> str:
-    """Return an option as it was typed, without the folder of a path and without a password."""
-    return option_text(_change_texts(value, lambda text: FOLDER.sub(r"\1\2", hide_passwords(text))))
+def shown(value: Any, name: str = "") -> str:
+    """Return an option as it was typed, without the folder of a path and without secrets."""
+    return option_text(_without_folders(masked(value, name)))
 
 
-def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value with every text in it changed, also inside lists and dicts."""
+def _without_folders(value: Any) -> Any:
+    """Return a value with the folder left out of every path, also inside lists and dicts."""
     if isinstance(value, str):
-        return change(value)
+        return FOLDER.sub(r"\1\2", value)
     if isinstance(value, dict):
-        return {key: _change_texts(item, change) for key, item in value.items()}
+        return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_change_texts(item, change) for item in value]
+        return [_without_folders(item) for item in value]
     return value

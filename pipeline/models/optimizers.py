@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lrrt_stage.measure.step import require_optimizer
 from lrrt_stage.settings import require
 from pipeline.data.factories import call, call_factory, is_factory
 
@@ -47,7 +48,9 @@ def build_optimizer(
         "out",
     )
     if is_factory(name):
-        return call_factory("optimizer", name, arguments, params)
+        made = call_factory("optimizer", name, arguments, params)
+        require_optimizer(made)
+        return made
     kind = OPTIMIZERS[name.lower()]
     declared = inspect.signature(kind).parameters
     options: dict[str, Any] = {"lr": 1e-3}
