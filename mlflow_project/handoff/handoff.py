@@ -43,7 +43,7 @@ from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import without_folders
-from pipeline.data.trust import NAMES
+from pipeline.data.trust import NAMES, NameFromRun
 from pipeline.decide.several_tests import ConsensusOptions
 
 __all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
@@ -291,7 +291,8 @@ def read_handoff(run: Run, trust: str | Iterable[str] | None = None) -> Handoff:
         )
         for name in NAMES if handoff.task is not None else ():
             named = getattr(handoff.task, name)
-            require(named is None or excerpt(named) == named or ":" in named, f"{name} is no name")
+            told = named is None or isinstance(named, NameFromRun) or excerpt(named) == named
+            require(told, f"{name} is no name of anything")
         return handoff
 
 

@@ -29,6 +29,7 @@ from lrrt_stage.plots.curve_plot import plot_reading
 from lrrt_stage.settings import masked, require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION, sha256, write_json
+from mlflow_project.handoff.signature import check_key
 from mlflow_project.tracking import tags
 from pipeline import RangeTestPlan, Task
 from pipeline.decide.several_tests import ConsensusOptions
@@ -55,6 +56,7 @@ def publish_inputs(
 
     A test of objects in hand has no task, and says what the ``objects`` are.
     """
+    check_key()
     weights.save(state, folder / WEIGHTS)
     content = {
         "contract_version": CONTRACT_VERSION,

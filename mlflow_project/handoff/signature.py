@@ -19,27 +19,30 @@ from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import active_run
 
-__all__ = ["KEY", "REQUIRED", "SIGNATURE", "check_signature", "sign_run"]
+__all__ = ["KEY", "REQUIRED", "SIGNATURE", "check_key", "check_signature", "sign_run"]
 
 KEY, REQUIRED = "LRRT_SIGNING_KEY", "LRRT_REQUIRE_SIGNATURE"
 SIGNATURE = "lrrt.signature"
 SHORTEST = 16
 """Characters of a key: fewer could be guessed."""
 DIGESTS = "_sha256"
-DECISIVE = (tags.STAGE, tags.SOURCE, tags.MISMATCH, *tags.STEPS.values())
+DECISIVE = (tags.STAGE, tags.SOURCE, tags.MISMATCH, tags.FINGERPRINT, *tags.STEPS.values())
 """Tags that decide which run is used, and for what."""
 RATES = ("trained_lr_max", "refined_lr_max", "lr_in_use")
 """Metrics that decide which learning rate is checked."""
 
 
-def sign_run() -> None:
-    """Sign the active run, if the environment has a key. Call it when all else is published.
+def check_key() -> None:
+    """Raise LRRTError if the environment has a key that is too short; call it before any work."""
+    require(
+        len(os.environ.get(KEY, "x" * SHORTEST).strip()) >= SHORTEST,
+        f"{KEY} has fewer than {SHORTEST} characters: use a longer key, such as that of openssl "
+        "rand -hex 32, or unset it",
+    )
 
-    Raises
-    ------
-    LRRTError
-        If the key is too short.
-    """
+
+def sign_run() -> None:
+    """Sign the active run, if the environment has a key. Call it when all else is published."""
     if KEY in os.environ:
         mlflow.set_tag(SIGNATURE, _signature(active_run()))
 
@@ -76,12 +79,7 @@ def check_signature(run: Run, required: bool = False) -> None:
 
 def _signature(run: Run) -> str:
     """Return the HMAC-SHA-256, in hex, of the run's id and of all that decides what is used."""
-    key = os.environ[KEY]
-    require(
-        len(key.strip()) >= SHORTEST,
-        f"{KEY} has fewer than {SHORTEST} characters: use a longer key, such as that of openssl "
-        "rand -hex 32",
-    )
+    check_key()
     logged, rates = run.data.tags, run.data.metrics
     signed = {
         "run_id": run.info.run_id,
@@ -93,4 +91,4 @@ def _signature(run: Run) -> str:
         "metrics": {name: float(rates[name]).hex() for name in RATES if name in rates},
     }
     message = json.dumps(signed, sort_keys=True).encode()
-    return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()
+    return hmac.new(os.environ[KEY].encode(), message, hashlib.sha256).hexdigest()

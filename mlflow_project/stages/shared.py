@@ -12,6 +12,7 @@ from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.handoff.names import trusted_names
+from mlflow_project.handoff.signature import check_key
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.runs import log_prepared, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
@@ -78,6 +79,7 @@ def open_handoff(
     ``changes`` are fields of the task that differ from the range test's. The run gets its name,
     and what all stages after a range test log.
     """
+    check_key()
     handoff = load_handoff(
         options.lrrt_run_id, trust=options.trust, require_signature=options.require_signature
     )

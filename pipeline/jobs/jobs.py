@@ -10,6 +10,7 @@ from typing import Any
 
 from lrrt_stage import LRCurve, LRRange
 from lrrt_stage.rules.reading import Reading
+from lrrt_stage.settings import hide_passwords
 from lrrt_stage.state.weights import State
 from pipeline.data.datasets import load_data
 from pipeline.data.splits import Data
@@ -64,6 +65,10 @@ class FailedJob:
 
     job: Job
     reason: str
+
+    def __post_init__(self) -> None:
+        # Where the job ran: this process does not know what that one read from its environment.
+        object.__setattr__(self, "reason", hide_passwords(self.reason))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_exported_is_pickled_and_logged_once(store, tmp_p
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "untraceable.py").write_text(UNTRACEABLE)
     store.run("lrrt", "--model", "untraceable:make", "--batch-size", 128, "--device", "cpu")
-    outcome = store.run("train", "--epochs", 1)
+    outcome = store.run("train", "--epochs", 1, "--trust", "untraceable")
     run = store.one("train")
     models = mlflow.search_logged_models(output_format="list")
     assert [(each.status, each.source_run_id) for each in models] == [("READY", run.info.run_id)]
@@ -308,7 +308,7 @@ def test_inputs_of_double_precision_are_trained_on_and_the_model_takes_them(
     monkeypatch.syspath_prepend(str(tmp_path))
     task = ("--dataset", "double_data:data", "--model", "mlp", "--batch-size", 16)
     store.run("lrrt", *task, "--rule", "valley")
-    store.run("train", "--epochs", 1)
+    store.run("train", "--epochs", 1, "--dataset", "double_data:data")
     assert store.one("train").info.status == "FINISHED"
 
 
