@@ -1,4 +1,4 @@
-"""Signed runs: what was changed after it was published, or published without the key, is refused."""
+"""Signed runs: what was changed later, or published without the key, is refused."""
 
 import json
 import sqlite3
