@@ -63,10 +63,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def excerpt(value: object) -> str:
+def excerpt(value: object, longest: int = LONGEST) -> str:
     """Return the beginning of a text that a different person or program wrote, in one line."""
     text = _without_controls(" ".join(str(value).split()))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _without_controls(text: str) -> str:

@@ -164,15 +164,19 @@ def load_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
         object_pairs_hook=unique,
     )
     require(isinstance(content, dict), "it is no JSON object")
-    _require_shallow(content)
+    _check_parts(content)
     return content
 
 
-def _require_shallow(content: Any) -> None:
+def _check_parts(content: Any) -> None:
     level = [content]
     for _ in range(DEEPEST):
-        parts = [each.values() if isinstance(each, dict) else each for each in level]
-        level = [item for part in parts for item in part if isinstance(item, (dict, list))]
+        parts = [[*each, *each.values()] if isinstance(each, dict) else each for each in level]
+        level = [item for part in parts for item in part]
+        for text in (item for item in level if isinstance(item, str)):
+            text.encode()  # half of a pair of code points cannot be stored or printed
+            require("\0" not in text, "a text has a zero byte")
+        level = [item for item in level if isinstance(item, (dict, list))]
     require(not level, f"it is nested in more than {DEEPEST} levels")
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Reading
-from lrrt_stage.errors import excerpt, first_line
+from lrrt_stage.errors import LONGEST, excerpt, first_line
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state import weights
 from mlflow_project.handoff import version_1
@@ -48,6 +48,7 @@ from pipeline.decide.several_tests import ConsensusOptions
 
 __all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
 
+LONGEST_PATH = 4096
 OWN_TRAINING = "own-training"
 """The stage of a run that :meth:`Handoff.track_training` marked."""
 RANGE_TEST_OF = {
@@ -200,11 +201,12 @@ class Handoff:
     def check(self, task: Task, data_sha256: str | None = None) -> None:
         """Raise LRRTError if ``task`` or its data is not what the range test ran on."""
         differences = self.differences(task, data_sha256)
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
         require(
             not differences,
-            f"the task differs from range-test run {self.run_id} in {'; '.join(differences)}: run "
-            "lrrt on this task, or pass allow_mismatch=true to train with a range that was "
-            "measured on a different task",
+            f"the task differs from range-test run {self.run_id} in "
+            f"{'; '.join(differences[:5])}{more}: run lrrt on this task, or pass "
+            "allow_mismatch=true to train with a range that was measured on a different task",
         )
 
 
@@ -291,7 +293,9 @@ def read_handoff(run: Run, trust: str | Iterable[str] | None = None) -> Handoff:
         )
         for name in NAMES if handoff.task is not None else ():
             named = getattr(handoff.task, name)
-            told = named is None or isinstance(named, NameFromRun) or excerpt(named) == named
+            # A path may be longer than what an error repeats.
+            longest = LONGEST_PATH if isinstance(named, NameFromRun) else LONGEST
+            told = named is None or (named.isprintable() and len(named) <= longest)
             require(told, f"{name} is no name of anything")
         return handoff
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ def names_of_run(task: Mapping[str, Any], run_id: str, trust: tuple[str, ...]) -
     marked = dict(task)
     for name, value in task.items():
         if name.endswith("_args"):
+            # They become names of parameters of runs.
+            keys = value if isinstance(value, dict) else ()
+            usable = all(re.fullmatch(r"[\w. :/-]{1,200}", key) for key in keys)
+            require(usable, f"{name} has a key that is no name of an argument")
             marked[name] = mark(value)
     for kind in NAMES:
         named = marked.get(kind)

@@ -98,7 +98,11 @@ def reading_from_json(content: dict[str, Any], curve: LRCurve) -> Reading:
     if consensus is not None:
         consensus = _consensus_from_json(consensus, content["range"])
     rule = content["rule"]
-    require(rule in suggestions and rule in RULES, f"rule {excerpt(rule)!r} is not among its rules")
+    require(rule in suggestions, f"rule {excerpt(rule, 80)!r} is not among its rules")
+    require(
+        rule in RULES,
+        f"rule {excerpt(rule, 80)!r} is not known here: import the module that registers it",
+    )
     return Reading(curve, suggestions, rule, Smoothing(**content["smoothing"]), consensus)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
+from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import require
 from mlflow_project.handoff.handoff import Handoff, source_of
@@ -57,12 +58,14 @@ def _names(handoffs: Sequence[Handoff]) -> list[str]:
     recipes = [handoff.task for handoff in handoffs]
     tasks = [{} if None in recipes or task is None else asdict(task) for task in recipes]
     differing = [field for field in tasks[0] if any(t[field] != tasks[0][field] for t in tasks)]
-    names = [", ".join(f"{field}={shown(task[field])}" for field in differing) for task in tasks]
+    names = [
+        excerpt(", ".join(f"{field}={shown(task[field])}" for field in differing)) for task in tasks
+    ]
     if len(set(names)) == len(names):
         return names
     # Tests of the same task with different data, code, or options; or tests without a task.
     return [
-        f"{name or get_run(handoff.run_id).info.run_name} ({handoff.run_id[:6]})"
+        f"{name or excerpt(get_run(handoff.run_id).info.run_name)} ({handoff.run_id[:6]})"
         for name, handoff in zip(names, handoffs, strict=True)
     ]
 

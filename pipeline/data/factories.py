@@ -142,7 +142,7 @@ def call(
         pass
     except TypeError as error:
         raise LRRTError(
-            f"{kind} {name!r} takes {signature}, {error}: check {kind}_args {shown}"
+            f"{kind} {name!r} takes {signature}, {excerpt(error)}: check {kind}_args {shown}"
         ) from error
     try:
         return function(*given, **arguments)
@@ -167,7 +167,7 @@ def cause_of(error: BaseException, name: str | None = None) -> str:
     private = isinstance(name, NameFromRun)
     kind, line = loader_error(error)
     if not isinstance(error, LRRTError):
-        line = f"{kind}: {line}"
+        line = f"{kind}: {excerpt(line)}"
     if isinstance(error, SyntaxError):
         return f"{line} at {_place(error.filename or '?', private)}:{error.lineno}"
     ours = [str(Path(__file__).parents[1]), str(Path(lrrt_stage.__file__).parent)]

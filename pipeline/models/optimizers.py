@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lrrt_stage.errors import excerpt
 from lrrt_stage.measure.step import require_optimizer
 from lrrt_stage.settings import require
 from pipeline.data.factories import call, call_factory, is_factory
@@ -44,8 +45,8 @@ def build_optimizer(
     params, arguments = list(params), dict(arguments or {})
     require(
         "lr" not in arguments,
-        f"optimizer_args {arguments} sets lr, which the range test and the schedule set: leave it "
-        "out",
+        f"optimizer_args {excerpt(arguments)} sets lr, which the range test and the schedule set: "
+        "leave it out",
     )
     if is_factory(name):
         made = call_factory("optimizer", name, arguments, params)

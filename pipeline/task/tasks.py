@@ -66,7 +66,8 @@ class Task(BuiltinOptions, StepOptions):
         given = ", ".join(sorted(f"{name}={option_text(getattr(self, name))}" for name in changed))
         require(
             self.setup is None or not changed,
-            f"{given} belongs to the built-in setup: give it to setup {self.setup!r} in setup_args",
+            f"{excerpt(given)} belongs to the built-in setup: give it to setup {self.setup!r} in "
+            "setup_args",
         )
 
     @property
@@ -103,10 +104,14 @@ class Task(BuiltinOptions, StepOptions):
         """Return ``field: mine, not theirs`` for every field that differs, in more than secrets."""
         mine, theirs = (masked(asdict(task), references=True) for task in (self, other))
         return [
-            f"{name}: {excerpt(repr(mine[name]))}, not {excerpt(repr(theirs[name]))}"
+            f"{name}: {_short(mine[name])}, not {_short(theirs[name])}"
             for name in mine
             if mine[name] != theirs[name]
         ]
+
+
+def _short(value: Any) -> str:
+    return excerpt(repr(value), 80)
 
 
 @dataclass(frozen=True)

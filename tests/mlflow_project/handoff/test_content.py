@@ -10,13 +10,17 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 
 from lrrt_stage import LRRTError
+from lrrt_stage import digest as digest_of
 from lrrt_stage.errors import excerpt
+from lrrt_stage.state import weights
 from mlflow_project import load_handoff
 from mlflow_project.handoff.artifacts import load_json, run_file
 from mlflow_project.handoff.handoff import source_of
 from mlflow_project.stages.job_runs import _load_history
+from pipeline import Task
 
 TAGS = {
     "task.json": "lrrt.task_sha256",
@@ -25,7 +29,8 @@ TAGS = {
     "refined_range.json": "lrrt.refined_sha256",
 }
 DELETE = object()
-WRONG = (None, True, -1, 1.5, "x", [], {}, [1], {"a": 1}, "\x1b[31mred\n", "x" * 5000)
+TEXTS = ("x", "\x1b[31mred\n", "x" * 5000, "\ud800", "a\0b")
+WRONG = (None, True, -1, 1.5, *TEXTS, [], {}, [1], {"a": 1})
 
 
 def write(store, run, name, content):
@@ -128,6 +133,54 @@ def test_no_value_of_any_type_anywhere_is_more_than_one_line(store, lrrt, name):
     never = {"contract_version", "data_sha256", "rule", "rules", "curve", "smoothing"}
     wrong = {path for path, value in accepted if path[0] in never and value in ("[]", "True")}
     assert wrong <= {("curve", "iterations"), ("rules", "steepest")}, wrong
+
+
+def test_no_value_in_a_consensus_is_more_than_one_line(store):
+    store.run("lrrt", *store.SMALL, "--tests", 2, "--workers", 1)
+    run = store.one("lrrt")
+    whole = store.json(run, "suggestions.json")
+    for path in leaves({name: part for name, part in whole.items() if name != "rules"}):
+        for value in (*WRONG, DELETE, math.nan):
+            write(store, run, "suggestions.json", changed(whole, path, value))
+            try:
+                handoff = load_handoff(run.info.run_id)
+            except LRRTError as error:
+                require_one_line(error, run)
+            else:
+                assert repr(handoff)
+                assert handoff.range.decades > 0
+                assert handoff.consensus_options
+                assert handoff.confidence.decades >= 0
+
+
+@pytest.mark.starts_with("lrrt")
+@pytest.mark.parametrize(
+    "arguments",
+    [*({text: 1} for text in (*TEXTS, "")), *({"width": text} for text in TEXTS)],
+)
+def test_arguments_of_any_form_are_repeated_in_part(store, lrrt, arguments):
+    content = store.json(lrrt, "task.json")
+    content["task"]["model_args"] = arguments
+    write(store, lrrt, "task.json", json.dumps(content))
+    for command in (("train",), ("refine",), ("check", "--baseline", lrrt.info.run_id)):
+        outcome = store.run(*command, code=2)
+        assert len(outcome.error) < 900
+        assert outcome.error.isprintable()
+        assert "x" * 200 not in outcome.error
+    with pytest.raises(LRRTError) as error:
+        load_handoff().check(Task(seed=1, data_seed=1, model="cnn", optimizer="adam", l2=1.0))
+    assert len(str(error.value)) < 900
+
+
+@pytest.mark.starts_with("lrrt")
+def test_names_of_weights_are_repeated_in_part(store, lrrt):
+    names = {"\x1b[31m\n" + "x" * 1000: torch.zeros(2), "y" * 1000: torch.zeros(3)}
+    weights.save(names, store.file(lrrt, "initial_weights.safetensors"))
+    mlflow.MlflowClient().set_tag(lrrt.info.run_id, "lrrt.weights_sha256", digest_of(names))
+    outcome = store.run("train", code=2)
+    outcome.names("weights do not fit")
+    assert len(outcome.error) < 700
+    assert outcome.error.isprintable()
 
 
 @pytest.mark.starts_with("lrrt")
