@@ -65,7 +65,8 @@ def first_line(error: BaseException) -> str:
 
 def excerpt(value: object, longest: int = LONGEST) -> str:
     """Return the beginning of a text that a different person or program wrote, in one line."""
-    text = _without_controls(" ".join(str(value).split()))
+    # Hidden before it is cut: half a password is not recognised.
+    text = _without_controls(" ".join(hide_passwords(str(value)).split()))
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 

@@ -36,6 +36,8 @@ SECRETS = (
     ),
 )
 HIDDEN_PART = re.compile(r"^\*\*\*$|(?<=[/:=\"'])\*\*\*(?=$|[@&;,\s}\"'\\])")
+PASSWORD = re.compile(r"://[^:/@\s]*:(\S*)@")
+"""In an address."""
 SHORTEST = 4
 """A shorter value is part of too many words to be searched for."""
 
@@ -74,8 +76,9 @@ def remember_secrets(value: Any, *, secret: bool = False) -> None:
     elif isinstance(value, (list, tuple)):
         for item in value:
             remember_secrets(item, secret=secret)
-    elif secret and not _is_harmless(value) and len(str(value)) >= SHORTEST:
-        _seen.add(str(value))
+    elif not _is_harmless(value):
+        secrets = [str(value)] if secret else PASSWORD.findall(str(value))
+        _seen.update(each for each in secrets if len(each) >= SHORTEST and each != HIDDEN)
 
 
 def is_reference(value: Any) -> bool:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from lrrt_stage import LRRTError, NoSuggestion
+from lrrt_stage.errors import excerpt
 from lrrt_stage.secrets import hide_passwords, is_hidden, masked, remember_secrets
 
 
@@ -54,14 +55,16 @@ def test_a_secret_beside_its_name_is_hidden_in_a_text(text, shown):
 def test_a_value_that_was_met_is_hidden_wherever_it_stands():
     remember_secrets({"a": [{"my_token": "v4lue-of-a-test", "width": "wide"}], "pwd": "abc"})
     assert hide_passwords("no v4lue-of-a-test, so wide, abc") == "no ***, so wide, abc"
+    remember_secrets({"address": "x://me:p4ss-of-a-test@host"})
+    assert hide_passwords("user me, password p4ss-of-a-test") == "user me, password ***"
     assert hide_passwords("v4lue-of-a-tester") == "v4lue-of-a-tester"
 
 
 def test_no_error_has_a_secret_or_what_a_terminal_obeys():
     for error in (LRRTError, NoSuggestion):
-        assert (
-            str(error("x://me:s3cr@host\x1b[2J")) == "x://me:***@host\N{REPLACEMENT CHARACTER}[2J"
-        )
+        assert str(error("x://me:s3cr@host\x1b[2J")) == "x://me:***@host\ufffd[2J"
+    # Cut in the middle, it would no longer be told from other text.
+    assert "s3cr" not in excerpt("x" * 180 + " x://me:s3cr-and-much-more@host")
 
 
 def test_what_was_hidden_is_told_from_other_stars():
