@@ -50,6 +50,10 @@ and returns the same data at every call: a :class:`~pipeline.data.Data`, or a tr
 validation split, whose classes are then counted."""
 
 
+SHORTEST = 8
+"""Characters of a variable's value that is taken for a secret wherever it stands."""
+
+
 def is_factory(name: str) -> bool:
     """Return whether ``name`` has the form ``package.module:factory``."""
     module, colon, attribute = name.partition(":")
@@ -217,5 +221,6 @@ def _from_environment(kind: str, value: Any) -> Any:
             f"{kind}_args has {value!r}, and the variable {variable} is not set: set it, or give "
             "the value itself"
         )
-    remember_secrets(found, secret=True)
+    # A shorter one may be any word; under the key of a secret, it is remembered all the same.
+    remember_secrets(found, secret=len(found) >= SHORTEST)
     return found

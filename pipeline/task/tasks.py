@@ -104,13 +104,17 @@ class Task(BuiltinOptions, StepOptions):
         """Return ``field: mine, not theirs`` for every field that differs, in more than secrets."""
         mine, theirs = (masked(asdict(task), references=True) for task in (self, other))
         return [
-            f"{name}: {_short(mine[name])}, not {_short(theirs[name])}"
+            f"{name}: {_short(mine[name], theirs[name])}, not {_short(theirs[name], mine[name])}"
             for name in mine
             if mine[name] != theirs[name]
         ]
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, other: Any) -> str:
+    """Return a value for an error; of arguments, those that differ from the others."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        missing = object()
+        value = {key: item for key, item in value.items() if other.get(key, missing) != item}
     return excerpt(repr(value), 80)
 
 
