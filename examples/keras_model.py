@@ -7,7 +7,7 @@ Run as a script, this file calls the range test as a library function on an ordi
 The function ``build`` is a model factory for a task. ``--init own`` keeps the weights Keras draws:
 
     lrrt-stage lrrt --model examples.keras_model:build --init own
-    lrrt-stage train
+    lrrt-stage train --model examples.keras_model:build
 """
 
 import os

@@ -8,11 +8,14 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
+from lrrt_stage.secrets import hide_passwords
+
 __all__ = [
     "LRRTError",
     "NoSuggestion",
     "Verdict",
     "describe",
+    "excerpt",
     "first_line",
     "loader_error",
     "quoted",
@@ -20,8 +23,18 @@ __all__ = [
 ]
 
 
+LONGEST = 200
+"""Characters that an error repeats of a value which somebody else chose."""
+
+
 class LRRTError(ValueError):
-    """Input that cannot be used. The message is one line: what was wrong and what to do."""
+    """Input that cannot be used. The message is one line: what was wrong and what to do.
+
+    Secrets in it are hidden, and control characters, which a terminal would obey, are replaced.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_without_controls(hide_passwords(str(message))))
 
 
 class Verdict(str, Enum):
@@ -57,6 +70,18 @@ def first_line(error: BaseException) -> str:
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(f"({UNSAFE}).*", r"\1: the file holds more than weights, and may run code", line)
+
+
+def excerpt(value: object, longest: int = LONGEST) -> str:
+    """Return the beginning of a text that a different person or program wrote, in one line."""
+    # Hidden before it is cut: half a password is not recognised.
+    text = _without_controls(" ".join(hide_passwords(str(value)).split()))
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _without_controls(text: str) -> str:
+    plain = (c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if text.isprintable() else "".join(plain)
 
 
 def describe(value: Any) -> str:

@@ -17,12 +17,14 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lrrt_stage.errors import LRRTError, describe, quoted, unknown_name
+from lrrt_stage.secrets import hide_passwords, masked, remember_secrets
 
 __all__ = [
     "TYPES",
     "Options",
     "hide_passwords",
     "is_a",
+    "masked",
     "option_text",
     "option_type",
     "require",
@@ -92,6 +94,8 @@ class Options:
 
     def __post_init__(self) -> None:
         types = _types(type(self))  # type: ignore[arg-type]
+        # First, so that no error repeats them.
+        remember_secrets({name: value for name, value in vars(self).items() if name in types})
         for option in fields(self):  # type: ignore[arg-type]
             value, declared = getattr(self, option.name), option.metadata
             if not declared:
@@ -182,20 +186,3 @@ def option_text(value: Any) -> str:
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True)
     return str(value)
-
-
-SECRETS = (
-    # In a web address, the password in front of the host, or a token that stands there alone.
-    (re.compile(r"(https?://[^:/@\s]*):[^/\s]*@"), r"\1:***@"),
-    (re.compile(r"(https?://)[^:/@\s]+@"), r"\1***@"),
-    # In a database address, where a password may contain any character.
-    (re.compile(r"((?<!http)(?<!https)://[^:/@\s]*):\S*@"), r"\1:***@"),
-    (re.compile(r"(?i)([?&][\w-]*(?:passw(?:or)?d|pwd|secret|token)=)[^&\s'\"]*"), r"\1***"),
-)
-
-
-def hide_passwords(text: str) -> str:
-    """Return a text with ``***`` in place of the passwords and tokens in its addresses."""
-    for secret, shown in SECRETS:
-        text = secret.sub(shown, text)
-    return text

@@ -32,8 +32,9 @@ FRAMEWORKS = {"keras", "lightning", "pytorch_lightning", "fastai", "transformers
 FAILING = ("safetensors", "sqlalchemy")
 # A room -> the rooms that it may import, and the packages. A package's name stands for its rooms.
 ROOMS = {
-    "lrrt_stage.errors": ((), ()),
-    "lrrt_stage.settings": (("errors",), ()),
+    "lrrt_stage.secrets": ((), ()),
+    "lrrt_stage.errors": (("secrets",), ()),
+    "lrrt_stage.settings": (("errors", "secrets"), ()),
     "lrrt_stage.curve": (("errors", "settings"), ("numpy", "pandas")),
     "lrrt_stage.state": (("errors", "settings"), ("numpy", "safetensors", "torch")),
     "lrrt_stage.measure": (("errors", "settings", "curve", "state"), ("numpy", "torch")),

@@ -4,7 +4,8 @@
 #   pipeline.sh train    runs a range test and trains with its result
 #   pipeline.sh check    checks later whether that learning rate still fits the task
 #
-# RESULTS is the folder for the JSON files; TASK holds the options that describe the task.
+# RESULTS is the folder for the JSON files; TASK holds the options that describe the task. If that names
+# modules of your own, list them in LRRT_TRUST: what a run names is used only where it is trusted.
 set -euo pipefail
 
 RESULTS=${RESULTS:-results}

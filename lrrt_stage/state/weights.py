@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lrrt_stage.errors import LRRTError, first_line, unknown_name
+from lrrt_stage.errors import LRRTError, excerpt, first_line, unknown_name
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes, require_no_lazy
@@ -201,7 +201,8 @@ def load_into(model: nn.Module, state: State) -> None:
     """
     own = state_of(model)
     differences = [
-        f"{name} is {_kind(state.get(name))} in the weights, {_kind(own.get(name))} in the model"
+        f"{excerpt(name, 80)} is {_kind(state.get(name))} in the weights, "
+        f"{_kind(own.get(name))} in the model"
         for name in [*own, *(name for name in state if name not in own)]
         if _kind(state.get(name)) != _kind(own.get(name))
     ]

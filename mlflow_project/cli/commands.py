@@ -26,7 +26,7 @@ from mlflow_project.stages.compare import compare_stage
 from mlflow_project.stages.lrrt import range_test_stage
 from mlflow_project.stages.main import MainOptions, main_stage
 from mlflow_project.stages.refine import refine_stage
-from mlflow_project.stages.shared import HandoffOptions
+from mlflow_project.stages.shared import HandoffOptions, SignatureOptions
 from mlflow_project.stages.study import study_stage
 from mlflow_project.stages.train import TrainRunOptions, train_stage
 from mlflow_project.tracking import console
@@ -194,6 +194,7 @@ def check_command(**values: Any) -> int:
     ),
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", type=OptionType(str))
+@options_of("Runs", SignatureOptions)
 @tracked
 def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     """Draw the curves and ranges of several range tests in one figure.

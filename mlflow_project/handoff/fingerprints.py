@@ -15,7 +15,8 @@ import torch
 from mlflow_project.handoff.artifacts import sha256
 from pipeline import PreparedTask, Task
 from pipeline.data.datasets import is_dataset_factory
-from pipeline.data.factories import is_factory
+from pipeline.data.factories import import_factory, is_factory
+from pipeline.data.trust import require_trusted
 
 __all__ = ["fingerprint"]
 
@@ -48,15 +49,14 @@ def _files(task: Task) -> list[str]:
     packages = map(importlib.import_module, ("lrrt_stage", "pipeline", "mlflow_project"))
     folders = [Path(package.__path__[0]) for package in packages]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    named = [task.setup, task.model, task.optimizer, task.loss]
-    factories = [name for name in named if name is not None and is_factory(name)]
-    factories += [task.dataset] if is_dataset_factory(task.dataset) else []
-    for name in factories:
-        source = inspect.getsourcefile(importlib.import_module(name.partition(":")[0]))
+    named = {kind: getattr(task, kind) for kind in ("setup", "model", "optimizer", "loss")}
+    factories = {kind: name for kind, name in named.items() if name and is_factory(name)}
+    factories |= {"dataset": task.dataset} if is_dataset_factory(task.dataset) else {}
+    for kind, name in factories.items():
+        source = inspect.getsourcefile(import_factory(kind, name))
         files += [Path(source)] if source else []
-    if (
-        task.initial.startswith("file:")
-        and Path(given := task.initial.removeprefix("file:")).is_file()
-    ):
-        files.append(Path(given))
+    if task.initial.startswith("file:"):
+        require_trusted("init", task.initial)
+        given = Path(task.initial.removeprefix("file:"))
+        files += [given] if given.is_file() else []
     return [sha256(path) for path in files]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 
 import mlflow
 from mlflow.entities import Run
@@ -11,18 +14,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Reading
-from lrrt_stage.errors import first_line
+from lrrt_stage.errors import LONGEST, excerpt, first_line
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state import weights
 from mlflow_project.handoff import version_1
 from mlflow_project.handoff.artifacts import (
-    CONTRACT_VERSION,
     find_run,
     load_artifact,
     read_json,
     read_weights,
     readable,
 )
+from mlflow_project.handoff.names import names_of_run, trusted_names
 from mlflow_project.handoff.publishing import (
     CURVE,
     CURVE_TAG,
@@ -33,14 +36,18 @@ from mlflow_project.handoff.publishing import (
     WEIGHTS,
     reading_from_json,
 )
+from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.views import NOTE, link
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
 from pipeline.data.datasets import is_dataset_factory
+from pipeline.data.factories import without_folders
+from pipeline.data.trust import NAMES, NameFromRun
 from pipeline.decide.several_tests import ConsensusOptions
 
 __all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
 
+LONGEST_PATH = 4096
 OWN_TRAINING = "own-training"
 """The stage of a run that :meth:`Handoff.track_training` marked."""
 RANGE_TEST_OF = {
@@ -178,6 +185,7 @@ class Handoff:
                 f"Trains over learning rates from **{lr_range or narrowed}**, inside the range "
                 f"that {link(self.run_id)} suggests ({self.range}).",
             )
+        sign_run()
 
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
         """Return how ``task``, or else its data, differs from the range test's, in words."""
@@ -193,31 +201,49 @@ class Handoff:
     def check(self, task: Task, data_sha256: str | None = None) -> None:
         """Raise LRRTError if ``task`` or its data is not what the range test ran on."""
         differences = self.differences(task, data_sha256)
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
         require(
             not differences,
-            f"the task differs from range-test run {self.run_id} in {'; '.join(differences)}: run "
-            "lrrt on this task, or pass allow_mismatch=true to train with a range that was "
-            "measured on a different task",
+            f"the task differs from range-test run {self.run_id} in "
+            f"{'; '.join(differences[:5])}{more}: run lrrt on this task, or pass "
+            "allow_mismatch=true to train with a range that was measured on a different task",
         )
 
 
-def load_handoff(run_id: str = "latest") -> Handoff:
+def load_handoff(
+    run_id: str = "latest",
+    *,
+    trust: str | Iterable[str] | None = None,
+    require_signature: bool = False,
+) -> Handoff:
     """Return the hand-off of a finished range-test run: by id, or the experiment's latest.
 
     The id of a run that goes back to a range test (``main``, ``train``, ``refine``, ``check``) is
     accepted as well.
 
+    Parameters
+    ----------
+    trust
+        Modules (``a.b``), functions (``a.b:c``), paths (``imagefolder:PATH``, ``file:PATH``) and
+        variables (``env:NAME``) that the hand-off may name, beside those of ``LRRT_TRUST``. What
+        else it names is refused where it would be used, before any import.
+    require_signature
+        Whether the runs must be signed with the key in ``LRRT_SIGNING_KEY``.
+
     Raises
     ------
     LRRTError
         If there is no such run, it is of a different stage or did not finish, or an artifact is
-        missing, unreadable, or does not match the digest that the run recorded.
+        missing, unreadable, or does not match the digest that the run recorded; or if a signature
+        is required and wrong.
     """
     run = find_run(run_id, *(("lrrt",) if run_id == "latest" else RANGE_TEST_OF))
+    check_signature(run, require_signature)
     source = RANGE_TEST_OF[run.data.tags[tags.STAGE]]
     if source is not None:
-        run = find_run(run.data.tags[source], "lrrt", "test")
-    handoff = read_handoff(run)
+        run = find_run(_named_run(run, source), "lrrt", "test")
+        check_signature(run, require_signature)
+    handoff = read_handoff(run, trust)
     require(
         handoff.reading.final.range is not None,
         f"run {run_id} is a test without a suggestion of its rule {handoff.rule}: give a different "
@@ -226,39 +252,60 @@ def load_handoff(run_id: str = "latest") -> Handoff:
     return handoff
 
 
-def read_handoff(run: Run) -> Handoff:
+def read_handoff(run: Run, trust: str | Iterable[str] | None = None) -> Handoff:
     """Return what a range-test run published, which may have no suggestion."""
+    trusted = trusted_names(trust)
     inputs = read_json(run, TASK, TASK_TAG)
     suggestions = read_json(run, SUGGESTIONS, SUGGESTIONS_TAG)
     curve = load_artifact(run, CURVE, LRCurve.from_csv, CURVE_TAG)
     state = read_weights(run, WEIGHTS, tags.WEIGHTS)
     with readable(run, TASK):
         task = inputs["task"]
+        require(task is None or isinstance(task, dict), "task is no object")
         unknown = {*(task or {})} - {field.name for field in fields(Task)}
-        is_newer = inputs["contract_version"] > CONTRACT_VERSION
     require(
-        not (unknown or is_newer),
+        not unknown,
         f"run {run.info.run_id} was published by a newer version of lrrt-stage, with "
-        f"{', '.join(sorted(unknown)) or 'another contract'}: update lrrt-stage",
+        f"{excerpt(', '.join(sorted(unknown)))}: update lrrt-stage",
     )
+    with readable(run, CURVE):
+        require(len(curve) > 0, "it has no iteration")
+        usable = bool((curve.lr > 0).all()) and isfinite(curve.lr.max())
+        require(usable, "a learning rate is no number above 0")
     with readable(run, f"{TASK} or {SUGGESTIONS}"):
         ended = suggestions["curve"]
-        curve = replace(curve, stop=ended["stop"], epochs=ended["epochs"])
-        require(len(curve) > 0, f"{CURVE} has no iteration")
+        epochs = ended["epochs"]
+        counted = isinstance(epochs, (int, float)) and not isinstance(epochs, bool) and epochs > 0
+        require(epochs is None or counted, "epochs is no number above 0")
+        curve = replace(curve, stop=ended["stop"], epochs=epochs)
         if inputs["contract_version"] == 1:
             curve = version_1.translate(run, inputs, suggestions, curve)
-        return Handoff(
+        for name in ("data_sha256", "device"):
+            require(isinstance(inputs[name], str), f"{name} is no text")
+        handoff = Handoff(
             run_id=run.info.run_id,
-            task=None if task is None else Task(**task),
+            task=None if task is None else Task(**names_of_run(task, run.info.run_id, trusted)),
             data_sha256=inputs["data_sha256"],
             device=inputs["device"],
             weights=state,
             plan=RangeTestPlan.from_dict(inputs["range_test"]),
             reading=reading_from_json(suggestions, curve),
         )
+        for name in NAMES if handoff.task is not None else ():
+            named = getattr(handoff.task, name)
+            # A path may be longer than what an error repeats.
+            longest = LONGEST_PATH if isinstance(named, NameFromRun) else LONGEST
+            told = named is None or (named.isprintable() and len(named) <= longest)
+            require(told, f"{name} is no name of anything")
+        return handoff
 
 
-def source_of(name: str) -> tuple[Run, Handoff]:
+def source_of(
+    name: str,
+    *,
+    trust: str | Iterable[str] | None = None,
+    require_signature: bool = False,
+) -> tuple[Run, Handoff]:
     """Return a run, by its id or that of a model, and the range test behind it.
 
     A model is ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``. Of a run of ``main`` it is the
@@ -266,17 +313,30 @@ def source_of(name: str) -> tuple[Run, Handoff]:
     """
     run_id = _run_of_model(name) if name.startswith("models:/") else name
     run = find_run(run_id, *(("train", OWN_TRAINING) if run_id == "latest" else RANGE_TEST_OF))
+    check_signature(run, require_signature)
     if run.data.tags[tags.STAGE] == "main":
-        run = find_run(run.data.tags[tags.STEPS["train"]], "train")
-    return run, load_handoff(run.info.run_id)
+        run = find_run(_named_run(run, tags.STEPS["train"]), "train")
+    return run, load_handoff(run.info.run_id, trust=trust, require_signature=require_signature)
+
+
+def _named_run(run: Run, tag: str) -> str:
+    """Return the id of a run that a tag of ``run`` names."""
+    run_id = run.data.tags.get(tag, "")
+    require(
+        re.fullmatch(r"\w{1,64}", run_id) is not None,
+        f"run {run.info.run_id} names no run in its tag {tag} ({excerpt(run_id)!r}): it was "
+        "altered or is incomplete; give a different one",
+    )
+    return run_id
 
 
 def _run_of_model(uri: str) -> str:
     try:
         run_id = mlflow.models.get_model_info(uri).run_id
     except Exception as error:  # the registry's, or the artifact store's
+        reason = excerpt(without_folders(first_line(error)))
         raise LRRTError(
-            f"there is no model {uri!r} ({first_line(error)}): give models:/NAME/VERSION or "
+            f"there is no model {uri!r} ({reason}): give models:/NAME/VERSION or "
             "models:/NAME@ALIAS of a registered model"
         ) from error
     require(bool(run_id), f"model {uri!r} belongs to no run: give the id of a run")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lrrt_stage import (
+    RULES,
     Confidence,
     Consensus,
     LRCurve,
@@ -22,14 +23,18 @@ from lrrt_stage import (
     Suggestion,
     Verdict,
 )
+from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.curve_plot import plot_reading
+from lrrt_stage.settings import masked, require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION, sha256, write_json
+from mlflow_project.handoff.signature import check_key
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.record import active_record
 from pipeline import RangeTestPlan, Task
+from pipeline.decide.several_tests import ConsensusOptions
 
-__all__ = ["publish_inputs", "publish_reading", "reading_from_json"]
+__all__ = ["publish_inputs", "publish_reading", "range_from_json", "reading_from_json"]
 
 WEIGHTS = "initial_weights.safetensors"
 FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
@@ -51,10 +56,11 @@ def publish_inputs(
 
     A test of objects in hand has no task, and says what the ``objects`` are.
     """
+    check_key()
     weights.save(state, folder / WEIGHTS)
     content = {
         "contract_version": CONTRACT_VERSION,
-        "task": task,
+        "task": None if task is None else masked(asdict(task)),
         "range_test": plan,
         "data_sha256": data_digest,
         "device": device,
@@ -91,8 +97,24 @@ def reading_from_json(content: dict[str, Any], curve: LRCurve) -> Reading:
     consensus = content.get("consensus")
     if consensus is not None:
         consensus = _consensus_from_json(consensus, content["range"])
-    smoothing = Smoothing(**content["smoothing"])
-    return Reading(curve, suggestions, content["rule"], smoothing, consensus)
+    rule = content["rule"]
+    require(rule in suggestions, f"rule {excerpt(rule, 80)!r} is not among its rules")
+    require(
+        rule in RULES,
+        f"rule {excerpt(rule, 80)!r} is not known here: import the module that registers it",
+    )
+    return Reading(curve, suggestions, rule, Smoothing(**content["smoothing"]), consensus)
+
+
+def range_from_json(content: dict[str, Any]) -> LRRange:
+    """Return the range in a file of a run, whose ends have to be numbers."""
+    lr_range = LRRange(**content)
+    require(all(_is_number(end) for end in (lr_range.min, lr_range.max)), "a range has no numbers")
+    return lr_range
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _to_json(suggestion: Suggestion) -> dict[str, Any]:
@@ -106,9 +128,14 @@ def _to_json(suggestion: Suggestion) -> dict[str, Any]:
 def _from_json(content: dict[str, Any]) -> Suggestion:
     verdict = Verdict(content["verdict"])
     if "no_suggestion" in content:
-        return Suggestion.missing(NoSuggestion(content["no_suggestion"], verdict))
-    lr_range = LRRange(content["min"], content["max"])
-    return Suggestion(lr_range, Confidence(**content["interval"], verdict=verdict))
+        return Suggestion.missing(NoSuggestion(excerpt(content["no_suggestion"]), verdict))
+    lr_range = range_from_json({"min": content["min"], "max": content["max"]})
+    found = Confidence(**content["interval"], verdict=verdict)
+    require(
+        _is_number(found.low) and _is_number(found.high) and 0 < found.low <= found.high,
+        "an interval is not 0 < low <= high",
+    )
+    return Suggestion(lr_range, found)
 
 
 def _consensus_to_json(consensus: Consensus | NoSuggestion, final: Suggestion) -> dict[str, Any]:
@@ -127,13 +154,12 @@ def _consensus_from_json(
     content: dict[str, Any], lr_range: dict[str, float]
 ) -> Consensus | NoSuggestion:
     if "no_suggestion" in content:
-        return NoSuggestion(content["no_suggestion"], Verdict(content["verdict"]))
-    return Consensus(
-        LRRange(**lr_range),
-        tuple(None if found is None else LRRange(**found) for found in content["ranges"]),
-        content["agreement"],
-        content["vary"],
-    )
+        return NoSuggestion(excerpt(content["no_suggestion"]), Verdict(content["verdict"]))
+    ranges = tuple(None if each is None else range_from_json(each) for each in content["ranges"])
+    # Checks both, and that there are two tests or more.
+    options = ConsensusOptions(len(ranges), content["vary"], content["agreement"])
+    require(any(ranges), "no test of a consensus has a suggestion")
+    return Consensus(range_from_json(lr_range), ranges, options.agreement, options.vary)
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

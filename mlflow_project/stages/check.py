@@ -9,12 +9,14 @@ from typing import Any
 from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
+from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
-from lrrt_stage.settings import Options, hide_passwords, require, setting
+from lrrt_stage.settings import hide_passwords, require, setting
 from mlflow_project.handoff.handoff import Handoff, read_handoff, source_of
+from mlflow_project.handoff.signature import sign_run
 from mlflow_project.stages.lrrt import range_test_stage
-from mlflow_project.stages.shared import run_name, task_words
+from mlflow_project.stages.shared import TrustOptions, run_name, task_words
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import log_prepared, log_range, stage_run
@@ -26,7 +28,7 @@ __all__ = ["CheckOptions", "check_stage"]
 
 
 @dataclass(frozen=True)
-class CheckOptions(Options):
+class CheckOptions(TrustOptions):
     """What is compared with what, and how strictly."""
 
     baseline: str = setting(
@@ -61,13 +63,15 @@ def check_stage(
     :class:`ConsensusOptions`. The range test is a child run, and training can continue from it.
     """
     # Resolved before a run is opened: a mistyped baseline leaves no run behind.
-    baseline, then = source_of(options.baseline)
+    baseline, then = source_of(
+        options.baseline, trust=options.trust, require_signature=options.require_signature
+    )
     mismatch = baseline.data.tags.get(tags.MISMATCH)
     require(
         mismatch is None or options.lr is not None,
-        f"run {baseline.info.run_id} has a different task than its range test ({mismatch}), "
-        "which therefore cannot judge its learning rate: run lrrt on that task and name that run, "
-        "or give lr",
+        f"run {baseline.info.run_id} has a different task than its range test "
+        f"({excerpt(mismatch)}), which therefore cannot judge its learning rate: run lrrt on that "
+        "task and name that run, or give lr",
     )
     consensus = replace(then.consensus_options, **consensus_changes or {})
     task = replace(then.recipe, **changes or {})
@@ -108,6 +112,7 @@ def check_stage(
             log_range("suggested", today.final.range)
             run.log_metrics({"moved_decades": result.moved, "allowed_decades": result.allowed})
         _describe(baseline, then, now, result)
+        sign_run()
     return run.run_id
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.settings import require
 from mlflow_project.handoff.handoff import Handoff, source_of
+from mlflow_project.stages.shared import SignatureOptions
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import shown
 from mlflow_project.tracking.record import get_run
@@ -20,13 +22,14 @@ from mlflow_project.tracking.views import link, set_description
 __all__ = ["compare_stage"]
 
 
-def compare_stage(*, runs: Sequence[str]) -> str:
+def compare_stage(options: SignatureOptions, *, runs: Sequence[str]) -> str:
     """Draw the range tests behind ``runs`` in one figure, as a run; return its id.
 
     Its artifacts are ``overlay.png`` and ``ranges.csv``, a row for each test.
     """
     require(len(runs) >= 2, f"{len(runs)} run to compare: give two or more")
-    handoffs = [source_of(name)[1] for name in runs]
+    signed = options.require_signature
+    handoffs = [source_of(name, require_signature=signed)[1] for name in runs]
     ids = [handoff.run_id for handoff in handoffs]
     for name, run_id in zip(runs, ids, strict=True):
         require(
@@ -55,12 +58,14 @@ def _names(handoffs: Sequence[Handoff]) -> list[str]:
     recipes = [handoff.task for handoff in handoffs]
     tasks = [{} if None in recipes or task is None else asdict(task) for task in recipes]
     differing = [field for field in tasks[0] if any(t[field] != tasks[0][field] for t in tasks)]
-    names = [", ".join(f"{field}={shown(task[field])}" for field in differing) for task in tasks]
+    names = [
+        excerpt(", ".join(f"{field}={shown(task[field])}" for field in differing)) for task in tasks
+    ]
     if len(set(names)) == len(names):
         return names
     # Tests of the same task with different data, code, or options; or tests without a task.
     return [
-        f"{name or get_run(handoff.run_id).info.run_name} ({handoff.run_id[:6]})"
+        f"{name or excerpt(get_run(handoff.run_id).info.run_name)} ({handoff.run_id[:6]})"
         for name, handoff in zip(names, handoffs, strict=True)
     ]
 

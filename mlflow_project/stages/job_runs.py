@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import mlflow
 from mlflow.entities import Run
 
 from lrrt_stage import LRRTError
+from lrrt_stage.settings import masked, require
 from lrrt_stage.state import weights
-from mlflow_project.handoff.artifacts import load_artifact, write_json
+from mlflow_project.handoff.artifacts import load_artifact, load_json, write_json
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import read_handoff
 from mlflow_project.handoff.publishing import publish_inputs, publish_reading
+from mlflow_project.handoff.signature import SIGNATURE, check_signature, sign_run
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import log_params
 from mlflow_project.tracking.record import RunRecord
@@ -45,7 +48,7 @@ from pipeline.training.loop import Epoch, TrainingHistory
 
 __all__ = ["JobRuns", "finished_jobs", "same_runs"]
 
-JOB = "job.json"
+JOB, JOB_TAG = "job.json", "lrrt.job_sha256"
 
 
 @dataclass
@@ -107,11 +110,11 @@ class JobRuns:
         """Make the run of a job that is finished a child of this one, and return its result."""
         client, parent = mlflow.MlflowClient(), self.run.run_id
         ask(lambda: client.set_tag(run.info.run_id, "mlflow.parentRunId", parent))
+        check_signature(run)
         if isinstance(job, RangeTestJob):
-            return _read_test(run)
-        history = load_artifact(run, JOB, _load_json)["result"]
-        epochs = [Epoch(**epoch) for epoch in history["epochs"]]
-        return TrainingResult(job, TrainingHistory(history["lr"], history["train_loss"], epochs))
+            # The job is the one that was asked for: a run does not choose what is run.
+            return RangeTestResult(job, read_handoff(run).reading)
+        return TrainingResult(job, load_artifact(run, JOB, _load_history, _job_tag(run)))
 
     def _check_tasks(self, jobs: Sequence[Job]) -> None:
         """Prepare every task that differs from that of the run in more than its seeds."""
@@ -180,16 +183,17 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
         log_params({**batch, **seeds, **job.labels})
         if isinstance(result, FailedJob):
             raise LRRTError(result.reason)
-        content: dict[str, Any] = {"job": job}
+        content: dict[str, Any] = {"job": asdict(job)}
         if isinstance(result, RangeTestResult):
             _log_test(prepared, result, run.files)
         else:
             log_training(result.history)
             log_range("trained", result.job.lr_range)
             # Infinity and NaN, which are no metrics, stay as they are in the file.
-            content["result"] = result.history
-        write_json(run.files / JOB, content)
-        run.set_tags({tags.FINGERPRINT: job_fingerprint})
+            content["result"] = asdict(result.history)
+        digest = write_json(run.files / JOB, masked(content))
+        run.set_tags({JOB_TAG: digest, tags.FINGERPRINT: job_fingerprint})
+        sign_run()
 
 
 def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> None:
@@ -201,15 +205,22 @@ def _log_test(prepared: PreparedTask, test: RangeTestResult, folder: Path) -> No
     log_reading(test.reading)
 
 
-def _read_test(run: Run) -> RangeTestResult:
-    """Return the range test that a child run holds, without its weights."""
-    told, published = load_artifact(run, JOB, _load_json)["job"], read_handoff(run)
-    job = RangeTestJob(told["name"], published.recipe, published.plan, told["labels"])
-    return RangeTestResult(job, published.reading)
+def _job_tag(run: Run) -> str | None:
+    """Return the tag with the digest of the job's file; earlier versions published none."""
+    return JOB_TAG if JOB_TAG in run.data.tags or SIGNATURE in run.data.tags else None
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+def _load_history(path: Path) -> TrainingHistory:
+    # Infinity and NaN are losses of a training that diverged.
+    history = load_json(path, finite=False)["result"]
+    epochs = [Epoch(**epoch) for epoch in history["epochs"]]
+    validated = [each.val_loss for each in epochs if each.val_loss is not None]
+    measured = [list(each.metrics.values()) for each in epochs]
+    numbers = [*history["lr"], *history["train_loss"], *validated, *chain(*measured)]
+    require(all(type(each) in (int, float) for each in numbers), "a loss or a rate is no number")
+    counted = all(type(each.iteration) is int for each in epochs)
+    require(counted and len(history["lr"]) == len(history["train_loss"]), "its length is wrong")
+    return TrainingHistory(history["lr"], history["train_loss"], epochs)
 
 
 def _children(run: Run) -> list[Run]:

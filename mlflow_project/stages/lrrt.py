@@ -29,6 +29,7 @@ from mlflow_project.handoff.publishing import (
     publish_inputs,
     publish_reading,
 )
+from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import console, tags
@@ -79,6 +80,7 @@ def range_test_stage(
             others = [_reading(result) for result in tests(jobs)]
         reading = combined_reading([first, *others], consensus)
         publish_suggestion(task, task_words(task), plan, reading, folder)
+        sign_run()
     return run.run_id
 
 
@@ -101,6 +103,7 @@ def _initial_weights(prepared: PreparedTask) -> weights.State:
         "init='run:latest' names a different run after every training: give the id of the run",
     )
     run = find_run(run_id, "train", "lrrt")
+    check_signature(run)
     active_record().set_tags({tags.SOURCE: run_id})
     trained = run.data.tags[tags.STAGE] == "train"
     name, tag = (FINAL_WEIGHTS, FINAL_WEIGHTS_TAG) if trained else (WEIGHTS, tags.WEIGHTS)

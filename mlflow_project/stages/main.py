@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
+from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
@@ -67,6 +68,7 @@ def main_stage(
         reuse = options.reuse and not registers
         same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True) if reuse else []
         if same:
+            check_signature(same[0])
             run_id = str(same[0].info.run_id)
             console.note(f"{name}: reusing run {run_id}")
         else:
@@ -119,6 +121,7 @@ def main_stage(
             ),
         )
         _copy_results(parent, handoff, lr_range, refine_id, train_id)
+        sign_run()
     return parent.run_id
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 
 from lrrt_stage import LRRange, LRRTError
+from lrrt_stage.errors import excerpt
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.handoff.artifacts import (
     CONTRACT_VERSION,
@@ -22,6 +23,8 @@ from mlflow_project.handoff.artifacts import (
 )
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
+from mlflow_project.handoff.publishing import range_from_json
+from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import default_storage
@@ -119,6 +122,7 @@ def refine_stage(
             f"The best range is **{refined}**, with a {metric.replace('val_', 'validation ')} of "
             f"{optuna_study.best_value:.4g}.",
         )
+        sign_run()
     return run.run_id
 
 
@@ -140,18 +144,21 @@ def refine_fingerprint(
     )
 
 
-def load_refined(run_id: str, handoff: Handoff) -> tuple[str, LRRange]:
+def load_refined(
+    run_id: str, handoff: Handoff, require_signature: bool = False
+) -> tuple[str, LRRange]:
     """Return the id of a finished refinement of this range test, and its range."""
     run = find_run(run_id, "refine")
+    check_signature(run, require_signature)
     source = run.data.tags.get(tags.SOURCE)
     require(
         source == handoff.run_id,
-        f"refine run {run.info.run_id} belongs to range test {source}, not {handoff.run_id}: "
-        "refine this one, or train that one",
+        f"refine run {run.info.run_id} belongs to range test {excerpt(source)}, not "
+        f"{handoff.run_id}: refine this one, or train that one",
     )
     content = read_json(run, REFINED, REFINED_TAG)
     with readable(run, REFINED):
-        return run.info.run_id, LRRange(**content["range"])
+        return run.info.run_id, range_from_json(content["range"])
 
 
 @contextmanager

@@ -9,16 +9,53 @@ from typing import Any
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
+from mlflow_project.handoff.names import trusted_names
+from mlflow_project.handoff.signature import check_key
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.record import active_record
 from mlflow_project.tracking.runs import log_prepared, log_range, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
 
-__all__ = ["HandoffOptions", "open_handoff", "run_name", "task_words", "validation_words"]
+__all__ = [
+    "HandoffOptions",
+    "SignatureOptions",
+    "TrustOptions",
+    "open_handoff",
+    "run_name",
+    "task_words",
+    "validation_words",
+]
 
 
 @dataclass(frozen=True)
-class HandoffOptions(Options):
+class SignatureOptions(Options):
+    """Whether runs that are read must be signed."""
+
+    require_signature: bool = setting(
+        False,
+        "Use only runs that are signed with the key in LRRT_SIGNING_KEY; LRRT_REQUIRE_SIGNATURE "
+        "sets it as well.",
+    )
+
+
+@dataclass(frozen=True)
+class TrustOptions(SignatureOptions):
+    """What a hand-off, which somebody else may have written, may choose here."""
+
+    trust: str | None = setting(
+        None,
+        "Modules (a.b), functions (a.b:c), paths (imagefolder:PATH, file:PATH) and variables "
+        "(env:NAME), separated by commas, that a run may name, beside those of LRRT_TRUST; what "
+        "you name in an option needs no trust.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        trusted_names(self.trust)
+
+
+@dataclass(frozen=True)
+class HandoffOptions(TrustOptions):
     """The range test that a stage continues from."""
 
     lrrt_run_id: str = setting(
@@ -41,8 +78,11 @@ def open_handoff(
     ``changes`` are fields of the task that differ from the range test's. The run gets its name,
     and what all stages after a range test log.
     """
-    handoff = load_handoff(options.lrrt_run_id)
-    task: Task = replace(handoff.recipe, **changes or {})
+    check_key()
+    handoff = load_handoff(
+        options.lrrt_run_id, trust=options.trust, require_signature=options.require_signature
+    )
+    task: Task = prepared.task if prepared else replace(handoff.recipe, **changes or {})
     if not options.allow_mismatch:
         # The fields first, because they cost nothing; then the content of the data.
         handoff.check(task)

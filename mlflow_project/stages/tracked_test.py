@@ -27,6 +27,7 @@ from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import publish_inputs
+from mlflow_project.handoff.signature import sign_run
 from mlflow_project.stages.lrrt import measure, publish_suggestion
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.params import log_options
@@ -118,6 +119,7 @@ def track_range_test(
             publish_inputs(folder, None, plan, state, digest, device, described)
             reading = plan.read(measure(plan, folder, run_test))
             publish_suggestion(None, f"`{words}`", plan, reading, folder)
+            sign_run()
         return Handoff(run.run_id, None, digest, device, state, plan, reading)
 
     if not (distributed.is_available() and distributed.is_initialized()):

@@ -18,6 +18,7 @@ from mlflow_project.handoff.artifacts import load_artifact, readable, sha256
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
+from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
@@ -71,7 +72,9 @@ def train_stage(
         )
         refine_run_id = None
         if run_options.refine_run_id is not None:
-            refine_run_id, lr_range = load_refined(run_options.refine_run_id, handoff)
+            refine_run_id, lr_range = load_refined(
+                run_options.refine_run_id, handoff, handoff_options.require_signature
+            )
             run.set_tags({tags.STEPS["refine"]: refine_run_id})
         require_deployable(prepared, run_options.register)
         run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
@@ -116,6 +119,7 @@ def train_stage(
                 f"training diverged after {finite} iterations with maximum LR "
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
+        sign_run()
     if resumed is not None and not resumed.requests:
         remove_folder(resumed.folder)
     return run.run_id
@@ -140,6 +144,7 @@ def _resumable(
             raise
         PATIENCE.hurry()
         run.set_tags({CHECKPOINT_TAG: sha256(checkpoint)})
+        sign_run()
         if not isinstance(error, KeyboardInterrupt):
             raise
         epochs = len(read_checkpoint(checkpoint)["epochs"])
@@ -194,6 +199,7 @@ def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Outb
     require_resumable(resumed, run_fingerprint)
     active_record().set_tags({"lrrt.resumed_run_id": resumed.info.run_id})
     if kept is None:
+        check_signature(resumed)
         load_artifact(resumed, CHECKPOINT, partial(copyfile, dst=checkpoint), CHECKPOINT_TAG)
     else:
         with own_process(kept):

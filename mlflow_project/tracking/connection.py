@@ -100,10 +100,13 @@ def in_project_folder() -> bool:
 
 
 def default_storage() -> str:
-    """Return where searches are stored: beside MLflow's SQLite file, else in the cache folder.
+    """Return where searches are stored: ``LRRT_STORAGE``, or beside MLflow's SQLite file.
 
+    Where MLflow's store is none, they are in the cache folder.
     The current folder may be a clone that ``mlflow run`` made, and that nobody looks into.
     """
+    if given := os.environ.get("LRRT_STORAGE"):
+        return given
     file = _sqlite_file(mlflow.get_tracking_uri())
     folder = Path(file).absolute().parent if file else Path(CACHE).expanduser()
     folder.mkdir(parents=True, exist_ok=True)

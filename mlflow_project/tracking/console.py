@@ -31,7 +31,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def note(text: str) -> None:
     """Print one line, away from standard output."""
-    ERR.print(text)
+    ERR.print(hide_passwords(text))
 
 
 def summary(title: str, rows: Mapping[str, str], console: Console = OUT) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lrrt_stage.settings import hide_passwords, option_text
+from lrrt_stage.settings import masked, option_text
 from mlflow_project.tracking.record import active_record
 from pipeline import RangeTestPlan
 
@@ -31,7 +31,7 @@ def log_options(*options: Any, **more: Any) -> None:
 
     A default is left out of the parameters unless it is in ``ALWAYS_LOGGED`` or the recipe sets
     the option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
-    logged already, as they were typed, stay. Folders and passwords are left out of what is shown.
+    logged already, as they were typed, stay. Folders and secrets are left out of what is shown.
     """
     values, always = dict(more), ALWAYS_LOGGED.union(more)
     defaults: dict[str, Any] = {}
@@ -46,33 +46,32 @@ def log_options(*options: Any, **more: Any) -> None:
         if name in always or value != defaults.get(name)
     }
     log_params(params)
-    hidden = _change_texts(values, hide_passwords)
     record = active_record()
-    text = json.dumps(dict(sorted(hidden.items())), indent=2)
+    text = json.dumps(dict(sorted(masked(values).items())), indent=2)
     record.files.joinpath(OPTIONS).write_text(text, encoding="utf-8")
     record.log_file(OPTIONS)  # at once: an artifact store that cannot be used ends the stage here
 
 
 def log_params(values: Mapping[str, Any]) -> None:
     """Log parameters of the active run, except those that it has already."""
-    active_record().log_params({name: shown(each) for name, each in values.items()})
+    active_record().log_params({name: shown(each, name) for name, each in values.items()})
 
 
 def _flat(options: Any) -> dict[str, Any]:
     return options.flat() if hasattr(options, "flat") else asdict(options)
 
 
-def shown(value: Any) -> str:
-    """Return an option as it was typed, without the folder of a path and without a password."""
-    return option_text(_change_texts(value, lambda text: FOLDER.sub(r"\1\2", hide_passwords(text))))
+def shown(value: Any, name: str = "") -> str:
+    """Return an option as it was typed, without the folder of a path and without secrets."""
+    return option_text(_without_folders(masked(value, name)))
 
 
-def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value with every text in it changed, also inside lists and dicts."""
+def _without_folders(value: Any) -> Any:
+    """Return a value with the folder left out of every path, also inside lists and dicts."""
     if isinstance(value, str):
-        return change(value)
+        return FOLDER.sub(r"\1\2", value)
     if isinstance(value, dict):
-        return {key: _change_texts(item, change) for key, item in value.items()}
+        return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_change_texts(item, change) for item in value]
+        return [_without_folders(item) for item in value]
     return value

@@ -21,6 +21,7 @@ from lrrt_stage.settings import require
 from pipeline.data.factories import call, call_factory, is_factory
 from pipeline.data.photographs import load_photographs
 from pipeline.data.splits import Data, channel_statistics
+from pipeline.data.trust import require_trusted
 
 __all__ = ["DATASETS", "is_dataset_factory", "load_data"]
 
@@ -34,6 +35,7 @@ IN_MEMORY_BYTES = 2**30
 
 def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
     """Return the dataset ``name``; see :data:`DATASETS` for the names."""
+    require_trusted("dataset", name)
     kind, _, path = name.partition(":")
     if is_dataset_factory(name):
         try:

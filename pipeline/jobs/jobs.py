@@ -10,9 +10,11 @@ from typing import Any
 
 from lrrt_stage import LRCurve, LRRange
 from lrrt_stage.rules.reading import Reading
+from lrrt_stage.settings import hide_passwords
 from lrrt_stage.state.weights import State
 from pipeline.data.datasets import load_data
 from pipeline.data.splits import Data
+from pipeline.data.trust import require_trusted_arguments
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
@@ -68,6 +70,10 @@ class FailedJob:
     job: Job
     reason: str
 
+    def __post_init__(self) -> None:
+        # Where the job ran: this process does not know what that one read from its environment.
+        object.__setattr__(self, "reason", hide_passwords(self.reason))
+
 
 @dataclass(frozen=True)
 class RangeTestJob:
@@ -111,6 +117,8 @@ JobResult = RangeTestResult | TrainingResult | FailedJob
 
 
 def _prepared(task: Task, runtime: Runtime) -> PreparedTask:
+    # As text they would no longer tell where they come from.
+    require_trusted_arguments("dataset", task.dataset_args)
     arguments = json.dumps(task.dataset_args)
     data = None if task.setup else _data(task.dataset, arguments, runtime.data_dir)
     return PreparedTask(task, runtime, data)

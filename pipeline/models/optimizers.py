@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lrrt_stage.errors import excerpt
+from lrrt_stage.measure.step import require_optimizer
 from lrrt_stage.settings import require
 from pipeline.data.factories import call, call_factory, is_factory
 
@@ -43,11 +45,13 @@ def build_optimizer(
     params, arguments = list(params), dict(arguments or {})
     require(
         "lr" not in arguments,
-        f"optimizer_args {arguments} sets lr, which the range test and the schedule set: leave it "
-        "out",
+        f"optimizer_args {excerpt(arguments)} sets lr, which the range test and the schedule set: "
+        "leave it out",
     )
     if is_factory(name):
-        return call_factory("optimizer", name, arguments, params)
+        made = call_factory("optimizer", name, arguments, params)
+        require_optimizer(made)
+        return made
     kind = OPTIMIZERS[name.lower()]
     declared = inspect.signature(kind).parameters
     options: dict[str, Any] = {"lr": 1e-3}

@@ -23,6 +23,7 @@ from lrrt_stage.state.preserve import Evaluation, preserved_sources
 from pipeline.data.datasets import load_data
 from pipeline.data.factories import call, cause_of, load_factory
 from pipeline.data.splits import Data
+from pipeline.data.trust import NAMES, NameFromRun, require_trusted
 from pipeline.models.networks import check_output
 from pipeline.task.builtin import builtin_setup
 from pipeline.task.plan import RangeTestPlan, ValidationOptions
@@ -53,6 +54,9 @@ class PreparedTask:
     ) -> None:
         runtime = runtime or Runtime()
         self.task, self.runtime, self._validated = task, runtime, False
+        # All of them first, so that nothing is imported or read before one is refused.
+        for kind in NAMES:
+            require_trusted(kind, getattr(task, kind))
         self.device = resolve_device(runtime.device)
         if task.setup is None:
             with errors_of(task):
@@ -94,6 +98,7 @@ class PreparedTask:
         """
         model, init = self.setup().model, self.task.initial
         if init.startswith("file:"):
+            require_trusted("init", init)
             pretrained = weights.load(init.removeprefix("file:"))
         if pretrained is not None:
             weights.load_into(model, pretrained)
@@ -294,11 +299,13 @@ def errors_of(task: Task) -> Iterator[None]:
                 "a smaller model, or a device with more memory"
             ) from error
         loss = task.loss or "by default"
+        named = (getattr(task, kind) for kind in NAMES)
+        cause = cause_of(error, next((n for n in named if isinstance(n, NameFromRun)), None))
         raise LRRTError(
-            f"setup {task.setup!r} raised {cause_of(error)}: correct the factory or what it returns"
+            f"setup {task.setup!r} raised {cause}: correct the factory or what it returns"
             if task.setup is not None
             else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {loss!r} on dataset "
-            f"{task.dataset!r} raised {cause_of(error)}: choose others, or correct them"
+            f"{task.dataset!r} raised {cause}: choose others, or correct them"
         ) from error
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from lrrt_stage.errors import unknown_name
+from lrrt_stage.errors import excerpt, unknown_name
 from lrrt_stage.measure.step import StepOptions
-from lrrt_stage.settings import Options, option_text, require, setting
+from lrrt_stage.settings import Options, masked, option_text, require, setting
 from lrrt_stage.state.weights import INITIALIZERS
 from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import is_factory
@@ -66,7 +66,8 @@ class Task(BuiltinOptions, StepOptions):
         given = ", ".join(sorted(f"{name}={option_text(getattr(self, name))}" for name in changed))
         require(
             self.setup is None or not changed,
-            f"{given} belongs to the built-in setup: give it to setup {self.setup!r} in setup_args",
+            f"{excerpt(given)} belongs to the built-in setup: give it to setup {self.setup!r} in "
+            "setup_args",
         )
 
     @property
@@ -100,12 +101,21 @@ class Task(BuiltinOptions, StepOptions):
         return options | {f"setup_args.{name}": value for name, value in self.setup_args.items()}
 
     def differences(self, other: Task) -> list[str]:
-        """Return ``field: mine, not theirs`` for every field that differs."""
+        """Return ``field: mine, not theirs`` for every field that differs, in more than secrets."""
+        mine, theirs = (masked(asdict(task), references=True) for task in (self, other))
         return [
-            f"{field.name}: {getattr(self, field.name)!r}, not {getattr(other, field.name)!r}"
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
+            f"{name}: {_short(mine[name], theirs[name])}, not {_short(theirs[name], mine[name])}"
+            for name in mine
+            if mine[name] != theirs[name]
         ]
+
+
+def _short(value: Any, other: Any) -> str:
+    """Return a value for an error; of arguments, those that differ from the others."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        missing = object()
+        value = {key: item for key, item in value.items() if other.get(key, missing) != item}
+    return excerpt(repr(value), 80)
 
 
 @dataclass(frozen=True)

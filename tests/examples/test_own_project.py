@@ -36,7 +36,7 @@ def finished(template):
         training=training,
         test=test,
         count=len(found),
-        handoff=load_handoff(test.info.run_id),
+        handoff=load_handoff(test.info.run_id, trust="tumours"),
     )
     mlflow.set_tracking_uri(uri)
 

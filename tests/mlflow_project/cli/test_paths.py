@@ -100,15 +100,18 @@ def test_a_stage_finds_the_images_of_its_range_test_from_a_different_folder(
     assert lrrt.data.params["dataset"] == "imagefolder:photos"
     assert str(photos) not in str(lrrt.inputs.dataset_inputs)
     elsewhere()
-    store.run("train", "--epochs", 1)
+    trust = ("--trust", f"imagefolder:{photos}")
+    store.run("train", "--epochs", 1, *trust)
     assert store.one("train").info.status == "FINISHED"
-    store.run("check")
+    store.run("check", *trust)
 
 
 def test_the_same_images_in_a_different_folder_are_the_same_task(store, tmp_path, photos):
     store.run("lrrt", "--dataset", "imagefolder:photos", *TASK)
     shutil.move(photos, tmp_path / "moved")
-    store.run("train", "--epochs", 1, code=2).names(f"no folder {photos}")
+    store.run("train", "--epochs", 1, "--trust", f"imagefolder:{photos}", code=2).names(
+        f"no folder {photos}"
+    )
     store.run("train", "--epochs", 1, "--dataset", "imagefolder:moved")
     make_photos(tmp_path / "others", seed=1)
     outcome = store.run("train", "--epochs", 1, "--dataset", "imagefolder:others", code=2)
@@ -124,7 +127,8 @@ def test_the_weights_to_start_from_are_found_by_a_check_from_a_different_folder(
     store.run("lrrt", *store.SMALL, *start)
     assert load_handoff("latest").task.init == f"file:{tmp_path}/own.safetensors"
     elsewhere()
-    store.run("check", "--baseline", store.runs("lrrt")[0].info.run_id)
+    trust = ("--trust", f"file:{tmp_path}/own.safetensors")
+    store.run("check", "--baseline", store.runs("lrrt")[0].info.run_id, *trust)
 
 
 @pytest.mark.starts_with("lrrt")

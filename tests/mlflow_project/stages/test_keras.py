@@ -49,7 +49,7 @@ def test_the_weights_go_from_the_range_test_to_the_training_and_to_any_other_bui
     arguments = '{"width": 8}' if factory == FACTORY else "{}"
     task = ("--model", factory, "--model-args", arguments, "--init", "own", "--batch-size", 128)
     own.run("lrrt", *task, "--device", "cpu")
-    own.run("train", "--epochs", 4)
+    own.run("train", "--model", factory, "--epochs", 4)
     lrrt, trained = own.one("lrrt"), own.one("train")
 
     first = own.history(trained, "train_loss")[1][0]
@@ -58,7 +58,7 @@ def test_the_weights_go_from_the_range_test_to_the_training_and_to_any_other_bui
     assert trained.data.metrics["val_accuracy"] > 0.8
 
     # Weights, moving statistics and seed states.
-    handoff = load_handoff()
+    handoff = load_handoff(trust=factory)
     model = PreparedTask(replace(handoff.task, seed=1)).setup().model
     assert digest(model.state_dict()) != lrrt.data.tags["lrrt.weights_sha256"]
     handoff.load_weights(model)

@@ -110,11 +110,11 @@ def test_every_stage_takes_a_setup_from_the_range_test_on(store):
     (logged,) = test.inputs.dataset_inputs
     assert logged.dataset.name == "mine_for_tests:setup"
 
-    store.run("refine", "--trials", 2, "--metric", "mae", "--device", "cpu")
+    store.run("refine", *SETUP[:2], "--trials", 2, "--metric", "mae", "--device", "cpu")
     refined = store.one("refine")
     assert refined.data.metrics["val_mae"] > 0
     done = store.run(
-        *("train", "--epochs", 3, "--refine-run-id", "latest", "--register", "mine"),
+        *("train", *SETUP[:2], "--epochs", 3, "--refine-run-id", "latest", "--register", "mine"),
         *("--schedule", "LinearLR", "--schedule-args", '{"end_factor": 0.1}'),
         *("--output-json", "-", "--device", "cpu"),
     )
@@ -124,7 +124,7 @@ def test_every_stage_takes_a_setup_from_the_range_test_on(store):
     assert json.loads(done.out)["model"] == "models:/mine/1"
     steps, values = store.history(trained, "val_mae")
     assert (len(values), steps[-1]) == (3, 24)
-    baseline = ("--baseline", "models:/mine/1", "--workers", 1)
+    baseline = ("--baseline", "models:/mine/1", "--workers", 1, "--trust", "mine_for_tests")
     checked = store.run("check", *baseline, "--device", "cpu")
     assert "Fits: " in checked.out
 

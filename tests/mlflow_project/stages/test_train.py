@@ -120,7 +120,7 @@ def untraceable(store, tmp_path, monkeypatch):
 
 
 def test_a_model_that_cannot_be_exported_is_not_logged_and_its_weights_are(store, untraceable):
-    outcome = store.run("train", "--epochs", 1)
+    outcome = store.run("train", "--epochs", 1, "--trust", "untraceable")
     assert "the model is not logged, since torch.export cannot export it" in outcome.err
     run = store.one("train")
     assert mlflow.search_logged_models(output_format="list") == []
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_be_exported_is_not_logged_and_its_weights_are(store
 
 
 def test_a_model_that_cannot_be_exported_is_not_registered(store, untraceable):
-    outcome = store.run("train", "--epochs", 1, "--register", "untraceable", code=2)
+    outcome = store.run("train", "--epochs", 1, "--trust", "untraceable", "--register", "u", code=2)
     outcome.names("cannot be registered", "torch.export", "deployed")
     assert not store.one("train").data.metrics.keys() & {"train_loss"}
     assert mlflow.search_registered_models() == []
@@ -327,7 +327,7 @@ def test_inputs_of_double_precision_are_trained_on_and_the_model_takes_them(
     monkeypatch.syspath_prepend(str(tmp_path))
     task = ("--dataset", "double_data:data", "--model", "mlp", "--batch-size", 16)
     store.run("lrrt", *task, "--rule", "valley")
-    store.run("train", "--epochs", 1)
+    store.run("train", "--epochs", 1, "--dataset", "double_data:data")
     assert store.one("train").info.status == "FINISHED"
 
 

@@ -1,0 +1,98 @@
+"""The signature of a run: who has the key published what the run says, and nobody changed it since.
+
+The digests of a run stand beside the files that they describe, and whoever may write to the
+experiment can change both. The signature is an HMAC (RFC 2104) with a key that the store never
+sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+
+from mlflow.entities import Run
+
+from lrrt_stage.settings import require
+from mlflow_project.tracking import tags
+from mlflow_project.tracking.record import active_record
+
+__all__ = ["KEY", "REQUIRED", "SIGNATURE", "check_key", "check_signature", "sign_run"]
+
+KEY, REQUIRED = "LRRT_SIGNING_KEY", "LRRT_REQUIRE_SIGNATURE"
+SIGNATURE = "lrrt.signature"
+SHORTEST = 16
+"""Characters of a key: fewer could be guessed."""
+DIGESTS = "_sha256"
+DECISIVE = (tags.STAGE, tags.SOURCE, tags.MISMATCH, tags.FINGERPRINT, *tags.STEPS.values())
+"""Tags that decide which run is used, and for what."""
+RATES = ("trained_lr_max", "refined_lr_max", "lr_in_use")
+"""Metrics that decide which learning rate is checked."""
+
+
+def check_key() -> None:
+    """Raise LRRTError if the environment has a key that is too short; call it before any work."""
+    require(
+        len(os.environ.get(KEY, "x" * SHORTEST).strip()) >= SHORTEST,
+        f"{KEY} has fewer than {SHORTEST} characters: use a longer key, such as that of openssl "
+        "rand -hex 32, or unset it",
+    )
+
+
+def sign_run() -> None:
+    """Sign the active run, if the environment has a key. Call it when all else is published.
+
+    A run that was opened while the store was away stays without a signature.
+    """
+    record = active_record()
+    # The signature is that of the id in the store.
+    if KEY in os.environ and not record.is_offline:
+        record.set_tags({SIGNATURE: _signature(record.as_run())})
+
+
+def check_signature(run: Run, required: bool = False) -> None:
+    """Raise LRRTError unless a run has the right signature, where one is ``required``.
+
+    It is also required where the environment says so.
+    """
+    wanted = os.environ.get(REQUIRED, "false").strip().lower()
+    require(
+        wanted in ("true", "false", "1", "0", ""),
+        f"{REQUIRED} must be true or false: correct the variable, or unset it",
+    )
+    if not required and wanted not in ("true", "1"):
+        return
+    require(
+        KEY in os.environ,
+        f"the signature of run {run.info.run_id} cannot be checked without a key: set {KEY} to the "
+        "key that the run was signed with, or leave require_signature out",
+    )
+    found = run.data.tags.get(SIGNATURE)
+    require(
+        found is not None,
+        f"run {run.info.run_id} has no signature: run its stage again with {KEY} set, or leave "
+        "require_signature out",
+    )
+    require(
+        hmac.compare_digest(str(found).encode(), _signature(run).encode()),
+        f"the signature of run {run.info.run_id} is wrong: the run was changed after it was "
+        f"published, or signed with a different key; check {KEY}, or run its stage again",
+    )
+
+
+def _signature(run: Run) -> str:
+    """Return the HMAC-SHA-256, in hex, of the run's id and of all that decides what is used."""
+    check_key()
+    logged, rates = run.data.tags, run.data.metrics
+    signed = {
+        "run_id": run.info.run_id,
+        "tags": {
+            name: value
+            for name, value in logged.items()
+            if name in DECISIVE or (name.startswith("lrrt.") and name.endswith(DIGESTS))
+        },
+        "metrics": {name: float(rates[name]).hex() for name in RATES if name in rates},
+    }
+    message = json.dumps(signed, sort_keys=True).encode()
+    return hmac.new(os.environ[KEY].encode(), message, hashlib.sha256).hexdigest()
