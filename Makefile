@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist load
 
 # All install into one environment.
 .NOTPARALLEL:
-.PHONY: run test test-fast test-oldest lint docs bench suggestions clean
+.PHONY: run test test-fast test-oldest soak lint docs bench suggestions clean
 
 run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
@@ -40,6 +40,10 @@ test-oldest:
 	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -ra \
 		tests/lrrt_stage tests/pipeline tests/mlflow_project
 	rm -rf $(OLDEST)
+
+# What shows after hundreds of times only, and 5,000 examples of every property: up to 20 minutes.
+soak: .venv/installed-test
+	HYPOTHESIS_PROFILE=soak $(PYTEST) -m "soak or hypothesis" -rP --durations=10
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+
+from mlflow.entities import Run
 
 from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, setting
@@ -12,12 +15,18 @@ from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
 from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
 from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
-from mlflow_project.stages.train import TrainRunOptions, train_fingerprint, train_stage
+from mlflow_project.stages.train import (
+    TrainRunOptions,
+    interrupted_training,
+    train_fingerprint,
+    train_stage,
+)
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import require_deployable
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.record import RunRecord, get_run
 from mlflow_project.tracking.runs import find_runs, log_prepared, read_training, stage_run
+from mlflow_project.tracking.store import StoreUnavailable
 from mlflow_project.tracking.views import link, set_description
 from pipeline import (
     Narrowing,
@@ -42,7 +51,9 @@ class MainOptions(Options):
 
     refine: bool = setting(True, "Refine the narrowed range before training.")
     reuse: bool = setting(
-        False, "Reuse finished steps of the experiment with the same parameters and code."
+        False,
+        "Reuse finished steps of the experiment with the same parameters and code, and continue a "
+        "training that was interrupted.",
     )
     register: str | None = setting(None, "Name under which the model is registered; none: not.")
 
@@ -66,7 +77,10 @@ def main_stage(
         # A model is registered by the training that logs it: an earlier run did not.
         registers = name == "train" and options.register is not None
         reuse = options.reuse and not registers
-        same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True) if reuse else []
+        same: list[Run] = []
+        if reuse:
+            with suppress(StoreUnavailable):
+                same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True)
         if same:
             check_signature(same[0])
             run_id = str(same[0].info.run_id)
@@ -77,9 +91,9 @@ def main_stage(
             try:
                 run_id = run_it()
             except KeyboardInterrupt as interrupt:
+                kept = str(interrupt).partition(";")[0] or "stopped"
                 raise KeyboardInterrupt(
-                    f"in {name} ({interrupt or 'stopped'}); the same command with --reuse true "
-                    "reuses the finished steps"
+                    f"in {name} ({kept}); the same command with --reuse true goes on"
                 ) from None
         parent.set_tags({tags.STEPS[name]: run_id})
         return run_id
@@ -112,10 +126,14 @@ def main_stage(
                 ),
             )
             _, lr_range = load_refined(refine_id, handoff)
-        run_options = TrainRunOptions(refine_run_id=refine_id, register=options.register)
+        same_training = train_fingerprint(prepared, handoff, lr_range, train_options)
+        resume = interrupted_training(same_training) if options.reuse else None
+        if resume is not None:
+            console.note(f"train: continuing run {resume}")
+        run_options = TrainRunOptions(refine_id, options.register, resume)
         train_id = step(
             "train",
-            train_fingerprint(prepared, handoff, lr_range, train_options),
+            same_training,
             lambda: train_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),

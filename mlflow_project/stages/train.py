@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -27,8 +27,14 @@ from mlflow_project.tracking.logged_model import log_model, require_deployable
 from mlflow_project.tracking.outbox import FILES, Outbox
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.record import RunRecord, active_record, get_run, remove_folder
-from mlflow_project.tracking.runs import log_range, log_training, require_resumable, stage_run
-from mlflow_project.tracking.store import PATIENCE
+from mlflow_project.tracking.runs import (
+    find_runs,
+    log_range,
+    log_training,
+    require_resumable,
+    stage_run,
+)
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable
 from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.checkpoint import read_checkpoint
@@ -130,6 +136,21 @@ def train_fingerprint(
 ) -> str:
     """Return the fingerprint of trainings that would give the same model."""
     return fingerprint("train", prepared, source=handoff.run_id, lr_range=lr_range, train=options)
+
+
+def interrupted_training(run_fingerprint: str) -> str | None:
+    """Return the newest training of this fingerprint that ended early, and has a checkpoint."""
+    with suppress(StoreUnavailable):
+        for run in find_runs({tags.FINGERPRINT: run_fingerprint, tags.STAGE: "train"}):
+            run_id = run.info.run_id
+            kept = kept_run(run_id)
+            if run.info.status in ("KILLED", "FAILED") and (
+                CHECKPOINT_TAG in run.data.tags
+                if kept is None
+                else (kept.folder / FILES / CHECKPOINT).is_file()
+            ):
+                return str(run_id)
+    return None
 
 
 @contextmanager

@@ -97,9 +97,10 @@ class Outbox:
         return outbox
 
     def save(self) -> None:
-        """Write the state of the run."""
-        self.folder.joinpath(OUTBOX).mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / STATE, vars(self.state))
+        """Write the state of the run, unless the disk is full, which must not end a training."""
+        with suppress(OSError):
+            self.folder.joinpath(OUTBOX).mkdir(parents=True, exist_ok=True)
+            _write_json(self.folder / STATE, vars(self.state))
 
     def request(self, kind: str, **content: Any) -> None:
         """Send a request to the store, whatever is kept."""

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
+from lrrt_stage.errors import first_line
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
@@ -194,7 +196,10 @@ def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) ->
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
         "python": random.getstate(),
     }
-    write_checkpoint(path, content)
+    try:
+        write_checkpoint(path, content)
+    except (OSError, SafetensorError) as error:  # the disk is full: the training is worth more
+        warnings.warn(f"no checkpoint is kept: {first_line(error)}", stacklevel=2)
 
 
 def _load_checkpoint(

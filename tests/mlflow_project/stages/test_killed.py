@@ -1,0 +1,137 @@
+"""Processes that are killed, and interrupted ones whose store is away: what they had is found."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from lrrt_stage import digest
+from lrrt_stage.state import weights
+from tests.forked_python import programs
+from tests.stores import search_path
+
+pytestmark = pytest.mark.slow
+EPOCHS = ("--epochs", 60)
+CHECKPOINT = "files/checkpoint.safetensors"
+
+
+def start(*arguments, **variables):
+    """Start a command in the current folder, on the store of the test."""
+    environment = {**os.environ, "PATH": search_path(), "OMP_NUM_THREADS": "1", **variables}
+    environment.setdefault("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri())
+    environment["MLFLOW_EXPERIMENT_NAME"] = "test"
+    command = [programs() / "lrrt-stage", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def pid_of(process):
+    """The process that runs the command: a fork, whose number is in the lock's table."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(children[0]) if children else process.pid
+
+
+def until(found, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return result
+
+
+def checkpoint():
+    return next(Path(".lrrt").glob(f"*/{CHECKPOINT}"), None)
+
+
+def holder(path):
+    """The process that has a file open."""
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            opened = [os.readlink(each) for each in Path(f"/proc/{number}/fd").iterdir()]
+        except OSError:
+            continue
+        if str(Path(path).absolute()) in opened:
+            return int(number)
+    return None
+
+
+@pytest.fixture
+def killed(store):
+    """A training that was killed after a few epochs; its id."""
+    training = start("train", *EPOCHS)
+    path = until(checkpoint)
+    folder = path.parents[1]
+    os.kill(holder(folder / "lock"), signal.SIGKILL)
+    training.communicate(timeout=30)
+    assert mlflow.get_run(folder.name).info.status == "RUNNING"
+    return folder.name
+
+
+def final(run):
+    return run.data.tags["lrrt.final_weights_sha256"]
+
+
+@pytest.mark.starts_with("lrrt")
+@pytest.mark.parametrize("way", ["id", "folder", "sent"])
+def test_a_killed_training_is_marked_and_resumed_to_the_same_weights(store, killed, way):
+    store.run("train", *EPOCHS)
+    whole = store.runs("train")[0]
+    marked = mlflow.get_run(killed)
+    assert marked.info.status == "KILLED"
+    assert "killed" in marked.data.tags["lrrt.error"]
+    if way == "sent":
+        store.run("sync")
+        assert not Path(".lrrt").exists()
+        assert "checkpoint.safetensors" in store.artifacts(marked)
+    name = f".lrrt/{killed}" if way == "folder" else killed
+    store.run("train", *EPOCHS, "--resume", name)
+    resumed = store.runs("train")[0]
+    assert resumed.data.tags["lrrt.resumed_run_id"] == killed
+    assert final(resumed) == final(whole)
+    for metric in ("train_loss", "val_loss", "lr"):
+        assert store.history(resumed, metric) == store.history(whole, metric)
+    saved = weights.load(store.file(resumed, "final_weights.safetensors"))
+    assert digest(saved) == final(resumed)
+    assert not Path(".lrrt").exists()
+
+
+@pytest.mark.starts_with("lrrt")
+def test_the_next_command_says_what_was_killed_and_how_to_go_on(store, killed):
+    outcome = store.run("compare", "latest", "latest", code=2)
+    (line,) = [line for line in outcome.err.splitlines() if killed in line and "killed" in line]
+    assert f"--resume {killed}" in line
+    assert "killed" not in store.run("compare", "latest", "latest", code=2).err
+
+
+@pytest.mark.starts_with("lrrt")
+def test_a_training_whose_process_is_there_is_neither_marked_nor_resumed(store):
+    training = start("train", *EPOCHS)
+    try:
+        run_id = until(checkpoint).parents[1].name
+        outcome = store.run("train", *EPOCHS, "--resume", run_id, code=2)
+        outcome.names(run_id, "in use")
+        assert mlflow.get_run(run_id).info.status == "RUNNING"
+        assert training.poll() is None
+    finally:
+        training.send_signal(signal.SIGINT)
+        training.communicate(timeout=60)
+
+
+def test_the_workers_of_a_killed_study_end_with_it(store):
+    study = start("study", *store.SMALL, "--tests", 40, "--workers", 2, "--iterations", 400)
+    folder = until(lambda: next(Path(".lrrt").glob("*/lock"), None)).parent
+    parent = holder(folder / "lock")
+
+    def workers():
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        lines = [(each, Path(f"/proc/{each}/cmdline").read_text()) for each in children]
+        return [int(each) for each, line in lines if "popen_loky" in line]
+
+    found = until(lambda: len(workers()) == 2 and workers())
+    os.kill(parent, signal.SIGKILL)
+    study.communicate(timeout=30)
+    until(lambda: not any(Path(f"/proc/{each}").exists() for each in found), 10)
