@@ -42,7 +42,7 @@ from pipeline.training.plots import training_figure
 
 __all__ = ["TrainRunOptions", "train_fingerprint", "train_stage"]
 
-CHECKPOINT, CHECKPOINT_TAG = "checkpoint.safetensors", "lrrt.checkpoint_sha256"
+CHECKPOINT, CHECKPOINT_TAG = tags.CHECKPOINT_FILE, tags.CHECKPOINT
 
 
 @dataclass(frozen=True)

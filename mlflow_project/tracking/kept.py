@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.outbox import STATE, UNSENT, Outbox
+from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox
 from mlflow_project.tracking.record import LOCK, remove_folder, work_folder
 from mlflow_project.tracking.store import PATIENCE, reason_of
 
@@ -138,7 +139,11 @@ def _send(kept: Outbox) -> None:
         # Of a process that was killed: as if it had been interrupted.
         state.status = "KILLED"
         state.tags.setdefault(tags.ERROR, KILLED)
-        kept.keep("tags", values={tags.ERROR: state.tags[tags.ERROR]})
+        values = {tags.ERROR: state.tags[tags.ERROR]}
+        checkpoint = kept.folder / FILES / tags.CHECKPOINT_FILE
+        if checkpoint.is_file():
+            values[tags.CHECKPOINT] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        kept.keep("tags", values=values)
         kept.keep_files()
         kept.keep("end", status="KILLED", time=get_current_time_millis())
     kept.settle()

@@ -10,6 +10,8 @@ WEIGHTS = "lrrt.weights_sha256"
 FITS, REASON = "lrrt.fits", "lrrt.reason"
 MODEL = "lrrt.model"
 
+CHECKPOINT, CHECKPOINT_FILE = "lrrt.checkpoint_sha256", "checkpoint.safetensors"
+"""The tag with the digest of the artifact from which an interrupted training continues."""
 SOURCE = "lrrt.source_run_id"
 """The run that a run starts from: its range test, or the run that ``init=run:ID`` names."""
 BASELINE, COMPARED = "lrrt.baseline_run_id", "lrrt.compared_run_ids"
