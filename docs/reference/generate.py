@@ -145,7 +145,7 @@ def _first_sentence(item: Object) -> str:
 def _commands() -> Iterator[str]:
     """Yield, for each command, what it does and a table of options for each group of them."""
     sys.path.insert(0, str(ROOT))
-    from mlflow_project.cli.entry import commands
+    from mlflow_project.cli.commands import commands
 
     for command in commands.commands.values():
         yield from (f"## {command.name}", "", cleandoc(str(command.help)), "")

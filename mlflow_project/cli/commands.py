@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import rich_click as click
@@ -32,8 +30,7 @@ from mlflow_project.stages.train import TrainRunOptions, train_stage
 from mlflow_project.tracking import console
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.kept import mark_ended, sync
-from mlflow_project.tracking.record import WORK_DIR, begin_anew
-from mlflow_project.tracking.store import PATIENCE
+from mlflow_project.tracking.record import OutageOptions
 from pipeline import (
     Narrowing,
     RecipeOptions,
@@ -239,16 +236,9 @@ def sync_command(path: str | None, **values: Any) -> None:
 
     PATH is the folder of a run, or a work folder; by default, it is the one here.
     """
-    _set_limits(values)
+    from_values(OutageOptions, values).apply()
     sent = sync(path, values["tracking_uri"])
     console.note("\n".join(f"sent: run {run_id}" for run_id in sent) or "nothing is kept here")
-
-
-def _set_limits(values: dict[str, Any]) -> None:
-    if values["work_dir"]:
-        os.environ[WORK_DIR] = str(Path(values["work_dir"]).expanduser().absolute())
-    PATIENCE.seconds = values["max_wait"]
-    begin_anew()
 
 
 def _run(
@@ -266,7 +256,7 @@ def _run(
         if isinstance(hint, type) and is_dataclass(hint)
     }
     output = from_values(OutputOptions, values)
-    _set_limits(values)
+    from_values(OutageOptions, values).apply()
     connect(values["tracking_uri"], values["experiment"])
     mark_ended()
     return show_result(title, stage(**options, **more), output)

@@ -23,8 +23,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     before = [signal.signal(each, _leave) for each in (signal.SIGINT, signal.SIGTERM)]
     _prepare()
-    from mlflow_project.cli.failures import run_command
-
+    try:
+        from mlflow_project.cli.failures import run_command
+    except KeyboardInterrupt:  # raised by a module, and not by a signal
+        _leave(signal.SIGINT, None)
     signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _interrupt_again

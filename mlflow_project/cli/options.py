@@ -17,8 +17,7 @@ from lrrt_stage import LRRTError
 from lrrt_stage.settings import TYPES, is_a, option_text, option_type, require
 from mlflow_project.cli.outcome import OutputOptions
 from mlflow_project.tracking.connection import in_project_folder
-from mlflow_project.tracking.record import WORK_DIR
-from mlflow_project.tracking.store import PATIENCE
+from mlflow_project.tracking.record import OutageOptions
 from pipeline.data.datasets import DATASETS
 
 __all__ = [
@@ -41,6 +40,7 @@ PATHS = {
     "storage": ["sqlite:///"],
     "data_dir": [""],
     "output_json": [""],
+    "work_dir": [""],
 }
 """Option that can hold a path -> what stands before the path."""
 
@@ -161,22 +161,8 @@ def store_options(command: Command, *more: str) -> Command:
         help="MLflow store: sqlite:///FILE or http://HOST:PORT.",
         show_default="MLFLOW_TRACKING_URI, else mlflow.db here",
     )(command)
-    command = click.option(
-        "--work-dir",
-        envvar=WORK_DIR,
-        help="Folder for work in progress, and for what the store has not taken.",
-        show_default=".lrrt here",
-    )(command)
-    command = click.option(
-        "--max-wait",
-        type=click.FloatRange(0, 86400),
-        default=PATIENCE.seconds,
-        envvar="LRRT_MAX_WAIT",
-        help="Seconds to wait in total for a store that does not answer.",
-        show_default=True,
-    )(command)
-    names = [*more, "--tracking-uri", "--work-dir", "--max-wait"]
-    return click.option_panel("Tracking", options=names)(command)
+    command = click.option_panel("Tracking", options=[*more, "--tracking-uri"])(command)
+    return options_of("While the store is away", OutageOptions)(command)
 
 
 def examples(*lines: str) -> str:

@@ -36,7 +36,7 @@ from mlflow_project.handoff.publishing import (
     WEIGHTS,
     reading_from_json,
 )
-from mlflow_project.handoff.signature import check_signature, sign_run
+from mlflow_project.handoff.signature import check_signature, signature_tags
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.views import NOTE, link
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
@@ -185,7 +185,7 @@ class Handoff:
                 f"Trains over learning rates from **{lr_range or narrowed}**, inside the range "
                 f"that {link(self.run_id)} suggests ({self.range}).",
             )
-        sign_run()
+        mlflow.set_tags(signature_tags(mlflow.get_run(run.info.run_id)))
 
     def differences(self, task: Task, data_sha256: str | None = None) -> list[str]:
         """Return how ``task``, or else its data, differs from the range test's, in words."""

@@ -18,7 +18,15 @@ from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.record import active_record
 
-__all__ = ["KEY", "REQUIRED", "SIGNATURE", "check_key", "check_signature", "sign_run"]
+__all__ = [
+    "KEY",
+    "REQUIRED",
+    "SIGNATURE",
+    "check_key",
+    "check_signature",
+    "sign_run",
+    "signature_tags",
+]
 
 KEY, REQUIRED = "LRRT_SIGNING_KEY", "LRRT_REQUIRE_SIGNATURE"
 SIGNATURE = "lrrt.signature"
@@ -41,14 +49,18 @@ def check_key() -> None:
 
 
 def sign_run() -> None:
-    """Sign the active run, if the environment has a key. Call it when all else is published.
+    """Sign the run of the active stage, if the environment has a key; after all else is published.
 
     A run that was opened while the store was away stays without a signature.
     """
     record = active_record()
-    # The signature is that of the id in the store.
-    if KEY in os.environ and not record.is_offline:
-        record.set_tags({SIGNATURE: _signature(record.as_run())})
+    if not record.is_offline and (signed := signature_tags(record.as_run())):
+        record.set_tags(signed)
+
+
+def signature_tags(run: Run) -> dict[str, str]:
+    """Return the tag that signs a run; nothing if the environment has no key."""
+    return {SIGNATURE: _signature(run)} if KEY in os.environ else {}
 
 
 def check_signature(run: Run, required: bool = False) -> None:

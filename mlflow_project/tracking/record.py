@@ -17,6 +17,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import hide_passwords, require
+from lrrt_stage.settings import Options, hide_passwords, require, setting
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.outbox import FILES, IDS, UNSENT, Outbox, RunState
 from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, limits, reason_of
@@ -39,6 +40,7 @@ from pipeline.task.tasks import CACHE
 
 __all__ = [
     "WORK_DIR",
+    "OutageOptions",
     "RunRecord",
     "active_record",
     "begin_anew",
@@ -60,6 +62,30 @@ _open: list[RunRecord] = []
 """The records of this process that are not closed, the innermost last."""
 _records: list[RunRecord] = []
 """All records of this process whose folders are there."""
+
+
+@dataclass(frozen=True)
+class OutageOptions(Options):
+    """What happens while the store is away."""
+
+    work_dir: str | None = setting(
+        None,
+        "Folder for work in progress and for what the store has not taken; none: that of "
+        "LRRT_WORK_DIR, else .lrrt here.",
+    )
+    max_wait: float = setting(
+        PATIENCE.seconds,
+        "Seconds to wait in total for a store that does not answer.",
+        minimum=0,
+        maximum=86_400,
+    )
+
+    def apply(self) -> None:
+        """Use these options for the stages of this process."""
+        if self.work_dir is not None:
+            os.environ[WORK_DIR] = self.work_dir
+        PATIENCE.seconds = self.max_wait
+        begin_anew()
 
 
 class RunRecord:

@@ -115,7 +115,7 @@ def _short(value: Any, other: Any) -> str:
     if isinstance(value, dict) and isinstance(other, dict):
         missing = object()
         value = {key: item for key, item in value.items() if other.get(key, missing) != item}
-    return excerpt(repr(value), 80)
+    return excerpt(repr(value), 160)
 
 
 @dataclass(frozen=True)

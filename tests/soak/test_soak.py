@@ -60,8 +60,9 @@ def test_a_run_takes_as_long_in_a_store_of_a_thousand(store):
         seconds.append(time.perf_counter() - began)
         used.append(in_use())
     tenth = RUNS // 10
-    early, late = (statistics.median(part) for part in (seconds[tenth : 2 * tenth], seconds[-tenth:]))
-    print(f"{RUNS} runs: {early:.3f} to {late:.3f} s each, {used[tenth][0]:.0f} to {used[-1][0]:.0f} MB")
+    early, late = map(statistics.median, (seconds[tenth : 2 * tenth], seconds[-tenth:]))
+    memory = f"{used[tenth][0]:.0f} to {used[-1][0]:.0f} MB"
+    print(f"{RUNS} runs: {early:.3f} to {late:.3f} s each, {memory}")
     assert late < 1.5 * early
     assert used[-1][1] <= used[tenth][1] + 2
     assert not Path(".lrrt").exists()
