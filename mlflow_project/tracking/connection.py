@@ -59,7 +59,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         return
     try:
         if experiment:
-            mlflow.set_experiment(experiment)
+            _set_experiment(experiment)
         found = mlflow.MlflowClient().get_experiment(experiment_id())
         require(found.lifecycle_stage == LifecycleStage.ACTIVE, "it was deleted")
     except Exception as error:
@@ -68,6 +68,16 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
             f"experiment {named!r} in {hide_passwords(uri)} cannot be used ({first_line(error)}): "
             "name a different one with --experiment, or restore a deleted one"
         ) from error
+
+
+def _set_experiment(name: str) -> None:
+    try:
+        mlflow.set_experiment(name)
+    except MlflowException as error:
+        # Another process has made it between MLflow's query and its insertion.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        mlflow.set_experiment(name)
 
 
 def experiment_id() -> str:

@@ -24,6 +24,7 @@ from mlflow_project.tracking.store import PATIENCE, reason_of
 __all__ = ["kept_run", "mark_ended", "own_process", "run_of", "sync"]
 
 NAMED_URI = "MLFLOW_TRACKING_URI"
+UNSENT_REASON = "not all that it logged is sent: see lrrt-stage sync"
 KILLED = "its process ended without a word: it was killed, or the machine was"
 
 
@@ -74,11 +75,11 @@ def own_process(kept: Outbox) -> Iterator[None]:
 
 
 def mark_ended() -> None:
-    """Mark the runs of this store as KILLED whose process is gone without having ended them."""
+    """Mark the runs of this store as KILLED whose process is gone without having told their end."""
     uri = hide_passwords(mlflow.get_tracking_uri())
     for kept in _kept(work_folder()):
         state = kept.state
-        if state.status == "RUNNING" and state.tracking_uri == uri:
+        if not state.is_told and state.tracking_uri == uri:
             # What a person has asked for does not depend on this.
             with suppress(Exception), own_process(kept):
                 _mark(kept)
@@ -86,11 +87,15 @@ def mark_ended() -> None:
 
 def _mark(kept: Outbox) -> None:
     client, state = mlflow.MlflowClient(), kept.state
+    reason = KILLED if state.status == "RUNNING" else UNSENT_REASON
     if not state.run_id.startswith(UNSENT):
-        PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, KILLED))
+        PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
         PATIENCE.attempt(lambda: client.set_terminated(state.run_id, "KILLED"))
-    state.status = "KILLED"
+    was_running, state.is_told = state.status == "RUNNING", True
+    state.status = "KILLED" if was_running else state.status
     kept.save()
+    if not was_running:
+        return
     stage = state.tags.get(tags.STAGE, "stage")
     resume = f"; {stage} --resume {state.run_id} continues" if stage == "train" else ""
     console.note(f"{stage} run {state.run_id} was killed, and has left {kept.folder}{resume}")

@@ -52,6 +52,8 @@ class RunState:
     tracking_uri: str
     """Without passwords."""
     status: str = "RUNNING"
+    is_told: bool = False
+    """Whether the store knows that the run has ended."""
     tags: dict[str, str] = field(default_factory=dict)
 
 

@@ -273,7 +273,10 @@ class RunRecord:
                     mlflow.MlflowClient().set_terminated(self.run_id, "FAILED")
             except Exception:
                 return
-        if not unsent:
+        outbox.state.is_told = is_there
+        if unsent:
+            outbox.save()
+        else:
             outbox.clear()
 
     def _discard(self) -> None:

@@ -21,18 +21,17 @@ CHECKPOINT = "files/checkpoint.safetensors"
 
 def start(*arguments, **variables):
     """Start a command in the current folder, on the store of the test."""
-    environment = {**os.environ, "PATH": search_path(), "OMP_NUM_THREADS": "1", **variables}
-    environment.setdefault("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri())
-    environment["MLFLOW_EXPERIMENT_NAME"] = "test"
+    environment = {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_EXPERIMENT_NAME": "test",
+        **os.environ,
+        **{"PATH": search_path(), "OMP_NUM_THREADS": "1"},
+        **variables,
+    }
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # which MLflow sets beside the name
     command = [programs() / "lrrt-stage", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def pid_of(process):
-    """The process that runs the command: a fork, whose number is in the lock's table."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(children[0]) if children else process.pid
 
 
 def until(found, seconds=60):
