@@ -76,6 +76,8 @@ def remember_secrets(value: Any, *, secret: bool = False) -> None:
     elif isinstance(value, (list, tuple)):
         for item in value:
             remember_secrets(item, secret=secret)
+    elif isinstance(value, int) and value.bit_length() > 64:
+        pass  # which is refused, and Python may not be able to write
     elif not _is_harmless(value):
         secrets = [str(value)] if secret else PASSWORD.findall(str(value))
         _seen.update(each for each in secrets if len(each) >= SHORTEST and each != HIDDEN)

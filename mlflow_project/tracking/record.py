@@ -57,7 +57,7 @@ __all__ = [
 
 WORK_DIR = "LRRT_WORK_DIR"
 """Environment variable with the work folder."""
-NAME, LOCK = ".lrrt", "lock"
+NAME, LOCK, IGNORE = ".lrrt", "lock", ".gitignore"
 _open: list[RunRecord] = []
 """The records of this process that are not closed, the innermost last."""
 _records: list[RunRecord] = []
@@ -113,7 +113,7 @@ class RunRecord:
         self.outbox = Outbox(self.folder, state)
         try:
             self.files.mkdir(parents=True, exist_ok=True)
-            self.folder.parent.joinpath(".gitignore").write_text("*\n", encoding="utf-8")
+            self.folder.parent.joinpath(IGNORE).write_text("*\n", encoding="utf-8")
             self._lock.acquire(timeout=0)
             self.outbox.save()
         except Timeout:
@@ -399,6 +399,8 @@ def remove_folder(folder: Path) -> None:
     """Remove a run's folder, and the work folder when it was the last one."""
     shutil.rmtree(folder, ignore_errors=True)
     work = folder.parent
-    with suppress(OSError):
-        if {path.name for path in work.iterdir()} <= {".gitignore", IDS}:
-            shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # another process is about to use it, or has removed it
+        if {path.name for path in work.iterdir()} <= {IGNORE, IDS}:
+            for name in (IGNORE, IDS):
+                (work / name).unlink(missing_ok=True)
+            work.rmdir()

@@ -31,7 +31,7 @@ from mlflow_project.tracking.record import (
     refused,
     unsent_records,
 )
-from mlflow_project.tracking.store import PATIENCE, ask
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -175,7 +175,8 @@ def _open_record(active: Run | None, project: Run | None, stage: str) -> RunReco
         run = PATIENCE.attempt(lambda: mlflow.start_run(run_id, **nested))
         return RunRecord(run, outer)
     except Exception as error:
-        if outer is None or not outer.is_working or isinstance(error, LRRTError):
+        of_the_disk = isinstance(error, LRRTError) and not isinstance(error, StoreUnavailable)
+        if outer is None or not outer.is_working or of_the_disk:
             raise refused("run", error) from error
         return RunRecord(offline_run(outer, stage), outer)
     except BaseException:

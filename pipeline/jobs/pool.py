@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import threading
 import time
@@ -59,7 +60,7 @@ def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, JobRes
     if count == 1:
         yield from map(_run, placed)
         return
-    begin = {"initializer": _begin_worker, "initargs": (os.getpid(),)}
+    begin = {"initializer": _begin_worker, "initargs": (os.getpid(), platform.node())}
     pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **begin)
     try:
         yield from pool(joblib.delayed(_run)(each) for each in placed)
@@ -83,16 +84,22 @@ def _run(placed: Placed) -> tuple[int, JobResult]:
         torch.set_num_threads(threads)
 
 
-def _begin_worker(parent: int) -> None:
+def _begin_worker(parent: int, machine: str) -> None:
     """Leave Ctrl-C to the process ``parent``, and end with it, even if it is killed."""
     # Ctrl-C goes to all processes of a terminal: the parent ends its workers, without their noise.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getppid() == parent:
+    if machine == platform.node():  # that of a cluster may be on a different one
         threading.Thread(target=_end_with, args=[parent], daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+    # It may have ended before the worker has started, which then has another parent from the start.
+    started_by = os.getppid()
+    while os.getppid() == started_by:
+        try:
+            os.kill(parent, 0)
+        except OSError:  # no such process
+            break
         time.sleep(1)
     os._exit(1)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,15 +13,18 @@ import pytest
 from lrrt_stage import digest
 from lrrt_stage.state import weights
 from tests.forked_python import programs
-from tests.stores import search_path
+from tests.stores import ROOT, search_path
 
 pytestmark = pytest.mark.slow
 EPOCHS = ("--epochs", 60)
 CHECKPOINT = "files/checkpoint.safetensors"
 
 
-def start(*arguments, **variables):
-    """Start a command in the current folder, on the store of the test."""
+def start(*arguments, program=None, **variables):
+    """Start a command in the current folder, on the store of the test.
+
+    The ``program`` is a fork that has the imports already, by default.
+    """
     environment = {
         "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
         "MLFLOW_EXPERIMENT_NAME": "test",
@@ -29,7 +33,7 @@ def start(*arguments, **variables):
         **variables,
     }
     environment.pop("MLFLOW_EXPERIMENT_ID", None)  # which MLflow sets beside the name
-    command = [programs() / "lrrt-stage", *map(str, arguments)]
+    command = [*(program or [programs() / "lrrt-stage"]), *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -121,7 +125,10 @@ def test_a_training_whose_process_is_there_is_neither_marked_nor_resumed(store):
 
 
 def test_the_workers_of_a_killed_study_end_with_it(store):
-    study = start("study", *store.SMALL, "--tests", 40, "--workers", 2, "--iterations", 400)
+    # Forks are children of another process than the one that starts them.
+    program = [Path(sys.prefix) / "bin" / "python", "-m", "mlflow_project"]
+    options = ("--tests", 40, "--workers", 2, "--iterations", 400)
+    study = start("study", *store.SMALL, *options, program=program, PYTHONPATH=str(ROOT))
     folder = until(lambda: next(Path(".lrrt").glob("*/lock"), None)).parent
     parent = holder(folder / "lock")
 
@@ -132,5 +139,6 @@ def test_the_workers_of_a_killed_study_end_with_it(store):
 
     found = until(lambda: len(workers()) == 2 and workers())
     os.kill(parent, signal.SIGKILL)
-    study.communicate(timeout=30)
+    study.wait(30)
     until(lambda: not any(Path(f"/proc/{each}").exists() for each in found), 10)
+    study.communicate(timeout=30)
