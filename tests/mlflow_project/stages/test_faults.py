@@ -102,9 +102,14 @@ def test_a_signal_inside_a_transaction_comes_after_it(store, monkeypatch, number
                 signal.raise_signal(number)
         return real(client, run_id, metrics=metrics, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(outbox.MlflowClient, "log_batch", in_a_transaction)
-        outcome = store.run("train", "--epochs", 4, code=130)
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(outbox.MlflowClient, "log_batch", in_a_transaction)
+            outcome = store.run("train", "--epochs", 4, code=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "transaction" not in outcome.err
     run = store.one("train")
     assert run.info.status == "KILLED"
