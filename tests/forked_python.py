@@ -48,7 +48,8 @@ signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number))
 signal.signal(signal.SIGINT, lambda number, _: os.killpg(pid, number))  # as a terminal does
 code = int(connection.recv(20))
 if code < 0:
-    signal.signal(-code, signal.SIG_DFL)
+    if code != -signal.SIGKILL:  # which nothing can be set for
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
