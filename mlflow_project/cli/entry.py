@@ -30,7 +30,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _interrupt_again
-    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = run_command(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # once more, while the first one was being told
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 def _prepare() -> None:

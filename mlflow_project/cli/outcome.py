@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
@@ -139,7 +140,7 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
 
 def _experiment_name(experiment_id: str) -> str | None:
     """Return the name of an experiment; None while the store is away."""
-    with suppress(StoreUnavailable):
+    with suppress(StoreUnavailable, MlflowException):
         return str(ask(lambda: mlflow.get_experiment(experiment_id)).name)
     return None
 

@@ -58,9 +58,12 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
             )
         return
     try:
-        if experiment:
-            _set_experiment(experiment)
-        found = mlflow.MlflowClient().get_experiment(experiment_id())
+        try:
+            chosen = _open_experiment(experiment)
+        except MlflowException:
+            # Another process may have made it between MLflow's query and its insertion.
+            chosen = _open_experiment(experiment)
+        found = mlflow.MlflowClient().get_experiment(chosen)
         require(found.lifecycle_stage == LifecycleStage.ACTIVE, "it was deleted")
     except Exception as error:
         named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
@@ -70,14 +73,11 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         ) from error
 
 
-def _set_experiment(name: str) -> None:
-    try:
+def _open_experiment(name: str | None) -> str:
+    """Return the id of an experiment, which is made if it is not there."""
+    if name:
         mlflow.set_experiment(name)
-    except MlflowException as error:
-        # Another process has made it between MLflow's query and its insertion.
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        mlflow.set_experiment(name)
+    return experiment_id()
 
 
 def experiment_id() -> str:

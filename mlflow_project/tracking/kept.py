@@ -62,6 +62,7 @@ def run_of(kept: Outbox) -> Run:
 def own_process(kept: Outbox) -> Iterator[None]:
     """Hold a kept run; raise LRRTError if the process that it belongs to is still there."""
     lock = FileLock(kept.folder / LOCK)
+    require((kept.folder / STATE).is_file(), f"run {kept.state.run_id} is not kept any more")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -82,7 +83,10 @@ def mark_ended() -> None:
         if not state.is_told and state.tracking_uri == uri:
             # What a person has asked for does not depend on this.
             with suppress(Exception), own_process(kept):
-                _mark(kept)
+                # Read again: the run may have ended in between.
+                kept = Outbox.load(kept.folder)
+                if not kept.state.is_told:
+                    _mark(kept)
 
 
 def _mark(kept: Outbox) -> None:
@@ -117,13 +121,14 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
     )
     kept = sorted(kept, key=lambda each: each.state.start_time)
     reasons: dict[Path, str] = {}
+    named = os.environ.get(NAMED_URI)
     # First all runs are opened, since the requests of one may name another.
     for step in (Outbox.open_run, _send):
         for each in kept:
             reasons.pop(each.folder, None)
             try:
                 with own_process(each):
-                    mlflow.set_tracking_uri(_store_of(each, tracking_uri))
+                    each.use_store(_store_of(each, tracking_uri, named))
                     step(each)
             except Exception as error:
                 reasons[each.folder] = f"run {each.state.run_id}: {reason_of(error)}"
@@ -140,6 +145,8 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
 
 def _send(kept: Outbox) -> None:
     state = kept.state
+    if state.is_told and state.status != "KILLED" and not kept.requests:
+        return  # of a run that reads its files, and was killed
     if not any(request.kind == "end" for request in kept.requests):
         # Of a process that was killed: as if it had been interrupted.
         state.status = "KILLED"
@@ -156,9 +163,13 @@ def _send(kept: Outbox) -> None:
         raise LRRTError(kept.requests[0].error)
 
 
-def _store_of(kept: Outbox, tracking_uri: str | None) -> str:
-    """Return the store that a run goes to: one that is named now, else that of its process."""
-    uri = tracking_uri or os.environ.get(NAMED_URI) or kept.state.tracking_uri
+def _store_of(kept: Outbox, tracking_uri: str | None, named: str | None) -> str:
+    """Return the store that a run goes to: one that is given now, else that of its process.
+
+    The variable of MLflow only adds the password, if it names the same store.
+    """
+    own = kept.state.tracking_uri
+    uri = tracking_uri or (named if named and hide_passwords(named) == own else own)
     require(
         "***" not in uri,
         f"the password of {uri} is not kept: give the whole one by tracking_uri or {NAMED_URI}",
@@ -176,4 +187,9 @@ def _load(folder: Path) -> Outbox:
 
 
 def _kept(folder: Path) -> list[Outbox]:
-    return [_load(path.parent) for path in sorted(folder.glob(f"*/{STATE}"))]
+    """Return what is kept of the runs in a work folder, but for folders that cannot be read."""
+    found = []
+    for path in sorted(folder.glob(f"*/{STATE}")):
+        with suppress(LRRTError):  # half written, or being removed by another process
+            found.append(_load(path.parent))
+    return found

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -24,6 +25,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.store import PATIENCE, is_temporary, reason_of
 
@@ -98,6 +100,11 @@ class Outbox:
             outbox._number = int(path.stem)
         return outbox
 
+    def use_store(self, uri: str) -> None:
+        """Send to the store ``uri``, and not to that of this process."""
+        mlflow.set_tracking_uri(uri)
+        self._client = MlflowClient(uri)
+
     def save(self) -> None:
         """Write the state of the run, unless the disk is full, which must not end a training."""
         with suppress(OSError):
@@ -126,7 +133,7 @@ class Outbox:
         paths = [path for path in (self.folder / FILES).rglob("*") if path.is_file()]
         for path in sorted(paths, key=lambda path: (path.suffix not in FIRST_FILES, str(path))):
             name = path.relative_to(self.folder / FILES).as_posix()
-            if path.suffix != PARTIAL and name not in self.logged:
+            if path.suffix != PARTIAL and name not in self.logged and not path.is_symlink():
                 self.logged.add(name)
                 self.keep("file", name=name)
 
@@ -167,8 +174,8 @@ class Outbox:
                 self._write(request)
                 if is_temporary(error):
                     failed.add(kind)
-                    if kind == "create":
-                        break
+                if kind == "create":
+                    break
             else:
                 self.requests.remove(request)
                 request.path.unlink(missing_ok=True)
@@ -209,11 +216,11 @@ class Outbox:
         created = self._client.create_run(
             state.experiment_id, state.start_time, _with_ids(own, self.folder.parent)
         )
-        file = self.folder.parent / IDS
-        known = _known_ids(self.folder.parent) | {state.run_id: created.info.run_id}
-        _write_json(file, known)
-        state.run_id = created.info.run_id
+        offline, state.run_id = state.run_id, created.info.run_id
         self.save()
+        with suppress(OSError):
+            known = _known_ids(self.folder.parent) | {offline: state.run_id}
+            _write_json(self.folder.parent / IDS, known)
 
     def _send_tags(self, content: Mapping[str, Any]) -> None:
         values = [RunTag(name, value) for name, value in content["values"].items()]
@@ -241,8 +248,12 @@ class Outbox:
 
     def _send_file(self, content: Mapping[str, Any]) -> None:
         folder = str(PurePosixPath(content["name"]).parent)
-        path = str(self.folder / FILES / content["name"])
-        self._client.log_artifact(self.state.run_id, path, None if folder == "." else folder)
+        path, files = self.folder / FILES / content["name"], self.folder / FILES
+        require(
+            path.resolve().is_relative_to(files.resolve()),
+            f"{content['name']} is no file of the run: remove the link",
+        )
+        self._client.log_artifact(self.state.run_id, str(path), None if folder == "." else folder)
 
     def _send_model(self, content: dict[str, Any]) -> None:
         """Log the saved model as that of the run, and register it."""
@@ -252,12 +263,15 @@ class Outbox:
             made = client.create_logged_model(
                 self.state.experiment_id, "model", run_id, params=params
             )
-            content["model_id"] = made.model_id
-            client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
-            saved = Model.load(str(folder))
-            saved.model_uuid = saved.model_id = made.model_id
-            saved.run_id, saved.artifact_path = run_id, made.artifact_location
-            saved.save(str(folder / "MLmodel"))
+            content |= {"model_id": made.model_id, "location": made.artifact_location}
+        outputs = client.get_run(run_id).outputs
+        linked = [] if outputs is None else [each.model_id for each in outputs.model_outputs]
+        if content["model_id"] not in linked:
+            client.log_outputs(run_id, [LoggedModelOutput(content["model_id"], step=0)])
+        saved = Model.load(str(folder))
+        saved.model_uuid = saved.model_id = content["model_id"]
+        saved.run_id, saved.artifact_path = run_id, content["location"]
+        saved.save(str(folder / "MLmodel"))
         client.log_model_artifacts(content["model_id"], str(folder))
         client.finalize_logged_model(content["model_id"], "READY")
         if content["register"] is not None:

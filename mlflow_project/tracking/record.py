@@ -269,14 +269,15 @@ class RunRecord:
                     mlflow.end_run("FAILED" if unsent else status)  # which first forgets the run
                 elif not unsent:
                     outbox.send()
+                    if outbox.requests:
+                        return
                 elif is_there:
                     mlflow.MlflowClient().set_terminated(self.run_id, "FAILED")
             except Exception:
                 return
         outbox.state.is_told = is_there
-        if unsent:
-            outbox.save()
-        else:
+        outbox.save()
+        if not unsent:
             outbox.clear()
 
     def _discard(self) -> None:

@@ -173,7 +173,13 @@ def _open_record(active: Run | None, project: Run | None, stage: str) -> RunReco
     run_id = project.info.run_id if project is not None and takes_over else None
     try:
         run = PATIENCE.attempt(lambda: mlflow.start_run(run_id, **nested))
-        return RunRecord(run, outer)
+        try:
+            return RunRecord(run, outer)
+        except LRRTError as unusable:
+            reason = str(unusable)
+            PATIENCE.attempt(lambda: mlflow.set_tag(tags.ERROR, reason))
+            mlflow.end_run("FAILED")
+            raise
     except Exception as error:
         of_the_disk = isinstance(error, LRRTError) and not isinstance(error, StoreUnavailable)
         if outer is None or not outer.is_working or of_the_disk:

@@ -166,7 +166,7 @@ def reason_of(error: BaseException) -> str:
     """
     text = str(error)
     known = next((words for words, sign in SIGNS.items() if re.search(sign, text)), None)
-    return known or hide_passwords(first_line(error)[:LONGEST_REASON])
+    return known or hide_passwords(first_line(error))[:LONGEST_REASON]
 
 
 def is_temporary(error: BaseException) -> bool:

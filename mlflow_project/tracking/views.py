@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import zlib
+from functools import partial
 from urllib.parse import quote
 
 import mlflow
@@ -14,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.record import active_record, get_run
-from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, is_temporary
+from mlflow_project.tracking.record import active_record, known_record
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable
 
 __all__ = ["NOTE", "followers_page", "link", "page", "save_view", "set_description", "view_page"]
 
@@ -62,10 +63,9 @@ def link(run: Run | str) -> str:
     if isinstance(run, str):
         run_id = run
         try:
-            run = PATIENCE.attempt(lambda: get_run(run_id))
-        except Exception as error:
-            if not is_temporary(error):
-                raise
+            record, asked = known_record(run_id), partial(mlflow.get_run, run_id)
+            run = PATIENCE.attempt(asked) if record is None else record.as_run()
+        except Exception:  # a name ends no work
             return f"`{run_id}`"
     return f"[{run.info.run_name or run.info.run_id}]({page(run)})"
 
