@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -87,6 +87,22 @@ def abridge(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(matplotlib.figure.Figure, "draw_without_rendering", lambda figure: None)
     patch.setattr(matplotlib.legend.Legend, "get_window_extent", lambda legend: Bbox.unit())
     patch.setattr("lrrt_stage.rules.uncertainty.RESAMPLES", RESAMPLES)
+
+
+@contextmanager
+def interrupted_after_epoch(epoch: int):
+    """Ctrl-C when a training has logged this epoch."""
+    stage = sys.modules["mlflow_project.stages.train"]
+    real = stage.log_training
+
+    def interrupting(training, *args):
+        real(training, *args)
+        if len(training.epochs) == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "log_training", interrupting)
+        yield
 
 
 def save_a_pixel(figure, file, *, format=None, **options):

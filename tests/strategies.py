@@ -1,5 +1,8 @@
 """What property tests draw their input from, and how they take a refusal."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -41,6 +44,16 @@ def curves(draw, losses=LOSSES | ANY_FLOAT):
     names = draw(st.sets(st.sampled_from(["probe_loss", "val_loss", "full_val_loss"])))
     evaluated = {name: draw(series) for name in sorted(names)}
     return LRCurve(lr[:length], draw(series), **evaluated, stop=draw(STOPS))
+
+
+def read_or_named(reader, name, content):
+    """What a function makes of a file with this content, or a refusal that names the file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        found = result_or_refusal(reader, path)
+    assert not isinstance(found, LRRTError) or str(path) in str(found)
+    return found
 
 
 def result_or_refusal(function, *arguments, **named):

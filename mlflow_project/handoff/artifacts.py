@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -18,10 +17,11 @@ from mlflow.entities import Run
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import excerpt, first_line
-from lrrt_stage.settings import hide_passwords, require
+from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import experiment_id
+from mlflow_project.tracking.outbox import sha256
 from mlflow_project.tracking.record import get_run, local_file
 from mlflow_project.tracking.runs import find_runs
 from mlflow_project.tracking.store import StoreUnavailable, ask
@@ -57,7 +57,7 @@ def find_run(run_id: str, *stages: str) -> Run:
         if not found:
             name = mlflow.get_experiment(experiment_id()).name
             raise LRRTError(
-                f"experiment {name!r} in {hide_passwords(mlflow.get_tracking_uri())} has no "
+                f"experiment {name!r} in {mlflow.get_tracking_uri()} has no "
                 f"finished {stages[0]} run: run {stages[0]} first, or name the experiment that has "
                 "one with --experiment or MLFLOW_EXPERIMENT_NAME"
             )
@@ -220,11 +220,6 @@ def readable(run: Run, path: str | Path) -> Iterator[None]:
             f"{Path(path).name} of run {run.info.run_id} cannot be read ({cause}): it was altered "
             f"or is incomplete; {_again(run)}"
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _again(run: Run) -> str:

@@ -22,7 +22,7 @@ from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.kept import kept_run, own_process, run_of
+from mlflow_project.tracking.kept import kept_run, own_process
 from mlflow_project.tracking.logged_model import log_model, require_deployable
 from mlflow_project.tracking.outbox import FILES, Outbox
 from mlflow_project.tracking.params import log_options
@@ -216,7 +216,7 @@ def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Outb
     Returns what is kept here of that training, if anything is.
     """
     kept = kept_run(name)
-    resumed = get_run(name) if kept is None else run_of(kept)
+    resumed = get_run(name) if kept is None else kept.state.as_run()
     require_resumable(resumed, run_fingerprint)
     active_record().set_tags({"lrrt.resumed_run_id": resumed.info.run_id})
     if kept is None:

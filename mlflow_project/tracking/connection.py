@@ -16,7 +16,7 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import hide_passwords, require
+from lrrt_stage.settings import require
 from pipeline.task.tasks import CACHE
 
 __all__ = [
@@ -52,7 +52,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     if run_id:
         if project_run() is None:
             raise LRRTError(
-                f"run {run_id} of {RUN_ID} is not in {hide_passwords(uri)}: mlflow run changes the "
+                f"run {run_id} of {RUN_ID} is not in {uri}: mlflow run changes the "
                 "folder, and with it the file of a relative path; set MLFLOW_TRACKING_URI to "
                 "sqlite:////FULL/PATH/mlflow.db or http://HOST:PORT"
             )
@@ -68,7 +68,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     except Exception as error:
         named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
         raise LRRTError(
-            f"experiment {named!r} in {hide_passwords(uri)} cannot be used ({first_line(error)}): "
+            f"experiment {named!r} in {uri} cannot be used ({first_line(error)}): "
             "name a different one with --experiment, or restore a deleted one"
         ) from error
 
@@ -144,7 +144,7 @@ def _require_reachable(uri: str) -> None:
     except Exception as error:  # a socket's, a driver's, SQLAlchemy's, MLflow's
         advice = ADVICE + SERVER_ADVICE if is_server else ADVICE
         raise LRRTError(
-            hide_passwords(f"tracking store {uri} cannot be used ({first_line(error)}): {advice}")
+            f"tracking store {uri} cannot be used ({first_line(error)}): {advice}"
         ) from error
 
 

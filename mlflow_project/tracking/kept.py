@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
-from filelock import FileLock, Timeout
-from mlflow.entities import LifecycleStage, Run, RunData, RunInfo, RunTag
 from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox
-from mlflow_project.tracking.record import LOCK, remove_folder, work_folder
+from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, sha256
+from mlflow_project.tracking.record import hold, remove_folder, work_folder
 from mlflow_project.tracking.store import PATIENCE, reason_of
 
-__all__ = ["kept_run", "mark_ended", "own_process", "run_of", "sync"]
+__all__ = ["kept_run", "mark_ended", "own_process", "sync"]
 
 NAMED_URI = "MLFLOW_TRACKING_URI"
 UNSENT_REASON = "not all that it logged is sent: see lrrt-stage sync"
@@ -42,33 +39,11 @@ def kept_run(name: str) -> Outbox | None:
     return _load(Path(name)) if os.sep in name or Path(name).is_dir() else None
 
 
-def run_of(kept: Outbox) -> Run:
-    """Return a kept run as far as its folder tells."""
-    state = kept.state
-    info = RunInfo(
-        run_id=state.run_id,
-        experiment_id=state.experiment_id,
-        user_id="",
-        status=state.status,
-        start_time=state.start_time,
-        end_time=None,
-        lifecycle_stage=LifecycleStage.ACTIVE,
-        run_name=state.run_name,
-    )
-    return Run(info, RunData(tags=[RunTag(*each) for each in state.tags.items()]))
-
-
 @contextmanager
 def own_process(kept: Outbox) -> Iterator[None]:
     """Hold a kept run; raise LRRTError if the process that it belongs to is still there."""
-    lock = FileLock(kept.folder / LOCK)
     require((kept.folder / STATE).is_file(), f"run {kept.state.run_id} is not kept any more")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LRRTError(
-            f"run {kept.state.run_id} is in use by another process: wait until that has ended"
-        ) from None
+    lock = hold(kept.folder)
     try:
         yield
     finally:
@@ -154,7 +129,7 @@ def _send(kept: Outbox) -> None:
         values = {tags.ERROR: state.tags[tags.ERROR]}
         checkpoint = kept.folder / FILES / tags.CHECKPOINT_FILE
         if checkpoint.is_file():
-            values[tags.CHECKPOINT] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+            values[tags.CHECKPOINT] = sha256(checkpoint)
         kept.keep("tags", values=values)
         kept.keep_files()
         kept.keep("end", status="KILLED", time=get_current_time_millis())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,19 +18,24 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LifecycleStage,
     LoggedModelOutput,
     Metric,
     Param,
+    Run,
+    RunData,
+    RunInfo,
     RunTag,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.store import PATIENCE, is_temporary, reason_of
 
-__all__ = ["FILES", "IDS", "MODEL", "PARTIAL", "STATE", "UNSENT", "Outbox", "RunState"]
+__all__ = ["FILES", "IDS", "MODEL", "PARTIAL", "STATE", "UNSENT", "Outbox", "RunState", "sha256"]
 
 STATE, FILES, MODEL, OUTBOX, IDS = "run.json", "files", "model", "outbox", "ids.json"
 PARTIAL = ".partial"
@@ -57,6 +63,28 @@ class RunState:
     is_told: bool = False
     """Whether the store knows that the run has ended."""
     tags: dict[str, str] = field(default_factory=dict)
+
+    def as_run(
+        self, metrics: Sequence[Metric] = (), params: Mapping[str, str] | None = None, **more: Any
+    ) -> Run:
+        """Return the run as MLflow has it; ``more`` are further fields of its info."""
+        info = {"user_id": "", "end_time": None} | more
+        return Run(
+            RunInfo(
+                run_id=self.run_id,
+                experiment_id=self.experiment_id,
+                status=self.status,
+                start_time=self.start_time,
+                lifecycle_stage=LifecycleStage.ACTIVE,
+                run_name=self.tags.get(MLFLOW_RUN_NAME, self.run_name),
+                **info,
+            ),
+            RunData(
+                [*metrics],
+                [Param(*each) for each in (params or {}).items()],
+                [RunTag(*each) for each in self.tags.items()],
+            ),
+        )
 
 
 @dataclass
@@ -310,6 +338,11 @@ SENDERS: dict[str, Callable[[Outbox, Any], None]] = {
     "end": Outbox._send_end,
 }
 """Kind of a request -> how it is sent. Each may be repeated after an attempt that failed."""
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow.data.dataset import Dataset
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunTag
+from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.time import get_current_time_millis
@@ -46,6 +46,7 @@ __all__ = [
     "begin_anew",
     "enclosing_record",
     "get_run",
+    "hold",
     "known_record",
     "local_file",
     "offline_run",
@@ -102,8 +103,8 @@ class RunRecord:
         self.children: list[RunRecord] = []
         self.keeps_children = False
         """Whether the folders of children stay until this run ends, which reads files of them."""
-        self._working: bool = parent is not None and parent._working
-        self._lock = FileLock(self.folder / LOCK)
+        self.is_working: bool = parent is not None and parent.is_working
+        """Whether :meth:`begin_work` was called."""
         info = run.info
         state = RunState(
             *(info.run_id, info.experiment_id, info.run_name or "", info.start_time),
@@ -114,12 +115,8 @@ class RunRecord:
         try:
             self.files.mkdir(parents=True, exist_ok=True)
             self.folder.parent.joinpath(IGNORE).write_text("*\n", encoding="utf-8")
-            self._lock.acquire(timeout=0)
+            self._lock = hold(self.folder)
             self.outbox.save()
-        except Timeout:
-            raise LRRTError(
-                f"run {self.run_id} is in use by a different process: wait until it has ended"
-            ) from None
         except OSError as error:
             raise LRRTError(
                 f"work in progress cannot be kept in {self.folder} ({first_line(error)}): name a "
@@ -147,29 +144,10 @@ class RunRecord:
 
     def as_run(self) -> Run:
         """Return the run as far as this process knows it, without a request."""
-        state, info = self.outbox.state, self.run.info
-        metrics = [*{metric.key: metric for metric in self.metrics}.values()]
-        params, own = self.params.items(), self.tags.items()
-        data = RunData(metrics, [Param(*each) for each in params], [RunTag(*each) for each in own])
-        return Run(
-            RunInfo(
-                run_id=self.run_id,
-                experiment_id=state.experiment_id,
-                user_id=info.user_id,
-                status=state.status,
-                start_time=state.start_time,
-                end_time=info.end_time,
-                lifecycle_stage=LifecycleStage.ACTIVE,
-                artifact_uri=info.artifact_uri,
-                run_name=self.tags.get("mlflow.runName", state.run_name),
-            ),
-            data,
-        )
-
-    @property
-    def is_working(self) -> bool:
-        """Whether :meth:`begin_work` was called."""
-        return self._working
+        info, last = self.run.info, {metric.key: metric for metric in self.metrics}
+        more = {"user_id": info.user_id, "end_time": info.end_time}
+        more |= {"artifact_uri": info.artifact_uri}
+        return self.outbox.state.as_run([*last.values()], self.params, **more)
 
     @property
     def is_offline(self) -> bool:
@@ -178,7 +156,7 @@ class RunRecord:
 
     def begin_work(self) -> Path:
         """Keep from now on what the store does not take; return the folder of the files."""
-        self._working = True
+        self.is_working = True
         return self.files
 
     def set_tags(self, values: Mapping[str, str]) -> None:
@@ -224,7 +202,7 @@ class RunRecord:
         self.outbox.keep("model", **content)
 
     def _log(self, kind: str, **content: Any) -> None:
-        if self._working:
+        if self.is_working:
             self.outbox.log(kind, **content)
             return
         try:
@@ -293,11 +271,9 @@ def refused(kind: str, error: Exception) -> LRRTError:
     if isinstance(error, LRRTError):
         return error
     return LRRTError(
-        hide_passwords(
-            f"tracking store {mlflow.get_tracking_uri()} did not take a {kind} "
-            f"({reason_of(error)}): check the rights of the login, and whether the folders or the "
-            "server behind it can store runs and files"
-        )
+        f"tracking store {mlflow.get_tracking_uri()} did not take a {kind} ({reason_of(error)}): "
+        "check the rights of the login, and whether the folders or the server behind it can store "
+        "runs and files"
     )
 
 
@@ -342,8 +318,8 @@ def get_run(run_id: str) -> Run:
         return record.as_run()
     except MlflowException as error:
         raise LRRTError(
-            f"there is no run {run_id!r} in {hide_passwords(mlflow.get_tracking_uri())} "
-            f"({error.error_code}): check the id and the tracking URI"
+            f"there is no run {run_id!r} in {mlflow.get_tracking_uri()} ({error.error_code}): "
+            "check the id and the tracking URI"
         ) from None
     require(
         run.info.lifecycle_stage == LifecycleStage.ACTIVE,
@@ -367,20 +343,22 @@ def unsent_records() -> list[RunRecord]:
 
 def offline_run(parent: RunRecord, name: str) -> Run:
     """Return a run inside ``parent`` that the store does not know yet."""
-    experiment_id, now = parent.run.info.experiment_id, get_current_time_millis()
     own = resolve_tags({"mlflow.parentRunId": parent.run_id, "mlflow.runName": name})
-    info = RunInfo(
-        run_id=f"{UNSENT}{uuid.uuid4().hex}",
-        experiment_id=experiment_id,
-        user_id="",
-        status="RUNNING",
-        start_time=now,
-        end_time=None,
-        lifecycle_stage=LifecycleStage.ACTIVE,
-        artifact_uri="",
-        run_name=name,
-    )
-    return Run(info, RunData(tags=[RunTag(*each) for each in own.items()]))
+    run_id, started = f"{UNSENT}{uuid.uuid4().hex}", get_current_time_millis()
+    state = RunState(run_id, parent.run.info.experiment_id, name, started, "", tags=own)
+    return state.as_run(artifact_uri="")
+
+
+def hold(folder: Path) -> FileLock:
+    """Return the lock of a run's folder, held; raise LRRTError if another process has it."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LRRTError(
+            f"run {folder.name} is in use by another process: wait until that has ended"
+        ) from None
+    return lock
 
 
 def work_folder() -> Path:

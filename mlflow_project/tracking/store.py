@@ -151,11 +151,9 @@ def ask(request: Callable[[], T]) -> T:
                 raise
             if not PATIENCE.wait([""]):
                 raise StoreUnavailable(
-                    hide_passwords(
-                        f"tracking store {mlflow.get_tracking_uri()} does not answer "
-                        f"({reason_of(error)}): start it, correct tracking_uri, or raise max_wait "
-                        f"(now {PATIENCE.seconds:g} s)"
-                    )
+                    f"tracking store {mlflow.get_tracking_uri()} does not answer "
+                    f"({reason_of(error)}): start it, correct tracking_uri, or raise max_wait "
+                    f"(now {PATIENCE.seconds:g} s)"
                 ) from error
 
 

@@ -14,6 +14,7 @@ from mlflow_project.tracking import outbox
 from tests.faulty_store import proxy
 from tests.mlflow_project.stages.test_killed import checkpoint, start, until
 from tests.servers import mlflow_server
+from tests.stores import interrupted_after_epoch
 
 pytestmark = pytest.mark.slow
 ADMIN_PASSWORD = "Of this test alone, 42"
@@ -117,15 +118,7 @@ def test_a_signal_inside_a_transaction_comes_after_it(store, monkeypatch, number
 
 
 @pytest.mark.starts_with("lrrt")
-def test_inside_the_chain_the_same_command_goes_on_with_the_training(store, monkeypatch):
-    stage = sys.modules["mlflow_project.stages.train"]
-    real = stage.log_training
-
-    def interrupting(training, *args):
-        real(training, *args)
-        if len(training.epochs) == 2:
-            raise KeyboardInterrupt
-
+def test_inside_the_chain_the_same_command_goes_on_with_the_training(store):
     chain = ("main", *store.SMALL, "--epochs", 4, "--trials", 1)
     store.run(*chain)
     whole = store.one("train")
@@ -133,8 +126,7 @@ def test_inside_the_chain_the_same_command_goes_on_with_the_training(store, monk
     store.run(*chain)
     whole = store.runs("train")[0]
     mlflow.MlflowClient().delete_run(whole.info.run_id)
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "log_training", interrupting)
+    with interrupted_after_epoch(2):
         outcome = store.run(*chain, "--reuse", "true", code=130)
     assert "in train (2 epochs are kept); the same command with --reuse true goes on" in outcome.err
     interrupted = store.runs("train")[0].info.run_id

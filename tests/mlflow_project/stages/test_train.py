@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from lrrt_stage import digest
 from lrrt_stage.state import weights
+from tests.stores import interrupted_after_epoch
 
 
 @pytest.mark.starts_with("train")
@@ -238,20 +239,11 @@ def _overwrite_range(run, low, high):
 
 
 @pytest.mark.starts_with("lrrt")
-def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt, monkeypatch):
+def test_an_interrupted_training_is_resumed_to_the_same_weights(store, lrrt):
     store.run("train", "--epochs", 4)
     whole = store.one("train")
 
-    stage = sys.modules["mlflow_project.stages.train"]
-    real = stage.log_training
-
-    def interrupting(training, *args):
-        real(training, *args)
-        if len(training.epochs) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "log_training", interrupting)
+    with interrupted_after_epoch(2):
         store.run("train", "--epochs", 4, code=130)
     interrupted = store.runs("train")[0]
     assert interrupted.info.status == "KILLED"
