@@ -34,13 +34,14 @@ FAILING = ("safetensors", "sqlalchemy")
 ROOMS = {
     "lrrt_stage.secrets": ((), ()),
     "lrrt_stage.errors": (("secrets",), ()),
+    "lrrt_stage.files": ((), ()),
     "lrrt_stage.settings": (("errors", "secrets"), ()),
-    "lrrt_stage.curve": (("errors", "settings"), ("numpy", "pandas")),
-    "lrrt_stage.state": (("errors", "settings"), ("numpy", "safetensors", "torch")),
+    "lrrt_stage.curve": (("errors", "files", "settings"), ("numpy", "pandas")),
+    "lrrt_stage.state": (("errors", "files", "settings"), ("numpy", "safetensors", "torch")),
     "lrrt_stage.measure": (("errors", "settings", "curve", "state"), ("numpy", "torch")),
     "lrrt_stage.rules": (("errors", "settings", "curve"), ("numpy", "pandas", "scipy")),
     "lrrt_stage.plots": (
-        ("errors", "settings", "curve", "rules"),
+        ("errors", "files", "settings", "curve", "rules"),
         ("matplotlib", "numpy", "pandas"),
     ),
     "lrrt_stage.adapters": (("errors", "settings", "state", "measure"), ("torch", *FRAMEWORKS)),

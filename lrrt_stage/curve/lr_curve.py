@@ -11,6 +11,7 @@ import pandas as pd
 
 from lrrt_stage.curve.smoothing import Smoothing, finite_length
 from lrrt_stage.errors import LRRTError, first_line
+from lrrt_stage.files import replacing
 from lrrt_stage.settings import require
 
 __all__ = ["LRCurve", "Stop"]
@@ -99,7 +100,8 @@ class LRCurve:
 
     def to_csv(self, path: str | Path, smoothing: Smoothing | None = None) -> Path:
         """Write :meth:`to_frame` to ``path`` with all digits, so that it reads back exactly."""
-        self.to_frame(smoothing).to_csv(path, index=False)
+        with replacing(Path(path)) as part:
+            self.to_frame(smoothing).to_csv(part, index=False)
         return Path(path)
 
     @classmethod

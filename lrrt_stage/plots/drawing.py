@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +16,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogFormatter, LogLocator
 from matplotlib.transforms import offset_copy
+
+from lrrt_stage.files import replacing
 
 __all__ = [
     "COLORS",
@@ -26,6 +29,7 @@ __all__ = [
     "new_figure",
     "on_new_figure",
     "plot_bars",
+    "save_figure",
     "svg_image",
     "to_svg",
 ]
@@ -172,6 +176,12 @@ def svg_image(svg: bytes, alt: str) -> str:
         f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,'
         f'{b64encode(svg).decode("ascii")}" style="max-width: 100%; background: white">'
     )
+
+
+def save_figure(figure: Figure | SubFigure, path: Path, **options: Any) -> None:
+    """Write a figure as a file, whose ending says the format; ``options`` are Matplotlib's."""
+    with replacing(path) as part:
+        figure.get_figure(root=True).savefig(part, **options)
 
 
 def to_svg(figure: Figure | SubFigure) -> bytes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lrrt_stage.errors import LRRTError, excerpt, first_line, unknown_name
+from lrrt_stage.files import replacing
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes, require_no_lazy
@@ -166,7 +167,8 @@ def save(state: State, path: str | Path) -> Path:
     # Tied weights are saved once per name: safetensors refuses tensors that share memory.
     copies = {name: _dense(name, tensor) for name, tensor in state.items()}
     try:
-        save_file(copies, path, metadata={"format": "pt"})
+        with replacing(Path(path)) as part:
+            save_file(copies, part, metadata={"format": "pt"})
     except KeyError as error:
         raise LRRTError(
             f"safetensors cannot hold weights of {error}: convert them, for instance with "

@@ -234,7 +234,8 @@ def study_command(**values: Any) -> None:
 def sync_command(path: str | None, **values: Any) -> None:
     """Send to the store what is kept on disk: runs that it was away for, or that were killed.
 
-    PATH is the folder of a run, or a work folder; by default, it is the one here.
+    PATH is the folder of a run, or a work folder; by default, it is the one here. Runs of another
+    store than the one that is used here are sent if --tracking-uri names it.
     """
     from_values(OutageOptions, values).apply()
     sent = sync(path, values["tracking_uri"])

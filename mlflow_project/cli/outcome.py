@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
+from lrrt_stage.files import part_of, write_text
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console, tags
@@ -29,8 +30,6 @@ OWN_TAGS = "lrrt."
 SERIES = {"lr", "log10_lr", "train_loss", "smoothed_loss", "probe_loss", "full_val_loss"}
 """Metrics with a value for every iteration, of which the last one says nothing."""
 RANGES = ("suggested", "narrowed", "refined", "trained")
-PART = ".part"
-"""Ending of the file that is renamed when it is complete."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ class OutputOptions(Options):
 
 
 def _can_be_written(file: str) -> bool:
-    """Return whether a regular file can be made or replaced, beside which is one with PART."""
+    """Return whether a regular file can be made or replaced, beside which is the part of it."""
     file = os.path.realpath(file)
     try:
-        os.stat(file + PART)
+        os.stat(part_of(Path(file)))
     except FileNotFoundError:
         pass
     except OSError:  # a name that is too long, for example
@@ -123,13 +122,9 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
     if output.output_json == "-":
         print(text, end="")
     elif output.output_json is not None:
-        # Renamed, so that no other process reads an incomplete file.
-        # A link stays one: /dev/stdout is one as well.
-        file = os.path.realpath(output.output_json)
-        part = Path(file + PART)
         try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(file)
+            # A link stays one: /dev/stdout is one as well.
+            write_text(Path(os.path.realpath(output.output_json)), text)
         except OSError as error:
             raise LRRTError(
                 f"run {run_id} is done, but output_json={output.output_json!r} cannot be written: "

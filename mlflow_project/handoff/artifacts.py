@@ -17,6 +17,7 @@ from mlflow.entities import Run
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import excerpt, first_line
+from lrrt_stage.files import write_text
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.tracking import tags
@@ -122,7 +123,7 @@ def load_artifact(run: Run, name: str, load: Callable[[Path], T], tag: str | Non
 def write_json(path: Path, content: dict[str, Any]) -> str:
     """Write a JSON file, with dataclasses as objects, and return its SHA-256."""
     text = json.dumps(content, indent=2, default=asdict)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     return sha256(path)
 
 

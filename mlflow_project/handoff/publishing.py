@@ -25,6 +25,7 @@ from lrrt_stage import (
 )
 from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.curve_plot import plot_reading
+from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import masked, require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION, sha256, write_json
@@ -87,7 +88,7 @@ def publish_reading(folder: Path, reading: Reading) -> None:
     if reading.consensus is not None:
         content["consensus"] = _consensus_to_json(reading.consensus, reading.final)
     digest = write_json(folder / SUGGESTIONS, content)
-    plot_reading(reading).figure.get_figure(root=True).savefig(folder / "lrrt_curve.png")
+    save_figure(plot_reading(reading).figure, folder / "lrrt_curve.png")
     active_record().set_tags({CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest})
 
 

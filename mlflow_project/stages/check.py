@@ -11,6 +11,7 @@ from mlflow.entities import Run
 from lrrt_stage import NoSuggestion
 from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.comparison_plot import comparison_figure
+from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.rules.uncertainty import CLEAR_DECADES
 from lrrt_stage.settings import hide_passwords, require, setting
 from mlflow_project.handoff.handoff import Handoff, read_handoff, source_of
@@ -98,7 +99,7 @@ def check_stage(
         result = still_fits(then.reading.final, today.final, lr, options.tolerance)
         title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
         overlaid = {"baseline": then.reading, "today": today}
-        comparison_figure(title, overlaid, lr).savefig(folder / "overlay.png")
+        save_figure(comparison_figure(title, overlaid, lr), folder / "overlay.png")
         run.set_tags(
             {
                 tags.FITS: str(result.fits).lower(),

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from lrrt_stage.errors import excerpt
+from lrrt_stage.files import write_text
 from lrrt_stage.plots.comparison_plot import comparison_figure
+from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import require
 from mlflow_project.handoff.handoff import Handoff, source_of
 from mlflow_project.stages.shared import SignatureOptions
@@ -42,9 +44,9 @@ def compare_stage(options: SignatureOptions, *, runs: Sequence[str]) -> str:
     with stage_run("compare", name) as run:
         folder = run.begin_work()
         readings = {name: test.reading for name, test in tests.items()}
-        comparison_figure("", readings).savefig(folder / "overlay.png")
+        save_figure(comparison_figure("", readings), folder / "overlay.png")
         rows = pd.DataFrame(_row(name, test) for name, test in tests.items())
-        rows.to_csv(folder / "ranges.csv", index=False)
+        write_text(folder / "ranges.csv", rows.to_csv(index=False))
         run.set_tags({tags.COMPARED: ",".join(ids)})
         found = [f"{link(test.run_id)} ({name}): {test.range}" for name, test in tests.items()]
         set_description(f"Suggested ranges: {'; '.join(found)}.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange
+from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import Options, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.handoff.signature import check_signature, sign_run
@@ -26,7 +26,6 @@ from mlflow_project.tracking.logged_model import require_deployable
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.record import RunRecord, get_run
 from mlflow_project.tracking.runs import find_runs, log_prepared, read_training, stage_run
-from mlflow_project.tracking.store import StoreUnavailable
 from mlflow_project.tracking.views import link, set_description
 from pipeline import (
     Narrowing,
@@ -79,8 +78,7 @@ def main_stage(
         reuse = options.reuse and not registers
         same: list[Run] = []
         if reuse:
-            with suppress(StoreUnavailable):
-                same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True)
+            same = find_runs({tags.FINGERPRINT: step_fingerprint}, finished=True)
         if same:
             check_signature(same[0])
             run_id = str(same[0].info.run_id)
@@ -162,7 +160,7 @@ def _copy_results(
     }
     run.log_metrics(metrics)
     figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
-    figure.savefig(run.files / "summary.png")
+    save_figure(figure, run.files / "summary.png")
     verdict = handoff.reading.verdict
     run.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
     registered = ""

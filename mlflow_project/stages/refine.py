@@ -13,6 +13,8 @@ import optuna
 
 from lrrt_stage import LRRange, LRRTError
 from lrrt_stage.errors import excerpt
+from lrrt_stage.files import write_text
+from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.handoff.artifacts import (
     CONTRACT_VERSION,
@@ -137,7 +139,7 @@ def refine_fingerprint(
     return fingerprint(
         "refine",
         prepared,
-        source=handoff.run_id,
+        source=handoff.key,
         narrowed=narrowed,
         options=options,
         schedule=schedule,
@@ -190,6 +192,6 @@ def _write_search(folder: Path, optuna_study: optuna.Study) -> None:
     # Without the user attributes, which concern only the Optuna study.
     columns = ("number", "value", "datetime_start", "datetime_complete", "duration", "params")
     table = optuna_study.trials_dataframe((*columns, "state"))
-    table.to_csv(folder / "trials.csv", index=False)
+    write_text(folder / "trials.csv", table.to_csv(index=False))
     for name, figure in search_figures(optuna_study).items():
-        figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+        save_figure(figure, folder / name, dpi=110, bbox_inches="tight")

@@ -12,7 +12,9 @@ import pandas as pd
 from mlflow.entities import Run
 
 from lrrt_stage import NoSuggestion
+from lrrt_stage.files import write_text
 from lrrt_stage.plots.comparison_plot import comparison_figure
+from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import require
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
@@ -86,7 +88,7 @@ def study_stage(
             # What was measured is all there is to show.
             measured = [each for each in tests.results if isinstance(each, RangeTestResult)]
             readings = {test.job.name: test.reading for test in drawable(measured)}
-            comparison_figure("", readings).savefig(folder / "curves.png")
+            save_figure(comparison_figure("", readings), folder / "curves.png")
             raise
         finally:
             _write_tables(folder, tests.results)
@@ -120,9 +122,9 @@ def _write_tables(folder: Path, results: Sequence[JobResult]) -> None:
     """Write what there is of ``study.csv`` and ``tests.csv``."""
     done = [result for result in results if not isinstance(result, FailedJob)]
     if done:
-        study_frame(done).to_csv(folder / "study.csv", index=False)
+        write_text(folder / "study.csv", study_frame(done).to_csv(index=False))
     if results:
-        tests_frame(results).to_csv(folder / "tests.csv", index=False)
+        write_text(folder / "tests.csv", tests_frame(results).to_csv(index=False))
 
 
 def _finished_tests(study_fingerprint: str, resume: str | None) -> dict[str, Run]:

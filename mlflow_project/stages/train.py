@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -12,6 +12,7 @@ from shutil import copyfile
 from typing import Any
 
 from lrrt_stage import LRRange, LRRTError
+from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import load_artifact, readable, sha256
@@ -22,11 +23,11 @@ from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.kept import kept_run, own_process
+from mlflow_project.tracking.kept import forget, held, kept_run
 from mlflow_project.tracking.logged_model import log_model, require_deployable
-from mlflow_project.tracking.outbox import FILES, Outbox
+from mlflow_project.tracking.outbox import FILES
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.record import RunRecord, active_record, get_run, remove_folder
+from mlflow_project.tracking.record import RunRecord, active_record, get_run
 from mlflow_project.tracking.runs import (
     find_runs,
     log_range,
@@ -34,7 +35,7 @@ from mlflow_project.tracking.runs import (
     require_resumable,
     stage_run,
 )
-from mlflow_project.tracking.store import PATIENCE, StoreUnavailable
+from mlflow_project.tracking.store import PATIENCE, uninterrupted
 from mlflow_project.tracking.views import link, set_description
 from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.checkpoint import read_checkpoint
@@ -98,7 +99,7 @@ def train_stage(
             weights.save(final, run.files / FINAL_WEIGHTS)
             run.set_tags({FINAL_WEIGHTS_TAG: weights.digest(final)})
             run.log_file(FINAL_WEIGHTS)  # before anything else, which may fail
-            training_figure(training).savefig(run.files / "training.png")
+            save_figure(training_figure(training), run.files / "training.png")
             _check_first_loss(run, handoff, prepared, training)
             if not training.diverged:
                 refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
@@ -126,8 +127,8 @@ def train_stage(
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
         sign_run()
-    if resumed is not None and not resumed.requests:
-        remove_folder(resumed.folder)
+    if resumed is not None:
+        forget(resumed)
     return run.run_id
 
 
@@ -135,21 +136,19 @@ def train_fingerprint(
     prepared: PreparedTask, handoff: Handoff, lr_range: LRRange, options: TrainOptions
 ) -> str:
     """Return the fingerprint of trainings that would give the same model."""
-    return fingerprint("train", prepared, source=handoff.run_id, lr_range=lr_range, train=options)
+    return fingerprint("train", prepared, source=handoff.key, lr_range=lr_range, train=options)
 
 
 def interrupted_training(run_fingerprint: str) -> str | None:
     """Return the newest training of this fingerprint that ended early, and has a checkpoint."""
-    with suppress(StoreUnavailable):
-        for run in find_runs({tags.FINGERPRINT: run_fingerprint, tags.STAGE: "train"}):
-            run_id = run.info.run_id
-            kept = kept_run(run_id)
-            if run.info.status in ("KILLED", "FAILED") and (
-                CHECKPOINT_TAG in run.data.tags
-                if kept is None
-                else (kept.folder / FILES / CHECKPOINT).is_file()
-            ):
-                return str(run_id)
+    for run in find_runs({tags.FINGERPRINT: run_fingerprint, tags.STAGE: "train"}):
+        folder = kept_run(run.info.run_id)
+        if run.info.status in ("KILLED", "FAILED") and (
+            CHECKPOINT_TAG in run.data.tags
+            if folder is None
+            else (folder / FILES / CHECKPOINT).is_file()
+        ):
+            return str(run.info.run_id)
     return None
 
 
@@ -164,7 +163,8 @@ def _resumable(
         if not checkpoint.exists():  # in the first epoch
             raise
         PATIENCE.hurry()
-        run.set_tags({CHECKPOINT_TAG: sha256(checkpoint)})
+        with uninterrupted():  # the digest is what the checkpoint is read with
+            run.set_tags({CHECKPOINT_TAG: sha256(checkpoint)})
         sign_run()
         if not isinstance(error, KeyboardInterrupt):
             raise
@@ -210,26 +210,27 @@ def _train(
     return training
 
 
-def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Outbox | None:
+def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Path | None:
     """Copy the checkpoint of an interrupted training from its folder, or download it.
 
-    Returns what is kept here of that training, if anything is.
+    Returns that folder, if the training is kept here.
     """
-    kept = kept_run(name)
-    resumed = get_run(name) if kept is None else kept.state.as_run()
-    require_resumable(resumed, run_fingerprint)
-    active_record().set_tags({"lrrt.resumed_run_id": resumed.info.run_id})
-    if kept is None:
+    folder = kept_run(name)
+    if folder is None:
+        resumed = get_run(name)
+        require_resumable(resumed, run_fingerprint)
         check_signature(resumed)
         load_artifact(resumed, CHECKPOINT, partial(copyfile, dst=checkpoint), CHECKPOINT_TAG)
     else:
-        with own_process(kept):
-            found = kept.folder / FILES / CHECKPOINT
+        with held(folder) as kept:
+            resumed, found = kept.state.as_run(), folder / FILES / CHECKPOINT
+            require_resumable(resumed, run_fingerprint)
             require(found.is_file(), f"run {name} has no checkpoint yet: leave resume out")
             copyfile(found, checkpoint)
+    active_record().set_tags({"lrrt.resumed_run_id": resumed.info.run_id})
     with readable(resumed, CHECKPOINT):
         read_checkpoint(checkpoint)
-    return kept
+    return folder
 
 
 def _check_first_loss(

@@ -16,7 +16,7 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import require
+from lrrt_stage.settings import hide_passwords, require
 from pipeline.task.tasks import CACHE
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "experiment_id",
     "in_project_folder",
     "project_run",
+    "store_uri",
 ]
 
 RUN_ID = "MLFLOW_RUN_ID"
@@ -121,6 +122,13 @@ def default_storage() -> str:
     folder = Path(file).absolute().parent if file else Path(CACHE).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'optuna.db'}"
+
+
+def store_uri() -> str:
+    """Return the tracking store as it is kept on disk: without passwords, the same anywhere."""
+    uri = hide_passwords(mlflow.get_tracking_uri())
+    file = _sqlite_file(uri)
+    return uri.replace(file, str(Path(file).absolute()), 1) if file else uri
 
 
 def _sqlite_file(uri: str) -> str:

@@ -11,22 +11,22 @@ import mlflow
 from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import LRRTError
-from lrrt_stage.errors import first_line
-from lrrt_stage.settings import hide_passwords, require
+from lrrt_stage.errors import excerpt, first_line
+from lrrt_stage.settings import require
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, sha256
-from mlflow_project.tracking.record import hold, remove_folder, work_folder
+from mlflow_project.tracking.connection import store_uri
+from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, RunState, sha256
+from mlflow_project.tracking.record import InUse, hold, remove_folder, work_folder
 from mlflow_project.tracking.store import PATIENCE, reason_of
 
-__all__ = ["kept_run", "mark_ended", "own_process", "sync"]
+__all__ = ["forget", "held", "kept_run", "mark_ended", "sync"]
 
-NAMED_URI = "MLFLOW_TRACKING_URI"
 UNSENT_REASON = "not all that it logged is sent: see lrrt-stage sync"
 KILLED = "its process ended without a word: it was killed, or the machine was"
 
 
-def kept_run(name: str) -> Outbox | None:
-    """Return what is kept here of a run, by its id or its folder; None if nothing is.
+def kept_run(name: str) -> Path | None:
+    """Return the folder of a run that is kept here, by its id or its folder; None if none is.
 
     Raises
     ------
@@ -35,32 +35,47 @@ def kept_run(name: str) -> Outbox | None:
     """
     here = work_folder() / name
     if os.sep not in name and (here / STATE).is_file():
-        return _load(here)
-    return _load(Path(name)) if os.sep in name or Path(name).is_dir() else None
+        return here
+    if os.sep not in name and not Path(name).is_dir():
+        return None
+    _load(Path(name))
+    return Path(name)
 
 
 @contextmanager
-def own_process(kept: Outbox) -> Iterator[None]:
-    """Hold a kept run; raise LRRTError if the process that it belongs to is still there."""
-    require((kept.folder / STATE).is_file(), f"run {kept.state.run_id} is not kept any more")
-    lock = hold(kept.folder)
+def held(folder: Path) -> Iterator[Outbox]:
+    """Hold the folder of a run, and return what its process has left.
+
+    Raises
+    ------
+    InUse
+        If the process is still there, or a different one has sent the run meanwhile.
+    LRRTError
+        If the folder holds no run.
+    """
+    lock = hold(folder)
     try:
-        yield
+        if not (folder / STATE).is_file():
+            raise InUse(f"run {folder.name} is not kept any more: it was sent")
+        yield _load(folder)
     finally:
         lock.release()
 
 
+def forget(folder: Path) -> None:
+    """Remove the folder of a run that was resumed, if the store has everything of it."""
+    with suppress(InUse), held(folder) as kept:
+        if kept.state.is_told and not kept.requests:
+            remove_folder(folder)
+
+
 def mark_ended() -> None:
     """Mark the runs of this store as KILLED whose process is gone without having told their end."""
-    uri = hide_passwords(mlflow.get_tracking_uri())
-    for kept in _kept(work_folder()):
-        state = kept.state
-        if not state.is_told and state.tracking_uri == uri:
+    for folder, state in _kept(work_folder()):
+        if not state.is_told and state.tracking_uri == store_uri():
             # What a person has asked for does not depend on this.
-            with suppress(Exception), own_process(kept):
-                # Read again: the run may have ended in between.
-                kept = Outbox.load(kept.folder)
-                if not kept.state.is_told:
+            with suppress(Exception), held(folder) as kept:
+                if not kept.state.is_told:  # it may have ended in between
                     _mark(kept)
 
 
@@ -83,46 +98,58 @@ def _mark(kept: Outbox) -> None:
 def sync(path: str | None, tracking_uri: str | None) -> list[str]:
     """Send what is kept in a run's folder, or in all those of a work folder; return the run ids.
 
+    It goes to the store that is used here, if the runs are of that store, or to ``tracking_uri``.
+    What a folder names is not enough: it may come from somebody else, and the login is sent along.
+
     Raises
     ------
     LRRTError
         If nothing is kept there, or something cannot be sent; the rest is sent.
     """
     folder = work_folder() if path is None else Path(path)
-    kept = [_load(folder)] if (folder / STATE).is_file() else _kept(folder)
+    if tracking_uri is not None:
+        mlflow.set_tracking_uri(tracking_uri)
+    is_run = (folder / STATE).is_file()
+    found = [(folder, _load(folder).state)] if is_run else _kept(folder)
     require(
-        path is None or bool(kept),
+        path is None or bool(found),
         f"{folder} holds no run: give a folder .lrrt/RUN_ID, or .lrrt for all",
     )
-    kept = sorted(kept, key=lambda each: each.state.start_time)
+    sent: dict[Path, str] = {}
     reasons: dict[Path, str] = {}
-    named = os.environ.get(NAMED_URI)
+    used = 0
     # First all runs are opened, since the requests of one may name another.
     for step in (Outbox.open_run, _send):
-        for each in kept:
-            reasons.pop(each.folder, None)
+        reasons.clear()
+        sent.clear()
+        used = 0
+        for each, state in sorted(found, key=lambda pair: pair[1].start_time):
             try:
-                with own_process(each):
-                    each.use_store(_store_of(each, tracking_uri, named))
-                    step(each)
+                with held(each) as kept:
+                    _require_store(kept, tracking_uri)
+                    step(kept)
+                    sent[each] = kept.state.run_id
+            except InUse as error:
+                used += 1
+                if is_run:
+                    reasons[each] = str(error)
             except Exception as error:
-                reasons[each.folder] = f"run {each.state.run_id}: {reason_of(error)}"
-    sent = [each for each in kept if each.folder not in reasons]
-    for each in sent:
-        remove_folder(each.folder)
+                reasons[each] = f"run {state.run_id}: {reason_of(error)}"
+    if used and not is_run:
+        console.note(f"{used} of {len(found)} runs belong to a process that runs: left alone")
     require(
         not reasons,
-        f"{len(reasons)} of {len(kept)} runs are not sent ({next(iter(reasons.values()), '')}): "
+        f"{len(reasons)} of {len(found)} runs are not sent ({next(iter(reasons.values()), '')}): "
         "they are kept; start the store, or correct tracking_uri, and send them again",
     )
-    return [each.state.run_id for each in sent]
+    return [*sent.values()]
 
 
 def _send(kept: Outbox) -> None:
+    """Send all that is kept of a run, and remove its folder."""
     state = kept.state
-    if state.is_told and state.status != "KILLED" and not kept.requests:
-        return  # of a run that reads its files, and was killed
-    if not any(request.kind == "end" for request in kept.requests):
+    is_whole = state.is_told and state.status != "KILLED" and not kept.requests
+    if not is_whole and not any(request.kind == "end" for request in kept.requests):
         # Of a process that was killed: as if it had been interrupted.
         state.status = "KILLED"
         state.tags.setdefault(tags.ERROR, KILLED)
@@ -136,20 +163,17 @@ def _send(kept: Outbox) -> None:
     kept.settle()
     if kept.requests:
         raise LRRTError(kept.requests[0].error)
+    remove_folder(kept.folder)
 
 
-def _store_of(kept: Outbox, tracking_uri: str | None, named: str | None) -> str:
-    """Return the store that a run goes to: one that is given now, else that of its process.
-
-    The variable of MLflow only adds the password, if it names the same store.
-    """
-    own = kept.state.tracking_uri
-    uri = tracking_uri or (named if named and hide_passwords(named) == own else own)
+def _require_store(kept: Outbox, tracking_uri: str | None) -> None:
+    own, here = kept.state.tracking_uri, store_uri()
     require(
-        "***" not in uri,
-        f"the password of {uri} is not kept: give the whole one by tracking_uri or {NAMED_URI}",
+        tracking_uri is not None or own == here,
+        f"it is of the store {excerpt(own)}, and here {here} is used: give its address with "
+        "--tracking-uri",
     )
-    return uri
+    require("***" not in mlflow.get_tracking_uri(), "give the whole address, with its password")
 
 
 def _load(folder: Path) -> Outbox:
@@ -161,10 +185,10 @@ def _load(folder: Path) -> Outbox:
         ) from error
 
 
-def _kept(folder: Path) -> list[Outbox]:
-    """Return what is kept of the runs in a work folder, but for folders that cannot be read."""
+def _kept(folder: Path) -> list[tuple[Path, RunState]]:
+    """Return the runs that are kept in a work folder, but for folders that cannot be read."""
     found = []
     for path in sorted(folder.glob(f"*/{STATE}")):
         with suppress(LRRTError):  # half written, or being removed by another process
-            found.append(_load(path.parent))
+            found.append((path.parent, _load(path.parent).state))
     return found

@@ -78,7 +78,12 @@ def log_model(
 
 
 def require_deployable(prepared: PreparedTask, register: str | None) -> None:
-    """Raise LRRTError if ``deployed`` of a setup fails, or the model could not be registered."""
+    """Raise LRRTError if ``deployed`` of a setup fails, or the model could not be registered.
+
+    Inside a stage that works already, which has done this before, it does nothing.
+    """
+    if active_record().is_working:
+        return
     if register is None and prepared.task.setup is None:
         return
     if register is not None:

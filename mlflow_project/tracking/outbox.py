@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -31,22 +30,24 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
+from lrrt_stage.files import PART, write_text
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.store import PATIENCE, is_temporary, reason_of
 
-__all__ = ["FILES", "IDS", "MODEL", "PARTIAL", "STATE", "UNSENT", "Outbox", "RunState", "sha256"]
+__all__ = ["FILES", "MODEL", "STATE", "UNSENT", "Outbox", "RunState", "runs_of_key", "sha256"]
 
-STATE, FILES, MODEL, OUTBOX, IDS = "run.json", "files", "model", "outbox", "ids.json"
-PARTIAL = ".partial"
-"""Ending of a file that a process was writing."""
+STATE, FILES, MODEL, OUTBOX = "run.json", "files", "model", "outbox"
 FIRST_FILES = (".safetensors", ".json", ".csv")
 """Kinds of files that are sent before others, which are pictures and reports."""
-FIRST_TAGS = ("mlflow.parentRunId", "mlflow.runName", "mlflow.user", "mlflow.source.name")
+FIRST_TAGS = (
+    *(tags.KEY, "mlflow.parentRunId", "mlflow.runName", "mlflow.user", "mlflow.source.name"),
+)
 """Tags that a run has from its creation; the others are requests of their own."""
 UNSENT = "unsent-"
-UNSENT_ID = re.compile(f"{UNSENT}[0-9a-f]{{32}}")
-"""Id of a run that was opened while the store was away, until the store gives it one."""
+UNSENT_ID = re.compile(f"{UNSENT}([0-9a-f]{{32}})")
+"""Id of a run that was opened while the store was away, with its key, until the store gives it one.
+"""
 
 
 @dataclass
@@ -58,7 +59,7 @@ class RunState:
     run_name: str
     start_time: int
     tracking_uri: str
-    """Without passwords."""
+    """As of :func:`store_uri`."""
     status: str = "RUNNING"
     is_told: bool = False
     """Whether the store knows that the run has ended."""
@@ -93,14 +94,20 @@ class Request:
 
     kind: str
     content: dict[str, Any]
-    error: str
-    """Why the store has not taken it; empty before the first attempt."""
     path: Path
     """The file that holds it."""
+    error: str = ""
+    """Why the store has not taken it; empty before the first attempt."""
+    is_refused: bool = False
+    """Whether the same request would fail again: it waits for a person to change something."""
 
 
 class NotYet(Exception):
     """A request names a run that the store has no id for yet."""
+
+
+_sent: dict[str, str] = {}
+"""Key of a run -> the id that the store gave it."""
 
 
 class Outbox:
@@ -128,48 +135,35 @@ class Outbox:
             outbox._number = int(path.stem)
         return outbox
 
-    def use_store(self, uri: str) -> None:
-        """Send to the store ``uri``, and not to that of this process."""
-        mlflow.set_tracking_uri(uri)
-        self._client = MlflowClient(uri)
-
     def save(self) -> None:
         """Write the state of the run, unless the disk is full, which must not end a training."""
         with suppress(OSError):
             self.folder.joinpath(OUTBOX).mkdir(parents=True, exist_ok=True)
-            _write_json(self.folder / STATE, vars(self.state))
+            write_text(self.folder / STATE, json.dumps(vars(self.state)))
 
     def request(self, kind: str, **content: Any) -> None:
         """Send a request to the store, whatever is kept."""
         SENDERS[kind](self, content)
 
     def log(self, kind: str, **content: Any) -> None:
-        """Send a request after those that are kept; keep it if that is not possible."""
-        if self.requests:
-            self.keep(kind, **content)
-            self.send()
-            return
-        try:
-            PATIENCE.attempt(partial(self.request, kind, **content), kind)
-        except BaseException as error:
-            self.keep(kind, reason_of(error), **content)
-            if not isinstance(error, Exception):
-                raise
+        """Send a request after those that are kept; keep it until the store has taken it."""
+        self.keep(kind, **content)
+        self.send()
 
     def keep_files(self) -> None:
         """Keep a request for every file of the run that was not sent yet, weights first."""
         paths = [path for path in (self.folder / FILES).rglob("*") if path.is_file()]
         for path in sorted(paths, key=lambda path: (path.suffix not in FIRST_FILES, str(path))):
             name = path.relative_to(self.folder / FILES).as_posix()
-            if path.suffix != PARTIAL and name not in self.logged and not path.is_symlink():
+            is_whole = not path.name.startswith(PART)
+            if is_whole and name not in self.logged and not path.is_symlink():
                 self.logged.add(name)
                 self.keep("file", name=name)
 
-    def keep(self, kind: str, error: str = "", **content: Any) -> None:
+    def keep(self, kind: str, **content: Any) -> None:
         """Keep a request, which is sent later."""
         self._number += 1
-        path = self.folder / OUTBOX / f"{self._number:06}.json"
-        request = Request(kind, content, error, path)
+        request = Request(kind, content, self.folder / OUTBOX / f"{self._number:06}.json")
         self.requests.append(request)
         self._write(request)
 
@@ -177,28 +171,28 @@ class Outbox:
         content = {name: value for name, value in vars(request).items() if name != "path"}
         # A full disk does not end a training: what is in memory is sent all the same.
         with suppress(OSError):
-            _write_json(request.path, content)
+            write_text(request.path, json.dumps(content))
 
-    def send(self) -> set[str]:
+    def send(self, *, refused: bool = False) -> set[str]:
         """Send what is kept, in order; return the kinds of requests that may succeed later.
 
         A kind of requests that fails does not hold up the others, but for the end of the run.
+        ``refused`` requests are sent only if asked.
         """
         failed: set[str] = set()
         for request in [*self.requests]:
-            if request.kind in failed or (request.kind == "end" and len(self.requests) > 1):
+            is_early = request.kind == "end" and len(self.requests) > 1
+            if request.kind in failed or is_early or (request.is_refused and not refused):
                 continue
             kind = "create"
             try:
                 self.open_run()
                 kind = request.kind
-                request.content = _with_ids(request.content, self.folder.parent)
-                again = bool(request.error)
-                PATIENCE.attempt(partial(self._send, request, again), request.kind)
+                PATIENCE.attempt(partial(self._send, request), kind)
             except NotYet as error:
                 request.error = str(error)
             except Exception as error:
-                request.error = reason_of(error)
+                request.error, request.is_refused = reason_of(error), not is_temporary(error)
                 self._write(request)
                 if is_temporary(error):
                     failed.add(kind)
@@ -209,9 +203,9 @@ class Outbox:
                 request.path.unlink(missing_ok=True)
         return failed
 
-    def _send(self, request: Request, again: bool) -> None:
-        content = request.content
-        if again and request.kind == "metrics":
+    def _send(self, request: Request) -> None:
+        content = request.content = self._with_ids(request.content)
+        if request.error and request.kind == "metrics":
             # The store may have taken them without an answer. Databases find that out themselves.
             names = {point[0] for point in content["points"]}
             history = partial(self._client.get_metric_history, self.state.run_id)
@@ -228,9 +222,9 @@ class Outbox:
 
     def settle(self) -> None:
         """Send what is kept, again and again while it may succeed and there is time to wait."""
-        while failed := self.send():
-            if not PATIENCE.wait(failed):
-                return
+        failed = self.send(refused=True)
+        while failed and PATIENCE.wait(failed):
+            failed = self.send()
 
     def open_run(self) -> None:
         """Open the run in the store, if it was opened here while the store was away."""
@@ -238,17 +232,36 @@ class Outbox:
             PATIENCE.attempt(self._create, "create")
 
     def _create(self) -> None:
-        state = self.state
+        state, key = self.state, self.state.run_id.removeprefix(UNSENT)
         # Of its tags, those that others wait for may not be known yet.
-        own = {name: state.tags[name] for name in FIRST_TAGS if name in state.tags}
-        created = self._client.create_run(
-            state.experiment_id, state.start_time, _with_ids(own, self.folder.parent)
+        own = self._with_ids({name: state.tags[name] for name in FIRST_TAGS if name in state.tags})
+        # The answer to an earlier request may have been lost.
+        made = [*runs_of_key(key, state.experiment_id)]
+        run = (
+            made[0] if made else self._client.create_run(state.experiment_id, state.start_time, own)
         )
-        offline, state.run_id = state.run_id, created.info.run_id
+        state.run_id = _sent[key] = run.info.run_id
         self.save()
-        with suppress(OSError):
-            known = _known_ids(self.folder.parent) | {offline: state.run_id}
-            _write_json(self.folder.parent / IDS, known)
+
+    def _with_ids(self, content: Any) -> Any:
+        """Return a request with the store's ids in place of those that runs had before.
+
+        Raises
+        ------
+        NotYet
+            If the store has no id for a run yet.
+        """
+
+        def id_of(match: re.Match[str]) -> str:
+            key = match[1]
+            if key not in _sent:
+                made = runs_of_key(key, self.state.experiment_id)
+                if not made:
+                    raise NotYet(f"run {match[0]} is not sent yet")
+                _sent[key] = made[0].info.run_id
+            return _sent[key]
+
+        return json.loads(UNSENT_ID.sub(id_of, json.dumps(content)))
 
     def _send_tags(self, content: Mapping[str, Any]) -> None:
         values = [RunTag(name, value) for name, value in content["values"].items()]
@@ -285,28 +298,32 @@ class Outbox:
 
     def _send_model(self, content: dict[str, Any]) -> None:
         """Log the saved model as that of the run, and register it."""
-        client, run_id, folder = self._client, self.state.run_id, self.folder / MODEL
-        if "model_id" not in content:  # what an earlier attempt has done is not repeated
-            params = dict(client.get_run(run_id).data.params)
-            made = client.create_logged_model(
-                self.state.experiment_id, "model", run_id, params=params
-            )
-            content |= {"model_id": made.model_id, "location": made.artifact_location}
-        outputs = client.get_run(run_id).outputs
-        linked = [] if outputs is None else [each.model_id for each in outputs.model_outputs]
-        if content["model_id"] not in linked:
-            client.log_outputs(run_id, [LoggedModelOutput(content["model_id"], step=0)])
+        client, folder, experiment = self._client, self.folder / MODEL, self.state.experiment_id
+        run = client.get_run(self.state.run_id)
+        run_id = run.info.run_id
+        # What an earlier attempt has done, perhaps without an answer, is not repeated.
+        made = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+        model = (
+            made[0]
+            if made
+            else client.create_logged_model(experiment, "model", run_id, params=run.data.params)
+        )
+        outputs = [] if run.outputs is None else run.outputs.model_outputs
+        if model.model_id not in [each.model_id for each in outputs]:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         saved = Model.load(str(folder))
-        saved.model_uuid = saved.model_id = content["model_id"]
-        saved.run_id, saved.artifact_path = run_id, content["location"]
+        saved.model_uuid = saved.model_id = model.model_id
+        saved.run_id, saved.artifact_path = run_id, model.artifact_location
         saved.save(str(folder / "MLmodel"))
-        client.log_model_artifacts(content["model_id"], str(folder))
-        client.finalize_logged_model(content["model_id"], "READY")
+        client.log_model_artifacts(model.model_id, str(folder))
+        last = [Metric(n, v, t, s, model.model_id) for n, v, t, s in content["metrics"]]
+        client.log_batch(run_id, metrics=last)  # the run has them already
+        client.finalize_logged_model(model.model_id, "READY")
         if content["register"] is not None:
-            self._register(content)
+            self._register(model.model_id, content)
 
-    def _register(self, content: Mapping[str, Any]) -> None:
-        client, name, source = self._client, content["register"], f"models:/{content['model_id']}"
+    def _register(self, model_id: str, content: Mapping[str, Any]) -> None:
+        client, name, source = self._client, content["register"], f"models:/{model_id}"
         with suppress(MlflowException):  # it is there already, or the version is refused below
             client.create_registered_model(name)
         versions = client.search_model_versions(f"name = '{name}'")
@@ -345,35 +362,6 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is complete, or is not there, even if the process ends here."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)
-
-
-def _known_ids(work_folder: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError):
-        return dict(json.loads((work_folder / IDS).read_text(encoding="utf-8")))
-    return {}
-
-
-def _with_ids(content: Any, work_folder: Path) -> Any:
-    """Return a request with the store's ids in place of those that runs had before they were sent.
-
-    Raises
-    ------
-    NotYet
-        If the store has no id for a run yet.
-    """
-    text = json.dumps(content)
-    if UNSENT not in text:
-        return content
-    known = _known_ids(work_folder)
-
-    def id_of(match: re.Match[str]) -> str:
-        if match[0] not in known:
-            raise NotYet(f"run {match[0]} is not sent yet")
-        return known[match[0]]
-
-    return json.loads(UNSENT_ID.sub(id_of, text))
+def runs_of_key(key: str, experiment_id: str) -> list[Run]:
+    """Return the runs of the store that were opened with a key, which is one or none."""
+    return list(MlflowClient().search_runs([experiment_id], f"tags.`{tags.KEY}` = '{key}'"))

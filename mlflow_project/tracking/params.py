@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lrrt_stage.files import write_text
 from lrrt_stage.settings import masked, option_text
 from mlflow_project.tracking.record import active_record
 from pipeline import RangeTestPlan
@@ -48,7 +49,7 @@ def log_options(*options: Any, **more: Any) -> None:
     log_params(params)
     record = active_record()
     text = json.dumps(dict(sorted(masked(values).items())), indent=2)
-    record.files.joinpath(OPTIONS).write_text(text, encoding="utf-8")
+    write_text(record.files / OPTIONS, text)
     record.log_file(OPTIONS)  # at once: an artifact store that cannot be used ends the stage here
 
 

@@ -7,14 +7,15 @@ A run has a folder ``RUN_ID`` in the work folder, ``.lrrt`` by default, with
 - ``outbox``: what the store has not taken yet, a file per request, in their order;
 - ``lock``, which the process of the run holds: the system releases it, however the process ends.
 
-The folder is removed when the store has everything.
+The folder is removed when the store has everything. Until the outermost run of a command has ended,
+the folders of all runs inside it are held by its process.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import uuid
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,14 +33,16 @@ from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.settings import Options, hide_passwords, require, setting
+from lrrt_stage.settings import Options, require, setting
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.outbox import FILES, IDS, UNSENT, Outbox, RunState
+from mlflow_project.tracking.connection import store_uri
+from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, RunState
 from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, limits, reason_of
 from pipeline.task.tasks import CACHE
 
 __all__ = [
     "WORK_DIR",
+    "InUse",
     "OutageOptions",
     "RunRecord",
     "active_record",
@@ -59,10 +62,23 @@ __all__ = [
 WORK_DIR = "LRRT_WORK_DIR"
 """Environment variable with the work folder."""
 NAME, LOCK, IGNORE = ".lrrt", "lock", ".gitignore"
-_open: list[RunRecord] = []
-"""The records of this process that are not closed, the innermost last."""
-_records: list[RunRecord] = []
-"""All records of this process whose folders are there."""
+
+
+class _Records(threading.local):
+    """The records of a thread, as MLflow has a stack of active runs for every thread."""
+
+    def __init__(self) -> None:
+        self.open: list[RunRecord] = []
+        """Those that are not closed, the innermost last."""
+        self.all: list[RunRecord] = []
+        """Those whose folders are there."""
+
+
+_records = _Records()
+
+
+class InUse(LRRTError):
+    """A run's folder belongs to another process, which uses it, or has sent and removed it."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +124,13 @@ class RunRecord:
         info = run.info
         state = RunState(
             *(info.run_id, info.experiment_id, info.run_name or "", info.start_time),
-            hide_passwords(mlflow.get_tracking_uri()),
+            store_uri(),
             tags=dict(run.data.tags),
         )
         self.outbox = Outbox(self.folder, state)
         try:
+            _make_work_folder(self.folder.parent)
             self.files.mkdir(parents=True, exist_ok=True)
-            self.folder.parent.joinpath(IGNORE).write_text("*\n", encoding="utf-8")
             self._lock = hold(self.folder)
             self.outbox.save()
         except OSError as error:
@@ -124,8 +140,8 @@ class RunRecord:
             ) from error
         if parent is not None:
             parent.children.append(self)
-        _open.append(self)
-        _records.append(self)
+        _records.open.append(self)
+        _records.all.append(self)
 
     @property
     def run_id(self) -> str:
@@ -198,8 +214,10 @@ class RunRecord:
         self._log("file", name=name)
 
     def log_model(self, **content: Any) -> None:
-        """Log the model that was saved in the run's folder."""
-        self.outbox.keep("model", **content)
+        """Log the model that was saved in the run's folder, with the last validation."""
+        last = {each.key: each for each in self.metrics if each.key.startswith("val_")}
+        points = [(each.key, each.value, each.timestamp, each.step) for each in last.values()]
+        self.outbox.keep("model", metrics=points, **content)
 
     def _log(self, kind: str, **content: Any) -> None:
         if self.is_working:
@@ -215,15 +233,16 @@ class RunRecord:
         outbox = self.outbox
         outbox.state.status, end_time = status, get_current_time_millis()
         try:
-            outbox.keep_files()
-            outbox.save()
-            self._settle()
+            try:
+                outbox.keep_files()
+                outbox.save()
+                self._settle()
+            finally:
+                self._end(status, end_time)
         finally:
-            self._end(status, end_time)
-            _open.remove(self)
-            self._lock.release()
-        if self.parent is None or not self.parent.keeps_children:
-            self._discard()
+            _records.open.remove(self)
+            if self.parent is None or not self.parent.keeps_children:
+                self._leave(is_outermost=self.parent is None)
 
     def _settle(self) -> None:
         for child in self.children:
@@ -232,38 +251,39 @@ class RunRecord:
 
     def _end(self, status: str, end_time: int) -> None:
         """End the run in the store, where it is FAILED until everything is sent."""
-        outbox = self.outbox
+        outbox, active = self.outbox, mlflow.active_run()
         unsent = [each.error for each in outbox.requests]
         outbox.keep("end", status=status, time=end_time)
-        is_there = not self.run_id.startswith(UNSENT)  # it may have been sent meanwhile
-        active = mlflow.active_run()
-        with limits(1 if unsent else PATIENCE.left):
-            if unsent and is_there:
+        if self.run_id.startswith(UNSENT):
+            return
+        told = "FAILED" if unsent else status
+        with limits(1 if unsent else PATIENCE.left), suppress(Exception):
+            if unsent:
                 reason = f"not all that it logged is sent ({unsent[0]}): see lrrt-stage sync"
                 with suppress(Exception):
                     outbox.request("tags", values={tags.ERROR: reason[:5000]})
-            try:
-                if active is not None and active.info.run_id == self.run.info.run_id:
-                    mlflow.end_run("FAILED" if unsent else status)  # which first forgets the run
-                elif not unsent:
-                    outbox.send()
-                    if outbox.requests:
-                        return
-                elif is_there:
-                    mlflow.MlflowClient().set_terminated(self.run_id, "FAILED")
-            except Exception:
-                return
-        outbox.state.is_told = is_there
-        outbox.save()
-        if not unsent:
-            outbox.clear()
+            if active is not None and active.info.run_id == self.run_id:
+                mlflow.end_run(told)  # which first forgets the run
+            else:
+                mlflow.MlflowClient().set_terminated(self.run_id, told)
+            outbox.state.is_told = True
+            outbox.save()
+            if not unsent:
+                outbox.clear()
 
-    def _discard(self) -> None:
-        """Remove the folders of this run and its children that the store has completely."""
-        for record in [*self.children, self]:
-            if record in _records and not record.outbox.requests:
-                _records.remove(record)
-                remove_folder(record.folder)
+    def _leave(self, *, is_outermost: bool) -> None:
+        """Remove the folders of this run and those inside it that the store has completely.
+
+        The outermost run also lets go of the others.
+        """
+        for child in self.children:
+            child._leave(is_outermost=is_outermost)
+        is_sent = not self.outbox.requests
+        if is_sent or is_outermost:
+            self._lock.release()
+        if is_sent and self in _records.all:
+            _records.all.remove(self)
+            remove_folder(self.folder)
 
 
 def refused(kind: str, error: Exception) -> LRRTError:
@@ -279,23 +299,24 @@ def refused(kind: str, error: Exception) -> LRRTError:
 
 def begin_anew() -> None:
     """Forget the runs that have ended, and wait for the store as long as ever."""
-    _records[:] = _open
+    _records.all[:] = _records.open
     PATIENCE.begin()
 
 
 def active_record() -> RunRecord:
     """Return the record of the innermost run of a stage."""
-    return _open[-1]
+    return _records.open[-1]
 
 
 def enclosing_record() -> RunRecord | None:
     """Return the record of the innermost run of a stage, if there is one."""
-    return _open[-1] if _open else None
+    return _records.open[-1] if _records.open else None
 
 
 def known_record(run_id: str) -> RunRecord | None:
-    """Return the record of a run that this process has opened."""
-    return next((each for each in _records if run_id in (each.run_id, each.run.info.run_id)), None)
+    """Return the record of a run that this thread has opened."""
+    known = (each for each in _records.all if run_id in (each.run_id, each.run.info.run_id))
+    return next(known, None)
 
 
 def get_run(run_id: str) -> Run:
@@ -337,25 +358,26 @@ def local_file(run_id: str, name: str) -> Path | None:
 
 
 def unsent_records() -> list[RunRecord]:
-    """Return the records of this process whose runs have ended, and are not sent completely."""
-    return [each for each in _records if each not in _open and each.outbox.requests]
+    """Return the records of this thread whose runs have ended, and are not sent completely."""
+    ended = (each for each in _records.all if each not in _records.open)
+    return [each for each in ended if each.outbox.requests]
 
 
-def offline_run(parent: RunRecord, name: str) -> Run:
-    """Return a run inside ``parent`` that the store does not know yet."""
-    own = resolve_tags({"mlflow.parentRunId": parent.run_id, "mlflow.runName": name})
-    run_id, started = f"{UNSENT}{uuid.uuid4().hex}", get_current_time_millis()
-    state = RunState(run_id, parent.run.info.experiment_id, name, started, "", tags=own)
-    return state.as_run(artifact_uri="")
+def offline_run(parent: RunRecord, name: str, key: str) -> Run:
+    """Return a run inside ``parent`` that the store does not know yet, or not as far as we know."""
+    first = {tags.KEY: key, "mlflow.parentRunId": parent.run_id, "mlflow.runName": name}
+    run_id, started = f"{UNSENT}{key}", get_current_time_millis()
+    experiment, own = parent.run.info.experiment_id, resolve_tags(first)
+    return RunState(run_id, experiment, name, started, "", tags=own).as_run(artifact_uri="")
 
 
 def hold(folder: Path) -> FileLock:
-    """Return the lock of a run's folder, held; raise LRRTError if another process has it."""
+    """Return the lock of a run's folder, held; raise InUse if another process has it."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise LRRTError(
+        raise InUse(
             f"run {folder.name} is in use by another process: wait until that has ended"
         ) from None
     return lock
@@ -374,12 +396,13 @@ def work_folder() -> Path:
     return Path(CACHE).expanduser() / "runs"
 
 
+def _make_work_folder(folder: Path) -> None:
+    """Make the work folder, which no version control looks into; a person's own stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / IGNORE).write_text("*\n", encoding="utf-8")
+
+
 def remove_folder(folder: Path) -> None:
-    """Remove a run's folder, and the work folder when it was the last one."""
+    """Remove a run's folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    work = folder.parent
-    with suppress(OSError):  # another process is about to use it, or has removed it
-        if {path.name for path in work.iterdir()} <= {IGNORE, IDS}:
-            for name in (IGNORE, IDS):
-                (work / name).unlink(missing_ok=True)
-            work.rmdir()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,11 +17,13 @@ import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run
+from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run, store_uri
+from mlflow_project.tracking.outbox import runs_of_key
 from mlflow_project.tracking.params import log_params, shown
 from mlflow_project.tracking.record import (
     RunRecord,
@@ -31,7 +35,7 @@ from mlflow_project.tracking.record import (
     refused,
     unsent_records,
 )
-from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, reason_of
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -50,6 +54,7 @@ __all__ = [
     "stage_run",
 ]
 
+LONGEST_TAG = 5000
 MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 """The form of the names that MLflow makes up."""
 
@@ -83,7 +88,8 @@ def find_runs(
 ) -> list[Run]:
     """Return the runs of an experiment that have these tags, newest first.
 
-    Without ``experiment`` it is the experiment that runs go to.
+    Without ``experiment`` it is the experiment that runs go to. Once the work of a stage has begun,
+    a store that does not answer has none: what would be reused is done again.
     """
     conditions = [f"tags.`{tag}` = '{value}'" for tag, value in having.items()]
     if finished:
@@ -95,7 +101,14 @@ def find_runs(
         max_results=limit,
         order_by=["attributes.start_time DESC"],
     )
-    return list(ask(search))
+    try:
+        return list(ask(search))
+    except (LRRTError, MlflowException) as error:
+        outer = enclosing_record()
+        if outer is None or not outer.is_working:
+            raise
+        console.note(f"no earlier run can be looked for: {reason_of(error)}")
+        return []
 
 
 @contextmanager
@@ -134,7 +147,7 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
     except (Exception, SystemExit) as error:
         text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
         record.begin_work()
-        record.set_tags({tags.ERROR: hide_passwords(" ".join(text.split())[:5000])})
+        record.set_tags({tags.ERROR: hide_passwords(" ".join(text.split()))[:LONGEST_TAG]})
         raise
     finally:
         try:
@@ -151,44 +164,63 @@ def _note_unsent() -> None:
     if records := unsent_records():
         ids = ", ".join(each.run_id for each in records[:3])
         more = f" and {len(records) - 3} more" if len(records) > 3 else ""
-        first = records[0]
+        first, store = records[0], store_uri()
         path = first.folder if len(records) == 1 else first.folder.parent
         console.note(
-            f"{hide_passwords(mlflow.get_tracking_uri())} has not taken all of run {ids}{more} "
-            f"({first.outbox.requests[0].error}): it is kept, lrrt-stage sync {path} sends it"
+            f"{store} has not taken all of run {ids}{more} ({first.outbox.requests[0].error}): it "
+            f"is kept, lrrt-stage sync {shlex.quote(str(path))} --tracking-uri {store} sends it"
         )
 
 
 def _open_record(active: Run | None, project: Run | None, stage: str) -> RunRecord:
     """Open the run in the store; inside a stage whose store is away, on disk alone."""
-    outer = enclosing_record()
-    if outer is not None and outer.is_offline:
-        return RunRecord(offline_run(outer, stage), outer)
+    outer, key = enclosing_record(), uuid.uuid4().hex
     takes_over = project is not None and _belongs_to(project, stage)
     parent = active or project
     nested: dict[str, Any] = {}
     if parent is not None and not takes_over:
         nested = {"experiment_id": parent.info.experiment_id, "nested": True}
         nested |= {"parent_run_id": parent.info.run_id}
-    run_id = project.info.run_id if project is not None and takes_over else None
+    own_id = project.info.run_id if project is not None and takes_over else None
+    tried: list[bool] = []
+
+    def made() -> list[Run]:
+        return runs_of_key(key, nested.get("experiment_id") or experiment_id()) if tried else []
+
+    def start() -> Run:
+        # An earlier request may have made the run, and its answer was lost.
+        known = own_id or next((run.info.run_id for run in made()), None)
+        tried.append(True)
+        return mlflow.start_run(known, tags=None if own_id else {tags.KEY: key}, **nested)
+
     try:
-        run = PATIENCE.attempt(lambda: mlflow.start_run(run_id, **nested))
-        try:
-            return RunRecord(run, outer)
-        except LRRTError as unusable:
-            reason = str(unusable)
-            PATIENCE.attempt(lambda: mlflow.set_tag(tags.ERROR, reason))
-            mlflow.end_run("FAILED")
-            raise
+        if outer is None or not outer.is_working:
+            run = ask(start)
+        elif outer.is_offline:
+            raise StoreUnavailable(f"run {outer.run_id} is not sent yet")
+        else:
+            run = PATIENCE.attempt(start)
     except Exception as error:
-        of_the_disk = isinstance(error, LRRTError) and not isinstance(error, StoreUnavailable)
-        if outer is None or not outer.is_working or of_the_disk:
+        if outer is None or not outer.is_working:
             raise refused("run", error) from error
-        return RunRecord(offline_run(outer, stage), outer)
+        return RunRecord(offline_run(outer, stage, key), outer)
     except BaseException:
         opened = mlflow.active_run()
-        if opened is not None and (active is None or opened.info.run_id != active.info.run_id):
+        if opened is not None and opened.data.tags.get(tags.KEY) == key:
             mlflow.end_run("KILLED")
+        elif not own_id:
+            PATIENCE.hurry()
+            with suppress(Exception):
+                for run in PATIENCE.attempt(made):
+                    mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+        raise
+    try:
+        return RunRecord(run, outer)
+    except BaseException as unusable:
+        reason = hide_passwords(str(unusable) or "interrupted")
+        with suppress(Exception):
+            PATIENCE.attempt(lambda: mlflow.set_tag(tags.ERROR, reason))
+        mlflow.end_run("FAILED")
         raise
 
 

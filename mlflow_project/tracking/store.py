@@ -41,6 +41,8 @@ SLOW, ANSWER_SECONDS = ("file", "model"), 20.0
 """Kinds of requests after which a server may be busy with storing; the limit for all others."""
 ENDING_SECONDS = 5.0
 """How long an interrupted stage waits for the store."""
+DELAY_SECONDS = 2.0
+"""How long a transaction may delay a signal."""
 TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
 
 
@@ -110,9 +112,9 @@ class Patience:
             with limits(self.left if kind in SLOW else min(self.left, ANSWER_SECONDS)):
                 answer = request()
         except Exception as error:
+            now = time.monotonic()
+            self.spent += now - started
             if is_temporary(error):
-                now = time.monotonic()
-                self.spent += now - started
                 service.pause = min(max(2 * service.pause, FIRST_PAUSE), LONGEST_PAUSE)
                 service.next_attempt = now + service.pause
                 service.reason = reason_of(error)
@@ -179,6 +181,10 @@ def is_temporary(error: BaseException) -> bool:
     return status >= SERVER_ERROR or status == TOO_MANY_REQUESTS
 
 
+_environment = threading.RLock()
+"""Held while :func:`limits` has changed the environment, which all threads share."""
+
+
 @contextmanager
 def limits(seconds: float) -> Iterator[None]:
     """Let MLflow send a request once, and wait for its answer for ``seconds``, but at least one.
@@ -190,40 +196,58 @@ def limits(seconds: float) -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(ceil(seconds), 1)),
     }
-    before, state = {name: os.environ.get(name) for name in once}, random.getstate()
-    os.environ.update(once)
     # A server may be left at any time, since it ends its own transactions.
     of_server = mlflow.get_tracking_uri().startswith("http")
-    try:
-        with nullcontext() if of_server else uninterrupted():
+    with _environment, nullcontext() if of_server else uninterrupted():
+        before, state = {name: os.environ.get(name) for name in once}, random.getstate()
+        os.environ.update(once)
+        try:
             yield
-    finally:
-        random.setstate(state)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        finally:
+            random.setstate(state)
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM to the end of the block.
+    """Delay Ctrl-C and SIGTERM to the end of the block, but for no more than two seconds.
 
-    SQLAlchemy cannot close a transaction that an exception from outside has cut.
+    SQLAlchemy cannot close a transaction that an exception from outside has cut. A long one is cut
+    all the same: it uploads a file, or waits for a database that hangs.
     """
     if threading.current_thread() is not threading.main_thread():  # which gets no signals
         yield
         return
     came: list[int] = []
+    is_late = False
+
+    def delay(number: int, frame: object) -> None:
+        came.append(number)
+        if is_late:
+            raise KeyboardInterrupt
+        if len(came) == 1:
+            timer.start()
+
+    def cut() -> None:
+        nonlocal is_late
+        is_late = True
+        signal.pthread_kill(main, signal.SIGINT)  # which also ends its system call
+
+    timer, main = threading.Timer(DELAY_SECONDS, cut), threading.get_ident()
+    timer.daemon = True
     handlers = {
-        number: signal.signal(number, lambda number, _: came.append(number))
+        number: signal.signal(number, delay)
         for number in (signal.SIGINT, signal.SIGTERM)
         if signal.getsignal(number) is not None  # one that was not installed from Python
     }
     try:
         yield
     finally:
+        timer.cancel()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if came:
+        if came and not is_late:
             signal.raise_signal(came[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 STAGE = "lrrt.stage"
+KEY = "lrrt.key"
+"""What a run is found by, before the store has given it an id, and after an answer was lost."""
 ERROR = "lrrt.error"
 FINGERPRINT = "lrrt.fingerprint"
 RULE, VERDICT = "lrrt.rule", "lrrt.verdict"

@@ -88,7 +88,8 @@ def _begin_worker(parent: int, machine: str) -> None:
     """Leave Ctrl-C to the process ``parent``, and end with it, even if it is killed."""
     # Ctrl-C goes to all processes of a terminal: the parent ends its workers, without their noise.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if machine == platform.node():  # that of a cluster may be on a different one
+    # That of a cluster may be on a different machine. On Windows, os.kill would kill the parent.
+    if machine == platform.node() and os.name == "posix":
         threading.Thread(target=_end_with, args=[parent], daemon=True).start()
 
 

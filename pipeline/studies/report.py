@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lrrt_stage import RULES
+from lrrt_stage.files import write_text
 from lrrt_stage.plots import drawing
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestJob, RangeTestResult, TrainingResult
 from pipeline.studies.study import Findings
@@ -99,7 +100,7 @@ def write_findings(
     """
     figures = {name: drawing.to_svg(figure) for name, figure in findings.figures.items()}
     for name, figure in findings.figures.items():
-        figure.savefig(folder / f"{name}.png")
+        drawing.save_figure(figure, folder / f"{name}.png")
         (folder / f"{name}.svg").write_bytes(figures[name])
     content = {
         "kind": kind,
@@ -118,9 +119,8 @@ def write_findings(
         },
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (folder / FINDINGS).write_text(text, encoding="utf-8")
-    page = _page(findings, figures, rule, source)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_text(folder / FINDINGS, text)
+    write_text(folder / "report.html", _page(findings, figures, rule, source))
 
 
 def _page(

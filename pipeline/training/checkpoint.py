@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lrrt_stage.errors import LRRTError, describe
+from lrrt_stage.files import replacing
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -31,12 +32,8 @@ def write_checkpoint(path: Path, content: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_packed(content, tensors))
-    partial = path.with_suffix(".partial")
-    try:
-        save_file(_apart(tensors), partial, metadata={CONTENT: text})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as part:
+        save_file(_apart(tensors), part, metadata={CONTENT: text})
 
 
 def read_checkpoint(path: Path) -> Any:

@@ -213,14 +213,19 @@ def test_a_range_test_and_a_study_go_on_without_their_server(store, faulty):
     assert load_handoff("latest").range.max > 0
 
 
-def test_what_is_kept_goes_to_its_own_store(store, faulty, monkeypatch, tmp_path):
+def test_what_is_kept_goes_to_no_store_that_only_its_folder_names(
+    store, faulty, monkeypatch, tmp_path
+):
     faulty.gone_after_epochs(2)
     store.run("train", *EPOCHS, "--max-wait", 1, code=4)
     faulty.answer()
     run = store.one("train")
-    address = mlflow.get_tracking_uri()
+    address, asked = mlflow.get_tracking_uri(), len(faulty.requests)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/another.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")
-    sync(store)
+    store.run("sync", code=2).names(address, "--tracking-uri")
+    assert len(faulty.requests) == asked
+    store.run("sync", "--tracking-uri", address)
+    assert kept() == []
     mlflow.set_tracking_uri(address)
     assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
