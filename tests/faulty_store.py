@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 Fault = str | int | None
 """None: the server answers; an HTTP status: in its place; ``gone``: the connection is closed;
-``hangs``: it stays open without an answer."""
+``hangs``: it stays open without an answer; ``lost``: the server answers, and nobody hears it."""
 
 
 @dataclass
@@ -46,6 +46,19 @@ class Proxy:
 
         self.fault = decide
 
+    def lose_answers(self, path: str, count: int = 1, body: bytes = b"") -> list[str]:
+        """Lose the answers to the first requests to this path; return those, as they come."""
+        lost: list[str] = []
+
+        def decide(method, requested, content):
+            if not (requested.endswith(path) and body in content and len(lost) < count):
+                return None
+            lost.append(requested)
+            return "lost"
+
+        self.fault = decide
+        return lost
+
     def answer(self) -> None:
         """Answer all requests from now on."""
         self.fault = lambda method, path, body: None
@@ -73,7 +86,7 @@ def proxy(server: str) -> Iterator[Proxy]:
                     state.over.wait(60)
                 self.close_connection = True
                 return
-            if fault is not None:
+            if fault not in (None, "lost"):
                 status, headers, answer = fault, [], b"no"
             else:
                 connection = http.client.HTTPConnection(target.hostname, target.port)
@@ -83,6 +96,9 @@ def proxy(server: str) -> Iterator[Proxy]:
                 given = connection.getresponse()
                 status, headers, answer = given.status, given.getheaders(), given.read()
                 connection.close()
+                if fault == "lost":
+                    self.close_connection = True
+                    return
             self.send_response(status)
             for name, value in headers:
                 if name.lower() not in ("transfer-encoding", "content-length", "connection"):

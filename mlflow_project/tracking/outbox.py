@@ -329,7 +329,8 @@ class Outbox:
         versions = client.search_model_versions(f"name = '{name}'")
         number = next((each.version for each in versions if each.source == source), None)
         if number is None:
-            number = client.create_model_version(name, source, self.state.run_id).version
+            made = client.create_model_version(name, source, self.state.run_id, model_id=model_id)
+            number = made.version
         client.update_model_version(name, number, content["description"])
         for tag, value in content["lineage"].items():
             client.set_model_version_tag(name, number, tag, value)

@@ -50,6 +50,11 @@ def checkpoint():
     return next(Path(".lrrt").glob(f"*/{CHECKPOINT}"), None)
 
 
+def kept(folder="."):
+    """The folders of runs that are kept on disk."""
+    return sorted(path.parent for path in Path(folder, ".lrrt").glob("*/run.json"))
+
+
 def holder(path):
     """The process that has a file open."""
     for number in filter(str.isdigit, os.listdir("/proc")):
@@ -88,7 +93,7 @@ def test_a_killed_training_is_marked_and_resumed_to_the_same_weights(store, kill
     assert "killed" in marked.data.tags["lrrt.error"]
     if way == "sent":
         store.run("sync")
-        assert not Path(".lrrt").exists()
+        assert kept() == []
         assert "checkpoint.safetensors" in store.artifacts(marked)
     name = f".lrrt/{killed}" if way == "folder" else killed
     store.run("train", *EPOCHS, "--resume", name)
@@ -99,7 +104,7 @@ def test_a_killed_training_is_marked_and_resumed_to_the_same_weights(store, kill
         assert store.history(resumed, metric) == store.history(whole, metric)
     saved = weights.load(store.file(resumed, "final_weights.safetensors"))
     assert digest(saved) == final(resumed)
-    assert not Path(".lrrt").exists()
+    assert kept() == []
 
 
 @pytest.mark.starts_with("lrrt")

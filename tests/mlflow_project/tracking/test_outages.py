@@ -1,7 +1,6 @@
 """A store that goes away while a stage works: what was computed is kept, and sent later, once."""
 
 import time
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -10,10 +9,11 @@ from lrrt_stage import digest
 from lrrt_stage.state import weights
 from mlflow_project import load_handoff
 from tests.faulty_store import proxy
+from tests.mlflow_project.stages.test_killed import kept, start, until
 from tests.servers import mlflow_server
 
 pytestmark = pytest.mark.slow
-EPOCHS = ("--epochs", 4)
+EPOCHS, NAME = ("--epochs", 4), "MLFLOW_EXPERIMENT_NAME"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def faulty(store, server, tmp_path, monkeypatch, request):
         between.answer()
 
 
-def kept(folder="."):
-    return sorted(path.parent for path in Path(folder, ".lrrt").glob("*/run.json"))
+def experiment():
+    return mlflow.get_experiment(mlflow.tracking.fluent._get_experiment_id()).name
 
 
 def sync(store):
@@ -106,29 +106,86 @@ def test_a_short_outage_loses_nothing_and_logs_nothing_twice(store, faulty):
     assert kept() == []
 
 
-def test_an_answer_that_was_lost_logs_nothing_twice(store, faulty, server):
-    """The server takes a request, and its answer does not arrive."""
+def test_an_answer_that_was_lost_logs_nothing_twice(store, faulty):
     store.run("train", *EPOCHS)
-    whole, passed = store.one("train"), []
-
-    def fault(method, path, body):
-        if path.endswith("log-batch") and b"train_loss" in body and len(passed) < 2:
-            passed.append(path)
-            import http.client
-            from urllib.parse import urlsplit
-
-            target = urlsplit(server)
-            connection = http.client.HTTPConnection(target.hostname, target.port)
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            assert connection.getresponse().status == 200
-            return "gone"
-        return None
-
-    faulty.fault = fault
+    whole = store.one("train")
+    lost = faulty.lose_answers("log-batch", 2, b"train_loss")
     store.run("train", *EPOCHS)
     run = store.runs("train")[0]
-    assert len(passed) == 2
+    assert len(lost) == 2
     assert store.history(run, "train_loss") == store.history(whole, "train_loss")
+
+
+@pytest.mark.parametrize("path", ["runs/create", "mlflow/logged-models", "model-versions/create"])
+def test_what_was_made_without_an_answer_is_not_made_again(store, faulty, path):
+    """The first run is that of ``main`` itself; the others are opened while it works."""
+    lost = faulty.lose_answers(path, 3)
+    options = (*store.SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1)
+    store.run("main", *options, "--register", "digits")
+    assert len(lost) == (3 if path == "runs/create" else 1)
+    made = [run.data.tags.get("lrrt.stage") for run in store.runs()]
+    assert sorted(made) == ["lrrt", "lrrt", "main", "refine", "train", "trial", "trial"]
+    assert {run.info.status for run in store.runs()} == {"FINISHED"}
+    client, run = mlflow.MlflowClient(), store.one("train")
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert model.status == "READY"
+    assert [each.model_id for each in run.outputs.model_outputs] == [model.model_id]
+    assert len(client.search_model_versions("name = 'digits'")) == 1
+    client.delete_registered_model("digits")
+
+
+def test_what_is_refused_is_not_sent_again_after_every_epoch(store, faulty):
+    faulty.fault = lambda method, path, body: (
+        400 if path.endswith("log-batch") and b"val_accuracy" in body else None
+    )
+    sent = lambda: sum("log-batch" in path for _, path in faulty.requests)  # noqa: E731
+    counts = []
+    for epochs in (4, 12):
+        before = sent()
+        store.run("train", "--epochs", epochs, code=4)
+        counts.append(sent() - before)
+    # Per epoch one request for the losses, one for the validation, and one more at the end.
+    assert counts[1] - counts[0] <= 3 * 8
+    faulty.answer()
+    sync(store)
+
+
+def test_what_was_sent_later_is_reused_like_any_other(store, faulty):
+    options = (*store.SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1, "--data-seed", 3)
+    faulty.fail("gone", "", after=40)
+    store.run("main", *options, "--max-wait", 1, code=4)
+    faulty.answer()
+    sync(store)
+    made = len(store.runs())
+    outcome = store.run("main", *options, "--reuse", "true")
+    for step in ("lrrt", "refine", "train"):
+        assert f"{step}: reusing run" in outcome.err
+    assert len(store.runs()) == made + 1
+
+
+def test_what_a_running_chain_still_holds_is_not_sent_by_anybody_else(store, faulty, monkeypatch):
+    options = (*store.SMALL, "--epochs", 40, "--refine", "false", "--data-seed", 4)
+    held = []
+
+    def fault(method, path, body):
+        if path.endswith("log-batch") and b"train_loss" in body and b"smoothed" not in body:
+            held.append(path)
+        return 500 if held else None
+
+    faulty.fault = fault
+    chain = start("main", *options, "--max-wait", 1, **{NAME: experiment()})
+    until(lambda: held)
+    until(lambda: len(kept()) == 3)
+    before = {folder: sorted(folder.rglob("*")) for folder in kept()}
+    faulty.answer()
+    outcome = store.run("sync")
+    assert "belong to a process that runs" in outcome.err
+    assert {*before} == {*kept()}
+    _, err = chain.communicate(timeout=120)
+    assert chain.returncode in (0, 4), err
+    store.run("sync")
+    assert kept() == []
+    assert {run.info.status for run in store.runs()} == {"FINISHED"}
 
 
 @pytest.mark.parametrize(
