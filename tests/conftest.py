@@ -56,6 +56,7 @@ def store(request, tmp_path, monkeypatch, capfd, template):
     monkeypatch.setattr(sys, "executable", str(programs() / "python"))
     marker = request.node.get_closest_marker("starts_with")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.setenv("LRRT_WORK_DIR", "")  # which the option of a command changes
     template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)
     if request.node.get_closest_marker("unabridged") is None:
         abridge(monkeypatch)

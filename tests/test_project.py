@@ -63,7 +63,17 @@ ROOMS = {
     ),
     "mlflow_project.tracking": (
         (),
-        ("filelock", "lrrt_stage", "pipeline", "mlflow", "numpy", "requests", "rich", "torch"),
+        (
+            "filelock",
+            "lrrt_stage",
+            "pipeline",
+            "mlflow",
+            "numpy",
+            "requests",
+            "rich",
+            "sqlalchemy",
+            "torch",
+        ),
     ),
     "mlflow_project.handoff": (("tracking",), ("lrrt_stage", "pipeline", "mlflow", "torch")),
     "mlflow_project.stages": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -46,6 +47,12 @@ def _prepare() -> None:
     # joblib warns when an interrupted study abandons its running tests, which is intended.
     abandoned = r"\d+ tasks (which were still|have been) "
     warnings.filterwarnings("ignore", abandoned, UserWarning, "joblib")
+    # MLflow prints the traceback of a database's error, which the command says in a line.
+    logging.getLogger("mlflow.store.db.utils").addFilter(_has_no_traceback)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return record.exc_info is None
 
 
 def _leave(signum: int, frame: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ T = TypeVar("T")
 CONTRACT_VERSION = 2
 DEEPEST = 50
 """Levels of a JSON file: what reads it later may recurse."""
+LEAST_SPACE = 2**20
+"""Bytes: with less, a download may have failed for it, which MLflow does not say."""
 LONGEST_NUMBER = 19
 """Digits of a whole number: a longer one fits into no seed and no size."""
 
@@ -100,6 +103,12 @@ def run_file(run: Run, name: str, folder: str | Path) -> Path:
     except StoreUnavailable:
         raise
     except Exception as error:  # MLflow's, a client's of the artifact store, or a socket's
+        free = shutil.disk_usage(folder).free
+        require(
+            free > LEAST_SPACE,
+            f"artifact {name} of run {run.info.run_id} cannot be downloaded to {folder}, where "
+            f"{free} bytes are left: free some space, or name a different folder with TMPDIR",
+        )
         raise LRRTError(
             f"run {run.info.run_id} has no artifact {name}: it was deleted, or the artifact store "
             f"cannot be read; {_again(run)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import urlparse
 
 import mlflow
 from mlflow.entities import LifecycleStage, Run
@@ -13,6 +12,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
+from sqlalchemy.engine import make_url
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
@@ -128,11 +128,13 @@ def store_uri() -> str:
     """Return the tracking store as it is kept on disk: without passwords, the same anywhere."""
     uri = hide_passwords(mlflow.get_tracking_uri())
     file = _sqlite_file(uri)
-    return uri.replace(file, str(Path(file).absolute()), 1) if file else uri
+    return str(make_url(uri).set(database=str(Path(file).absolute()))) if file else uri
 
 
 def _sqlite_file(uri: str) -> str:
-    return urlparse(uri).path.removeprefix("/") if uri.startswith("sqlite:") else ""
+    """Return the file of a store that is one; empty for others. In its address it is quoted."""
+    database = (make_url(uri).database or "") if uri.startswith("sqlite:") else ""
+    return "" if database == ":memory:" else database
 
 
 def _is_absent(uri: str) -> bool:

@@ -123,7 +123,7 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
         reasons.clear()
         sent.clear()
         used = 0
-        for each, state in sorted(found, key=lambda pair: pair[1].start_time):
+        for each, _ in sorted(found, key=lambda pair: pair[1].start_time):
             try:
                 with held(each) as kept:
                     _require_store(kept, tracking_uri)
@@ -134,14 +134,15 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
                 if is_run:
                     reasons[each] = str(error)
             except Exception as error:
-                reasons[each] = f"run {state.run_id}: {reason_of(error)}"
+                reasons[each] = reason_of(error)
     if used and not is_run:
         console.note(f"{used} of {len(found)} runs belong to a process that runs: left alone")
-    require(
-        not reasons,
-        f"{len(reasons)} of {len(found)} runs are not sent ({next(iter(reasons.values()), '')}): "
-        "they are kept; start the store, or correct tracking_uri, and send them again",
-    )
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        raise LRRTError(
+            f"{len(reasons)} of {len(found)} runs are not sent ({first}: {reason}): they are kept; "
+            "start the store, or correct tracking_uri, and send them again"
+        )
     return [*sent.values()]
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from mlflow import MlflowClient
 from mlflow.entities import (
@@ -129,9 +129,17 @@ class Outbox:
         OSError, ValueError, TypeError, KeyError
             If the folder holds no run.
         """
-        outbox = cls(folder, RunState(**json.loads((folder / STATE).read_text(encoding="utf-8"))))
+        state = RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        for name, kind in get_type_hints(RunState).items():
+            kind = get_origin(kind) or kind
+            require(isinstance(getattr(state, name), kind), f"{name} is no {kind.__name__}")
+        require(all(isinstance(each, str) for each in state.tags.values()), "a tag is no text")
+        outbox = cls(folder, state)
         for path in sorted((folder / OUTBOX).glob("*.json")):
-            outbox.requests.append(Request(**json.loads(path.read_text("utf-8")), path=path))
+            request = Request(**json.loads(path.read_text("utf-8")), path=path)
+            is_known = request.kind in SENDERS and isinstance(request.content, dict)
+            require(is_known, f"{path.name} is no request")
+            outbox.requests.append(request)
             outbox._number = int(path.stem)
         return outbox
 

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import threading
 import time
 from collections import defaultdict
@@ -18,6 +19,7 @@ from typing import TypeVar
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import DBAPIError
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
@@ -164,6 +166,7 @@ def reason_of(error: BaseException) -> str:
 
     MLflow's own says it behind the address, the options and the classes of the request.
     """
+    error = _of_driver(error) or error
     text = str(error)
     known = next((words for words, sign in SIGNS.items() if re.search(sign, text)), None)
     return known or hide_passwords(first_line(error))[:LONGEST_REASON]
@@ -171,6 +174,8 @@ def reason_of(error: BaseException) -> str:
 
 def is_temporary(error: BaseException) -> bool:
     """Return whether the same request may succeed later: no answer, or an error of the server."""
+    if isinstance(found := _of_driver(error), sqlite3.Error):
+        return "locked" in str(found)
     if isinstance(error, MlflowException):
         status = int(error.get_http_status_code())
     elif isinstance(error, requests.HTTPError) and error.response is not None:
@@ -179,6 +184,12 @@ def is_temporary(error: BaseException) -> bool:
         kinds = (requests.RequestException, ConnectionError, TimeoutError, StoreUnavailable)
         return isinstance(error, kinds)
     return status >= SERVER_ERROR or status == TOO_MANY_REQUESTS
+
+
+def _of_driver(error: BaseException) -> BaseException | None:
+    """Return what the driver of a database raised, where that is behind an error of MLflow."""
+    cause = error.__cause__
+    return cause.orig if isinstance(cause, DBAPIError) else None
 
 
 _environment = threading.RLock()

@@ -1,0 +1,196 @@
+"""The folder of a run: whose it is, what may stand in it, and where it is sent."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from torch import nn
+
+from lrrt_stage import LRRTError
+from mlflow_project import track_range_test
+from mlflow_project.tracking import outbox, record, runs, store
+from tests.mlflow_project.stages.test_killed import kept
+
+
+def objects():
+    model = nn.Linear(4, 2)
+    inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    batches = [(inputs, (inputs[:, 0] > 0).long())]
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), batches
+
+
+def test_threads_have_runs_of_their_own(store):
+    together, errors = threading.Barrier(2), []
+
+    def test(name):
+        try:
+            with runs.stage_run("outer", name):
+                together.wait(30)
+                with runs.stage_run("inner", f"{name}'s"):
+                    together.wait(30)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=test, args=[name]) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert kept() == []
+    made = {run.info.run_name: run for run in store.runs()}
+    assert {*made} == {"outer a", "outer b", "inner a's", "inner b's"}
+    for name in "ab":
+        inner, outer = made[f"inner {name}'s"], made[f"outer {name}"]
+        assert inner.data.tags["mlflow.parentRunId"] == outer.info.run_id
+    assert {run.info.status for run in made.values()} == {"FINISHED"}
+
+
+def test_the_environment_is_as_before_after_requests_of_several_threads():
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+
+    def ask(index):
+        for _ in range(20):
+            with store.limits(1 + index):
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=ask, args=[index]) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert os.environ.get(name) == before
+
+
+def test_a_persons_own_work_folder_stays_as_it_is(store, tmp_path):
+    own = tmp_path / "work of mine"
+    own.mkdir()
+    (own / ".gitignore").write_text("*.tmp\n")
+    store.run("lrrt", *store.SMALL, "--work-dir", own)
+    assert [path.name for path in own.iterdir()] == [".gitignore"]
+    assert (own / ".gitignore").read_text() == "*.tmp\n"
+    assert not Path(".lrrt").exists()
+
+
+def test_the_work_folder_is_not_for_version_control(store):
+    store.run("lrrt", *store.SMALL)
+    assert [path.name for path in Path(".lrrt").iterdir()] == [".gitignore"]
+    assert Path(".lrrt/.gitignore").read_text() == "*\n"
+
+
+@pytest.fixture
+def forged(store):
+    """A folder that somebody else has written; returns a function that changes its state."""
+    folder = Path(".lrrt/0123")
+    (folder / "outbox").mkdir(parents=True)
+    (folder / "files").mkdir()
+    state = {"run_id": "0123", "experiment_id": "1", "run_name": "", "start_time": 0}
+    state |= {"tracking_uri": record.store_uri(), "status": "RUNNING"}
+
+    def write(requests=(), **changes):
+        (folder / "run.json").write_text(json.dumps(state | changes))
+        for index, request in enumerate(requests):
+            (folder / "outbox" / f"{index:06}.json").write_text(json.dumps(request))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"kind": "file", "content": {"name": "../../secret.txt"}},
+        {"kind": "file", "content": {"name": "link.txt"}},
+        {"kind": "file", "content": {"name": "/etc/hostname"}},
+        {"kind": "no such kind", "content": {}},
+        {"kind": "tags", "content": {"values": 3}},
+        {"kind": "tags", "content": [1]},
+        {"kind": "model", "content": {}},
+        {"no": "kind"},
+        [],
+    ],
+)
+def test_a_forged_request_sends_nothing_and_ends_in_one_line(store, forged, request_):
+    Path("secret.txt").write_text("nobody's business")
+    with mlflow.start_run() as run:
+        pass
+    folder = forged([request_], run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+    (folder / "files" / "link.txt").symlink_to(Path("secret.txt").absolute())
+    store.run("sync", folder, code=2).names(".lrrt")
+    assert store.artifacts(mlflow.get_run(run.info.run_id)) == set()
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run_id": 3},
+        {"run_id": "../../x"},
+        {"start_time": "now"},
+        {"tags": [1]},
+        {"tags": {"a": 1}},
+        {"tracking_uri": 3},
+        {"status": {}},
+        {"surprise": 1},
+    ],
+)
+def test_a_forged_state_is_one_line(store, forged, changes):
+    folder = forged(**changes)
+    store.run("sync", folder, code=2).names(".lrrt")
+    store.run("lrrt", *store.SMALL)
+    assert folder.is_dir()
+
+
+def test_a_long_transfer_to_a_store_of_ones_own_is_interrupted(store, monkeypatch):
+    """A database is not interrupted in a transaction, but the files beside it take long."""
+    monkeypatch.setattr("mlflow_project.tracking.store.DELAY_SECONDS", 0.3)
+
+    def upload(client, run_id, path, folder=None):
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        time.sleep(60)
+
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(outbox.MlflowClient, "log_artifact", upload)
+    began = time.monotonic()
+    try:
+        store.run("lrrt", *store.SMALL, code=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - began < 20
+    assert store.one("lrrt").info.status == "KILLED"
+
+
+@pytest.mark.parametrize("moment", ["settle", "_end"])
+def test_an_interrupt_at_the_end_of_a_run_leaves_no_run_open(store, monkeypatch, moment):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        owner = outbox.Outbox if moment == "settle" else record.RunRecord
+        patch.setattr(owner, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            track_range_test(*objects(), probe=None, iterations=30)
+    assert record.enclosing_record() is None
+    while mlflow.active_run():
+        mlflow.end_run()
+    store.run("sync")
+    assert kept() == []
+
+
+def test_a_run_whose_folder_cannot_be_made_is_ended(store, monkeypatch):
+    Path("file").write_text("")
+    monkeypatch.setenv("LRRT_WORK_DIR", str(Path("file").absolute()))
+    with pytest.raises(LRRTError, match="LRRT_WORK_DIR"):
+        track_range_test(*objects(), probe=None, iterations=30)
+    assert mlflow.active_run() is None
+    (run,) = store.runs()
+    assert run.info.status == "FAILED"
+    assert "LRRT_WORK_DIR" in run.data.tags["lrrt.error"]
