@@ -19,6 +19,7 @@ __all__ = [
     "first_line",
     "loader_error",
     "quoted",
+    "text_of",
     "unknown_name",
 ]
 
@@ -68,8 +69,16 @@ def first_line(error: BaseException) -> str:
 
     Of a file that torch does not load, the line does not say how to load it all the same.
     """
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (text_of(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(f"({UNSAFE}).*", r"\1: the file holds more than weights, and may run code", line)
+
+
+def text_of(error: BaseException) -> str:
+    """Return an error's text; nothing where its class cannot say it, as that of a user may not."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def excerpt(value: object, longest: int = LONGEST) -> str:
@@ -109,7 +118,7 @@ def loader_error(error: BaseException) -> tuple[str, str]:
 
     The worker of a ``DataLoader`` passes on its whole traceback as text, which ends in the error.
     """
-    caught = re.match(r"Caught (\w+) in DataLoader worker", text := str(error))
+    caught = re.match(r"Caught (\w+) in DataLoader worker", text := text_of(error))
     if caught is None:
         return type(error).__name__, first_line(error)
     lines = re.findall(rf"^[\w.<>]*\b{caught[1]}(?:: (.*))?$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Files that are complete, or are not there."""
+"""Files that are complete, or are not there, and where they are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PART", "part_of", "replacing", "write_text"]
+from lrrt_stage.errors import LRRTError
+
+__all__ = ["PART", "expanded", "part_of", "replacing", "write_text"]
 
 PART = ".part-"
 """How the name of a file begins that is being written; the ending may choose its format."""
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the home folder in place of ``~``.
+
+    Raises
+    ------
+    LRRTError
+        If there is none, as for a user whom the machine does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise LRRTError(
+            f"there is no home folder for {path}: set HOME, or name a full path"
+        ) from None
 
 
 def part_of(path: Path) -> Path:

@@ -34,7 +34,7 @@ FAILING = ("safetensors", "sqlalchemy")
 ROOMS = {
     "lrrt_stage.secrets": ((), ()),
     "lrrt_stage.errors": (("secrets",), ()),
-    "lrrt_stage.files": ((), ()),
+    "lrrt_stage.files": (("errors",), ()),
     "lrrt_stage.settings": (("errors", "secrets"), ()),
     "lrrt_stage.curve": (("errors", "files", "settings"), ("numpy", "pandas")),
     "lrrt_stage.state": (("errors", "files", "settings"), ("numpy", "safetensors", "torch")),

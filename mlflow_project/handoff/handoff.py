@@ -75,7 +75,7 @@ class Handoff:
     plan: RangeTestPlan
     reading: Reading
     """The curve, the suggestions of all rules, and the consensus of several tests."""
-    key: str = ""
+    uuid: str = ""
     """Names the run in fingerprints: the id changes of a run that the store was away for."""
 
     def __repr__(self) -> str:
@@ -292,7 +292,7 @@ def read_handoff(run: Run, trust: str | Iterable[str] | None = None) -> Handoff:
             weights=state,
             plan=RangeTestPlan.from_dict(inputs["range_test"]),
             reading=reading_from_json(suggestions, curve),
-            key=run.data.tags.get(tags.KEY, run.info.run_id),
+            uuid=run.data.tags.get(tags.UUID, run.info.run_id),
         )
         for name in NAMES if handoff.task is not None else ():
             named = getattr(handoff.task, name)

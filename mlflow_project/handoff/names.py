@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from lrrt_stage.errors import excerpt
+from lrrt_stage.files import expanded
 from lrrt_stage.secrets import is_hidden, is_reference
 from lrrt_stage.settings import require
 from pipeline.data.datasets import is_dataset_factory
@@ -104,7 +104,7 @@ def _lies_below(name: str, trusted: str) -> bool:
     if not (colon and kind == trusted_kind and text and folder):
         return False
     try:
-        path, root = (Path(each).expanduser().absolute() for each in (text, folder))
+        path, root = (expanded(each).absolute() for each in (text, folder))
         if ".." in path.parts or not path.is_relative_to(root):
             return False
         return path.resolve().is_relative_to(root.resolve())

@@ -7,15 +7,19 @@ sees.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from mlflow.entities import Run
 
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
+from mlflow_project.tracking.outbox import SENDERS, UNSENT, Outbox
 from mlflow_project.tracking.record import active_record
 
 __all__ = [
@@ -51,16 +55,41 @@ def check_key() -> None:
 def sign_run() -> None:
     """Sign the run of the active stage, if the environment has a key; after all else is published.
 
-    A run that was opened while the store was away stays without a signature.
+    A run that was opened while the store was away, or names one, is signed when the ids are known:
+    with the MAC of what it says now, so that nobody has anything else signed.
     """
     record = active_record()
-    if not record.is_offline and (signed := signature_tags(record.as_run())):
-        record.set_tags(signed)
+    if KEY not in os.environ:
+        return
+    message = _message(record.as_run())
+    if UNSENT.encode() in message:
+        record.log_signed(base64.b64encode(message).decode(), _mac(message))
+    else:
+        record.set_tags({SIGNATURE: _mac(message)})
+
+
+def _sign_later(outbox: Outbox, content: Mapping[str, str]) -> None:
+    """Sign a run that has got its id, and those that it names."""
+    require(
+        KEY in os.environ,
+        f"the run is to be signed, and there is no key: set {KEY} to that of the team",
+    )
+    message = base64.b64decode(content["message"])
+    require(
+        hmac.compare_digest(_mac(message), content["mac"]),
+        f"what is to be signed was changed, or is of a different key: check {KEY}, or run the "
+        "stage again",
+    )
+    signed = _encoded(outbox.with_ids(json.loads(message)))
+    outbox.request("tags", values={SIGNATURE: _mac(signed)})
+
+
+SENDERS["signature"] = _sign_later
 
 
 def signature_tags(run: Run) -> dict[str, str]:
     """Return the tag that signs a run; nothing if the environment has no key."""
-    return {SIGNATURE: _signature(run)} if KEY in os.environ else {}
+    return {SIGNATURE: _mac(_message(run))} if KEY in os.environ else {}
 
 
 def check_signature(run: Run, required: bool = False) -> None:
@@ -87,24 +116,33 @@ def check_signature(run: Run, required: bool = False) -> None:
         "require_signature out",
     )
     require(
-        hmac.compare_digest(str(found).encode(), _signature(run).encode()),
+        hmac.compare_digest(str(found).encode(), _mac(_message(run)).encode()),
         f"the signature of run {run.info.run_id} is wrong: the run was changed after it was "
         f"published, or signed with a different key; check {KEY}, or run its stage again",
     )
 
 
-def _signature(run: Run) -> str:
-    """Return the HMAC-SHA-256, in hex, of the run's id and of all that decides what is used."""
-    check_key()
+def _message(run: Run) -> bytes:
+    """Return what is signed: the run's id, and all that decides what is used of it."""
     logged, rates = run.data.tags, run.data.metrics
-    signed = {
-        "run_id": run.info.run_id,
-        "tags": {
-            name: value
-            for name, value in logged.items()
-            if name in DECISIVE or (name.startswith("lrrt.") and name.endswith(DIGESTS))
-        },
-        "metrics": {name: float(rates[name]).hex() for name in RATES if name in rates},
-    }
-    message = json.dumps(signed, sort_keys=True).encode()
+    return _encoded(
+        {
+            "run_id": run.info.run_id,
+            "tags": {
+                name: value
+                for name, value in logged.items()
+                if name in DECISIVE or (name.startswith("lrrt.") and name.endswith(DIGESTS))
+            },
+            "metrics": {name: float(rates[name]).hex() for name in RATES if name in rates},
+        }
+    )
+
+
+def _encoded(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _mac(message: bytes) -> str:
+    """Return the HMAC-SHA-256 of a message, in hex."""
+    check_key()
     return hmac.new(os.environ[KEY].encode(), message, hashlib.sha256).hexdigest()

@@ -139,7 +139,7 @@ def refine_fingerprint(
     return fingerprint(
         "refine",
         prepared,
-        source=handoff.key,
+        source=handoff.uuid,
         narrowed=narrowed,
         options=options,
         schedule=schedule,

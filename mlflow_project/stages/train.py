@@ -136,7 +136,7 @@ def train_fingerprint(
     prepared: PreparedTask, handoff: Handoff, lr_range: LRRange, options: TrainOptions
 ) -> str:
     """Return the fingerprint of trainings that would give the same model."""
-    return fingerprint("train", prepared, source=handoff.key, lr_range=lr_range, train=options)
+    return fingerprint("train", prepared, source=handoff.uuid, lr_range=lr_range, train=options)
 
 
 def interrupted_training(run_fingerprint: str) -> str | None:

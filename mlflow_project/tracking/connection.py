@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
+from lrrt_stage.files import expanded
 from lrrt_stage.settings import hide_passwords, require
 from pipeline.task.tasks import CACHE
 
@@ -97,7 +98,7 @@ def project_run() -> Run | None:
     try:
         return mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
 
@@ -119,7 +120,7 @@ def default_storage() -> str:
     if given := os.environ.get("LRRT_STORAGE"):
         return given
     file = _sqlite_file(mlflow.get_tracking_uri())
-    folder = Path(file).absolute().parent if file else Path(CACHE).expanduser()
+    folder = Path(file).absolute().parent if file else expanded(CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'optuna.db'}"
 

@@ -35,19 +35,28 @@ from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.store import PATIENCE, is_temporary, reason_of
 
-__all__ = ["FILES", "MODEL", "STATE", "UNSENT", "Outbox", "RunState", "runs_of_key", "sha256"]
+__all__ = [
+    "FILES",
+    "MODEL",
+    "SENDERS",
+    "STATE",
+    "UNSENT",
+    "Outbox",
+    "RunState",
+    "run_of_uuid",
+    "sha256",
+]
 
 STATE, FILES, MODEL, OUTBOX = "run.json", "files", "model", "outbox"
 FIRST_FILES = (".safetensors", ".json", ".csv")
 """Kinds of files that are sent before others, which are pictures and reports."""
 FIRST_TAGS = (
-    *(tags.KEY, "mlflow.parentRunId", "mlflow.runName", "mlflow.user", "mlflow.source.name"),
+    *(tags.UUID, "mlflow.parentRunId", "mlflow.runName", "mlflow.user", "mlflow.source.name"),
 )
 """Tags that a run has from its creation; the others are requests of their own."""
 UNSENT = "unsent-"
 UNSENT_ID = re.compile(f"{UNSENT}([0-9a-f]{{32}})")
-"""Id of a run that was opened while the store was away, with its key, until the store gives it one.
-"""
+"""Id of a run that was opened while the store was away: its UUID, until it gets a real one."""
 
 
 @dataclass
@@ -107,7 +116,7 @@ class NotYet(Exception):
 
 
 _sent: dict[str, str] = {}
-"""Key of a run -> the id that the store gave it."""
+"""UUID of a run -> the id that the store gave it."""
 
 
 class Outbox:
@@ -212,7 +221,7 @@ class Outbox:
         return failed
 
     def _send(self, request: Request) -> None:
-        content = request.content = self._with_ids(request.content)
+        content = request.content = self.with_ids(request.content)
         if request.error and request.kind == "metrics":
             # The store may have taken them without an answer. Databases find that out themselves.
             names = {point[0] for point in content["points"]}
@@ -240,18 +249,17 @@ class Outbox:
             PATIENCE.attempt(self._create, "create")
 
     def _create(self) -> None:
-        state, key = self.state, self.state.run_id.removeprefix(UNSENT)
+        state, uuid = self.state, self.state.run_id.removeprefix(UNSENT)
         # Of its tags, those that others wait for may not be known yet.
-        own = self._with_ids({name: state.tags[name] for name in FIRST_TAGS if name in state.tags})
+        own = self.with_ids({name: state.tags[name] for name in FIRST_TAGS if name in state.tags})
         # The answer to an earlier request may have been lost.
-        made = [*runs_of_key(key, state.experiment_id)]
-        run = (
-            made[0] if made else self._client.create_run(state.experiment_id, state.start_time, own)
+        run = run_of_uuid(uuid, state.experiment_id) or self._client.create_run(
+            state.experiment_id, state.start_time, own
         )
-        state.run_id = _sent[key] = run.info.run_id
+        state.run_id = _sent[uuid] = run.info.run_id
         self.save()
 
-    def _with_ids(self, content: Any) -> Any:
+    def with_ids(self, content: Any) -> Any:
         """Return a request with the store's ids in place of those that runs had before.
 
         Raises
@@ -261,13 +269,13 @@ class Outbox:
         """
 
         def id_of(match: re.Match[str]) -> str:
-            key = match[1]
-            if key not in _sent:
-                made = runs_of_key(key, self.state.experiment_id)
-                if not made:
+            uuid = match[1]
+            if uuid not in _sent:
+                run = run_of_uuid(uuid, self.state.experiment_id)
+                if run is None:
                     raise NotYet(f"run {match[0]} is not sent yet")
-                _sent[key] = made[0].info.run_id
-            return _sent[key]
+                _sent[uuid] = run.info.run_id
+            return _sent[uuid]
 
         return json.loads(UNSENT_ID.sub(id_of, json.dumps(content)))
 
@@ -371,6 +379,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def runs_of_key(key: str, experiment_id: str) -> list[Run]:
-    """Return the runs of the store that were opened with a key, which is one or none."""
-    return list(MlflowClient().search_runs([experiment_id], f"tags.`{tags.KEY}` = '{key}'"))
+def run_of_uuid(uuid: str, experiment_id: str) -> Run | None:
+    """Return the run of the store that this project opened with a UUID, if there is one."""
+    found = MlflowClient().search_runs([experiment_id], f"tags.`{tags.UUID}` = '{uuid}'")
+    return found[0] if found else None

@@ -33,6 +33,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
+from lrrt_stage.files import expanded
 from lrrt_stage.settings import Options, require, setting
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import store_uri
@@ -213,6 +214,10 @@ class RunRecord:
         self.outbox.logged.add(name)
         self._log("file", name=name)
 
+    def log_signed(self, message: str, mac: str) -> None:
+        """Sign the run when the store has given it an id, as :mod:`..handoff.signature` does."""
+        self._log("signature", message=message, mac=mac)
+
     def log_model(self, **content: Any) -> None:
         """Log the model that was saved in the run's folder, with the last validation."""
         last = {each.key: each for each in self.metrics if each.key.startswith("val_")}
@@ -363,10 +368,10 @@ def unsent_records() -> list[RunRecord]:
     return [each for each in ended if each.outbox.requests]
 
 
-def offline_run(parent: RunRecord, name: str, key: str) -> Run:
-    """Return a run inside ``parent`` that the store does not know yet, or not as far as we know."""
-    first = {tags.KEY: key, "mlflow.parentRunId": parent.run_id, "mlflow.runName": name}
-    run_id, started = f"{UNSENT}{key}", get_current_time_millis()
+def offline_run(parent: RunRecord, name: str, uuid: str) -> Run:
+    """Return a run inside ``parent`` that the store does not have, as far as it is known here."""
+    first = {tags.UUID: uuid, "mlflow.parentRunId": parent.run_id, "mlflow.runName": name}
+    run_id, started = f"{UNSENT}{uuid}", get_current_time_millis()
     experiment, own = parent.run.info.experiment_id, resolve_tags(first)
     return RunState(run_id, experiment, name, started, "", tags=own).as_run(artifact_uri="")
 
@@ -389,11 +394,11 @@ def work_folder() -> Path:
     Where nothing can be written here, it is in the cache folder.
     """
     if named := os.environ.get(WORK_DIR):
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     here = Path.cwd()
     if (here / NAME).is_dir() or os.access(here, os.W_OK):
         return here / NAME
-    return Path(CACHE).expanduser() / "runs"
+    return expanded(CACHE) / "runs"
 
 
 def _make_work_folder(folder: Path) -> None:

@@ -6,11 +6,11 @@ import os
 import re
 import shlex
 import traceback
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import mlflow
 import numpy as np
@@ -20,10 +20,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
+from lrrt_stage.errors import text_of
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run, store_uri
-from mlflow_project.tracking.outbox import runs_of_key
+from mlflow_project.tracking.outbox import run_of_uuid
 from mlflow_project.tracking.params import log_params, shown
 from mlflow_project.tracking.record import (
     RunRecord,
@@ -145,7 +146,8 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
         record.set_tags({tags.ERROR: str(interrupt) or "interrupted"})
         raise
     except (Exception, SystemExit) as error:
-        text = str(error) if isinstance(error, LRRTError) else f"{type(error).__name__}: {error}"
+        kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
+        text = kind + text_of(error)
         record.begin_work()
         record.set_tags({tags.ERROR: hide_passwords(" ".join(text.split()))[:LONGEST_TAG]})
         raise
@@ -174,7 +176,7 @@ def _note_unsent() -> None:
 
 def _open_record(active: Run | None, project: Run | None, stage: str) -> RunRecord:
     """Open the run in the store; inside a stage whose store is away, on disk alone."""
-    outer, key = enclosing_record(), uuid.uuid4().hex
+    outer, uuid = enclosing_record(), uuid4().hex
     takes_over = project is not None and _belongs_to(project, stage)
     parent = active or project
     nested: dict[str, Any] = {}
@@ -184,14 +186,15 @@ def _open_record(active: Run | None, project: Run | None, stage: str) -> RunReco
     own_id = project.info.run_id if project is not None and takes_over else None
     tried: list[bool] = []
 
-    def made() -> list[Run]:
-        return runs_of_key(key, nested.get("experiment_id") or experiment_id()) if tried else []
+    def made() -> str | None:
+        """Return the id of the run that an earlier request has made, if its answer was lost."""
+        run = run_of_uuid(uuid, nested.get("experiment_id") or experiment_id()) if tried else None
+        return None if run is None else run.info.run_id
 
     def start() -> Run:
-        # An earlier request may have made the run, and its answer was lost.
-        known = own_id or next((run.info.run_id for run in made()), None)
+        known = own_id or made()
         tried.append(True)
-        return mlflow.start_run(known, tags=None if own_id else {tags.KEY: key}, **nested)
+        return mlflow.start_run(known, tags=None if own_id else {tags.UUID: uuid}, **nested)
 
     try:
         if outer is None or not outer.is_working:
@@ -203,16 +206,16 @@ def _open_record(active: Run | None, project: Run | None, stage: str) -> RunReco
     except Exception as error:
         if outer is None or not outer.is_working:
             raise refused("run", error) from error
-        return RunRecord(offline_run(outer, stage, key), outer)
+        return RunRecord(offline_run(outer, stage, uuid), outer)
     except BaseException:
         opened = mlflow.active_run()
-        if opened is not None and opened.data.tags.get(tags.KEY) == key:
+        if opened is not None and opened.data.tags.get(tags.UUID) == uuid:
             mlflow.end_run("KILLED")
         elif not own_id:
             PATIENCE.hurry()
             with suppress(Exception):
-                for run in PATIENCE.attempt(made):
-                    mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+                if (made_id := PATIENCE.attempt(made)) is not None:
+                    mlflow.MlflowClient().set_terminated(made_id, "KILLED")
         raise
     try:
         return RunRecord(run, outer)

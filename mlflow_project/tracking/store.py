@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DBAPIError
 
 from lrrt_stage import LRRTError
-from lrrt_stage.errors import first_line
+from lrrt_stage.errors import first_line, text_of
 from lrrt_stage.settings import hide_passwords
 
 __all__ = [
@@ -167,7 +167,7 @@ def reason_of(error: BaseException) -> str:
     MLflow's own says it behind the address, the options and the classes of the request.
     """
     error = _of_driver(error) or error
-    text = str(error)
+    text = text_of(error)
     known = next((words for words, sign in SIGNS.items() if re.search(sign, text)), None)
     return known or hide_passwords(first_line(error))[:LONGEST_REASON]
 

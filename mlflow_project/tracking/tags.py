@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 STAGE = "lrrt.stage"
-KEY = "lrrt.key"
+UUID = "lrrt.uuid"
 """What a run is found by, before the store has given it an id, and after an answer was lost."""
 ERROR = "lrrt.error"
 FINGERPRINT = "lrrt.fingerprint"

@@ -147,3 +147,21 @@ def test_the_workers_of_a_killed_study_end_with_it(store):
     study.wait(30)
     until(lambda: not any(Path(f"/proc/{each}").exists() for each in found), 10)
     study.communicate(timeout=30)
+
+
+@pytest.mark.starts_with("lrrt")
+def test_two_processes_resume_or_train_at_once_to_the_same_weights(store, killed):
+    store.run("train", *EPOCHS)
+    whole = store.runs("train")[0]
+    options = [("--resume", killed), ("--resume", killed), ()]
+    together = [start("train", *EPOCHS, *more) for more in options]
+    ends = [(each.communicate(timeout=120)[1], each.returncode) for each in together]
+    for err, code in ends:
+        assert code == 0 or (code == 2 and "in use" in err), err
+    assert ends[2][1] == 0
+    assert 0 in (ends[0][1], ends[1][1])
+    # All but the first two, the newest of which come first.
+    finished = [run for run in store.runs("train")[:-2] if run.info.status == "FINISHED"]
+    assert len(finished) == [code for _, code in ends].count(0)
+    assert {final(run) for run in finished} == {final(whole)}
+    assert kept() == []

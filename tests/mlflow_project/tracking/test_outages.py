@@ -8,6 +8,7 @@ import pytest
 from lrrt_stage import digest
 from lrrt_stage.state import weights
 from mlflow_project import load_handoff
+from mlflow_project.handoff.handoff import source_of
 from tests.faulty_store import proxy
 from tests.mlflow_project.stages.test_killed import kept, start, until
 from tests.servers import mlflow_server
@@ -161,6 +162,26 @@ def test_what_was_sent_later_is_reused_like_any_other(store, faulty):
     for step in ("lrrt", "refine", "train"):
         assert f"{step}: reusing run" in outcome.err
     assert len(store.runs()) == made + 1
+
+
+def test_what_was_opened_without_the_store_is_signed_when_it_is_sent(store, faulty, monkeypatch):
+    key = "a key of the tests, 42"
+    monkeypatch.setenv("LRRT_SIGNING_KEY", key)
+    options = (*store.SMALL, "--epochs", 2, "--refine", "false", "--data-seed", 5)
+    faulty.fail("gone", "runs/create", after=1)
+    store.run("main", *options, "--max-wait", 1, code=4)
+    faulty.answer()
+    unsent = [folder for folder in kept() if "unsent-" in folder.name]
+    assert len(unsent) == 2
+    monkeypatch.delenv("LRRT_SIGNING_KEY")
+    store.run("sync", code=2).names("LRRT_SIGNING_KEY")
+    monkeypatch.setenv("LRRT_SIGNING_KEY", "some other key, no 43")
+    store.run("sync", code=2).names("LRRT_SIGNING_KEY")
+    monkeypatch.setenv("LRRT_SIGNING_KEY", key)
+    sync(store)
+    main = store.one("main").info.run_id
+    assert load_handoff(main, require_signature=True)
+    assert source_of(main, require_signature=True)
 
 
 def test_what_a_running_chain_still_holds_is_not_sent_by_anybody_else(store, faulty, monkeypatch):
