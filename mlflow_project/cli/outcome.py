@@ -60,7 +60,7 @@ def _can_be_written(file: str) -> bool:
         os.stat(part_of(Path(file)))
     except FileNotFoundError:
         pass
-    except OSError:  # a name that is too long, for example
+    except (OSError, ValueError):  # a name that is too long, for example, or the root folder
         return False
     replaced = os.path.isfile(file) or not os.path.lexists(file)
     return replaced and os.access(Path(file).parent, os.W_OK)

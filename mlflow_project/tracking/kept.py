@@ -81,11 +81,14 @@ def mark_ended() -> None:
 
 def _mark(kept: Outbox) -> None:
     client, state = mlflow.MlflowClient(), kept.state
-    reason = KILLED if state.status == "RUNNING" else UNSENT_REASON
+    was_running = state.status == "RUNNING"
+    reason = KILLED if was_running else UNSENT_REASON
+    if was_running:
+        kept.send()  # what the process was about to send
     if not state.run_id.startswith(UNSENT):
         PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
         PATIENCE.attempt(lambda: client.set_terminated(state.run_id, "KILLED"))
-    was_running, state.is_told = state.status == "RUNNING", True
+    state.is_told = True
     state.status = "KILLED" if was_running else state.status
     kept.save()
     if not was_running:

@@ -62,7 +62,8 @@ __all__ = [
 
 WORK_DIR = "LRRT_WORK_DIR"
 """Environment variable with the work folder."""
-NAME, LOCK, IGNORE = ".lrrt", "lock", ".gitignore"
+NAME, LOCK = ".lrrt", "lock"
+IGNORE, IGNORED = ".gitignore", "# made by lrrt-stage\n*\n"
 
 
 class _Records(threading.local):
@@ -405,9 +406,14 @@ def _make_work_folder(folder: Path) -> None:
     """Make the work folder, which no version control looks into; a person's own stays as it is."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / IGNORE).write_text("*\n", encoding="utf-8")
+        (folder / IGNORE).write_text(IGNORED, encoding="utf-8")
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a run's folder."""
+    """Remove a run's folder, and the work folder when it was the last one."""
     shutil.rmtree(folder, ignore_errors=True)
+    ignore = folder.parent / IGNORE
+    with suppress(OSError):  # another process is about to use it, or has removed it
+        if [*folder.parent.iterdir()] == [ignore] and ignore.read_text("utf-8") == IGNORED:
+            ignore.unlink()
+            folder.parent.rmdir()

@@ -79,10 +79,13 @@ def test_a_persons_own_work_folder_stays_as_it_is(store, tmp_path):
     assert not Path(".lrrt").exists()
 
 
-def test_the_work_folder_is_not_for_version_control(store):
-    store.run("lrrt", *store.SMALL)
-    assert [path.name for path in Path(".lrrt").iterdir()] == [".gitignore"]
-    assert Path(".lrrt/.gitignore").read_text() == "*\n"
+def test_the_work_folder_is_not_for_version_control_and_goes_with_its_last_run(store):
+    with runs.stage_run("lrrt"):
+        assert Path(".lrrt/.gitignore").read_text().splitlines()[-1] == "*"
+        with runs.stage_run("inner"):
+            pass
+        assert Path(".lrrt").is_dir()
+    assert not Path(".lrrt").exists()
 
 
 @pytest.fixture
