@@ -82,7 +82,7 @@ def test_a_chain_that_is_killed_at_any_time_ends_in_the_same_weights(store):
         options = (*chain, "--data-seed", seed, "--reuse", "true")
         while True:
             command = start(*options)
-            time.sleep(chance.uniform(0.2, 1.5 * seconds))
+            time.sleep(chance.uniform(0.1, seconds))
             if command.poll() is None:
                 for lock in Path(".lrrt").glob("*/lock"):
                     if (number := holder(lock)) is not None:
