@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist load
 
 # All install into one environment.
 .NOTPARALLEL:
-.PHONY: run test test-fast test-oldest soak lint docs bench suggestions clean
+.PHONY: run test test-fast test-oldest soak audit lint docs bench suggestions clean
 
 run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
@@ -43,7 +43,14 @@ test-oldest:
 
 # What shows after hundreds of times only, and 5,000 examples of every property: up to 20 minutes.
 soak: .venv/installed-test
-	HYPOTHESIS_PROFILE=soak $(PYTEST) -m "soak or hypothesis" -rP --durations=10
+	HYPOTHESIS_PROFILE=soak $(PYTEST) --dist load -m "soak or hypothesis" -rP --durations=10
+
+# Known vulnerabilities of the pinned packages. It asks pypi.org.
+audit:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	rm -rf .venv/audit
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -345,7 +345,9 @@ class Outbox:
         versions = client.search_model_versions(f"name = '{name}'")
         number = next((each.version for each in versions if each.source == source), None)
         if number is None:
-            made = client.create_model_version(name, source, self.state.run_id, model_id=model_id)
+            made = client.create_model_version(
+                name, source, self.state.run_id, model_id=model_id, await_creation_for=0
+            )
             number = made.version
         client.update_model_version(name, number, content["description"])
         for tag, value in content["lineage"].items():
