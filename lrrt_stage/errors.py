@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 
+HIDDEN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 LONGEST = 200
 """Characters that an error repeats of a value which somebody else chose."""
 
@@ -31,7 +32,8 @@ LONGEST = 200
 class LRRTError(ValueError):
     """Input that cannot be used. The message is one line: what was wrong and what to do.
 
-    Secrets in it are hidden, and control characters, which a terminal would obey, are replaced.
+    Secrets in it are hidden, and so are characters that a terminal would obey. Line ends are
+    spaces.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -89,8 +91,8 @@ def excerpt(value: object, longest: int = LONGEST) -> str:
 
 
 def _without_controls(text: str) -> str:
-    plain = (c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return text if text.isprintable() else "".join(plain)
+    shown = (" " if c.isspace() else c if c.isprintable() else HIDDEN_CHARACTER for c in text)
+    return text if text.isprintable() else "".join(shown)
 
 
 def describe(value: Any) -> str:

@@ -32,7 +32,8 @@ def ramp(lr_start: float, lr_end: float, iterations: int, kind: str = "exponenti
     """
     if kind not in RAMPS:
         raise unknown_name("ramp", kind, RAMPS)
-    return RAMPS[kind](lr_start, lr_end, iterations)
+    # Where two values differ in their last digits alone, rounding could make the ramp fall.
+    return np.maximum.accumulate(RAMPS[kind](lr_start, lr_end, iterations).clip(lr_start, lr_end))
 
 
 def epoch_length(batches: Iterable[Any]) -> int:

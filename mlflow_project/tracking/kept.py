@@ -84,6 +84,7 @@ def _mark(kept: Outbox) -> None:
     was_running = state.status == "RUNNING"
     reason = KILLED if was_running else UNSENT_REASON
     if was_running:
+        kept.adopt()
         kept.send()  # what the process was about to send
     if not state.run_id.startswith(UNSENT):
         PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
@@ -91,11 +92,13 @@ def _mark(kept: Outbox) -> None:
     state.is_told = True
     state.status = "KILLED" if was_running else state.status
     kept.save()
-    if not was_running:
-        return
-    stage = state.tags.get(tags.STAGE, "stage")
-    resume = f"; {stage} --resume {state.run_id} continues" if stage == "train" else ""
-    console.note(f"{stage} run {state.run_id} was killed, and has left {kept.folder}{resume}")
+    has_files = any(path.is_file() for path in (kept.folder / FILES).rglob("*"))
+    if not kept.requests and not has_files:
+        remove_folder(kept.folder)
+    elif was_running:
+        stage = state.tags.get(tags.STAGE, "stage")
+        resume = f"; {stage} --resume {state.run_id} continues" if stage == "train" else ""
+        console.note(f"{stage} run {state.run_id} was killed, and has left {kept.folder}{resume}")
 
 
 def sync(path: str | None, tracking_uri: str | None) -> list[str]:

@@ -144,7 +144,7 @@ class Outbox:
             require(isinstance(getattr(state, name), kind), f"{name} is no {kind.__name__}")
         require(all(isinstance(each, str) for each in state.tags.values()), "a tag is no text")
         outbox = cls(folder, state)
-        for path in sorted((folder / OUTBOX).glob("*.json")):
+        for path in sorted((folder / OUTBOX).glob("[0-9]*.json")):  # those that are complete
             request = Request(**json.loads(path.read_text("utf-8")), path=path)
             is_known = request.kind in SENDERS and isinstance(request.content, dict)
             require(is_known, f"{path.name} is no request")
@@ -248,15 +248,27 @@ class Outbox:
         if self.state.run_id.startswith(UNSENT):
             PATIENCE.attempt(self._create, "create")
 
+    def adopt(self) -> None:
+        """Take the run that an earlier request has made, if its answer was lost or not awaited."""
+        state = self.state
+        if state.run_id.startswith(UNSENT):
+            uuid = state.run_id.removeprefix(UNSENT)
+            if (run := run_of_uuid(uuid, state.experiment_id)) is not None:
+                self._use(run)
+
     def _create(self) -> None:
-        state, uuid = self.state, self.state.run_id.removeprefix(UNSENT)
-        # Of its tags, those that others wait for may not be known yet.
-        own = self.with_ids({name: state.tags[name] for name in FIRST_TAGS if name in state.tags})
-        # The answer to an earlier request may have been lost.
-        run = run_of_uuid(uuid, state.experiment_id) or self._client.create_run(
-            state.experiment_id, state.start_time, own
-        )
-        state.run_id = _sent[uuid] = run.info.run_id
+        self.adopt()
+        state = self.state
+        if state.run_id.startswith(UNSENT):
+            # Of its tags, those that others wait for may not be known yet.
+            own = {name: state.tags[name] for name in FIRST_TAGS if name in state.tags}
+            self._use(
+                self._client.create_run(state.experiment_id, state.start_time, self.with_ids(own))
+            )
+
+    def _use(self, run: Run) -> None:
+        uuid = self.state.run_id.removeprefix(UNSENT)
+        self.state.run_id = _sent[uuid] = run.info.run_id
         self.save()
 
     def with_ids(self, content: Any) -> Any:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import mlflow
 from filelock import FileLock, Timeout
@@ -29,6 +30,7 @@ from mlflow.data.dataset import Dataset
 from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from mlflow.utils.time import get_current_time_millis
 
 from lrrt_stage import LRRTError
@@ -53,7 +55,6 @@ __all__ = [
     "hold",
     "known_record",
     "local_file",
-    "offline_run",
     "refused",
     "remove_folder",
     "unsent_records",
@@ -110,40 +111,66 @@ class OutageOptions(Options):
 class RunRecord:
     """The run of a stage, and what it logs.
 
-    Until :meth:`begin_work`, what the store does not take ends the stage. From then on it is kept
-    in the run's folder.
+    It begins on disk alone, so that a run whose process is killed is found, and becomes that of the
+    store with :meth:`use`. Until :meth:`begin_work`, what the store does not take ends the stage.
+    From then on it is kept in the run's folder.
     """
 
-    def __init__(self, run: Run, parent: RunRecord | None) -> None:
-        self.run, self.parent = run, parent
-        self.folder = work_folder() / run.info.run_id
-        self.params, self.metrics = dict(run.data.params), list[Metric]()
+    def __init__(self, stage: str, experiment_id: str, parent: RunRecord | None) -> None:
+        self.uuid, self.parent = uuid4().hex, parent
+        first = {tags.UUID: self.uuid, MLFLOW_RUN_NAME: stage}
+        if parent is not None:
+            first[MLFLOW_PARENT_RUN_ID] = parent.run_id
+        state = RunState(
+            *(f"{UNSENT}{self.uuid}", experiment_id, stage, get_current_time_millis()),
+            store_uri(),
+            tags=resolve_tags(first),
+        )
+        self.run = state.as_run(artifact_uri="")
+        self.params, self.metrics = dict[str, str](), list[Metric]()
         self.children: list[RunRecord] = []
         self.keeps_children = False
         """Whether the folders of children stay until this run ends, which reads files of them."""
         self.is_working: bool = parent is not None and parent.is_working
         """Whether :meth:`begin_work` was called."""
-        info = run.info
-        state = RunState(
-            *(info.run_id, info.experiment_id, info.run_name or "", info.start_time),
-            store_uri(),
-            tags=dict(run.data.tags),
-        )
+        self.folder = work_folder() / state.run_id
         self.outbox = Outbox(self.folder, state)
         try:
             _make_work_folder(self.folder.parent)
-            self.files.mkdir(parents=True, exist_ok=True)
+            self.files.mkdir(parents=True)
             self._lock = hold(self.folder)
             self.outbox.save()
         except OSError as error:
-            raise LRRTError(
-                f"work in progress cannot be kept in {self.folder} ({first_line(error)}): name a "
-                f"folder with work_dir or {WORK_DIR}"
-            ) from error
+            raise _unusable(self.folder, error) from error
         if parent is not None:
             parent.children.append(self)
         _records.open.append(self)
         _records.all.append(self)
+
+    def use(self, run: Run) -> None:
+        """Use the run that the store has opened; its id is then the name of the folder."""
+        self.run, self.params, info = run, dict(run.data.params), run.info
+        state = self.outbox.state
+        state.run_id, state.experiment_id = info.run_id, info.experiment_id
+        state.run_name, state.start_time = info.run_name or "", info.start_time
+        state.tags = dict(run.data.tags)
+        try:
+            # A folder that is open cannot be renamed on Windows.
+            self._lock.release()
+            self.folder = self.outbox.folder = self.folder.rename(self.folder.parent / info.run_id)
+            self._lock = hold(self.folder)
+            self.outbox.save()
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
+
+    def drop(self) -> None:
+        """Forget a run that was not opened."""
+        _records.open.remove(self)
+        _records.all.remove(self)
+        if self.parent is not None:
+            self.parent.children.remove(self)
+        self._lock.release()
+        remove_folder(self.folder)
 
     @property
     def run_id(self) -> str:
@@ -292,6 +319,13 @@ class RunRecord:
             remove_folder(self.folder)
 
 
+def _unusable(folder: Path, error: OSError) -> LRRTError:
+    return LRRTError(
+        f"work in progress cannot be kept in {folder} ({first_line(error)}): name a folder with "
+        f"work_dir or {WORK_DIR}"
+    )
+
+
 def refused(kind: str, error: Exception) -> LRRTError:
     """Return the error for a request that the store did not take before any work."""
     if isinstance(error, LRRTError):
@@ -367,14 +401,6 @@ def unsent_records() -> list[RunRecord]:
     """Return the records of this thread whose runs have ended, and are not sent completely."""
     ended = (each for each in _records.all if each not in _records.open)
     return [each for each in ended if each.outbox.requests]
-
-
-def offline_run(parent: RunRecord, name: str, uuid: str) -> Run:
-    """Return a run inside ``parent`` that the store does not have, as far as it is known here."""
-    first = {tags.UUID: uuid, "mlflow.parentRunId": parent.run_id, "mlflow.runName": name}
-    run_id, started = f"{UNSENT}{uuid}", get_current_time_millis()
-    experiment, own = parent.run.info.experiment_id, resolve_tags(first)
-    return RunState(run_id, experiment, name, started, "", tags=own).as_run(artifact_uri="")
 
 
 def hold(folder: Path) -> FileLock:

@@ -6,11 +6,10 @@ import os
 import re
 import shlex
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import mlflow
 import numpy as np
@@ -32,11 +31,10 @@ from mlflow_project.tracking.record import (
     begin_anew,
     enclosing_record,
     known_record,
-    offline_run,
     refused,
     unsent_records,
 )
-from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, reason_of
+from mlflow_project.tracking.store import PATIENCE, ask, reason_of
 from mlflow_project.tracking.views import save_view
 from pipeline import PreparedTask
 from pipeline.training.loop import Epoch, TrainingHistory
@@ -176,55 +174,57 @@ def _note_unsent() -> None:
 
 def _open_record(active: Run | None, project: Run | None, stage: str) -> RunRecord:
     """Open the run in the store; inside a stage whose store is away, on disk alone."""
-    outer, uuid = enclosing_record(), uuid4().hex
-    takes_over = project is not None and _belongs_to(project, stage)
-    parent = active or project
-    nested: dict[str, Any] = {}
-    if parent is not None and not takes_over:
-        nested = {"experiment_id": parent.info.experiment_id, "nested": True}
-        nested |= {"parent_run_id": parent.info.run_id}
-    own_id = project.info.run_id if project is not None and takes_over else None
+    outer, parent = enclosing_record(), active or project
+    own_id = project.info.run_id if project is not None and _belongs_to(project, stage) else None
+    experiment = parent.info.experiment_id if parent is not None else ask(experiment_id)
+    record = RunRecord(stage, experiment, outer)
+    options: dict[str, Any] = {"experiment_id": experiment, "tags": {tags.UUID: record.uuid}}
+    if parent is not None:
+        options |= {"nested": True, "parent_run_id": parent.info.run_id}
     tried: list[bool] = []
 
     def made() -> str | None:
         """Return the id of the run that an earlier request has made, if its answer was lost."""
-        run = run_of_uuid(uuid, nested.get("experiment_id") or experiment_id()) if tried else None
-        return None if run is None else run.info.run_id
+        run = run_of_uuid(record.uuid, experiment) if tried else None
+        return None if run is None else str(run.info.run_id)
 
     def start() -> Run:
-        known = own_id or made()
+        if own_id is not None:
+            return mlflow.start_run(own_id)
+        run_id = made()
         tried.append(True)
-        return mlflow.start_run(known, tags=None if own_id else {tags.UUID: uuid}, **nested)
+        return mlflow.start_run(run_id, **options)
 
     try:
-        if outer is None or not outer.is_working:
-            run = ask(start)
-        elif outer.is_offline:
-            raise StoreUnavailable(f"run {outer.run_id} is not sent yet")
-        else:
-            run = PATIENCE.attempt(start)
-    except Exception as error:
-        if outer is None or not outer.is_working:
+        if record.is_working and outer is not None and outer.is_offline:
+            return record
+        run = PATIENCE.attempt(start) if record.is_working else ask(start)
+    except BaseException as error:
+        if isinstance(error, Exception) and record.is_working:
+            return record
+        _undo(record, active, made)
+        if isinstance(error, Exception):
             raise refused("run", error) from error
-        return RunRecord(offline_run(outer, stage, uuid), outer)
-    except BaseException:
-        opened = mlflow.active_run()
-        if opened is not None and opened.data.tags.get(tags.UUID) == uuid:
-            mlflow.end_run("KILLED")
-        elif not own_id:
-            PATIENCE.hurry()
-            with suppress(Exception):
-                if (made_id := PATIENCE.attempt(made)) is not None:
-                    mlflow.MlflowClient().set_terminated(made_id, "KILLED")
         raise
     try:
-        return RunRecord(run, outer)
-    except BaseException as unusable:
-        reason = hide_passwords(str(unusable) or "interrupted")
-        with suppress(Exception):
-            PATIENCE.attempt(lambda: mlflow.set_tag(tags.ERROR, reason))
-        mlflow.end_run("FAILED")
+        record.use(run)
+    except BaseException:
+        _undo(record, active, made)
         raise
+    return record
+
+
+def _undo(record: RunRecord, active: Run | None, made: Callable[[], str | None]) -> None:
+    """End a run that was not opened completely, and forget it."""
+    PATIENCE.hurry()
+    try:
+        if mlflow.active_run() is not active:
+            mlflow.end_run("KILLED")
+        elif (run_id := PATIENCE.attempt(made)) is not None:
+            mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+    except Exception:  # its folder tells the next command of it
+        return
+    record.drop()
 
 
 def _belongs_to(project: Run, stage: str) -> bool:

@@ -134,8 +134,7 @@ def test_the_workers_of_a_killed_study_end_with_it(store):
     program = [Path(sys.prefix) / "bin" / "python", "-m", "mlflow_project"]
     options = ("--tests", 40, "--workers", 2, "--iterations", 400)
     study = start("study", *store.SMALL, *options, program=program, PYTHONPATH=str(ROOT))
-    folder = until(lambda: next(Path(".lrrt").glob("*/lock"), None)).parent
-    parent = holder(folder / "lock")
+    parent = until(lambda: next(filter(None, map(holder, Path(".lrrt").glob("*/lock"))), None))
 
     def workers():
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()

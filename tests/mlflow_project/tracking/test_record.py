@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from lrrt_stage import LRRTError
 from mlflow_project import track_range_test
 from mlflow_project.tracking import outbox, record, runs, store
 from tests.mlflow_project.stages.test_killed import kept
+from tests.stores import ROOT
 
 
 def objects():
@@ -188,12 +191,50 @@ def test_an_interrupt_at_the_end_of_a_run_leaves_no_run_open(store, monkeypatch,
     assert kept() == []
 
 
-def test_a_run_whose_folder_cannot_be_made_is_ended(store, monkeypatch):
+def test_where_no_folder_can_be_made_no_run_is_opened(store, monkeypatch):
     Path("file").write_text("")
     monkeypatch.setenv("LRRT_WORK_DIR", str(Path("file").absolute()))
     with pytest.raises(LRRTError, match="LRRT_WORK_DIR"):
         track_range_test(*objects(), probe=None, iterations=30)
     assert mlflow.active_run() is None
-    (run,) = store.runs()
-    assert run.info.status == "FAILED"
-    assert "LRRT_WORK_DIR" in run.data.tags["lrrt.error"]
+    assert record.enclosing_record() is None
+    assert store.runs() == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_process_that_is_killed_while_it_opens_a_run_leaves_none_running(store, moment):
+    script = f"""
+import mlflow, os, signal
+from mlflow_project.tracking import runs
+real = mlflow.start_run
+def killed(*args, **options):
+    if {moment == "after"}:
+        real(*args, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+mlflow.start_run = killed
+with runs.stage_run("lrrt"):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path.cwd(), env=environment())
+    assert done.returncode == -signal.SIGKILL
+    assert len(kept()) == 1
+    store.run("lrrt", *store.SMALL)
+    found = [run.info.status for run in store.runs() if "lrrt.fingerprint" not in run.data.tags]
+    assert found == (["KILLED"] if moment == "after" else [])
+    assert kept() == []
+
+
+def test_a_request_that_was_half_written_is_no_request(store, forged):
+    with mlflow.start_run() as run:
+        pass
+    folder = forged(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+    (folder / "outbox" / ".part-000003.json").write_text('{"kind": "ta')
+    store.run("sync", folder)
+    assert kept() == []
+
+
+def environment():
+    """That of a process on the store of the test."""
+    store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_NAME": "test"}
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    return outside | store | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
