@@ -56,7 +56,8 @@ def store(request, tmp_path, monkeypatch, capfd, template):
     monkeypatch.setattr(sys, "executable", str(programs() / "python"))
     marker = request.node.get_closest_marker("starts_with")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.setenv("LRRT_WORK_DIR", "")  # which the option of a command changes
+    for variable in ("LRRT_WORK_DIR", "LRRT_REQUIRE_SIGNATURE"):  # which options of commands set
+        monkeypatch.setenv(variable, "")
     template.enter(marker.args[0] if marker else "empty", tmp_path, monkeypatch)
     if request.node.get_closest_marker("unabridged") is None:
         abridge(monkeypatch)

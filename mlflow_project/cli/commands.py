@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
@@ -19,6 +20,7 @@ from mlflow_project.cli.options import (
     tracked,
 )
 from mlflow_project.cli.outcome import OutputOptions, show_result
+from mlflow_project.handoff.signature import REQUIRED
 from mlflow_project.stages.check import CheckOptions, check_stage
 from mlflow_project.stages.compare import compare_stage
 from mlflow_project.stages.lrrt import range_test_stage
@@ -256,6 +258,8 @@ def _run(
         for name, hint in get_type_hints(stage).items()
         if isinstance(hint, type) and is_dataclass(hint)
     }
+    if any(getattr(each, "require_signature", False) for each in options.values()):
+        os.environ[REQUIRED] = "true"  # also of the runs that a step finds by itself
     output = from_values(OutputOptions, values)
     from_values(OutageOptions, values).apply()
     connect(values["tracking_uri"], values["experiment"])

@@ -22,14 +22,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     The exit code is 0, 2 for input that cannot be used, 4 if the work is done but the store has not
     taken all of it, and 130 when interrupted.
     """
-    before = [signal.signal(each, _leave) for each in (signal.SIGINT, signal.SIGTERM)]
+    # What runs in the background may have been started with a signal that is ignored, and stays so.
+    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if not _is_ignored(each)]
+    before = {each: signal.signal(each, _leave) for each in heard}
     _prepare()
     try:
         from mlflow_project.cli.failures import run_command
     except KeyboardInterrupt:  # raised by a module, and not by a signal
         _leave(signal.SIGINT, None)
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.SIGINT in before:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+    if signal.SIGTERM in before:
+        signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _interrupt_again
     try:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
@@ -53,6 +57,10 @@ def _prepare() -> None:
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:
     return record.exc_info is None
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _leave(signum: int, frame: object) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import optuna
 import rich_click as click
 from mlflow.exceptions import MlflowException
+from optuna.exceptions import OptunaError
 from safetensors import SafetensorError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,7 +25,7 @@ from mlflow_project.tracking.store import reason_of
 __all__ = ["run_command"]
 
 USAGE_ERROR, NOT_SENT = 2, 4
-OF_THE_MACHINE = (OSError, MlflowException, SafetensorError, SQLAlchemyError)
+OF_THE_MACHINE = (OSError, MlflowException, OptunaError, SafetensorError, SQLAlchemyError)
 """What disks, folders and stores raise: nothing that a traceback of this project explains."""
 
 
@@ -42,11 +43,22 @@ def run_command(arguments: Sequence[str]) -> int:
         remedy = "check the free space and the rights of the folders, and the tracking store"
         return _fail(arguments, f"{type(error).__name__}: {first_line(error)}: {remedy}")
     except (KeyboardInterrupt, click.Abort) as interrupt:
-        # click raises an Abort of its own while it handles what a stage raised.
-        print(interrupted_line(interrupt.__context__), file=sys.stderr)
+        print(interrupted_line(_first_told(interrupt)), file=sys.stderr)
         return INTERRUPTED
     code = code if isinstance(code, int) else 0
     return NOT_SENT if code == 0 and unsent_records() else code
+
+
+def _first_told(interrupt: BaseException | None) -> BaseException | None:
+    """Return the interrupt that says what is kept.
+
+    click raises an Abort while it handles what a stage raised, and a second Ctrl-C says nothing.
+    """
+    while interrupt is not None:
+        if isinstance(interrupt, KeyboardInterrupt) and str(interrupt):
+            return interrupt
+        interrupt = interrupt.__context__
+    return None
 
 
 def _fail(arguments: Sequence[str], reason: str) -> int:

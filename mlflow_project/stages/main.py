@@ -24,7 +24,7 @@ from mlflow_project.stages.train import (
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import require_deployable
 from mlflow_project.tracking.params import log_options
-from mlflow_project.tracking.record import RunRecord, get_run
+from mlflow_project.tracking.record import RunRecord, get_run, unsent_records
 from mlflow_project.tracking.runs import find_runs, log_prepared, read_training, stage_run
 from mlflow_project.tracking.views import link, set_description
 from pipeline import (
@@ -90,8 +90,9 @@ def main_stage(
                 run_id = run_it()
             except KeyboardInterrupt as interrupt:
                 kept = str(interrupt).partition(";")[0] or "stopped"
+                first = "lrrt-stage sync, and then " if unsent_records() else ""
                 raise KeyboardInterrupt(
-                    f"in {name} ({kept}); the same command with --reuse true goes on"
+                    f"in {name} ({kept}); {first}the same command with --reuse true goes on"
                 ) from None
         parent.set_tags({tags.STEPS[name]: run_id})
         return run_id

@@ -119,14 +119,14 @@ def train_stage(
                 }
                 log_model(training.setup, run_options.register, lineage, description)
                 set_description(*sentences)
-            checkpoint.unlink()
+                sign_run()
+            checkpoint.unlink(missing_ok=True)  # it may not have fitted on the disk
         if training.diverged:
             finite = [*map(isfinite, training.train_loss), False].index(False)
             raise LRRTError(
                 f"training diverged after {finite} iterations with maximum LR "
                 f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
             )
-        sign_run()
     if resumed is not None:
         forget(resumed)
     return run.run_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import mlflow
 from mlflow.entities import LifecycleStage, Run
@@ -18,6 +19,7 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.files import expanded
 from lrrt_stage.settings import hide_passwords, require
+from mlflow_project.tracking.store import ask
 from pipeline.task.tasks import CACHE
 
 __all__ = [
@@ -52,7 +54,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
     if not (run_id and _is_absent(uri)):
         _require_reachable(uri)
     if run_id:
-        if project_run() is None:
+        if ask(project_run) is None:
             raise LRRTError(
                 f"run {run_id} of {RUN_ID} is not in {uri}: mlflow run changes the "
                 "folder, and with it the file of a relative path; set MLFLOW_TRACKING_URI to "
@@ -65,7 +67,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         except MlflowException:
             # Another process may have made it between MLflow's query and its insertion.
             chosen = _open_experiment(experiment)
-        found = mlflow.MlflowClient().get_experiment(chosen)
+        found = ask(lambda: mlflow.MlflowClient().get_experiment(chosen))
         require(found.lifecycle_stage == LifecycleStage.ACTIVE, "it was deleted")
     except Exception as error:
         named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
@@ -78,8 +80,8 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
 def _open_experiment(name: str | None) -> str:
     """Return the id of an experiment, which is made if it is not there."""
     if name:
-        mlflow.set_experiment(name)
-    return experiment_id()
+        ask(lambda: mlflow.set_experiment(name))
+    return ask(experiment_id)
 
 
 def experiment_id() -> str:
@@ -126,10 +128,15 @@ def default_storage() -> str:
 
 
 def store_uri() -> str:
-    """Return the tracking store as it is kept on disk: without passwords, the same anywhere."""
+    """Return the tracking store as it is kept on disk: without a login, the same anywhere."""
     uri = hide_passwords(mlflow.get_tracking_uri())
-    file = _sqlite_file(uri)
-    return str(make_url(uri).set(database=str(Path(file).absolute()))) if file else uri
+    if file := _sqlite_file(uri):
+        return str(make_url(uri).set(database=str(Path(file).resolve())))
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return uri
+    host = parts.netloc.rpartition("@")[2].lower()
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
 
 def _sqlite_file(uri: str) -> str:

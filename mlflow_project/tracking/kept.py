@@ -53,13 +53,18 @@ def held(folder: Path) -> Iterator[Outbox]:
     LRRTError
         If the folder holds no run.
     """
+    _require_kept(folder)  # before the lock, which would make the folder again
     lock = hold(folder)
     try:
-        if not (folder / STATE).is_file():
-            raise InUse(f"run {folder.name} is not kept any more: it was sent")
+        _require_kept(folder)
         yield _load(folder)
     finally:
         lock.release()
+
+
+def _require_kept(folder: Path) -> None:
+    if not (folder / STATE).is_file():
+        raise InUse(f"run {folder.name} is not kept any more: it was sent")
 
 
 def forget(folder: Path) -> None:
@@ -70,22 +75,25 @@ def forget(folder: Path) -> None:
 
 
 def mark_ended() -> None:
-    """Mark the runs of this store as KILLED whose process is gone without having told their end."""
+    """Mark the runs of this store as KILLED whose process is gone without having told their end.
+
+    Nothing else of a folder is used here, which may come from somebody else.
+    """
     for folder, state in _kept(work_folder()):
-        if not state.is_told and state.tracking_uri == store_uri():
+        if state.tracking_uri == store_uri() and (not state.is_told or state.status != "KILLED"):
             # What a person has asked for does not depend on this.
             with suppress(Exception), held(folder) as kept:
                 if not kept.state.is_told:  # it may have ended in between
                     _mark(kept)
+                elif not kept.requests:  # of a run that reads its files, and was killed
+                    remove_folder(folder)
 
 
 def _mark(kept: Outbox) -> None:
     client, state = mlflow.MlflowClient(), kept.state
     was_running = state.status == "RUNNING"
     reason = KILLED if was_running else UNSENT_REASON
-    if was_running:
-        kept.adopt()
-        kept.send()  # what the process was about to send
+    kept.adopt()
     if not state.run_id.startswith(UNSENT):
         PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
         PATIENCE.attempt(lambda: client.set_terminated(state.run_id, "KILLED"))
@@ -121,26 +129,27 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
         path is None or bool(found),
         f"{folder} holds no run: give a folder .lrrt/RUN_ID, or .lrrt for all",
     )
-    sent: dict[Path, str] = {}
+    found.sort(key=lambda pair: pair[1].start_time)
+    # First all runs are opened, since the requests of one may name another.
+    for each, _ in found:
+        with suppress(Exception), held(each) as kept:
+            _require_store(kept, tracking_uri)
+            kept.open_run()
+    sent: list[str] = []
     reasons: dict[Path, str] = {}
     used = 0
-    # First all runs are opened, since the requests of one may name another.
-    for step in (Outbox.open_run, _send):
-        reasons.clear()
-        sent.clear()
-        used = 0
-        for each, _ in sorted(found, key=lambda pair: pair[1].start_time):
-            try:
-                with held(each) as kept:
-                    _require_store(kept, tracking_uri)
-                    step(kept)
-                    sent[each] = kept.state.run_id
-            except InUse as error:
-                used += 1
-                if is_run:
-                    reasons[each] = str(error)
-            except Exception as error:
-                reasons[each] = reason_of(error)
+    for each, _ in found:
+        try:
+            with held(each) as kept:
+                _require_store(kept, tracking_uri)
+                _send(kept)
+                sent.append(kept.state.run_id)
+        except InUse as error:
+            used += 1
+            if is_run:
+                reasons[each] = str(error)
+        except Exception as error:
+            reasons[each] = reason_of(error)
     if used and not is_run:
         console.note(f"{used} of {len(found)} runs belong to a process that runs: left alone")
     if reasons:
@@ -149,7 +158,7 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
             f"{len(reasons)} of {len(found)} runs are not sent ({first}: {reason}): they are kept; "
             "start the store, or correct tracking_uri, and send them again"
         )
-    return [*sent.values()]
+    return sent
 
 
 def _send(kept: Outbox) -> None:
@@ -157,19 +166,19 @@ def _send(kept: Outbox) -> None:
     state = kept.state
     is_whole = state.is_told and state.status != "KILLED" and not kept.requests
     if not is_whole and not any(request.kind == "end" for request in kept.requests):
-        # Of a process that was killed: as if it had been interrupted.
-        state.status = "KILLED"
-        state.tags.setdefault(tags.ERROR, KILLED)
-        values = {tags.ERROR: state.tags[tags.ERROR]}
-        checkpoint = kept.folder / FILES / tags.CHECKPOINT_FILE
-        if checkpoint.is_file():
-            values[tags.CHECKPOINT] = sha256(checkpoint)
-        kept.keep("tags", values=values)
+        if state.status == "RUNNING":
+            state.status = "KILLED"
+        if state.status == "KILLED":  # as if it had been interrupted
+            values = {tags.ERROR: state.tags.setdefault(tags.ERROR, KILLED)}
+            checkpoint = kept.folder / FILES / tags.CHECKPOINT_FILE
+            if checkpoint.is_file():
+                values[tags.CHECKPOINT] = sha256(checkpoint)
+            kept.keep("tags", values=values)
         kept.keep_files()
-        kept.keep("end", status="KILLED", time=get_current_time_millis())
+        kept.keep("end", status=state.status, time=get_current_time_millis())
     kept.settle()
     if kept.requests:
-        raise LRRTError(kept.requests[0].error)
+        raise LRRTError(next(filter(None, (each.error for each in kept.requests)), "no answer"))
     remove_folder(kept.folder)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import mlflow
@@ -101,6 +101,7 @@ def require_deployable(prepared: PreparedTask, register: str | None) -> None:
 def _require_registrable(name: str) -> None:
     """Raise LRRTError if no version of the model ``name`` could be registered by this user."""
     client = mlflow.MlflowClient()
+    require("'" not in name, f"register={name!r} cannot be searched for: give a name without '")
     try:
         try:
             model = ask(lambda: client.get_registered_model(name))
@@ -108,8 +109,12 @@ def _require_registrable(name: str) -> None:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             # Made and removed again, so that a training that fails leaves none without a version.
-            ask(lambda: client.create_registered_model(name))
-            ask(lambda: client.delete_registered_model(name))
+            # Another process may do the same, and the answer to an earlier request be lost.
+            with _suppress_code("RESOURCE_ALREADY_EXISTS"):
+                ask(lambda: client.create_registered_model(name))
+            if not ask(lambda: client.search_model_versions(f"name = '{name}'")):
+                with _suppress_code("RESOURCE_DOES_NOT_EXIST"):
+                    ask(lambda: client.delete_registered_model(name))
         else:
             ask(lambda: client.update_registered_model(name, model.description))
     except MlflowException as error:
@@ -117,6 +122,15 @@ def _require_registrable(name: str) -> None:
             f"no model can be registered as {name!r} ({first_line(error)}): give a name without / "
             "and :, of a model that this login may change"
         ) from error
+
+
+@contextmanager
+def _suppress_code(code: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
 
 
 def _deployed(setup: Setup, model: nn.Module) -> tuple[nn.Module, Tensor | None, Any]:

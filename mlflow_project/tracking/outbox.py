@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -50,10 +51,6 @@ __all__ = [
 STATE, FILES, MODEL, OUTBOX = "run.json", "files", "model", "outbox"
 FIRST_FILES = (".safetensors", ".json", ".csv")
 """Kinds of files that are sent before others, which are pictures and reports."""
-FIRST_TAGS = (
-    *(tags.UUID, "mlflow.parentRunId", "mlflow.runName", "mlflow.user", "mlflow.source.name"),
-)
-"""Tags that a run has from its creation; the others are requests of their own."""
 UNSENT = "unsent-"
 UNSENT_ID = re.compile(f"{UNSENT}([0-9a-f]{{32}})")
 """Id of a run that was opened while the store was away: its UUID, until it gets a real one."""
@@ -143,6 +140,10 @@ class Outbox:
             kind = get_origin(kind) or kind
             require(isinstance(getattr(state, name), kind), f"{name} is no {kind.__name__}")
         require(all(isinstance(each, str) for each in state.tags.values()), "a tag is no text")
+        for place, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                # What it leads to may be anything on this machine.
+                require(not Path(place, name).is_symlink(), f"{name} is a link: remove it")
         outbox = cls(folder, state)
         for path in sorted((folder / OUTBOX).glob("[0-9]*.json")):  # those that are complete
             request = Request(**json.loads(path.read_text("utf-8")), path=path)
@@ -152,11 +153,15 @@ class Outbox:
             outbox._number = int(path.stem)
         return outbox
 
+    def write_state(self) -> None:
+        """Write the state of the run; raise OSError if that is not possible."""
+        self.folder.joinpath(OUTBOX).mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / STATE, json.dumps(vars(self.state)))
+
     def save(self) -> None:
         """Write the state of the run, unless the disk is full, which must not end a training."""
         with suppress(OSError):
-            self.folder.joinpath(OUTBOX).mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / STATE, json.dumps(vars(self.state)))
+            self.write_state()
 
     def request(self, kind: str, **content: Any) -> None:
         """Send a request to the store, whatever is kept."""
@@ -231,12 +236,6 @@ class Outbox:
             content = {"points": points}
         SENDERS[request.kind](self, content)
 
-    def clear(self) -> None:
-        """Forget all requests, which the store has taken in a different way."""
-        for request in self.requests:
-            request.path.unlink(missing_ok=True)
-        self.requests.clear()
-
     def settle(self) -> None:
         """Send what is kept, again and again while it may succeed and there is time to wait."""
         failed = self.send(refused=True)
@@ -260,8 +259,9 @@ class Outbox:
         self.adopt()
         state = self.state
         if state.run_id.startswith(UNSENT):
-            # Of its tags, those that others wait for may not be known yet.
-            own = {name: state.tags[name] for name in FIRST_TAGS if name in state.tags}
+            # Its other tags are requests of their own.
+            first = re.compile(f"{tags.UUID}|mlflow\\.(?!note)")
+            own = {name: value for name, value in state.tags.items() if first.match(name)}
             self._use(
                 self._client.create_run(state.experiment_id, state.start_time, self.with_ids(own))
             )
@@ -369,11 +369,28 @@ class Outbox:
         self.state.tags |= registered
 
     def _send_end(self, content: Mapping[str, Any]) -> None:
-        run_id, status = self.state.run_id, content["status"]
         if tags.ERROR not in self.state.tags:  # it said that something was not sent
             with suppress(MlflowException):
-                self._client.delete_tag(run_id, tags.ERROR)
-        self._client.set_terminated(run_id, status, content["time"])
+                self._client.delete_tag(self.state.run_id, tags.ERROR)
+        self._tell(content["status"], content["time"])
+
+    def _tell(self, status: str, time: int | None = None) -> None:
+        self._client.set_terminated(self.state.run_id, status, time)
+        self.state.is_told = True
+        self.save()
+
+    def tell_unsent(self) -> None:
+        """Have the run FAILED in the store until everything is sent."""
+        if self.state.run_id.startswith(UNSENT):
+            return
+        reason = next(filter(None, (each.error for each in self.requests)), "no answer")
+        values = {tags.ERROR: f"not all that it logged is sent ({reason}): see lrrt-stage sync"}
+        for request in (
+            partial(self.request, "tags", values=values),
+            partial(self._tell, "FAILED"),
+        ):
+            with suppress(Exception):
+                PATIENCE.attempt(request, "end")
 
 
 SENDERS: dict[str, Callable[[Outbox, Any], None]] = {

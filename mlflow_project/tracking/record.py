@@ -25,6 +25,7 @@ from typing import Any
 from uuid import uuid4
 
 import mlflow
+import mlflow.tracking.fluent as fluent
 from filelock import FileLock, Timeout
 from mlflow.data.dataset import Dataset
 from mlflow.entities import LifecycleStage, Metric, Run
@@ -40,7 +41,7 @@ from lrrt_stage.settings import Options, require, setting
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import store_uri
 from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, RunState
-from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, limits, reason_of
+from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, reason_of
 from pipeline.task.tasks import CACHE
 
 __all__ = [
@@ -133,13 +134,15 @@ class RunRecord:
         """Whether the folders of children stay until this run ends, which reads files of them."""
         self.is_working: bool = parent is not None and parent.is_working
         """Whether :meth:`begin_work` was called."""
+        self._is_kept = False
+        """Whether all that the run has logged was sent, or is among the requests."""
         self.folder = work_folder() / state.run_id
         self.outbox = Outbox(self.folder, state)
         try:
             _make_work_folder(self.folder.parent)
             self.files.mkdir(parents=True)
             self._lock = hold(self.folder)
-            self.outbox.save()
+            self.outbox.write_state()
         except OSError as error:
             raise _unusable(self.folder, error) from error
         if parent is not None:
@@ -159,7 +162,7 @@ class RunRecord:
             self._lock.release()
             self.folder = self.outbox.folder = self.folder.rename(self.folder.parent / info.run_id)
             self._lock = hold(self.folder)
-            self.outbox.save()
+            self.outbox.write_state()
         except OSError as error:
             raise _unusable(self.folder, error) from error
 
@@ -264,15 +267,17 @@ class RunRecord:
     def close(self, status: str) -> None:
         """End the run: send what is left, or keep it."""
         outbox = self.outbox
-        outbox.state.status, end_time = status, get_current_time_millis()
         try:
-            try:
-                outbox.keep_files()
-                outbox.save()
-                self._settle()
-            finally:
-                self._end(status, end_time)
+            outbox.state.status = status
+            outbox.save()
+            outbox.keep_files()
+            outbox.keep("end", status=status, time=get_current_time_millis())
+            self._is_kept = True
+            self._settle()
+            if outbox.requests:
+                outbox.tell_unsent()
         finally:
+            _leave_active(str(self.run.info.run_id))
             _records.open.remove(self)
             if self.parent is None or not self.parent.keeps_children:
                 self._leave(is_outermost=self.parent is None)
@@ -282,28 +287,6 @@ class RunRecord:
             child._settle()
         self.outbox.settle()
 
-    def _end(self, status: str, end_time: int) -> None:
-        """End the run in the store, where it is FAILED until everything is sent."""
-        outbox, active = self.outbox, mlflow.active_run()
-        unsent = [each.error for each in outbox.requests]
-        outbox.keep("end", status=status, time=end_time)
-        if self.run_id.startswith(UNSENT):
-            return
-        told = "FAILED" if unsent else status
-        with limits(1 if unsent else PATIENCE.left), suppress(Exception):
-            if unsent:
-                reason = f"not all that it logged is sent ({unsent[0]}): see lrrt-stage sync"
-                with suppress(Exception):
-                    outbox.request("tags", values={tags.ERROR: reason[:5000]})
-            if active is not None and active.info.run_id == self.run_id:
-                mlflow.end_run(told)  # which first forgets the run
-            else:
-                mlflow.MlflowClient().set_terminated(self.run_id, told)
-            outbox.state.is_told = True
-            outbox.save()
-            if not unsent:
-                outbox.clear()
-
     def _leave(self, *, is_outermost: bool) -> None:
         """Remove the folders of this run and those inside it that the store has completely.
 
@@ -311,12 +294,25 @@ class RunRecord:
         """
         for child in self.children:
             child._leave(is_outermost=is_outermost)
-        is_sent = not self.outbox.requests
+        is_sent = self._is_kept and not self.outbox.requests
         if is_sent or is_outermost:
             self._lock.release()
         if is_sent and self in _records.all:
             _records.all.remove(self)
             remove_folder(self.folder)
+
+
+def _leave_active(run_id: str) -> None:
+    """Do what ``mlflow.end_run()`` does besides its request, which may fail or be sent later.
+
+    A run that stays active would be FINISHED when the process ends.
+    """
+    active = fluent._active_run_stack.get()
+    if run_id in [run.info.run_id for run in active]:
+        active[:] = [run for run in active if run.info.run_id != run_id]
+        fluent._last_active_run_id.set(run_id)
+        if (monitor := fluent.run_id_to_system_metrics_monitor.pop(run_id, None)) is not None:
+            monitor.finish()
 
 
 def _unusable(folder: Path, error: OSError) -> LRRTError:

@@ -95,7 +95,7 @@ def find_runs(
         conditions.append("attributes.status = 'FINISHED'")
     search = partial(
         mlflow.MlflowClient().search_runs,
-        [experiment or experiment_id()],
+        [experiment or ask(experiment_id)],
         " and ".join(conditions),
         max_results=limit,
         order_by=["attributes.start_time DESC"],
@@ -127,10 +127,9 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
     if active or project:
         os.environ.pop(RUN_ID, None)  # else start_run() would resume that run
     record = _open_record(active, project, stage)
-    record.keeps_children = keeps_children
-    takes_over = project is not None and record.run_id == project.info.run_id
     status = "FAILED"
     try:
+        record.keeps_children = keeps_children
         record.set_tags({tags.STAGE: stage} | _name_tag(record, stage, name))
         if active is None:
             save_view(record.run.info.experiment_id)
@@ -155,7 +154,9 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
         finally:
             if enclosing_record() is None:
                 _note_unsent()
-        if of_project and not takes_over:  # for the next stage of this process
+        if of_project and (
+            project is None or record.run_id != project.info.run_id
+        ):  # for the next stage of this process
             os.environ[RUN_ID] = of_project
 
 
@@ -166,9 +167,11 @@ def _note_unsent() -> None:
         more = f" and {len(records) - 3} more" if len(records) > 3 else ""
         first, store = records[0], store_uri()
         path = first.folder if len(records) == 1 else first.folder.parent
+        reason = next(filter(None, (each.error for each in first.outbox.requests)), "no answer")
+        where = "" if "***" in store else f" --tracking-uri {shlex.quote(store)}"
         console.note(
-            f"{store} has not taken all of run {ids}{more} ({first.outbox.requests[0].error}): it "
-            f"is kept, lrrt-stage sync {shlex.quote(str(path))} --tracking-uri {store} sends it"
+            f"{store} has not taken all of run {ids}{more} ({reason}): it is kept, "
+            f"lrrt-stage sync {shlex.quote(str(path))}{where} sends it"
         )
 
 

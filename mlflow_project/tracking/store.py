@@ -252,7 +252,8 @@ def uninterrupted() -> Iterator[None]:
     handlers = {
         number: signal.signal(number, delay)
         for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not None  # one that was not installed from Python
+        # None is one that was not installed from Python.
+        if signal.getsignal(number) not in (None, signal.SIG_IGN)
     }
     try:
         yield

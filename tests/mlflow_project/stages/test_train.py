@@ -138,7 +138,7 @@ def test_a_model_that_cannot_be_exported_is_not_registered(store, untraceable):
 
 
 @pytest.mark.starts_with("lrrt")
-@pytest.mark.parametrize("name", ["a/b", "a:b", "   "])
+@pytest.mark.parametrize("name", ["a/b", "a:b", "   ", "it's"])
 def test_a_name_that_no_model_can_have_is_refused_before_the_training(store, name):
     store.run("train", "--epochs", 1, "--register", name, code=2).names("register")
     assert not store.one("train").data.metrics.keys() & {"train_loss"}
