@@ -154,9 +154,8 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
         finally:
             if enclosing_record() is None:
                 _note_unsent()
-        if of_project and (
-            project is None or record.run_id != project.info.run_id
-        ):  # for the next stage of this process
+        takes_over = project is not None and record.run_id == project.info.run_id
+        if of_project and not takes_over:  # for the next stage of this process
             os.environ[RUN_ID] = of_project
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lrrt_stage import LRRTError
-from mlflow_project import track_range_test
+from mlflow_project import load_handoff, track_range_test
 from mlflow_project.tracking import outbox, record, runs, store
 from tests.mlflow_project.stages.test_killed import kept
 from tests.stores import ROOT
@@ -174,21 +174,28 @@ def test_a_long_transfer_to_a_store_of_ones_own_is_interrupted(store, monkeypatc
     assert store.one("lrrt").info.status == "KILLED"
 
 
-@pytest.mark.parametrize("moment", ["settle", "_end"])
+@pytest.mark.parametrize("moment", ["save", "keep_files", "keep", "settle"])
 def test_an_interrupt_at_the_end_of_a_run_leaves_no_run_open(store, monkeypatch, moment):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
+    real = getattr(outbox.Outbox, moment)
+
+    def interrupted(self, *arguments, **options):
+        if self.state.status != "RUNNING":
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        owner = outbox.Outbox if moment == "settle" else record.RunRecord
-        patch.setattr(owner, moment, interrupted)
+        patch.setattr(outbox.Outbox, moment, interrupted)
         with pytest.raises(KeyboardInterrupt):
             track_range_test(*objects(), probe=None, iterations=30)
     assert record.enclosing_record() is None
-    while mlflow.active_run():
-        mlflow.end_run()
+    assert mlflow.active_run() is None
     store.run("sync")
     assert kept() == []
+    (run,) = store.runs()
+    assert run.info.status == ("KILLED" if moment == "save" else "FINISHED")
+    assert "initial_weights.safetensors" in store.artifacts(run)
+    if moment != "save":
+        assert load_handoff(run.info.run_id).range.max > 0
 
 
 def test_where_no_folder_can_be_made_no_run_is_opened(store, monkeypatch):
@@ -222,6 +229,34 @@ with runs.stage_run("lrrt"):
     found = [run.info.status for run in store.runs() if "lrrt.fingerprint" not in run.data.tags]
     assert found == (["KILLED"] if moment == "after" else [])
     assert kept() == []
+
+
+def test_what_a_forged_folder_asks_for_is_not_sent_by_other_commands(store, forged):
+    with mlflow.start_run() as run:
+        pass
+    asked = [{"kind": "tags", "content": {"values": {"forged": "yes"}}}]
+    asked += [{"kind": "model", "content": {"register": "production", "metrics": []}}]
+    forged(asked, run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+    store.run("lrrt", *store.SMALL)
+    assert "forged" not in mlflow.get_run(run.info.run_id).data.tags
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+@pytest.mark.parametrize("link", ["files", "model", "outbox", "files/below", "model/data"])
+def test_nothing_behind_a_link_is_sent(store, forged, link):
+    secrets = Path("secrets")
+    secrets.mkdir()
+    (secrets / "id_rsa").write_text("nobody's business")
+    with mlflow.start_run() as run:
+        pass
+    folder = forged(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+    if (folder / link).is_dir():
+        (folder / link).rmdir()
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(secrets.absolute())
+    store.run("sync", folder, code=2).names(Path(link).name, "link")
+    store.run("lrrt", *store.SMALL)
+    assert store.artifacts(mlflow.get_run(run.info.run_id)) == set()
 
 
 def test_a_request_that_was_half_written_is_no_request(store, forged):
