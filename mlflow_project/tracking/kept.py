@@ -124,21 +124,21 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
     if tracking_uri is not None:
         mlflow.set_tracking_uri(tracking_uri)
     is_run = (folder / STATE).is_file()
-    found = [(folder, _load(folder).state)] if is_run else _kept(folder)
+    found = [folder] if is_run else [path.parent for path in folder.glob(f"*/{STATE}")]
     require(
         path is None or bool(found),
         f"{folder} holds no run: give a folder .lrrt/RUN_ID, or .lrrt for all",
     )
-    found.sort(key=lambda pair: pair[1].start_time)
+    found.sort(key=_start_time)
     # First all runs are opened, since the requests of one may name another.
-    for each, _ in found:
+    for each in found:
         with suppress(Exception), held(each) as kept:
             _require_store(kept, tracking_uri)
             kept.open_run()
     sent: list[str] = []
     reasons: dict[Path, str] = {}
     used = 0
-    for each, _ in found:
+    for each in found:
         try:
             with held(each) as kept:
                 _require_store(kept, tracking_uri)
@@ -190,6 +190,12 @@ def _require_store(kept: Outbox, tracking_uri: str | None) -> None:
         "--tracking-uri",
     )
     require("***" not in mlflow.get_tracking_uri(), "give the whole address, with its password")
+
+
+def _start_time(folder: Path) -> int:
+    with suppress(LRRTError):
+        return _load(folder).state.start_time
+    return 0
 
 
 def _load(folder: Path) -> Outbox:

@@ -166,14 +166,15 @@ class RunRecord:
         except OSError as error:
             raise _unusable(self.folder, error) from error
 
-    def drop(self) -> None:
-        """Forget a run that was not opened."""
+    def drop(self, *, is_ended: bool) -> None:
+        """Forget a run that was not opened; its folder tells the next command of one that runs."""
         _records.open.remove(self)
         _records.all.remove(self)
         if self.parent is not None:
             self.parent.children.remove(self)
         self._lock.release()
-        remove_folder(self.folder)
+        if is_ended:
+            remove_folder(self.folder)
 
     @property
     def run_id(self) -> str:

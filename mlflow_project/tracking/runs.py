@@ -219,14 +219,17 @@ def _open_record(active: Run | None, project: Run | None, stage: str) -> RunReco
 def _undo(record: RunRecord, active: Run | None, made: Callable[[], str | None]) -> None:
     """End a run that was not opened completely, and forget it."""
     PATIENCE.hurry()
+    is_ended = False
     try:
         if mlflow.active_run() is not active:
             mlflow.end_run("KILLED")
         elif (run_id := PATIENCE.attempt(made)) is not None:
             mlflow.MlflowClient().set_terminated(run_id, "KILLED")
-    except Exception:  # its folder tells the next command of it
-        return
-    record.drop()
+        is_ended = True
+    except Exception:
+        pass
+    finally:
+        record.drop(is_ended=is_ended)
 
 
 def _belongs_to(project: Run, stage: str) -> bool:

@@ -9,6 +9,7 @@ from lrrt_stage import digest
 from lrrt_stage.state import weights
 from mlflow_project import load_handoff
 from mlflow_project.handoff.handoff import source_of
+from mlflow_project.tracking import record
 from tests.faulty_store import proxy
 from tests.mlflow_project.stages.test_killed import kept, start, until
 from tests.servers import mlflow_server
@@ -191,6 +192,9 @@ def test_before_the_work_a_store_is_waited_for_no_longer_than_allowed(store, fau
     options = ("--max-wait", 2, "--experiment", "another")
     store.run("lrrt", *store.SMALL, *options, code=2).names("max_wait" if "?" in path else "503")
     assert time.monotonic() - began < 20
+    assert record.enclosing_record() is None
+    faulty.answer()
+    store.run("lrrt", *store.SMALL, *options)
     assert kept() == []
 
 

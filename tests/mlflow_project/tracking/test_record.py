@@ -150,6 +150,7 @@ def test_a_forged_request_sends_nothing_and_ends_in_one_line(store, forged, requ
 def test_a_forged_state_is_one_line(store, forged, changes):
     folder = forged(**changes)
     store.run("sync", folder, code=2).names(".lrrt")
+    store.run("sync", code=2).names(".lrrt")
     store.run("lrrt", *store.SMALL)
     assert folder.is_dir()
 
