@@ -32,8 +32,7 @@ LONGEST = 200
 class LRRTError(ValueError):
     """Input that cannot be used. The message is one line: what was wrong and what to do.
 
-    Secrets in it are hidden, and so are characters that a terminal would obey. Line ends are
-    spaces.
+    Secrets in it are hidden, and so are characters that a terminal would obey.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -91,8 +90,14 @@ def excerpt(value: object, longest: int = LONGEST) -> str:
 
 
 def _without_controls(text: str) -> str:
-    shown = (" " if c.isspace() else c if c.isprintable() else HIDDEN_CHARACTER for c in text)
-    return text if text.isprintable() else "".join(shown)
+    if text.isprintable():
+        return text
+
+    def shown(c: str) -> str:
+        # The worker of a DataLoader makes an error of a traceback, whose lines are read later.
+        return c if c.isprintable() or c == "\n" else " " if c.isspace() else HIDDEN_CHARACTER
+
+    return "".join(map(shown, text))
 
 
 def describe(value: Any) -> str:

@@ -369,7 +369,8 @@ class Outbox:
         self.state.tags |= registered
 
     def _send_end(self, content: Mapping[str, Any]) -> None:
-        if tags.ERROR not in self.state.tags:  # it said that something was not sent
+        if self.state.is_told and tags.ERROR not in self.state.tags:
+            # It was said that not everything is sent.
             with suppress(MlflowException):
                 self._client.delete_tag(self.state.run_id, tags.ERROR)
         self._tell(content["status"], content["time"])

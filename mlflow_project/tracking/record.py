@@ -313,7 +313,8 @@ def _leave_active(run_id: str) -> None:
         active[:] = [run for run in active if run.info.run_id != run_id]
         fluent._last_active_run_id.set(run_id)
         if (monitor := fluent.run_id_to_system_metrics_monitor.pop(run_id, None)) is not None:
-            monitor.finish()
+            with suppress(Exception):  # it logs, too
+                monitor.finish()
 
 
 def _unusable(folder: Path, error: OSError) -> LRRTError:

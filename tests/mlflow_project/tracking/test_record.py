@@ -22,6 +22,7 @@ from tests.stores import ROOT
 
 
 def objects():
+    torch.manual_seed(0)
     model = nn.Linear(4, 2)
     inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
     batches = [(inputs, (inputs[:, 0] > 0).long())]
