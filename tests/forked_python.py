@@ -44,9 +44,16 @@ connection.connect({address!r})
 request = [{arguments!r} + sys.argv[1:], os.getcwd(), dict(os.environ), files]
 socket.send_fds(connection, [json.dumps(request).encode() + b"\\n"], files)
 pid = int(connection.recv(20))
-signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number))
-signal.signal(signal.SIGINT, lambda number, _: os.killpg(pid, number))  # as a terminal does
+def pass_on(number, _):
+    try:
+        # A terminal sends Ctrl-C to all of a group.
+        (os.killpg if number == signal.SIGINT else os.kill)(pid, number)
+    except ProcessLookupError:
+        pass  # it has just ended
+signal.signal(signal.SIGTERM, pass_on)
+signal.signal(signal.SIGINT, pass_on)
 code = int(connection.recv(20))
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # what ends here is the stand-in alone
 if code < 0:
     if code != -signal.SIGKILL:  # which nothing can be set for
         signal.signal(-code, signal.SIG_DFL)

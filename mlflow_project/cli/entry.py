@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # once more, while the first one was being told
         code = INTERRUPTED
+    if arguments is None:
+        # All is done: what Python does at its end is not worth another exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -64,7 +64,7 @@ def test_a_second_ctrl_c_deletes_nothing(store, monkeypatch):
         training.send_signal(signal.SIGINT)
         time.sleep(0.05)
     _, err = training.communicate(timeout=60)
-    assert training.returncode == 130
+    assert training.returncode == 130, err
     assert "Traceback" not in err
     here, sent = Path(".lrrt") / run_id, store.artifacts(mlflow.get_run(run_id))
     assert here.is_dir() or "checkpoint.safetensors" in sent
