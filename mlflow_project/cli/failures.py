@@ -43,13 +43,13 @@ def run_command(arguments: Sequence[str]) -> int:
         remedy = "check the free space and the rights of the folders, and the tracking store"
         return _fail(arguments, f"{type(error).__name__}: {first_line(error)}: {remedy}")
     except (KeyboardInterrupt, click.Abort) as interrupt:
-        print(interrupted_line(_first_told(interrupt)), file=sys.stderr)
+        print(interrupted_line(_told(interrupt)), file=sys.stderr)
         return INTERRUPTED
     code = code if isinstance(code, int) else 0
     return NOT_SENT if code == 0 and unsent_records() else code
 
 
-def _first_told(interrupt: BaseException | None) -> BaseException | None:
+def _told(interrupt: BaseException | None) -> BaseException | None:
     """Return the interrupt that says what is kept.
 
     click raises an Abort while it handles what a stage raised, and a second Ctrl-C says nothing.

@@ -15,7 +15,7 @@ from lrrt_stage.errors import excerpt, first_line
 from lrrt_stage.settings import require
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import store_uri
-from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, RunState, sha256
+from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, sha256
 from mlflow_project.tracking.record import InUse, hold, remove_folder, work_folder
 from mlflow_project.tracking.store import PATIENCE, reason_of
 
@@ -79,10 +79,13 @@ def mark_ended() -> None:
 
     Nothing else of a folder is used here, which may come from somebody else.
     """
-    for folder, state in _kept(work_folder()):
-        if state.tracking_uri == store_uri() and (not state.is_told or state.status != "KILLED"):
-            # What a person has asked for does not depend on this.
-            with suppress(Exception), held(folder) as kept:
+    for folder in _folders(work_folder()):
+        # What a person has asked for does not depend on this.
+        with suppress(Exception):
+            state = _load(folder).state
+            if state.tracking_uri != store_uri() or (state.is_told and state.status == "KILLED"):
+                continue
+            with held(folder) as kept:
                 if not kept.state.is_told:  # it may have ended in between
                     _mark(kept)
                 elif not kept.requests:  # of a run that reads its files, and was killed
@@ -124,7 +127,7 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
     if tracking_uri is not None:
         mlflow.set_tracking_uri(tracking_uri)
     is_run = (folder / STATE).is_file()
-    found = [folder] if is_run else [path.parent for path in folder.glob(f"*/{STATE}")]
+    found = [folder] if is_run else _folders(folder)
     require(
         path is None or bool(found),
         f"{folder} holds no run: give a folder .lrrt/RUN_ID, or .lrrt for all",
@@ -178,7 +181,7 @@ def _send(kept: Outbox) -> None:
         kept.keep("end", status=state.status, time=get_current_time_millis())
     kept.settle()
     if kept.requests:
-        raise LRRTError(next(filter(None, (each.error for each in kept.requests)), "no answer"))
+        raise LRRTError(kept.reason)
     remove_folder(kept.folder)
 
 
@@ -207,10 +210,6 @@ def _load(folder: Path) -> Outbox:
         ) from error
 
 
-def _kept(folder: Path) -> list[tuple[Path, RunState]]:
-    """Return the runs that are kept in a work folder, but for folders that cannot be read."""
-    found = []
-    for path in sorted(folder.glob(f"*/{STATE}")):
-        with suppress(LRRTError):  # half written, or being removed by another process
-            found.append((path.parent, _load(path.parent).state))
-    return found
+def _folders(work_folder: Path) -> list[Path]:
+    """Return the folders of runs in a work folder."""
+    return [path.parent for path in sorted(work_folder.glob(f"*/{STATE}"))]

@@ -51,6 +51,8 @@ __all__ = [
 STATE, FILES, MODEL, OUTBOX = "run.json", "files", "model", "outbox"
 FIRST_FILES = (".safetensors", ".json", ".csv")
 """Kinds of files that are sent before others, which are pictures and reports."""
+FIRST_TAGS = re.compile(rf"{re.escape(tags.UUID)}|mlflow\.(?!note)")
+"""Tags that a run has from its creation; the others are requests of their own."""
 UNSENT = "unsent-"
 UNSENT_ID = re.compile(f"{UNSENT}([0-9a-f]{{32}})")
 """Id of a run that was opened while the store was away: its UUID, until it gets a real one."""
@@ -152,6 +154,11 @@ class Outbox:
             outbox.requests.append(request)
             outbox._number = int(path.stem)
         return outbox
+
+    @property
+    def reason(self) -> str:
+        """Why the store has not taken all that is kept."""
+        return next(filter(None, (each.error for each in self.requests)), "no answer")
 
     def write_state(self) -> None:
         """Write the state of the run; raise OSError if that is not possible."""
@@ -259,9 +266,7 @@ class Outbox:
         self.adopt()
         state = self.state
         if state.run_id.startswith(UNSENT):
-            # Its other tags are requests of their own.
-            first = re.compile(f"{tags.UUID}|mlflow\\.(?!note)")
-            own = {name: value for name, value in state.tags.items() if first.match(name)}
+            own = {name: value for name, value in state.tags.items() if FIRST_TAGS.match(name)}
             self._use(
                 self._client.create_run(state.experiment_id, state.start_time, self.with_ids(own))
             )
@@ -384,8 +389,8 @@ class Outbox:
         """Have the run FAILED in the store until everything is sent."""
         if self.state.run_id.startswith(UNSENT):
             return
-        reason = next(filter(None, (each.error for each in self.requests)), "no answer")
-        values = {tags.ERROR: f"not all that it logged is sent ({reason}): see lrrt-stage sync"}
+        text = f"not all that it logged is sent ({self.reason}): see lrrt-stage sync"
+        values = {tags.ERROR: text}
         for request in (
             partial(self.request, "tags", values=values),
             partial(self._tell, "FAILED"),

@@ -7,7 +7,7 @@ import re
 import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -166,10 +166,9 @@ def _note_unsent() -> None:
         more = f" and {len(records) - 3} more" if len(records) > 3 else ""
         first, store = records[0], store_uri()
         path = first.folder if len(records) == 1 else first.folder.parent
-        reason = next(filter(None, (each.error for each in first.outbox.requests)), "no answer")
         where = "" if "***" in store else f" --tracking-uri {shlex.quote(store)}"
         console.note(
-            f"{store} has not taken all of run {ids}{more} ({reason}): it is kept, "
+            f"{store} has not taken all of run {ids}{more} ({first.outbox.reason}): it is kept, "
             f"lrrt-stage sync {shlex.quote(str(path))}{where} sends it"
         )
 
@@ -221,13 +220,12 @@ def _undo(record: RunRecord, active: Run | None, made: Callable[[], str | None])
     PATIENCE.hurry()
     is_ended = False
     try:
-        if mlflow.active_run() is not active:
-            mlflow.end_run("KILLED")
-        elif (run_id := PATIENCE.attempt(made)) is not None:
-            mlflow.MlflowClient().set_terminated(run_id, "KILLED")
-        is_ended = True
-    except Exception:
-        pass
+        with suppress(Exception):
+            if mlflow.active_run() is not active:
+                mlflow.end_run("KILLED")
+            elif (run_id := PATIENCE.attempt(made)) is not None:
+                mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+            is_ended = True
     finally:
         record.drop(is_ended=is_ended)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lrrt_stage import RULES
-from lrrt_stage.files import write_text
+from lrrt_stage.files import replacing, write_text
 from lrrt_stage.plots import drawing
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestJob, RangeTestResult, TrainingResult
 from pipeline.studies.study import Findings
@@ -101,7 +101,8 @@ def write_findings(
     figures = {name: drawing.to_svg(figure) for name, figure in findings.figures.items()}
     for name, figure in findings.figures.items():
         drawing.save_figure(figure, folder / f"{name}.png")
-        (folder / f"{name}.svg").write_bytes(figures[name])
+        with replacing(folder / f"{name}.svg") as part:
+            part.write_bytes(figures[name])
     content = {
         "kind": kind,
         "rule": rule,

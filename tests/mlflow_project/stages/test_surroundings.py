@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from tests.mlflow_project.stages.test_killed import kept
-from tests.stores import ROOT, SMALL
+from tests.stores import SMALL, shell
 
 pytestmark = pytest.mark.slow
 needs_mounts = pytest.mark.skipif(
@@ -18,28 +18,26 @@ needs_mounts = pytest.mark.skipif(
 
 
 @pytest.fixture
-def mounted(tmp_path):
-    """Mounts file systems: a folder and its options."""
+def mount():
+    """Mounts something on a folder, as the command does, until the test has ended."""
     places = []
 
-    def mount(name, *options, kind="tmpfs", source="none"):
-        place = tmp_path / name
+    def on(place, *arguments):
         place.mkdir(exist_ok=True)
-        command = ["mount", "-t", kind, *options, source, str(place)]
-        if kind == "bind":
-            command = ["mount", "--bind", str(place), str(place)]
+        command = ["mount", *arguments, place]
         if subprocess.run(command, capture_output=True).returncode:
             pytest.skip("no file system can be mounted here")
         places.append(place)
-        if kind == "bind":
-            again = ["mount", "-o", "remount,ro,bind", str(place)]
-            if subprocess.run(again, capture_output=True).returncode:
-                pytest.skip("nothing can be mounted read-only here")
         return place
 
-    yield mount
-    for place in places:
+    yield on
+    for place in {*places}:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+def disk_of(size):
+    """The arguments for a file system of this size."""
+    return "-t", "tmpfs", "-o", f"size={size}", "none"
 
 
 def test_names_with_spaces_and_letters_of_all_kinds_in_a_plain_locale(tmp_path):
@@ -50,14 +48,10 @@ def test_names_with_spaces_and_letters_of_all_kinds_in_a_plain_locale(tmp_path):
     own = ("--work-dir", folder / "Ablage für später", "--experiment", "Versuch α β")
     # In this locale Python takes UTF-8 for names; what it prints is plain, as in some terminals.
     plain = {"LC_ALL": "C", "LANG": "C", "PYTHONIOENCODING": "ascii"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "LRRT"))}
-    environment |= plain | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for options in (("lrrt", *SMALL), ("train", "--epochs", 1)):
-        command = [sys.executable, "-m", "mlflow_project", *options, *own]
-        done = subprocess.run(
-            [str(each) for each in command], cwd=folder, env=environment, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        command = map(str, [*options, *own])
+        done = shell(folder, sys.executable, "-m", "mlflow_project", *command, **plain)
+        assert done.returncode == 0, done.stderr
     assert (folder / "mlflow.db").is_file()
 
 
@@ -86,9 +80,28 @@ def test_a_clock_that_jumps_changes_nothing(store, monkeypatch, hours):
 
 
 @needs_mounts
+@pytest.mark.parametrize("what", ["work", "artifacts"])
+def test_a_full_disk_is_one_line(store, mount, tmp_path, what):
+    disk = mount(tmp_path / "disk", *disk_of("300k"))
+    large = ("--model", "mlp", "--model-args", '{"width": 512}', "--device", "cpu")
+    if what == "artifacts":
+        mlflow.create_experiment("full", disk.as_uri())
+        outcome = store.run("lrrt", *large, "--experiment", "full", code=4)
+        assert "No space left" in outcome.err
+        assert "lrrt-stage sync" in outcome.err
+    else:
+        outcome = store.run("lrrt", *large, "--work-dir", disk / "work", code=2)
+        assert "StorageFull" in outcome.error or "No space left" in outcome.error
+        assert store.one("lrrt").info.status == "FAILED"
+    assert "Traceback" not in outcome.err
+    half = [path for path in disk.rglob("*.safetensors") if path.stat().st_size < 1000]
+    assert half == []
+
+
+@needs_mounts
 @pytest.mark.starts_with("lrrt")
-def test_a_full_folder_for_temporary_files_is_one_line(store, mounted, monkeypatch):
-    place = mounted("temporary", "-o", "size=8k")
+def test_a_full_folder_for_temporary_files_is_one_line(store, mount, monkeypatch, tmp_path):
+    place = mount(tmp_path / "temporary", *disk_of("8k"))
     (place / "filler").write_bytes(b"x" * 4096)
     # Python looks for a folder that can be written when it starts: this one was filled later.
     monkeypatch.setattr(tempfile, "tempdir", str(place))
@@ -99,7 +112,7 @@ def test_a_full_folder_for_temporary_files_is_one_line(store, mounted, monkeypat
 
 @needs_mounts
 @pytest.mark.parametrize("what", ["store", "artifacts", "work"])
-def test_a_place_that_is_read_only_is_one_line_before_the_work(store, mounted, tmp_path, what):
+def test_a_place_that_is_read_only_is_one_line_before_the_work(store, mount, tmp_path, what):
     place = tmp_path / "place"
     place.mkdir()
     uri = mlflow.get_tracking_uri()
@@ -113,7 +126,8 @@ def test_a_place_that_is_read_only_is_one_line_before_the_work(store, mounted, t
         options += ["--experiment", "placed"]
     else:
         options += ["--work-dir", place / "work"]
-    mounted("place", kind="bind")
+    mount(place, "--bind", place)
+    mount(place, "-o", "remount,ro,bind")
     outcome = store.run(*options, "--tracking-uri", uri, code=2)
     outcome.names({"store": "read only.db", "artifacts": "artifacts", "work": "work_dir"}[what])
     assert {run.info.status for run in store.runs()} <= {"FAILED"}

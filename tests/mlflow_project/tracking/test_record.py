@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from lrrt_stage import LRRTError
 from mlflow_project import load_handoff, track_range_test
 from mlflow_project.tracking import outbox, record, runs, store
 from tests.mlflow_project.stages.test_killed import kept
-from tests.stores import ROOT
+from tests.stores import shell
 
 
 def objects():
@@ -224,7 +223,8 @@ mlflow.start_run = killed
 with runs.stage_run("lrrt"):
     pass
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path.cwd(), env=environment())
+    chosen = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_NAME": "test"}
+    done = shell(Path.cwd(), sys.executable, "-c", script, **chosen)
     assert done.returncode == -signal.SIGKILL
     assert len(kept()) == 1
     store.run("lrrt", *store.SMALL)
@@ -268,10 +268,3 @@ def test_a_request_that_was_half_written_is_no_request(store, forged):
     (folder / "outbox" / ".part-000003.json").write_text('{"kind": "ta')
     store.run("sync", folder)
     assert kept() == []
-
-
-def environment():
-    """That of a process on the store of the test."""
-    store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_NAME": "test"}
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    return outside | store | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
