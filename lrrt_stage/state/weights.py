@@ -186,7 +186,7 @@ def load(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise LRRTError(
-            f"{path} is not a readable safetensors file ({error}): save the weights with "
+            f"{path} is not a readable safetensors file ({excerpt(error)}): save the weights with "
             "safetensors.torch.save_file; a pickle could run code, and is not read"
         ) from None
 

@@ -15,7 +15,7 @@ from lrrt_stage.errors import excerpt, first_line
 from lrrt_stage.settings import require
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import store_uri
-from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, sha256
+from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, RunState, sha256
 from mlflow_project.tracking.record import InUse, hold, remove_folder, work_folder
 from mlflow_project.tracking.store import PATIENCE, reason_of
 
@@ -37,7 +37,9 @@ def kept_run(name: str) -> Path | None:
     if os.sep not in name and (here / STATE).is_file():
         return here
     if os.sep not in name and not Path(name).is_dir():
-        return None
+        # The folder of a run that got its id late has a different name.
+        states = ((folder, _state(folder)) for folder in _folders(work_folder()))
+        return next((folder for folder, state in states if state and state.run_id == name), None)
     _load(Path(name))
     return Path(name)
 
@@ -80,29 +82,37 @@ def mark_ended() -> None:
     Nothing else of a folder is used here, which may come from somebody else.
     """
     for folder in _folders(work_folder()):
+        state = _state(folder)
+        if state is None or state.tracking_uri != store_uri():
+            continue
+        if state.is_told and state.status == "KILLED":
+            continue
         # What a person has asked for does not depend on this.
-        with suppress(Exception):
-            state = _load(folder).state
-            if state.tracking_uri != store_uri() or (state.is_told and state.status == "KILLED"):
-                continue
-            with held(folder) as kept:
-                if not kept.state.is_told:  # it may have ended in between
-                    _mark(kept)
-                elif not kept.requests:  # of a run that reads its files, and was killed
-                    remove_folder(folder)
+        with suppress(Exception), held(folder) as kept:
+            if not kept.state.is_told:  # it may have ended in between
+                _mark(kept)
+            elif not kept.requests:  # of a run that reads its files, and was killed
+                remove_folder(folder)
 
 
 def _mark(kept: Outbox) -> None:
     client, state = mlflow.MlflowClient(), kept.state
     was_running = state.status == "RUNNING"
     reason = KILLED if was_running else UNSENT_REASON
-    kept.adopt()
+    PATIENCE.attempt(kept.adopt)
     if not state.run_id.startswith(UNSENT):
-        PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
-        PATIENCE.attempt(lambda: client.set_terminated(state.run_id, "KILLED"))
+        run = PATIENCE.attempt(lambda: client.get_run(state.run_id))
+        # A folder may name any run: only one that it knows, and that nobody has ended, is marked.
+        is_own = run.data.tags.get(tags.UUID) == state.tags.get(tags.UUID)
+        if is_own and run.info.status == "RUNNING":
+            PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
+            PATIENCE.attempt(lambda: client.set_terminated(state.run_id, "KILLED"))
+    if was_running:
+        state.status = "KILLED"
+    else:
+        _complete(kept)
     state.is_told = True
-    state.status = "KILLED" if was_running else state.status
-    kept.save()
+    kept.write_all()
     has_files = any(path.is_file() for path in (kept.folder / FILES).rglob("*"))
     if not kept.requests and not has_files:
         remove_folder(kept.folder)
@@ -110,6 +120,23 @@ def _mark(kept: Outbox) -> None:
         stage = state.tags.get(tags.STAGE, "stage")
         resume = f"; {stage} --resume {state.run_id} continues" if stage == "train" else ""
         console.note(f"{stage} run {state.run_id} was killed, and has left {kept.folder}{resume}")
+
+
+def _complete(kept: Outbox) -> None:
+    """Keep what the process of a run has not kept of the run's end."""
+    state = kept.state
+    if any(request.kind == "end" for request in kept.requests):
+        return
+    if state.status == "RUNNING":
+        state.status = "KILLED"
+    if state.status == "KILLED":  # as if it had been interrupted
+        values = {tags.ERROR: state.tags.setdefault(tags.ERROR, KILLED)}
+        checkpoint = kept.folder / FILES / tags.CHECKPOINT_FILE
+        if checkpoint.is_file():
+            values[tags.CHECKPOINT] = sha256(checkpoint)
+        kept.keep("tags", values=values)
+    kept.keep_files()
+    kept.keep("end", status=state.status, time=get_current_time_millis())
 
 
 def sync(path: str | None, tracking_uri: str | None) -> list[str]:
@@ -168,17 +195,8 @@ def _send(kept: Outbox) -> None:
     """Send all that is kept of a run, and remove its folder."""
     state = kept.state
     is_whole = state.is_told and state.status != "KILLED" and not kept.requests
-    if not is_whole and not any(request.kind == "end" for request in kept.requests):
-        if state.status == "RUNNING":
-            state.status = "KILLED"
-        if state.status == "KILLED":  # as if it had been interrupted
-            values = {tags.ERROR: state.tags.setdefault(tags.ERROR, KILLED)}
-            checkpoint = kept.folder / FILES / tags.CHECKPOINT_FILE
-            if checkpoint.is_file():
-                values[tags.CHECKPOINT] = sha256(checkpoint)
-            kept.keep("tags", values=values)
-        kept.keep_files()
-        kept.keep("end", status=state.status, time=get_current_time_millis())
+    if not is_whole:
+        _complete(kept)
     kept.settle()
     if kept.requests:
         raise LRRTError(kept.reason)
@@ -195,16 +213,22 @@ def _require_store(kept: Outbox, tracking_uri: str | None) -> None:
     require("***" not in mlflow.get_tracking_uri(), "give the whole address, with its password")
 
 
-def _start_time(folder: Path) -> int:
+def _state(folder: Path) -> RunState | None:
+    """Return what a folder says of its run; None if it cannot be read."""
     with suppress(LRRTError):
-        return _load(folder).state.start_time
-    return 0
+        return _load(folder).state
+    return None
+
+
+def _start_time(folder: Path) -> int:
+    state = _state(folder)
+    return 0 if state is None else state.start_time
 
 
 def _load(folder: Path) -> Outbox:
     try:
         return Outbox.load(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LRRTError(
             f"{folder} holds no run ({first_line(error)}): give a folder .lrrt/RUN_ID"
         ) from error

@@ -165,6 +165,16 @@ class Outbox:
         self.folder.joinpath(OUTBOX).mkdir(parents=True, exist_ok=True)
         write_text(self.folder / STATE, json.dumps(vars(self.state)))
 
+    def write_all(self) -> None:
+        """Write each request that is not on disk, and the state; raise OSError if it cannot."""
+        for request in self.unwritten():
+            self._write(request)
+        self.write_state()
+
+    def unwritten(self) -> list[Request]:
+        """Return the requests that are in memory alone."""
+        return [request for request in self.requests if not request.path.is_file()]
+
     def save(self) -> None:
         """Write the state of the run, unless the disk is full, which must not end a training."""
         with suppress(OSError):
@@ -194,13 +204,13 @@ class Outbox:
         self._number += 1
         request = Request(kind, content, self.folder / OUTBOX / f"{self._number:06}.json")
         self.requests.append(request)
-        self._write(request)
+        # A full disk does not end a training: what is in memory is sent all the same.
+        with suppress(OSError):
+            self._write(request)
 
     def _write(self, request: Request) -> None:
         content = {name: value for name, value in vars(request).items() if name != "path"}
-        # A full disk does not end a training: what is in memory is sent all the same.
-        with suppress(OSError):
-            write_text(request.path, json.dumps(content))
+        write_text(request.path, json.dumps(content))
 
     def send(self, *, refused: bool = False) -> set[str]:
         """Send what is kept, in order; return the kinds of requests that may succeed later.
@@ -222,7 +232,8 @@ class Outbox:
                 request.error = str(error)
             except Exception as error:
                 request.error, request.is_refused = reason_of(error), not is_temporary(error)
-                self._write(request)
+                with suppress(OSError):
+                    self._write(request)
                 if is_temporary(error):
                     failed.add(kind)
                 if kind == "create":
@@ -234,6 +245,10 @@ class Outbox:
 
     def _send(self, request: Request) -> None:
         content = request.content = self.with_ids(request.content)
+        if request.kind == "tags":
+            # One that was refused comes after newer ones.
+            now = self.with_ids(self.state.tags)
+            content = {"values": {k: v for k, v in content["values"].items() if now.get(k, v) == v}}
         if request.error and request.kind == "metrics":
             # The store may have taken them without an answer. Databases find that out themselves.
             names = {point[0] for point in content["points"]}
@@ -374,10 +389,13 @@ class Outbox:
         self.state.tags |= registered
 
     def _send_end(self, content: Mapping[str, Any]) -> None:
-        if self.state.is_told and tags.ERROR not in self.state.tags:
-            # It was said that not everything is sent.
-            with suppress(MlflowException):
-                self._client.delete_tag(self.state.run_id, tags.ERROR)
+        if self.state.is_told:  # with an error that says that not everything is sent
+            if tags.ERROR in self.state.tags:
+                own = self.with_ids({tags.ERROR: self.state.tags[tags.ERROR]})
+                self.request("tags", values=own)
+            else:
+                with suppress(MlflowException):
+                    self._client.delete_tag(self.state.run_id, tags.ERROR)
         self._tell(content["status"], content["time"])
 
     def _tell(self, status: str, time: int | None = None) -> None:

@@ -158,10 +158,11 @@ class RunRecord:
         state.run_name, state.start_time = info.run_name or "", info.start_time
         state.tags = dict(run.data.tags)
         try:
-            # A folder that is open cannot be renamed on Windows.
-            self._lock.release()
+            if os.name == "nt":  # where a folder with an open file cannot be renamed
+                self._lock.release()
             self.folder = self.outbox.folder = self.folder.rename(self.folder.parent / info.run_id)
-            self._lock = hold(self.folder)
+            if os.name == "nt":
+                self._lock = hold(self.folder)
             self.outbox.write_state()
         except OSError as error:
             raise _unusable(self.folder, error) from error
@@ -284,6 +285,8 @@ class RunRecord:
                 self._leave(is_outermost=self.parent is None)
 
     def _settle(self) -> None:
+        with suppress(Exception):  # which the children name
+            self.outbox.open_run()
         for child in self.children:
             child._settle()
         self.outbox.settle()

@@ -164,6 +164,11 @@ def _note_unsent() -> None:
     if records := unsent_records():
         ids = ", ".join(each.run_id for each in records[:3])
         more = f" and {len(records) - 3} more" if len(records) > 3 else ""
+        lost = []
+        for each in records:
+            with suppress(OSError):
+                each.outbox.write_all()
+            lost += each.outbox.unwritten()
         first, store = records[0], store_uri()
         path = first.folder if len(records) == 1 else first.folder.parent
         where = "" if "***" in store else f" --tracking-uri {shlex.quote(store)}"
@@ -171,6 +176,11 @@ def _note_unsent() -> None:
             f"{store} has not taken all of run {ids}{more} ({first.outbox.reason}): it is kept, "
             f"lrrt-stage sync {shlex.quote(str(path))}{where} sends it"
         )
+        if lost:
+            console.note(
+                f"{len(lost)} requests could not be written to {path}, and are lost: free some "
+                "space, and run the stage again"
+            )
 
 
 def _open_record(active: Run | None, project: Run | None, stage: str) -> RunRecord:
@@ -222,9 +232,10 @@ def _undo(record: RunRecord, active: Run | None, made: Callable[[], str | None])
     try:
         with suppress(Exception):
             if mlflow.active_run() is not active:
-                mlflow.end_run("KILLED")
+                PATIENCE.attempt(lambda: mlflow.end_run("KILLED"))
             elif (run_id := PATIENCE.attempt(made)) is not None:
-                mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+                client = mlflow.MlflowClient()
+                PATIENCE.attempt(lambda: client.set_terminated(run_id, "KILLED"))
             is_ended = True
     finally:
         record.drop(is_ended=is_ended)

@@ -11,11 +11,14 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from torch import nn
 
 from lrrt_stage import LRRTError
 from mlflow_project import load_handoff, track_range_test
 from mlflow_project.tracking import outbox, record, runs, store
+from mlflow_project.tracking.kept import kept_run, mark_ended
 from tests.mlflow_project.stages.test_killed import kept
 from tests.stores import shell
 
@@ -175,8 +178,11 @@ def test_a_long_transfer_to_a_store_of_ones_own_is_interrupted(store, monkeypatc
     assert store.one("lrrt").info.status == "KILLED"
 
 
+@pytest.mark.parametrize("commands_between", [0, 2])
 @pytest.mark.parametrize("moment", ["save", "keep_files", "keep", "settle"])
-def test_an_interrupt_at_the_end_of_a_run_leaves_no_run_open(store, monkeypatch, moment):
+def test_an_interrupt_at_the_end_of_a_run_leaves_no_run_open(
+    store, monkeypatch, moment, commands_between
+):
     real = getattr(outbox.Outbox, moment)
 
     def interrupted(self, *arguments, **options):
@@ -190,6 +196,10 @@ def test_an_interrupt_at_the_end_of_a_run_leaves_no_run_open(store, monkeypatch,
             track_range_test(*objects(), probe=None, iterations=30)
     assert record.enclosing_record() is None
     assert mlflow.active_run() is None
+    for _ in range(commands_between):
+        mark_ended()
+        (run,) = store.runs()
+        assert run.info.status != "RUNNING"
     store.run("sync")
     assert kept() == []
     (run,) = store.runs()
@@ -242,6 +252,90 @@ def test_what_a_forged_folder_asks_for_is_not_sent_by_other_commands(store, forg
     store.run("lrrt", *store.SMALL)
     assert "forged" not in mlflow.get_run(run.info.run_id).data.tags
     assert mlflow.MlflowClient().search_registered_models() == []
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "RUNNING"])
+def test_a_forged_folder_marks_no_run_that_it_does_not_know_or_that_has_ended(
+    store, forged, status
+):
+    client = mlflow.MlflowClient()
+    with runs.stage_run("lrrt") as mine:
+        pass
+    run_id, known = mine.run_id, mine.tags["lrrt.uuid"]
+    client.update_run(run_id, status)
+    told = {"lrrt.uuid": known if status == "FINISHED" else "0" * 32}
+    forged(run_id=run_id, experiment_id=mine.run.info.experiment_id, tags=told)
+    mark_ended()
+    run = mlflow.get_run(run_id)
+    assert run.info.status == status
+    assert "lrrt.error" not in run.data.tags
+    client.set_terminated(run_id)
+
+
+def test_a_state_of_any_depth_holds_up_no_other_run(store, forged):
+    with mlflow.start_run() as run:
+        pass
+    good = forged(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+    deep = Path(".lrrt/deep")
+    deep.mkdir()
+    (deep / "run.json").write_text("[" * 100_000)
+    store.run("sync", code=2).names("deep")
+    assert not good.exists()
+
+
+def test_a_run_that_got_its_id_late_is_found_by_it(store, forged):
+    folder = forged(run_id="a" * 32)
+    assert kept_run("a" * 32) == folder.absolute()
+    assert kept_run("b" * 32) is None
+
+
+def test_an_error_comes_back_when_everything_is_sent(store, monkeypatch):
+    def fails(*arguments):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox.MlflowClient, "log_artifact", fails)
+        with pytest.raises(LRRTError, match="the reason"), runs.stage_run("lrrt") as run:
+            (run.begin_work() / "file.txt").write_text("all of it")
+            raise LRRTError("the reason")
+    assert "not all" in mlflow.get_run(run.run_id).data.tags["lrrt.error"]
+    store.run("sync")
+    sent = mlflow.get_run(run.run_id)
+    assert sent.info.status == "FAILED"
+    assert sent.data.tags["lrrt.error"] == "the reason"
+    assert store.artifacts(sent) == {"file.txt"}
+
+
+def test_a_tag_that_was_refused_does_not_come_after_a_newer_one(store, monkeypatch):
+    real = outbox.MlflowClient.log_batch
+
+    def refusing(client, run_id, metrics=(), params=(), tags=(), **more):
+        if any(tag.value == "old" for tag in tags) and refuses:
+            raise MlflowException("no", error_code=PERMISSION_DENIED)
+        return real(client, run_id, metrics, params, tags, **more)
+
+    refuses = [True]
+    monkeypatch.setattr(outbox.MlflowClient, "log_batch", refusing)
+    with runs.stage_run("lrrt") as run:
+        run.begin_work()
+        run.set_tags({"name": "old", "other": "kept"})
+        run.set_tags({"name": "new"})
+        refuses.clear()
+    tags = mlflow.get_run(run.run_id).data.tags
+    assert (tags["name"], tags["other"]) == ("new", "kept")
+    assert kept() == []
+
+
+def test_what_a_full_disk_did_not_keep_is_said_to_be_lost(store, monkeypatch, capfd):
+    def fails(*arguments, **options):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        patch.setattr(outbox.MlflowClient, "log_batch", fails)
+        patch.setattr(outbox.Outbox, "_write", fails)
+        run.log_metrics({"loss": 1.0})
+    assert "2 requests could not be written" in capfd.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("link", ["files", "model", "outbox", "files/below", "model/data"])
