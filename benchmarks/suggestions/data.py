@@ -14,13 +14,18 @@ __all__ = [
     "autoencoding",
     "cancer",
     "co2",
+    "code",
     "denoising",
     "diabetes",
     "digits",
     "doctor_visits",
     "fair",
+    "first_classes",
     "gapminder",
+    "last_classes",
+    "manual",
     "mnist",
+    "noisier",
     "party",
     "patches",
     "rotation",
@@ -159,8 +164,18 @@ def rotation() -> Split:
 
 
 @cache
-def denoising(noise: float = 0.5) -> Split:
-    """Remove Gaussian noise of this standard deviation from grey patches, whose own is about 1."""
+def denoising() -> Split:
+    """Remove Gaussian noise of half of the deviation of grey patches."""
+    return _noisy(0.5)
+
+
+@cache
+def noisier() -> Split:
+    """Remove Gaussian noise of three times the deviation of grey patches."""
+    return _noisy(3.0)
+
+
+def _noisy(noise: float) -> Split:
     generator = torch.Generator().manual_seed(0)
 
     def pair(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,20 +187,65 @@ def denoising(noise: float = 0.5) -> Split:
 
 
 @cache
-def text(length: int = 32) -> Split:
-    """Python's own documentation, character by character: predict the next one (pydoc).
+def first_classes() -> Split:
+    """The digits 0 to 4 of MNIST, five classes."""
+    return _of_classes(mnist(), 0, 5)
 
-    8,192 sequences for training and 1,024 for validation; inputs and targets ``[n, length]``.
-    """
+
+@cache
+def last_classes() -> Split:
+    """The digits 5 to 9 of MNIST, five classes."""
+    return _of_classes(mnist(), 5, 10)
+
+
+@cache
+def text() -> Split:
+    """Python's own documentation, character by character: predict the next one (pydoc)."""
     from pydoc_data.topics import topics
 
-    whole = "\n".join(topics[name] for name in sorted(topics))
-    codes = torch.frombuffer(bytearray(whole.encode("ascii", "replace")), dtype=torch.uint8).long()
+    return _characters("\n".join(topics[name] for name in sorted(topics)))
+
+
+@cache
+def code() -> Split:
+    """Source code of Python's library, character by character."""
+    import _pydecimal
+    import argparse
+    import inspect
+    import typing
+
+    return _characters("".join(map(inspect.getsource, (argparse, typing, _pydecimal))))
+
+
+@cache
+def manual() -> Split:
+    """The manual of torch's functions, character by character."""
+    import inspect
+
+    from torch import _torch_docs
+
+    return _characters(inspect.getsource(_torch_docs))
+
+
+def _characters(text: str, length: int = 32) -> Split:
+    """Return 8,192 sequences for training and 1,024 for validation.
+
+    Inputs and targets, the next character at every place, are ``[n, length]``.
+    """
+    codes = torch.frombuffer(bytearray(text.encode("ascii", "replace")), dtype=torch.uint8).long()
     # A target is the input one place on, so a row has one code more than an input.
     rows = codes[: len(codes) // (length + 1) * (length + 1)].view(-1, length + 1)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     val, train = rows[:1024], rows[1024 : 1024 + 8192]
     return Split((train[:, :-1], train[:, 1:]), (val[:, :-1], val[:, 1:]))
+
+
+def _of_classes(split: Split, first: int, end: int) -> Split:
+    def part(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        kept = (first <= labels) & (labels < end)
+        return inputs[kept], labels[kept] - first
+
+    return Split(part(*split.train), part(*split.val))
 
 
 def _shuffled(inputs: object, targets: object, val_share: float = 0.2) -> Split:

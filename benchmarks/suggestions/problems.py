@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,57 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from benchmarks.suggestions import data
 from benchmarks.suggestions.models import Attention, cnn, image_to_image, mlp
-from lrrt_stage import initialize, seeded
+from lrrt_stage import LRRange, deterministic, initialize, seeded
 from pipeline.models.optimizers import build_optimizer
 from pipeline.task.plan import ValidationOptions
+from pipeline.training.schedules import build_schedule
 
-__all__ = ["PROBLEMS", "Problem", "half"]
+__all__ = ["PROBLEMS", "Earlier", "Problem", "half"]
 
 
 def per_token(output: Tensor, target: Tensor) -> Tensor:
     """Mean cross entropy over all places; ``[n, length, codes]`` against ``[n, length]``."""
     return cross_entropy(output.flatten(0, 1), target.flatten())
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The training that a network had before it is fine-tuned, by one cycle of AdamW."""
+
+    data: Callable[[], data.Split]
+    model: Callable[[], nn.Module]
+    epochs: int
+    head: str = ""
+    """Start of the names of the parameters that are not taken over; empty: all are."""
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    peak_lr: float = 3e-3
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what is taken over from the trained network."""
+        return _trained(self)
+
+
+@cache
+def _trained(earlier: Earlier) -> dict[str, Tensor]:
+    """Train once in every process."""
+    problem = Problem(earlier.data, earlier.model, earlier.loss_fn, "adamw", 64, earlier.epochs)
+    model, optimizer, batches = problem.start(seed=1000)
+    steps = earlier.epochs * len(batches)
+    lr_range = LRRange.decade_below(earlier.peak_lr)
+    schedule = build_schedule("one-cycle", optimizer, lr_range, steps)
+    with deterministic():
+        for _ in range(earlier.epochs):
+            for inputs, targets in batches:
+                optimizer.zero_grad()
+                earlier.loss_fn(model(inputs), targets).backward()
+                optimizer.step()
+                schedule.step()
+    kept = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not (earlier.head and name.startswith(earlier.head))
+    }
+    return {name: value.detach().clone() for name, value in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -45,6 +86,8 @@ class Problem:
     held_back: bool = False
     trained_long: bool = True
     """Whether it is among those that are trained long too."""
+    earlier: Earlier | None = None
+    """The training whose network is fine-tuned; None: the initial weights are random."""
 
     @property
     def long_epochs(self) -> int:
@@ -57,6 +100,8 @@ class Problem:
             model = self.model()
         if self.init != "own":
             initialize(model, self.init, seed)
+        if self.earlier is not None:
+            model.load_state_dict(self.earlier.weights(), strict=False)
         optimizer = build_optimizer(
             self.optimizer, model.parameters(), momentum=0.9, weight_decay=1e-4
         )
@@ -94,6 +139,7 @@ def half(held_back: bool) -> dict[str, Problem]:
 _classes, _numbers = cross_entropy, mse_loss
 _text = partial(Attention, 32, 128, causal=True)
 _held = partial(Problem, held_back=True)
+_tuned = partial(Problem, trained_long=False)
 
 PROBLEMS = {
     "digits-cnn-sgd-64": Problem(
@@ -140,6 +186,42 @@ PROBLEMS = {
         5,
         trained_long=False,
     ),
+    "tuned-digits-cnn_bn-adamw-32": _tuned(
+        data.digits,
+        partial(cnn, 1, 10, norm=True),
+        _classes,
+        "adamw",
+        32,
+        5,
+        earlier=Earlier(data.mnist, partial(cnn, 1, 10, norm=True), 4, head="11."),
+    ),
+    "tuned-rotation-cnn-adam-64": _tuned(
+        data.rotation,
+        partial(cnn, 3, 4),
+        _classes,
+        "adam",
+        64,
+        8,
+        earlier=Earlier(data.patches, partial(cnn, 3, 8), 10, head="10."),
+    ),
+    "tuned-classes-mlp-sgd-64": _tuned(
+        data.last_classes,
+        partial(mlp, 784, 5),
+        _classes,
+        "sgd",
+        64,
+        8,
+        earlier=Earlier(data.first_classes, partial(mlp, 784, 5), 4, head="5."),
+    ),
+    "tuned-code-attention-adamw-32": _tuned(
+        data.code,
+        _text,
+        per_token,
+        "adamw",
+        32,
+        1,
+        earlier=Earlier(data.text, _text, 4, loss_fn=per_token),
+    ),
     "patches-cnn-adam-64": _held(data.patches, partial(cnn, 3, 8), _classes, "adam", 64, 10),
     "digits-cnn_bn-adamw-16": _held(
         data.digits, partial(cnn, 1, 10, norm=True), _classes, "adamw", 16, 3
@@ -180,5 +262,46 @@ PROBLEMS = {
     "digits-autoencoder-adam-32": _held(
         data.autoencoding, partial(mlp, 64, 64, 32), _numbers, "adam", 32, 6, trained_long=False
     ),
+    "tuned-patches-cnn_bn-adamw-64": _held(
+        data.patches,
+        partial(cnn, 3, 8, norm=True),
+        _classes,
+        "adamw",
+        64,
+        6,
+        trained_long=False,
+        earlier=Earlier(data.rotation, partial(cnn, 3, 4, norm=True), 10, head="13."),
+    ),
+    "tuned-classes-attention-adamw-32": _held(
+        data.last_classes,
+        partial(Attention, 28, 5, 28),
+        _classes,
+        "adamw",
+        32,
+        4,
+        trained_long=False,
+        earlier=Earlier(data.first_classes, partial(Attention, 28, 5, 28), 8, head="head.1"),
+    ),
+    "tuned-noisier-cnn-sgd-64": _held(
+        data.noisier,
+        image_to_image,
+        _numbers,
+        "sgd",
+        64,
+        6,
+        trained_long=False,
+        earlier=Earlier(data.denoising, image_to_image, 5, head="6.", loss_fn=mse_loss),
+    ),
+    "tuned-manual-attention-adam-64": _held(
+        data.manual,
+        _text,
+        per_token,
+        "adam",
+        64,
+        1,
+        trained_long=False,
+        earlier=Earlier(data.code, _text, 4, loss_fn=per_token),
+    ),
 }
-"""Name -> problem; the name says data, model, optimizer and batch size."""
+"""Name -> problem; the name says data, model, optimizer and batch size. Those of fine-tuning begin
+with ``tuned``."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite
+from dataclasses import dataclass
+from math import isfinite
 
+import numpy as np
 import torch
 
 from benchmarks.suggestions.problems import Problem
@@ -19,10 +21,7 @@ from lrrt_stage import (
 from lrrt_stage.measure.step import batch_loss_of, endless
 from pipeline.training.schedules import build_schedule
 
-__all__ = ["final_loss", "initial_loss", "lr_curve"]
-
-CHECK_EVERY = 10
-"""Iterations between two looks for a loss that is not finite."""
+__all__ = ["Recorded", "initial_loss", "lr_curve", "recorded"]
 
 
 def initial_loss(problem: Problem, seed: int) -> float:
@@ -30,8 +29,18 @@ def initial_loss(problem: Problem, seed: int) -> float:
     return problem.evaluate(problem.start(seed)[0])
 
 
-def final_loss(problem: Problem, seed: int, lr_range: LRRange, epochs: int) -> float:
-    """Return the validation loss after one cycle over the range; infinite if it is not finite."""
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """The losses of a training. It ends early where a loss is not finite."""
+
+    train: np.ndarray
+    """Of every step before it is taken, ``[steps]``."""
+    val: np.ndarray
+    """Over the validation split after every epoch, ``[epochs]``."""
+
+
+def recorded(problem: Problem, seed: int, lr_range: LRRange, epochs: int) -> Recorded:
+    """Train by one cycle over the range, and return the losses."""
     model, optimizer, batches = problem.start(seed)
     steps = len(batches) * epochs
     schedule = build_schedule("one-cycle", optimizer, lr_range, steps)
@@ -42,16 +51,19 @@ def final_loss(problem: Problem, seed: int, lr_range: LRRange, epochs: int) -> f
         StepOptions(),
         torch.device("cpu"),
     )
+    train: list[float] = []
+    val: list[float] = []
     with seeded(seed), deterministic():
-        model.train()
         stream = endless(batches)
-        for i in range(steps):
-            loss = step(stream)
-            schedule.step()
-            if i % CHECK_EVERY == 0 and not isfinite(loss.item()):
-                return inf
-    final = problem.evaluate(model)
-    return final if isfinite(final) else inf
+        while len(val) < epochs and all(map(isfinite, train[-len(batches) :] + val[-1:])):
+            model.train()
+            losses = []
+            for _ in range(len(batches)):
+                losses.append(step(stream))
+                schedule.step()
+            train += torch.stack(losses).tolist()
+            val.append(problem.evaluate(model))
+    return Recorded(np.array(train, np.float32), np.array(val))
 
 
 def lr_curve(problem: Problem, seed: int, lr_start: float = 1e-7, iterations: int = 100) -> LRCurve:
