@@ -195,14 +195,14 @@ PROBLEMS = {
         5,
         earlier=Earlier(data.mnist, partial(cnn, 1, 10, norm=True), 4, head="11."),
     ),
-    "tuned-rotation-cnn-adam-64": _tuned(
-        data.rotation,
-        partial(cnn, 3, 4),
+    "tuned-classes-cnn-adam-64": _tuned(
+        data.last_classes,
+        partial(cnn, 1, 5, 8),
         _classes,
         "adam",
         64,
         8,
-        earlier=Earlier(data.patches, partial(cnn, 3, 8), 10, head="10."),
+        earlier=Earlier(data.first_classes, partial(cnn, 1, 5, 8), 8, head="10."),
     ),
     "tuned-classes-mlp-sgd-64": _tuned(
         data.last_classes,

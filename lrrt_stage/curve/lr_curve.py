@@ -16,7 +16,7 @@ from lrrt_stage.settings import require
 
 __all__ = ["LRCurve", "Stop"]
 
-SERIES = ("lr", "loss", "probe_loss", "val_loss", "full_val_loss")
+SERIES = ("lr", "loss", "probe_loss", "probe_baseline", "val_loss", "full_val_loss")
 
 Stop = Literal["completed", "diverged", "non-finite", "interrupted", "failed"]
 """Why a curve ends: the ramp was completed; the smoothed loss rose by a multiple of the
@@ -36,6 +36,9 @@ class LRCurve:
     loss: np.ndarray
     probe_loss: np.ndarray | None = field(default=None, kw_only=True)
     """Loss of one fixed batch at the same weights as ``loss``."""
+    probe_baseline: np.ndarray | None = field(default=None, kw_only=True)
+    """Loss of that batch if each of its examples got the mean of the model's outputs for them: what
+    an answer gains that tells no example from another."""
     val_loss: np.ndarray | None = field(default=None, kw_only=True)
     """Validation loss at the same weights as ``loss``, on a sample or on the full set."""
     full_val_loss: np.ndarray | None = field(default=None, kw_only=True)
@@ -92,7 +95,7 @@ class LRCurve:
         """Return the curve as a table with a row per iteration.
 
         The columns are ``iteration, lr, loss, smoothed_loss``, and those of ``probe_loss``,
-        ``val_loss``, and ``full_val_loss`` that the curve has.
+        ``probe_baseline``, ``val_loss``, and ``full_val_loss`` that the curve has.
         """
         frame = pd.DataFrame(self._series())
         frame.insert(2, "smoothed_loss", (smoothing or Smoothing())(self.loss))

@@ -48,6 +48,9 @@ class Probe:
     of the batch. The running statistics lag some ten steps behind, which in a short ramp is a
     decade of learning rates. The model gets a copy of the batch, which it may change in place, and
     is restored, so that the training continues as without a probe.
+
+    The loss is evaluated a second time with the mean output of the batch in place of each output:
+    the baseline, which a network that is ruined, and answers alike to every example, still reaches.
     """
 
     def __init__(
@@ -59,23 +62,54 @@ class Probe:
     ) -> None:
         several = isinstance(batch, (Dataset, DataLoader))
         require_kind(not several, "the probe", batch, "pass one batch, as next(iter(loader))")
-        self.batch, self.loss_of = batch, loss_of
+        self.model, self.batch, self.loss_of = model, batch, loss_of
         self.evaluating = Evaluation([model, *losses])
         # A frozen layer is in evaluation mode while the model trains, and stays as it is.
         self.norms = [
             layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training
         ]
 
-    def __call__(self, iteration: int = 0) -> Tensor:
-        """Return the loss, a scalar on the device; alike at every iteration."""
+    def __call__(self) -> dict[str, Tensor]:
+        """Return loss and baseline, scalars on the device, by their names in a curve.
+
+        The baseline is NaN where the model is not called once, or does not return one tensor with a
+        row for each example.
+        """
+        outputs: list[Any] = []
         with self.evaluating():
             for layer in self.norms:
                 layer.training = True
-            loss = evaluated_loss(
-                "the probe", lambda batch: self.loss_of(_copied(batch)), self.batch
-            )
+            hook = self.model.register_forward_hook(lambda *called: outputs.append(called[-1]))
+            try:
+                loss = evaluated_loss(
+                    "the probe", lambda batch: self.loss_of(_copied(batch)), self.batch
+                )
+            finally:
+                hook.remove()
             # The model may hold this tensor, and then its value is restored.
-            return loss.reshape(()).clone()
+            loss = loss.reshape(()).clone()
+            return {"probe_loss": loss, "probe_baseline": self._baseline(outputs, loss)}
+
+    def _baseline(self, outputs: list[Any], loss: Tensor) -> Tensor:
+        missing = torch.full_like(loss, torch.nan)
+        if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
+            return missing
+        (output,) = outputs
+        rows = output.size(0) if output.dim() and output.is_floating_point() else 0
+        if rows < 2 or rows != examples_in(self.batch):
+            return missing
+        alike = output.mean(0, keepdim=True).expand_as(output).contiguous()
+        own = vars(self.model).get("forward")
+        try:
+            self.model.forward = lambda *_, **__: alike
+            return self.loss_of(_copied(self.batch)).reshape(()).clone()
+        except Exception:  # what a user's loss raises for outputs that it was not made for
+            return missing
+        finally:
+            if own is None:
+                vars(self.model).pop("forward", None)
+            else:
+                self.model.forward = own
 
 
 def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
 import numpy as np
@@ -12,7 +13,7 @@ from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing, finite_length, running_quantile
 from lrrt_stage.errors import LRRTError
 
-__all__ = ["CHECK_EVERY", "LossRecorder"]
+__all__ = ["CHECK_EVERY", "LossRecorder", "read_losses"]
 
 CHECK_EVERY = 10
 """Iterations between two reads of the losses. Each read makes the host wait for the device. The
@@ -78,6 +79,8 @@ class LossRecorder:
                 "for NaN or infinity, the initial weights, and the loss function"
             )
         series = dict(zip(self.names, evaluations, strict=True))
+        if np.isnan(series.get("probe_baseline", np.zeros(1))).all():
+            series.pop("probe_baseline", None)
         probe = series.get("probe_loss")
         if probe is not None and len(probe) and not isfinite(probe[0]):
             raise LRRTError(
@@ -91,13 +94,7 @@ class LossRecorder:
         return np.concatenate(self.blocks, axis=1) if self.blocks else np.empty((1, 0))
 
     def _read(self) -> None:
-        block = torch.stack(self.on_device, dim=1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every rank must see the same losses; otherwise one rank stops and the others wait.
-            torch.distributed.all_reduce(block)
-            block /= torch.distributed.get_world_size()
-        # An explicit copy, so that this is one read, and visible as one, on every device.
-        self.blocks.append(block.to("cpu", copy=True).double().numpy())
+        self.blocks.append(_read(torch.stack(self.on_device, dim=1)))
         self.on_device = []
 
     def _apply_stop_rule(self) -> None:
@@ -117,3 +114,21 @@ class LossRecorder:
                 return
         if len(finite) < len(losses):
             self.length, self.stop = len(finite) + 1, "non-finite"
+
+
+def read_losses(losses: Sequence[Tensor | float]) -> list[float]:
+    """Return losses that may be on a device, as numbers; the device is waited for once."""
+    on_device = [loss for loss in losses if isinstance(loss, Tensor)]
+    if len(on_device) < len(losses) or not losses:
+        return [*map(float, losses)]
+    stacked = torch.stack([loss.reshape(()) for loss in on_device])
+    return [*map(float, _read(stacked.to(torch.promote_types(stacked.dtype, torch.float32))))]
+
+
+def _read(block: Tensor) -> np.ndarray:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Every rank must see the same losses; otherwise one rank stops and the others wait.
+        torch.distributed.all_reduce(block)
+        block /= torch.distributed.get_world_size()
+    # An explicit copy, so that this is one read, and visible as one, on every device.
+    return block.to("cpu", copy=True).double().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -164,15 +164,16 @@ def range_test(
         set_training(model)
         take_step = TrainingStep(model, optimizer, batch_loss, step, device)
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
-        evaluations: dict[str, Callable[[int], Tensor]] = {}
+        evaluate_probe: Callable[[], dict[str, Tensor]] = dict
+        evaluations: Mapping[str, Callable[[int], Tensor]] = {}
         if probe is not None:
             with torch.no_grad():
                 probe = take_step.on_device(probe)
-            evaluations["probe_loss"] = Probe(model, probe, loss_of, others)
+            evaluate_probe = Probe(model, probe, loss_of, others)
         if validation is not None:
             with torch.no_grad():
                 sample = [take_step.on_device(batch) for batch in validation.sample]
-            evaluations |= validation_losses(model, validation, sample, loss_of, others, len(lr))
+            evaluations = validation_losses(model, validation, sample, loss_of, others, len(lr))
         stream = endless(batches)
         stop: Stop | None = None
         try:
@@ -183,8 +184,9 @@ def range_test(
                     else:
                         group["lr"] = value * ratio
                 # Seeded alike at every iteration, so that training draws what it would without.
-                with seeded(0) if evaluations else nullcontext():
-                    evaluated = {name: loss(iteration) for name, loss in evaluations.items()}
+                with seeded(0) if probe is not None or evaluations else nullcontext():
+                    evaluated = evaluate_probe()
+                    evaluated |= {name: loss(iteration) for name, loss in evaluations.items()}
                 recorder.add(take_step(stream), **evaluated)
                 if progress is not None:
                     progress(iteration + 1, len(lr))

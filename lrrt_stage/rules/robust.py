@@ -27,7 +27,8 @@ def fitted_loss(curve: LRCurve, smoothing: Smoothing) -> tuple[str, np.ndarray]:
         fit = fit_unimodal(curve)
     except NoSuggestion:
         fit = UnimodalFit.from_curve(curve)
-    return f"fit to the {'training' if fit.series == 'loss' else 'probe'} loss", fit.fit
+    name = f"fit to the {'training' if fit.series == 'loss' else 'probe'} loss"
+    return name, fit.fit - fit.unspecific
 
 
 @rule("robust", reads=fitted_loss, pace_decades=0.33, start_decades=0.18)
@@ -59,6 +60,9 @@ class UnimodalFit:
     lr: np.ndarray
     start: float
     """Loss at the initial weights."""
+    unspecific: np.ndarray
+    """What a loss has gained without telling one example from another; added to the losses before
+    they are fitted."""
     ruined: np.ndarray
     """Whether this loss is at or above ``start``, or this or the training loss is not finite; also
     where the losses are those of the start."""
@@ -72,7 +76,11 @@ class UnimodalFit:
     def from_curve(cls, curve: LRCurve, series: str | None = None) -> UnimodalFit:
         """Fit a series of a curve; by default the loss of the probe where there is one."""
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
-        losses = getattr(curve, series)
+        losses, unspecific = getattr(curve, series), np.zeros(len(curve))
+        if series == "probe_loss" and curve.probe_baseline is not None:
+            gained = curve.probe_baseline[0] - curve.probe_baseline
+            unspecific = np.where(is_finite(gained) & (gained > 0), gained, 0)
+            losses = losses + unspecific
         losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.
@@ -83,7 +91,7 @@ class UnimodalFit:
         clipped = np.where(ruined, start, losses)
         fit = unimodal_regression(clipped)
         fell = bool(is_finite(start)) and _fell(losses[: _last_minimum(fit) + 1])
-        return cls(series, curve.lr, start, ruined, clipped, fit, fell)
+        return cls(series, curve.lr, start, unspecific, ruined, clipped, fit, fell)
 
     @property
     def floor(self) -> int:

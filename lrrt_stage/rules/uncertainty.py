@@ -187,7 +187,7 @@ def _resampled(
         for series, fit in fits.items():
             losses = getattr(curve, series)
             if losses is not None:
-                resampled = fit.fit + signs * (fit.clipped - fit.fit)
+                resampled = fit.fit + signs * (fit.clipped - fit.fit) - fit.unspecific
                 changed[series] = np.where(fit.ruined, losses, resampled)
         yield replace(curve, **changed)
 
