@@ -16,8 +16,8 @@ __all__ = ["Gain"]
 RECENT = 20
 """Losses whose median is compared, at least: two reads of ten."""
 PRECISION = 1 / 15
-"""Standard error of that median at most, as a share of the change that is looked for. The highest
-and the lowest of many medians are about five standard errors apart, which is less than half of it."""
+"""Standard error of that median at most, as a share of the change that is looked for: the highest
+and the lowest of many medians are about five standard errors apart, which is less than half."""
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,11 @@ class Attempt:
     - if it has not gained half of the fall, or no longer, after as many steps as the range test
       took for all of it, over the same distance (the sum of the learning rates)
 
-    Enough losses are taken for their noise to be small against the fall.
+    Enough losses are taken for their noise to be small against the fall. Without a ``gain`` only
+    losses that are not finite count.
     """
 
-    def __init__(self, number: int, lr_range: LRRange, gain: Gain | None) -> None:
+    def __init__(self, number: int, lr_range: LRRange, gain: Gain | None = None) -> None:
         self.number, self.range, self.gain = number, lr_range, gain
         self.reason = ""
         """Why the attempt is lost; empty while it is not."""
@@ -134,8 +135,7 @@ class Guard:
     lr_range
         The range of the first attempt.
     attempts
-        How many there are at most, from 1 to 4. A single one is watched only for losses that are
-        not finite.
+        How many there are at most, from 1 to 4.
 
     Examples
     --------
@@ -152,7 +152,7 @@ class Guard:
     Raises
     ------
     LRRTError
-        If the curve shows no fall of the loss, and there is more than one attempt.
+        If the curve shows no fall of the loss.
     AttemptsSpent
         By the iteration, after the last attempt was lost.
     """
@@ -161,8 +161,7 @@ class Guard:
         require_kind(isinstance(lr_range, LRRange), "lr_range", lr_range, "pass LRRange(…, …)")
         counted = isinstance(attempts, int) and 1 <= attempts <= MOST_ATTEMPTS
         require(counted, f"attempts={attempts!r} is not from 1 to {MOST_ATTEMPTS}")
-        self.gain = None if attempts == 1 else Gain.from_curve(curve)
-        self.range, self.most = lr_range, attempts
+        self.gain, self.range, self.most = Gain.from_curve(curve), lr_range, attempts
         self.attempts: list[Attempt] = []
         """Those that were begun, in their order; the last one counts."""
 

@@ -74,13 +74,22 @@ class UnimodalFit:
 
     @classmethod
     def from_curve(cls, curve: LRCurve, series: str | None = None) -> UnimodalFit:
-        """Fit a series of a curve; by default the loss of the probe where there is one."""
+        """Fit a series of a curve; by default the loss of the probe where there is one.
+
+        What the mean output of the probe gains (``probe_baseline``) is no gain: a network that is
+        ruined gains it, too. It counts only where the loss did not fall otherwise.
+        """
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
-        losses, unspecific = getattr(curve, series), np.zeros(len(curve))
         if series == "probe_loss" and curve.probe_baseline is not None:
             gained = curve.probe_baseline[0] - curve.probe_baseline
-            unspecific = np.where(is_finite(gained) & (gained > 0), gained, 0)
-            losses = losses + unspecific
+            fit = cls._fitted(curve, series, np.where(is_finite(gained), gained, 0).clip(0))
+            if fit.fell:
+                return fit
+        return cls._fitted(curve, series, np.zeros(len(curve)))
+
+    @classmethod
+    def _fitted(cls, curve: LRCurve, series: str, unspecific: np.ndarray) -> UnimodalFit:
+        losses = getattr(curve, series) + unspecific
         losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.

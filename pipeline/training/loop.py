@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field, replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,22 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrrt_stage import LRRange, TrainingStep, deterministic, seeded
+from lrrt_stage import (
+    Attempt,
+    AttemptsSpent,
+    Guard,
+    LRCurve,
+    LRRange,
+    TrainingStep,
+    deterministic,
+    seeded,
+)
 from lrrt_stage.errors import first_line
+from lrrt_stage.guard.guard import MOST_ATTEMPTS
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
+from lrrt_stage.state import weights
 from lrrt_stage.state.preserve import generators, set_training
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask, errors_of
@@ -29,7 +41,15 @@ from pipeline.task.setup import Setup
 from pipeline.training.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.training.schedules import build_schedule, find_schedule
 
-__all__ = ["Epoch", "ScheduleOptions", "TrainOptions", "Training", "TrainingHistory", "train"]
+__all__ = [
+    "Epoch",
+    "LostAttempt",
+    "ScheduleOptions",
+    "TrainOptions",
+    "Training",
+    "TrainingHistory",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -50,9 +70,22 @@ class ScheduleOptions(Options):
 
 @dataclass(frozen=True)
 class TrainOptions(ScheduleOptions):
-    """The length of a training, and its schedule."""
+    """The length of a training, its schedule, and how often it may start again."""
 
     epochs: int = setting(20, "Passes over the training data.", minimum=1)
+    attempts: int = setting(
+        3,
+        "Attempts at the training: one that is being ruined starts again with a third of the "
+        "learning rates; 1: it goes on.",
+        minimum=1,
+        maximum=MOST_ATTEMPTS,
+    )
+    keep: str = setting(
+        "best",
+        "Weights of the logged model: those of the epoch with the lowest validation loss (best), "
+        "or the last ones (last).",
+        choices=("best", "last"),
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +111,8 @@ class TrainingHistory:
     lr: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
+    """The iterations with which attempts begin."""
 
     @property
     def diverged(self) -> bool:
@@ -93,22 +128,62 @@ class TrainingHistory:
         last = self.epochs[-1].val_loss
         return nan if last is None else last
 
+    @property
+    def best_epoch(self) -> Epoch | None:
+        """The epoch with the lowest validation loss, the first of several; None without one."""
+        validated = [e for e in self.epochs if e.val_loss is not None and isfinite(e.val_loss)]
+        return min(validated, key=lambda epoch: epoch.val_loss or 0.0, default=None)
+
+
+@dataclass(kw_only=True)
+class LostAttempt(TrainingHistory):
+    """An attempt at a training that was given up."""
+
+    range: LRRange
+    reason: str
+    """Why, as a clause."""
+
 
 @dataclass(repr=False, kw_only=True)
 class Training(TrainingHistory):
-    """The progress of a training: its history so far, and the setup with the model."""
+    """The progress of a training: the history of this attempt so far, and the setup with the model.
+
+    Iterations are counted from the beginning of the attempt.
+    """
 
     setup: Setup
     total_steps: int
+    range: LRRange
+    """The learning rates of this attempt."""
+    lost: list[LostAttempt] = field(default_factory=list)
+    """The attempts before this one."""
+    reason: str = ""
+    """Why this attempt is lost; empty while it is not."""
+    best_weights: State | None = None
+    """Weights after :attr:`best_epoch`, on the CPU; None without validation."""
 
     @property
     def model(self) -> nn.Module:
         """The model that is trained."""
         return self.setup.model
 
+    def joined(self) -> TrainingHistory:
+        """Return all attempts one after the other, with iterations counted over all of them."""
+        history = TrainingHistory(starts=[])
+        for attempt in (*self.lost, self):
+            first = len(history.train_loss)
+            history.starts.append(first)
+            history.lr += attempt.lr
+            history.train_loss += attempt.train_loss
+            history.epochs += [
+                replace(epoch, iteration=first + epoch.iteration) for epoch in attempt.epochs
+            ]
+        return history
+
     def __repr__(self) -> str:
         steps = f"{len(self.lr)} of {self.total_steps} steps"
-        return f"Training({steps}, {len(self.epochs)} epochs, val_loss {self.val_loss:.4g})"
+        number = f"attempt {len(self.lost) + 1}, " if self.lost else ""
+        return f"Training({number}{steps}, {len(self.epochs)} epochs, val_loss {self.val_loss:.4g})"
 
 
 def train(
@@ -117,6 +192,7 @@ def train(
     lr_range: LRRange,
     options: TrainOptions,
     *,
+    curve: LRCurve | None = None,
     on_epoch: Callable[[Training], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Training:
@@ -130,52 +206,123 @@ def train(
     prepared, state
         The task, and its initial weights.
     lr_range, options
-        The range of the schedule, the schedule, and the number of epochs.
+        The range of the schedule, the schedule, the number of epochs, and that of attempts.
+    curve
+        The range test of these weights, by which a training that is being ruined is noticed
+        (:class:`lrrt_stage.Guard`): it starts again from the same weights with lower learning
+        rates. None: there is one attempt, which ends at a loss that is not finite.
     on_epoch
-        Called after every epoch. An exception from it ends the training.
+        Called after every epoch, and where an attempt is lost. An exception from it ends the
+        training.
     checkpoint
         File that is written after every epoch. If it exists, training resumes from it, with the
         same result as without the interruption; attributes of a model or of a sampler that are
         neither buffers nor generators of torch begin anew.
 
+    Returns
+    -------
+    Training
+        The attempt that counts: the first one that was not lost, or the last one. Its ``reason``
+        says whether it is lost as well.
+
     Raises
     ------
     LRRTError
         If a batch, the loss, or a metric cannot be used. The validation batches are read completely
-        before the first epoch, the training batches during the epochs.
+        before the first epoch, the training batches during the epochs. If the ``curve`` shows no
+        fall of the loss.
     """
+    guard: Iterable[Attempt] = [Attempt(1, lr_range)]
+    if curve is not None:
+        guard = Guard(curve, lr_range, options.attempts)
     start = prepared.start(state)
     prepared.check_validation(start)
-    model, optimizer, batches = start.model, start.optimizer, start.train_batches
-    steps_per_epoch = max(epoch_length(batches) // prepared.task.accumulate, 1)
-    training = Training(setup=start, total_steps=options.epochs * steps_per_epoch)
+    kept = read_checkpoint(checkpoint) if checkpoint is not None and checkpoint.exists() else None
+    lost = [] if kept is None else _lost_attempts(kept)
+    training: Training | None = None
+    with suppress(AttemptsSpent):
+        for attempt in guard:
+            if attempt.number <= len(lost):  # before the interruption
+                attempt.lose(lost[attempt.number - 1].reason)
+                continue
+            if training is not None:
+                last = (training.lr, training.train_loss, training.epochs)
+                lost.append(LostAttempt(*last, range=training.range, reason=training.reason))
+                start = prepared.start(state)
+            training = Training(setup=start, total_steps=0, range=attempt.range, lost=lost)
+            _run_attempt(training, attempt, prepared, options, kept, on_epoch, checkpoint)
+            kept = None
+    assert training is not None
+    return training
+
+
+def _run_attempt(
+    training: Training,
+    attempt: Attempt,
+    prepared: PreparedTask,
+    options: TrainOptions,
+    kept: dict[str, Any] | None,
+    on_epoch: Callable[[Training], None] | None,
+    checkpoint: Path | None,
+) -> None:
+    setup, task = training.setup, prepared.task
+    optimizer, batches = setup.optimizer, setup.train_batches
+    steps_per_epoch = max(epoch_length(batches) // task.accumulate, 1)
+    training.total_steps = options.epochs * steps_per_epoch
     schedule = build_schedule(
-        options.schedule, optimizer, lr_range, training.total_steps, **options.schedule_args
+        options.schedule, optimizer, attempt.range, training.total_steps, **options.schedule_args
     )
-    take_step = TrainingStep(model, optimizer, start.training_loss, prepared.task, prepared.device)
-    set_training(model)
-    with deterministic(), seeded(prepared.task.data_seed), warnings.catch_warnings():
+    take_step = TrainingStep(setup.model, optimizer, setup.training_loss, task, prepared.device)
+    is_watched = attempt.gain is not None
+    set_training(setup.model)
+    with deterministic(), seeded(task.data_seed), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 skips
         # steps that overflow, and a resumed schedule counts up to where it was.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-        if checkpoint is not None and checkpoint.exists():
-            _load_checkpoint(checkpoint, training, take_step, schedule)
-        while len(training.epochs) < options.epochs and not training.diverged:
+        if kept is not None:
+            _load_checkpoint(kept, training, take_step, schedule)
+            for loss, lr in zip(training.train_loss, training.lr, strict=True):
+                attempt.watch(loss, lr)
+        while len(training.epochs) < options.epochs and not attempt.is_lost:
             stream = endless(batches)
             losses: list[Tensor] = []
-            with errors_of(prepared.task):
+            with errors_of(task):
                 for _ in range(steps_per_epoch):
                     training.lr.append(max(group["lr"] for group in optimizer.param_groups))
                     losses.append(take_step(stream))
                     schedule.step()
+                    if is_watched and attempt.watch(losses[-1], training.lr[-1]):
+                        break
             training.train_loss += torch.stack(losses).tolist()
-            validated = prepared.evaluate(start) if start.val_batches is not None else (None, {})
-            training.epochs.append(Epoch(len(training.train_loss), *validated))
-            if checkpoint is not None:
+            if not attempt.is_lost:
+                _end_epoch(training, attempt, prepared)
+                if len(training.epochs) == options.epochs:
+                    attempt.read()
+            training.reason = attempt.reason
+            if checkpoint is not None and not attempt.is_lost:
                 _save_checkpoint(checkpoint, training, take_step)
             if on_epoch is not None:
                 on_epoch(training)
-    return training
+
+
+def _end_epoch(training: Training, attempt: Attempt, prepared: PreparedTask) -> None:
+    """Validate, and keep the best weights."""
+    setup = training.setup
+    validated = prepared.evaluate(setup) if setup.val_batches is not None else (None, {})
+    epoch = Epoch(len(training.train_loss), *validated)
+    training.epochs.append(epoch)
+    if training.diverged:
+        finite = [*map(isfinite, training.train_loss), False].index(False)
+        attempt.lose(f"a loss was not finite after {finite} iterations")
+    if training.best_epoch is epoch:
+        training.best_weights = weights.state_of(setup.model)
+
+
+def _lost_attempts(kept: dict[str, Any]) -> list[LostAttempt]:
+    return [
+        LostAttempt(*_unpacked(*history), range=LRRange(*ends), reason=reason)
+        for *history, ends, reason in kept["lost"]
+    ]
 
 
 def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) -> None:
@@ -183,9 +330,9 @@ def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) ->
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     model = setup.model.state_dict()
     content = {
-        "lr": torch.tensor(training.lr, dtype=torch.float64),
-        "train_loss": torch.tensor(training.train_loss, dtype=torch.float64),
-        "epochs": [astuple(epoch) for epoch in training.epochs],
+        "lost": [(*_packed(each), astuple(each.range), each.reason) for each in training.lost],
+        "history": _packed(training),
+        "best": training.best_weights,
         "model": (model, getattr(model, "_metadata", {})),
         "losses": [loss.state_dict() for loss in setup.loss_modules],
         "optimizer": setup.optimizer.state_dict(),
@@ -202,12 +349,23 @@ def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) ->
         warnings.warn(f"no checkpoint is kept: {first_line(error)}", stacklevel=2)
 
 
+def _packed(history: TrainingHistory) -> tuple[Tensor, Tensor, list[tuple]]:
+    lr, train_loss = (
+        torch.tensor(s, dtype=torch.float64) for s in (history.lr, history.train_loss)
+    )
+    return lr, train_loss, [astuple(epoch) for epoch in history.epochs]
+
+
+def _unpacked(lr: Tensor, train_loss: Tensor, epochs: list[tuple]) -> tuple[list, list, list]:
+    return lr.tolist(), train_loss.tolist(), [Epoch(*values) for values in epochs]
+
+
 def _load_checkpoint(
-    path: Path, training: Training, take_step: TrainingStep, schedule: LRScheduler
+    content: dict[str, Any], training: Training, take_step: TrainingStep, schedule: LRScheduler
 ) -> None:
-    setup, content = training.setup, read_checkpoint(path)
-    training.lr, training.train_loss = content["lr"].tolist(), content["train_loss"].tolist()
-    training.epochs = [Epoch(*values) for values in content["epochs"]]
+    setup = training.setup
+    training.lr, training.train_loss, training.epochs = _unpacked(*content["history"])
+    training.best_weights = content["best"]
     for _ in training.lr:
         schedule.step()
     state, versions = content["model"]
