@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pandas as pd
 from benchmarks.suggestions import scores
 from benchmarks.suggestions.peers import peer_suggestions
 from benchmarks.suggestions.problems import Problem
-from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
+from benchmarks.suggestions.trainings import Recorded, initial_loss, lr_curve, recorded
 from benchmarks.suggestions.work import Work
 from lrrt_stage import (
     LRCurve,
@@ -30,6 +31,7 @@ __all__ = [
     "curves",
     "grid_references",
     "our_suggestions",
+    "recorded_at",
     "suggested",
     "suggested_by_peers",
     "trained",
@@ -146,18 +148,36 @@ def grid_references(
 def trained(
     work: Work, problems: Problems, suggestions: pd.DataFrame, long: bool, title: str
 ) -> pd.DataFrame:
-    """Return the suggestions with ``loss`` after one cycle of training at each.
+    """Return the suggestions with ``loss`` and ``kept_loss`` after one cycle of training at each.
 
     The cycle starts from ``lr_min`` where there is such a column, else a decade below ``lr``.
     """
-    runs = suggestions.assign(loss=np.nan)
+    runs = suggestions.assign(loss=np.nan, kept_loss=np.nan)
     made = runs[runs["lr"].notna()]
-    calls = []
-    for run in made.itertuples():
-        problem = problems[run.problem]
-        low = getattr(run, "lr_min", run.lr / 10)
-        epochs = problem.long_epochs if long else problem.epochs
-        calls.append((problem, run.seed, LRRange(float(low), float(run.lr)), epochs))
-    title = f"{'long ' if long else ''}trainings: {title}"
-    runs.loc[made.index, "loss"] = work.run(final_loss, calls, title)
+    ranges = {row.Index: LRRange(*_ends(row)) for row in made.itertuples()}
+    records = recorded_at(work, problems, made, ranges, long, title)
+    for row, record in records.items():
+        runs.loc[row, ["loss", "kept_loss"]] = record.final_loss, record.lowest_loss
     return runs
+
+
+def recorded_at(
+    work: Work,
+    problems: Problems,
+    runs: pd.DataFrame,
+    ranges: Mapping[Any, LRRange],
+    long: bool,
+    title: str,
+) -> dict[Any, Recorded]:
+    """Return the training of each row of ``runs`` over its range, by the row's index."""
+    calls = []
+    for row in runs.itertuples():
+        problem = problems[row.problem]
+        epochs = problem.long_epochs if long else problem.epochs
+        calls.append((problem, row.seed, ranges[row.Index], epochs))
+    title = f"{'long ' if long else ''}trainings: {title}"
+    return dict(zip(runs.index, work.run(recorded, calls, title), strict=True))
+
+
+def _ends(row: Any) -> tuple[float, float]:
+    return float(getattr(row, "lr_min", row.lr / 10)), float(row.lr)

@@ -5,8 +5,11 @@ Frames have the columns ``problem`` and ``seed``, and of these:
 - ``rule``: who suggests, or what is done with a suggestion
 - ``lr``: the suggested peak learning rate; NaN for no suggestion
 - ``loss``: validation loss after training at it; infinite if it was not finite, NaN where ``lr`` is
+- ``kept_loss``: the same of the epoch with the lowest validation loss
 - ``initial``: validation loss of the initial weights
 - ``best``, ``best_lr``: lowest loss of the grid, and the peak at which it was reached
+- ``best_kept``: lowest ``kept_loss`` of the grid
+- ``trainings``: steps that were taken, as a multiple of those of one training
 """
 
 from __future__ import annotations
@@ -25,23 +28,30 @@ def references(grid: pd.DataFrame, initial: pd.DataFrame) -> pd.DataFrame:
     ``grid`` has the columns ``lr`` and ``loss``, ``initial`` the column ``initial``.
     """
     best = grid.loc[grid.groupby(KEYS)["loss"].idxmin(), [*KEYS, "lr", "loss"]]
-    return best.rename(columns={"lr": "best_lr", "loss": "best"}).merge(initial, on=KEYS)
+    best = best.rename(columns={"lr": "best_lr", "loss": "best"})
+    kept = grid.groupby(KEYS)["kept_loss"].min().rename("best_kept").reset_index()
+    return best.merge(kept, on=KEYS).merge(initial, on=KEYS)
 
 
 def scored(runs: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs with ``regret``, ``missing``, ``diverged`` and ``distance``.
+    """Return the runs with ``regret``, ``kept_regret``, ``missing``, ``diverged`` and ``distance``.
 
     The regret is ``(loss - best) / (initial - best)`` between 0 and 1: the share of what training
     can gain that is lost by the choice of the learning rate. It is 1 without a suggestion, and
-    where training diverged: the loss is not finite, or ends above that of the initial weights.
+    where training diverged: the loss is not finite, or ends above that of the initial weights. The
+    other regret is that of the best epoch, against the best epoch of all trainings of the grid.
     The distance is ``|log10(lr / best_lr)|``, in decades.
     """
     runs = runs.merge(reference, on=KEYS, how="left", validate="many_to_one")
     missing = runs["lr"].isna()
-    gain = runs["initial"] - runs["best"]
-    regret = ((runs["loss"] - runs["best"]) / gain).clip(0, 1).where(~missing, 1.0)
+
+    def regret(loss: str, best: str) -> pd.Series:
+        lost = (runs[loss] - runs[best]) / (runs["initial"] - runs[best])
+        return lost.clip(0, 1).where(~missing, 1.0)
+
     return runs.assign(
-        regret=regret,
+        regret=regret("loss", "best"),
+        kept_regret=regret("kept_loss", "best_kept"),
         missing=missing,
         diverged=~missing & ~(runs["loss"] <= runs["initial"]),
         distance=np.log10(runs["lr"] / runs["best_lr"]).abs(),
@@ -56,11 +66,15 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
             "median": by_rule["regret"].median(),
             "90th percentile": by_rule["regret"].quantile(0.9),
             "mean regret": by_rule["regret"].mean(),
+            "mean, best epoch": by_rule["kept_regret"].mean(),
+            "90th, best epoch": by_rule["kept_regret"].quantile(0.9),
             "diverged": by_rule["diverged"].sum(),
             "no suggestion": by_rule["missing"].sum(),
             "abs log10(LR / best)": by_rule["distance"].mean(),
         }
     )
+    if "trainings" in runs:
+        table["trainings"] = by_rule["trainings"].mean()
     return table.sort_values("mean regret").reset_index()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 import torch
@@ -37,6 +37,16 @@ class Recorded:
     """Of every step before it is taken, ``[steps]``."""
     val: np.ndarray
     """Over the validation split after every epoch, ``[epochs]``."""
+
+    @property
+    def final_loss(self) -> float:
+        """Validation loss after the last epoch; infinite if a loss was not finite."""
+        return float(self.val[-1]) if np.isfinite([*self.train, *self.val]).all() else inf
+
+    @property
+    def lowest_loss(self) -> float:
+        """Lowest validation loss of all epochs; infinite if none was finite."""
+        return min(filter(isfinite, self.val.tolist()), default=inf)
 
 
 def recorded(problem: Problem, seed: int, lr_range: LRRange, epochs: int) -> Recorded:

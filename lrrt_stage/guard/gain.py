@@ -65,7 +65,7 @@ class Gain:
         # For normal noise σ, neighbours differ by 0.6745 √2 σ in the median, and the median of n
         # losses has the standard error 1.2533 σ / √n.
         noise = float(np.median(np.abs(np.diff(before)))) / (0.6745 * 2**0.5)
-        fall = fit.start - float(fit.fit.min())
+        fall = float(fit.clipped[0] - fit.fit.min())
         if fit is training:
             # The lowest of many noisy losses is lower than what can be kept.
             windows = np.lib.stride_tricks.sliding_window_view(curve.loss, RECENT)

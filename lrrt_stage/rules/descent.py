@@ -14,12 +14,12 @@ from lrrt_stage.errors import NoSuggestion, Verdict
 __all__ = [
     "SKIP_FIRST",
     "SKIP_LAST",
+    "decade_below",
     "find_descent",
     "never_fell",
     "require_points",
     "require_turn",
     "still_falling",
-    "tenth_of",
 ]
 
 SKIP_FIRST, SKIP_LAST = 5, 1
@@ -105,13 +105,13 @@ def still_falling(curve: LRCurve) -> NoSuggestion:
     )
 
 
-def tenth_of(curve: LRCurve, lr: float) -> LRRange:
-    """Return the decade that ends at a tenth of ``lr``, which the ramp must have passed."""
-    if lr / 10 < curve.lr[0]:
+def decade_below(curve: LRCurve, lr: float) -> LRRange:
+    """Return the decade that ends at ``lr``, which the ramp must have passed."""
+    if lr < curve.lr[0]:
         raise NoSuggestion(
             f"the loss rises within a decade of the first LR {curve.lr[0]:g}: lower lr_start"
         )
-    return LRRange.decade_below(lr / 10)
+    return LRRange.decade_below(lr)
 
 
 def require_turn(curve: LRCurve, lr: np.ndarray, lowest: int) -> None:

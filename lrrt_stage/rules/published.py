@@ -10,7 +10,7 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import NoSuggestion
-from lrrt_stage.rules.descent import find_descent, require_turn, tenth_of
+from lrrt_stage.rules.descent import decade_below, find_descent, require_turn
 from lrrt_stage.rules.registry import rule
 
 __all__ = ["article", "minimum", "slide", "steepest", "valley"]
@@ -55,7 +55,7 @@ def minimum(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """A tenth of the LR at the minimum of the smoothed loss (fastai's ``minimum``)."""
     lr, _, lowest = find_descent(curve, smoothing)
     require_turn(curve, lr, lowest)
-    return tenth_of(curve, float(lr[lowest]))
+    return decade_below(curve, float(lr[lowest]) / 10)
 
 
 @rule("valley", pace_decades=0.42, start_decades=0.27)

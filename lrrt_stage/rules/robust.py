@@ -1,4 +1,4 @@
-"""The rule ``robust``: a tenth of the learning rate at which the loss rises again."""
+"""The rule ``robust``: a third of the learning rate at which the loss rises again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import Smoothing, is_finite
 from lrrt_stage.errors import NoSuggestion
-from lrrt_stage.rules.descent import never_fell, require_points, still_falling, tenth_of
+from lrrt_stage.rules.descent import decade_below, never_fell, require_points, still_falling
 from lrrt_stage.rules.registry import rule
 
-__all__ = ["UnimodalFit", "fit_unimodal", "tenth_of_rise", "unimodal_regression"]
+__all__ = ["UnimodalFit", "fit_unimodal", "third_of_rise", "unimodal_regression"]
 
+PART_OF_RISE = 3.0
+"""The suggested maximum is the learning rate of the rise divided by this. Chosen on the development
+half of the benchmark, together with the default of the narrowing, for guarded trainings."""
 SIGNIFICANCE = 0.05
 """p-value below which a fall of the loss is not explained by chance."""
 
@@ -32,20 +35,21 @@ def fitted_loss(curve: LRCurve, smoothing: Smoothing) -> tuple[str, np.ndarray]:
 
 
 @rule("robust", reads=fitted_loss, pace_decades=0.33, start_decades=0.18)
-def tenth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
-    """The maximum is a tenth of the learning rate at which the loss rises again, the minimum a
+def third_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """The maximum is a third of the learning rate at which the loss rises again, the minimum a
     tenth of the maximum. The rule reads the curve that falls once and then rises once and fits the
     loss best: the loss of the probe where there is one, otherwise that of the training batches.
 
-    It reads both losses where the probe does not fall (:func:`fit_unimodal`). Losses above the one
-    at the initial weights are clipped to it, since once the network is ruined, the height of the
-    explosion says nothing. The least-squares curve is fitted to these losses
-    (:func:`unimodal_regression`), without smoothing and without a fitted constant. Where it rises
-    is averaged over all heights between its floor and the start, so that neither the place of a
-    flat floor nor a single level decides. A tenth of that is suggested, as in the article's rule,
-    since training stays at learning rates that the ramp only passes.
+    It reads both losses where the probe does not fall (:func:`fit_unimodal`). What the mean output
+    of the probe's examples gains by itself is no gain, since a network that answers alike to all
+    of them gains it, too. Losses above that of such an answer are clipped to it, since once the
+    network is ruined, the height of the explosion says nothing. The least-squares curve is fitted
+    to these losses (:func:`unimodal_regression`), without smoothing. Where it rises is averaged over all heights between its floor and the start, so that neither the place of a
+    flat floor nor a single level decides. A third of that is suggested, since training stays at
+    learning rates that the ramp only passes. It is high for some trainings: watch them
+    (:class:`lrrt_stage.Guard`).
     """
-    return tenth_of(curve, fit_unimodal(curve).rise)
+    return decade_below(curve, fit_unimodal(curve).rise / PART_OF_RISE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,7 +63,8 @@ class UnimodalFit:
     """Which losses are fitted: ``loss``, those of the training, or ``probe_loss``."""
     lr: np.ndarray
     start: float
-    """Loss at the initial weights."""
+    """Loss at the initial weights; with a baseline, that of an answer which is alike for all
+    examples."""
     unspecific: np.ndarray
     """What a loss has gained without telling one example from another; added to the losses before
     they are fitted."""
@@ -80,24 +85,30 @@ class UnimodalFit:
         ruined gains it, too. It counts only where the loss did not fall otherwise.
         """
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
-        if series == "probe_loss" and curve.probe_baseline is not None:
-            gained = curve.probe_baseline[0] - curve.probe_baseline
-            fit = cls._fitted(curve, series, np.where(is_finite(gained), gained, 0).clip(0))
+        baseline = None if series == "loss" else curve.probe_baseline
+        if baseline is not None:
+            gained = baseline[0] - baseline
+            unspecific = np.where(is_finite(gained), gained, 0).clip(0)
+            fit = cls._fitted(curve, series, unspecific, float(baseline[0]))
             if fit.fell:
                 return fit
         return cls._fitted(curve, series, np.zeros(len(curve)))
 
     @classmethod
-    def _fitted(cls, curve: LRCurve, series: str, unspecific: np.ndarray) -> UnimodalFit:
+    def _fitted(
+        cls, curve: LRCurve, series: str, unspecific: np.ndarray, ignorant: float | None = None
+    ) -> UnimodalFit:
         losses = getattr(curve, series) + unspecific
         losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.
         first = 1 if series == "probe_loss" else max(5, len(curve) // 10)
-        start = float(np.median(losses[:first]))
+        initial = float(np.median(losses[:first]))
+        start = initial if ignorant is None else ignorant
         ruined = ~(is_finite(losses) & is_finite(curve.loss) & (losses < start))
         ruined[:first] = True
         clipped = np.where(ruined, start, losses)
+        clipped[:first] = min(initial, start)
         fit = unimodal_regression(clipped)
         fell = bool(is_finite(start)) and _fell(losses[: _last_minimum(fit) + 1])
         return cls(series, curve.lr, start, unspecific, ruined, clipped, fit, fell)
