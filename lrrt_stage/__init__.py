@@ -9,6 +9,7 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.curve.smoothing import AVERAGES, Smoothing, zero_phase
 from lrrt_stage.errors import LRRTError, NoSuggestion, Verdict
+from lrrt_stage.guard.gain import shows_gain
 from lrrt_stage.guard.guard import Attempt, AttemptsSpent, Guard
 from lrrt_stage.measure.evaluations import Validation
 from lrrt_stage.measure.ramp_loop import RangeTestInterrupted, range_test
@@ -61,6 +62,7 @@ __all__ = [
     "resolve_device",
     "rule",
     "seeded",
+    "shows_gain",
     "suggest",
     "suggest_all",
     "zero_phase",

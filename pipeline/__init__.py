@@ -7,7 +7,7 @@ from pipeline.task.prepared import PreparedTask
 from pipeline.task.recipes import RECIPES, RecipeOptions, published_ranges
 from pipeline.task.setup import Setup, SetupFactory
 from pipeline.task.tasks import Runtime, Task
-from pipeline.training.loop import ScheduleOptions, Training, TrainOptions, train
+from pipeline.training.loop import Epoch, ScheduleOptions, Training, TrainOptions, train
 from pipeline.training.narrowing import Narrowing
 from pipeline.training.refinement import RefineOptions, best_range, refine
 from pipeline.training.schedules import SCHEDULES, build_schedule
@@ -17,6 +17,7 @@ __all__ = [
     "SCHEDULES",
     "Data",
     "DatasetFactory",
+    "Epoch",
     "ModelFactory",
     "Narrowing",
     "PreparedTask",

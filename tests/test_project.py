@@ -40,6 +40,10 @@ ROOMS = {
     "lrrt_stage.state": (("errors", "files", "settings"), ("numpy", "safetensors", "torch")),
     "lrrt_stage.measure": (("errors", "settings", "curve", "state"), ("numpy", "torch")),
     "lrrt_stage.rules": (("errors", "settings", "curve"), ("numpy", "pandas", "scipy")),
+    "lrrt_stage.guard": (
+        ("errors", "settings", "curve", "rules", "measure"),
+        ("numpy", "torch"),
+    ),
     "lrrt_stage.plots": (
         ("errors", "files", "settings", "curve", "rules"),
         ("matplotlib", "numpy", "pandas"),

@@ -43,7 +43,7 @@ def scored(runs: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     The distance is ``|log10(lr / best_lr)|``, in decades.
     """
     runs = runs.merge(reference, on=KEYS, how="left", validate="many_to_one")
-    missing = runs["lr"].isna()
+    missing = runs["loss"].isna()
 
     def regret(loss: str, best: str) -> pd.Series:
         lost = (runs[loss] - runs[best]) / (runs["initial"] - runs[best])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from benchmarks.suggestions.problems import Problem
 from lrrt_stage import (
@@ -21,7 +25,7 @@ from lrrt_stage import (
 from lrrt_stage.measure.step import batch_loss_of, endless
 from pipeline.training.schedules import build_schedule
 
-__all__ = ["Recorded", "initial_loss", "lr_curve", "recorded"]
+__all__ = ["Recorded", "initial_loss", "lr_curve", "recorded", "recorded_without_lr"]
 
 
 def initial_loss(problem: Problem, seed: int) -> float:
@@ -54,6 +58,31 @@ def recorded(problem: Problem, seed: int, lr_range: LRRange, epochs: int) -> Rec
     model, optimizer, batches = problem.start(seed)
     steps = len(batches) * epochs
     schedule = build_schedule("one-cycle", optimizer, lr_range, steps)
+    return _recorded(problem, seed, epochs, model, optimizer, batches, schedule.step)
+
+
+def recorded_without_lr(problem: Problem, seed: int, name: str, epochs: int) -> Recorded:
+    """Train with an optimizer that is made to need no learning rate, at its defaults."""
+    from prodigyopt import Prodigy
+    from schedulefree import AdamWScheduleFree
+
+    model, _, batches = problem.start(seed)
+    kinds = {"Prodigy": Prodigy, "schedule-free AdamW": AdamWScheduleFree}
+    optimizer = kinds[name](model.parameters())
+    return _recorded(problem, seed, epochs, model, optimizer, batches, lambda: None)
+
+
+def _recorded(
+    problem: Problem,
+    seed: int,
+    epochs: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: DataLoader,
+    next_lr: Callable[[], None],
+) -> Recorded:
+    # Schedule-free optimizers have other weights for evaluations.
+    set_mode = {mode: getattr(optimizer, mode, lambda: None) for mode in ("train", "eval")}
     step = TrainingStep(
         model,
         optimizer,
@@ -67,11 +96,13 @@ def recorded(problem: Problem, seed: int, lr_range: LRRange, epochs: int) -> Rec
         stream = endless(batches)
         while len(val) < epochs and all(map(isfinite, train[-len(batches) :] + val[-1:])):
             model.train()
+            set_mode["train"]()
             losses = []
             for _ in range(len(batches)):
                 losses.append(step(stream))
-                schedule.step()
+                next_lr()
             train += torch.stack(losses).tolist()
+            set_mode["eval"]()
             val.append(problem.evaluate(model))
     return Recorded(np.array(train, np.float32), np.array(val))
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
-from joblib import Memory, Parallel, delayed
+from joblib import Parallel, delayed
 from tqdm import tqdm
+
+from lrrt_stage.files import replacing
 
 __all__ = ["Work"]
 
@@ -28,23 +31,28 @@ class Work:
     """
 
     def __init__(self, folder: str | Path, workers: int = 1) -> None:
-        # Of a string joblib would make another folder than of a path.
-        self.memory, self.workers = Memory(Path(folder), verbose=0), workers
+        self.folder, self.workers = Path(folder), workers
 
     def run(self, function: Callable[..., Any], calls: Iterable[tuple], title: str) -> list[Any]:
         """Return what the function returns for the arguments of each call, in their order."""
         calls = list(calls)
         different = list(dict.fromkeys(calls))
-        kept = self.memory.cache(function)
         results = Parallel(n_jobs=self.workers, batch_size=1, return_as="generator")(
-            delayed(_in_one_thread)(kept, call) for call in different
+            delayed(_kept)(self.folder, function, call) for call in different
         )
         shown = tqdm(results, title, len(different), mininterval=1)
         of_call = dict(zip(different, shown, strict=True))
         return [of_call[call] for call in calls]
 
 
-def _in_one_thread(function: Callable[..., Any], call: tuple) -> Any:
+def _kept(folder: Path, function: Callable[..., Any], call: tuple) -> Any:
+    path = folder / function.__name__ / f"{joblib.hash(call)}.pickle"
+    if path.exists():
+        return joblib.load(path)
     # Two sums in two threads may round otherwise than in one, and results have to repeat.
     torch.set_num_threads(1)
-    return function(*call)
+    result = function(*call)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        joblib.dump(result, part)
+    return result

@@ -11,7 +11,7 @@ from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.errors import LRRTError
 from lrrt_stage.rules.robust import UnimodalFit
 
-__all__ = ["Gain"]
+__all__ = ["Gain", "shows_gain"]
 
 RECENT = 20
 """Losses whose median is compared, at least: two reads of ten."""
@@ -75,3 +75,12 @@ class Gain:
         done = fit.floor + 1
         distance = float(curve.lr[:done].sum())
         return cls(training.start, fall, done, distance, max(losses, RECENT), max(clear, fall))
+
+
+def shows_gain(curve: LRCurve) -> bool:
+    """Return whether the loss of a range test fell, so that a training can be compared with it."""
+    try:
+        Gain.from_curve(curve)
+    except LRRTError:
+        return False
+    return True

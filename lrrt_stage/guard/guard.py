@@ -20,7 +20,7 @@ __all__ = ["Attempt", "AttemptsSpent", "Guard"]
 
 NARROWER = 3.0
 """The next attempt has learning rates that are lower by this factor."""
-MOST_ATTEMPTS = 4
+ATTEMPTS, MOST_ATTEMPTS = 3, 4
 RARER = 100
 """In a long training losses are read after each hundredth of the steps so far."""
 
@@ -114,8 +114,10 @@ class Attempt:
             return f"at step {self.steps} the loss was {recent:.3g}, above its start"
         if best > gain.clear and gained < best / 4:
             return f"at step {self.steps} the loss was {recent:.3g} again, after {self._lowest:.3g}"
+        if len(kept) < gain.losses or self._due < gain.losses / 2:
+            return ""
         level = float(np.median(kept))
-        if self._due >= gain.losses / 2 and gain.start - level < gain.fall / 2:
+        if gain.start - level < gain.fall / 2:
             return (
                 f"at step {self.steps} the loss was {level:.3g}, less than half of the way that it "
                 f"fell in {gain.steps} steps of the range test"
@@ -157,7 +159,7 @@ class Guard:
         By the iteration, after the last attempt was lost.
     """
 
-    def __init__(self, curve: LRCurve, lr_range: LRRange, attempts: int = 3) -> None:
+    def __init__(self, curve: LRCurve, lr_range: LRRange, attempts: int = ATTEMPTS) -> None:
         require_kind(isinstance(lr_range, LRRange), "lr_range", lr_range, "pass LRRange(…, …)")
         counted = isinstance(attempts, int) and 1 <= attempts <= MOST_ATTEMPTS
         require(counted, f"attempts={attempts!r} is not from 1 to {MOST_ATTEMPTS}")

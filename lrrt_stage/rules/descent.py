@@ -109,7 +109,8 @@ def decade_below(curve: LRCurve, lr: float) -> LRRange:
     """Return the decade that ends at ``lr``, which the ramp must have passed."""
     if lr < curve.lr[0]:
         raise NoSuggestion(
-            f"the loss rises within a decade of the first LR {curve.lr[0]:g}: lower lr_start"
+            f"the loss rises so early that the maximum would be {lr:.3g}, below the first LR "
+            f"{curve.lr[0]:g}: lower lr_start"
         )
     return LRRange.decade_below(lr)
 

@@ -44,9 +44,10 @@ def third_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     of the probe's examples gains by itself is no gain, since a network that answers alike to all
     of them gains it, too. Losses above that of such an answer are clipped to it, since once the
     network is ruined, the height of the explosion says nothing. The least-squares curve is fitted
-    to these losses (:func:`unimodal_regression`), without smoothing. Where it rises is averaged over all heights between its floor and the start, so that neither the place of a
-    flat floor nor a single level decides. A third of that is suggested, since training stays at
-    learning rates that the ramp only passes. It is high for some trainings: watch them
+    to these losses (:func:`unimodal_regression`), without smoothing. Where it rises is averaged
+    over all heights between its floor and the start, so that neither the place of a flat floor nor
+    a single level decides. A third of that is suggested, since training stays at learning rates
+    that the ramp only passes. It is too high for some trainings, so watch them
     (:class:`lrrt_stage.Guard`).
     """
     return decade_below(curve, fit_unimodal(curve).rise / PART_OF_RISE)

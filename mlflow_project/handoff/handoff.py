@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrrt_stage import Confidence, Consensus, LRCurve, LRRange, LRRTError, Reading
+from lrrt_stage import Confidence, Consensus, Guard, LRCurve, LRRange, LRRTError, Reading
 from lrrt_stage.errors import LONGEST, excerpt, first_line
+from lrrt_stage.guard.guard import ATTEMPTS
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state import weights
 from mlflow_project.handoff import version_1
@@ -155,10 +156,45 @@ class Handoff:
         return narrowing(self.range)
 
     def scheduler(
-        self, optimizer: Optimizer, total_steps: int, schedule: str = "one-cycle"
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        schedule: str = "one-cycle",
+        lr_range: LRRange | None = None,
     ) -> LRScheduler:
-        """Return torch's scheduler over the narrowed range; call ``step()`` every iteration."""
-        return build_schedule(schedule, optimizer, self.narrowed(), total_steps)
+        """Return torch's scheduler over a range; call ``step()`` every iteration.
+
+        The range is that of an attempt (:meth:`guard`); None: the narrowed range.
+        """
+        return build_schedule(schedule, optimizer, lr_range or self.narrowed(), total_steps)
+
+    def guard(self, lr_range: LRRange | None = None, attempts: int = ATTEMPTS) -> Guard:
+        """Return attempts at a training of one's own, which it watches by the range test.
+
+        Iterate over it: every attempt has a range, takes the losses of the training, and says when
+        to start again from the weights of this hand-off. ``lr_range`` is that of the first attempt;
+        None: the narrowed range, as of :meth:`scheduler`.
+
+        Raises
+        ------
+        LRRTError
+            If the range test shows no fall of the loss.
+
+        Examples
+        --------
+        >>> for attempt in handoff.guard():                      # doctest: +SKIP
+        ...     handoff.load_weights(model)
+        ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ...     schedule = handoff.scheduler(optimizer, steps, lr_range=attempt.range)
+        ...     for batch in batches:
+        ...         lr = schedule.get_last_lr()[0]
+        ...         loss = take_step(model, optimizer, batch)
+        ...         schedule.step()
+        ...         if attempt.watch(loss, lr):
+        ...             break
+        >>> handoff.track_training(attempt.range)                # doctest: +SKIP
+        """
+        return Guard(self.curve, lr_range or self.narrowed(), attempts)
 
     def track_training(self, lr_range: LRRange | None = None) -> None:
         """Record on the active run, a training of one's own, that it starts from this hand-off.

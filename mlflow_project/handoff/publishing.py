@@ -39,6 +39,7 @@ __all__ = ["publish_inputs", "publish_reading", "range_from_json", "reading_from
 
 WEIGHTS = "initial_weights.safetensors"
 FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
+BEST_WEIGHTS, BEST_WEIGHTS_TAG = "best_weights.safetensors", "lrrt.best_weights_sha256"
 TASK, TASK_TAG = "task.json", "lrrt.task_sha256"
 CURVE, CURVE_TAG = "curve.csv", "lrrt.curve_sha256"
 SUGGESTIONS, SUGGESTIONS_TAG = "suggestions.json", "lrrt.suggestions_sha256"

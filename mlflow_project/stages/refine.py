@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRRange, LRRTError, shows_gain
 from lrrt_stage.errors import excerpt
 from lrrt_stage.files import write_text
 from lrrt_stage.plots.drawing import save_figure
@@ -94,6 +94,7 @@ def refine_stage(
                 schedule,
                 study_name=name,
                 fingerprint=trial_fingerprint,
+                curve=handoff.curve if shows_gain(handoff.curve) else None,
                 on_trial=partial(_trial_run, progress, options.trials),
             )
         refined = best_range(optuna_study, narrowed)
@@ -183,7 +184,7 @@ def _trial_run(
             if last is not None:
                 training, pruned = last
                 log_training(training)
-                state = "pruned" if pruned else "diverged" if training.diverged else "complete"
+                state = "pruned" if pruned else "diverged" if training.reason else "complete"
                 run.set_tags({"lrrt.trial_state": state})
     progress(number + 1, trials)
 

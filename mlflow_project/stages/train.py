@@ -6,19 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import Guard, LRCurve, LRRange, LRRTError
 from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import load_artifact, readable, sha256
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
-from mlflow_project.handoff.publishing import FINAL_WEIGHTS, FINAL_WEIGHTS_TAG
+from mlflow_project.handoff.publishing import (
+    BEST_WEIGHTS,
+    BEST_WEIGHTS_TAG,
+    FINAL_WEIGHTS,
+    FINAL_WEIGHTS_TAG,
+)
 from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.refine import load_refined
 from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
@@ -37,7 +41,7 @@ from mlflow_project.tracking.runs import (
 )
 from mlflow_project.tracking.store import PATIENCE, uninterrupted
 from mlflow_project.tracking.views import link, set_description
-from pipeline import Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
+from pipeline import Epoch, Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.checkpoint import read_checkpoint
 from pipeline.training.plots import training_figure
 
@@ -71,7 +75,8 @@ def train_stage(
 ) -> str:
     """Train from a range test's weights as a run of its own and return its id.
 
-    If training diverges, the run keeps its curves.
+    A training that is being ruined starts again with lower learning rates; the run keeps the curves
+    of all attempts, also if none of them succeeds.
     """
     with stage_run("train") as run:
         handoff, prepared, lr_range = open_handoff(
@@ -92,40 +97,46 @@ def train_stage(
         resumed = None
         if run_options.resume:
             resumed = _fetch_checkpoint(run_options.resume, run_fingerprint, checkpoint)
+        curve = _curve_to_watch_by(run, handoff, lr_range, options)
         run.begin_work()
         with _resumable(run, checkpoint, handoff, refine_run_id):
-            training = _train(run, prepared, handoff, lr_range, options, checkpoint)
-            final = weights.state_of(training.model)
-            weights.save(final, run.files / FINAL_WEIGHTS)
-            run.set_tags({FINAL_WEIGHTS_TAG: weights.digest(final)})
-            run.log_file(FINAL_WEIGHTS)  # before anything else, which may fail
-            save_figure(training_figure(training), run.files / "training.png")
+            training = _train(run, prepared, handoff, lr_range, options, checkpoint, curve)
+            _keep_weights(run, training)  # before anything else, which may fail
+            save_figure(training_figure(training.joined()), run.files / "training.png")
             _check_first_loss(run, handoff, prepared, training)
-            if not training.diverged:
+            if not training.reason:
+                lr_range = training.range
                 refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
+                where = "below" if training.lost else "inside"
                 sentences = (
                     f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
-                    f"({options.schedule}), inside the range that {link(handoff.run_id)} suggests"
+                    f"({options.schedule}), {where} the range that {link(handoff.run_id)} suggests"
                     f"{refined}.",
+                    _attempt_words(training),
                     validation_words(training.epochs[-1].values()),
+                    _use_kept_weights(training, options),
                     "It started from the initial weights of the range test.",
                 )
-                description = f"By {link(run.run_id)}: {' '.join(sentences)}"
+                description = f"By {link(run.run_id)}: {' '.join(filter(None, sentences))}"
                 lineage = handoff.lineage | {
                     "lrrt.suggested_lr_min": repr(handoff.range.min),
                     "lrrt.suggested_lr_max": repr(handoff.range.max),
                     "lrrt.trained_lr_min": repr(lr_range.min),
                     "lrrt.trained_lr_max": repr(lr_range.max),
                 }
-                log_model(training.setup, run_options.register, lineage, description)
-                set_description(*sentences)
+                epoch = _kept_epoch(training, options)
+                step = training.joined().starts[-1] + epoch.iteration
+                log_model(training.setup, run_options.register, lineage, description, step)
+                set_description(*filter(None, sentences))
                 sign_run()
             checkpoint.unlink(missing_ok=True)  # it may not have fitted on the disk
-        if training.diverged:
-            finite = [*map(isfinite, training.train_loss), False].index(False)
+        if training.reason:
+            number = len(training.lost) + 1
+            which = "it was lost" if number == 1 else f"all {number} attempts were lost, the last"
             raise LRRTError(
-                f"training diverged after {finite} iterations with maximum LR "
-                f"{lr_range.max:.3g}: raise narrowing_fraction, run refine, or use a different rule"
+                f"the training did not succeed: {which} with maximum LR {training.range.max:.3g} "
+                f"({training.reason}): raise narrowing_fraction, run refine, or use a different "
+                "rule"
             )
     if resumed is not None:
         forget(resumed)
@@ -168,7 +179,7 @@ def _resumable(
         sign_run()
         if not isinstance(error, KeyboardInterrupt):
             raise
-        epochs = len(read_checkpoint(checkpoint)["epochs"])
+        epochs = len(read_checkpoint(checkpoint)["history"][-1])
         refined = f"--refine-run-id {refine_run_id}, " if refine_run_id else ""
         raise KeyboardInterrupt(
             f"{epochs} epochs are kept; lrrt-stage train with the same options, {refined}"
@@ -183,14 +194,32 @@ def _train(
     lr_range: LRRange,
     options: TrainOptions,
     checkpoint: Path,
+    curve: LRCurve | None,
 ) -> Training:
-    """Train, and log every epoch when it ends; the epochs of a resumed training first."""
+    """Train, and log every epoch when it ends; the epochs of a resumed training first.
+
+    The steps of all attempts are counted on, so that the UI shows one after the other.
+    """
     logged = 0, 0  # iterations, epochs
+    known = 1  # attempts
 
     def log_new(training: Training) -> None:
-        nonlocal logged
-        log_training(training, *logged)
-        logged = len(training.train_loss), len(training.epochs)
+        nonlocal logged, known
+        history, number = training.joined(), len(training.lost) + 1
+        if number > known:
+            first = 0 if known == 1 else known
+            numbers = [*range(first + 1, number + 1)]
+            run.log_series({"attempt": numbers}, history.starts[first:])
+            known = number
+            log_range("trained", training.range, number - 1)
+            reasons = [f"maximum LR {lost.range.max:.3g}: {lost.reason}" for lost in training.lost]
+            run.set_tags({tags.ATTEMPTS: str(number), tags.LOST: "; ".join(reasons)})
+            console.note(
+                f"attempt {number - 1} was lost ({training.lost[-1].reason}): starting again with "
+                f"maximum LR {training.range.max:.3g}"
+            )
+        log_training(history, *logged)
+        logged = len(history.train_loss), len(history.epochs)
 
     with console.progress("training") as progress:
 
@@ -203,11 +232,73 @@ def _train(
             handoff.weights,
             lr_range,
             options,
+            curve=curve,
             on_epoch=on_epoch,
             checkpoint=checkpoint,
         )
     log_new(training)  # a training that was interrupted after its last epoch has no epoch left
     return training
+
+
+def _curve_to_watch_by(
+    run: RunRecord, handoff: Handoff, lr_range: LRRange, options: TrainOptions
+) -> LRCurve | None:
+    """Return the range test that tells a ruined training; None if there is to be one attempt.
+
+    Raises
+    ------
+    LRRTError
+        If that curve shows no fall of the loss.
+    """
+    if options.attempts == 1:
+        return None
+    if tags.MISMATCH in run.tags:
+        console.note("the training is not watched, since its range test is of a different task")
+        return None
+    Guard(handoff.curve, lr_range, options.attempts)
+    return handoff.curve
+
+
+def _keep_weights(run: RunRecord, training: Training) -> None:
+    """Make the last weights and the best ones artifacts, and log the losses of both."""
+    kept: dict[str, tuple[str, weights.State]]
+    kept = {FINAL_WEIGHTS: (FINAL_WEIGHTS_TAG, weights.state_of(training.model))}
+    if training.best_weights is not None:
+        kept[BEST_WEIGHTS] = (BEST_WEIGHTS_TAG, training.best_weights)
+    for name, (tag, state) in kept.items():
+        weights.save(state, run.files / name)
+        run.set_tags({tag: weights.digest(state)})
+        run.log_file(name)
+    if (best := training.best_epoch) is not None:
+        number = training.epochs.index(best) + 1
+        values = {f"best_{name}": value for name, value in best.values().items()}
+        run.log_metrics({"best_epoch": number} | values)
+    run.log_metrics({"attempts": len(training.lost) + 1})
+
+
+def _kept_epoch(training: Training, options: TrainOptions) -> Epoch:
+    """Return the epoch whose weights are those of the logged model."""
+    best = training.best_epoch if options.keep == "best" else None
+    return best or training.epochs[-1]
+
+
+def _use_kept_weights(training: Training, options: TrainOptions) -> str:
+    """Give the model the weights with which it is logged, and say which they are."""
+    epoch = _kept_epoch(training, options)
+    if epoch is training.epochs[-1] or training.best_weights is None:
+        return ""
+    weights.load_into(training.model, training.best_weights)
+    number = training.epochs.index(epoch) + 1
+    return (
+        f"The logged model is that of epoch {number}, whose validation loss of "
+        f"**{epoch.val_loss:.4g}** is the lowest."
+    )
+
+
+def _attempt_words(training: Training) -> str:
+    """Return the attempts that were lost as a sentence; empty without any."""
+    lost = [f"with maximum LR {each.range.max:.3g} ({each.reason})" for each in training.lost]
+    return f"It is attempt {len(lost) + 1}; lost were those {', and '.join(lost)}." if lost else ""
 
 
 def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Path | None:
@@ -237,7 +328,7 @@ def _check_first_loss(
     run: RunRecord, handoff: Handoff, prepared: PreparedTask, training: Training
 ) -> None:
     """Log whether the first loss equals that of the range test bit for bit; print if not."""
-    first, expected = training.train_loss[0], float(handoff.curve.loss[0])
+    first, expected = training.joined().train_loss[0], float(handoff.curve.loss[0])
     run.log_metrics({"first_loss": first, "range_test_first_loss": expected})
     run.set_tags({"lrrt.first_loss_equal": str(first == expected).lower()})
     if (

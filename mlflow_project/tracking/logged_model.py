@@ -36,8 +36,11 @@ def log_model(
     register: str | None,
     lineage: Mapping[str, str],
     description: str,
+    step: int,
 ) -> None:
     """Log the trained model of the active run with signature and input example.
+
+    Its metrics are those of the validation that the run has logged at ``step``.
 
     With a name to ``register`` it becomes the next version of that model, with the tags ``lineage``
     and this ``description``.
@@ -74,7 +77,7 @@ def log_model(
             f"the model cannot be written to {record.folder} ({first_line(error)}): free some "
             f"space; its weights are an artifact, and --resume {record.run_id} continues from here"
         ) from error
-    record.log_model(register=register, lineage=dict(lineage), description=description)
+    record.log_model(step, register=register, lineage=dict(lineage), description=description)
 
 
 def require_deployable(prepared: PreparedTask, register: str | None) -> None:

@@ -251,10 +251,13 @@ class RunRecord:
         """Sign the run when the store has given it an id, as :mod:`..handoff.signature` does."""
         self._log("signature", message=message, mac=mac)
 
-    def log_model(self, **content: Any) -> None:
-        """Log the model that was saved in the run's folder, with the last validation."""
-        last = {each.key: each for each in self.metrics if each.key.startswith("val_")}
-        points = [(each.key, each.value, each.timestamp, each.step) for each in last.values()]
+    def log_model(self, step: int, **content: Any) -> None:
+        """Log the model that was saved in the run's folder, with the validation at a step."""
+        points = [
+            (each.key, each.value, each.timestamp, each.step)
+            for each in self.metrics
+            if each.key.startswith("val_") and each.step == step
+        ]
         self.outbox.keep("model", metrics=points, **content)
 
     def _log(self, kind: str, **content: Any) -> None:

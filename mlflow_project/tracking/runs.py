@@ -295,25 +295,28 @@ def log_training(training: TrainingHistory, first_iteration: int = 0, first_epoc
 
 def read_training(run_id: str) -> TrainingHistory:
     """Return the losses and learning rates that :func:`log_training` logged."""
-    names, record = ("lr", "train_loss", "val_loss"), known_record(run_id)
+    names, record = ("lr", "train_loss", "val_loss", "attempt"), known_record(run_id)
     if record is not None:
-        lr, train_loss, val_loss = ([m for m in record.metrics if m.key == k] for k in names)
+        logged = [[m for m in record.metrics if m.key == name] for name in names]
     else:
         client = mlflow.MlflowClient()
-        lr, train_loss, val_loss = (
-            ask(partial(client.get_metric_history, run_id, name)) for name in names
-        )
+        logged = [ask(partial(client.get_metric_history, run_id, name)) for name in names]
+    lr, train_loss, val_loss, attempts = logged
     return TrainingHistory(
         [point.value for point in lr],
         [point.value for point in train_loss],
         [Epoch(point.step, point.value) for point in val_loss],
+        sorted({0, *(point.step for point in attempts)}),
     )
 
 
-def log_range(name: str, lr_range: LRRange) -> None:
-    """Log a range of the active run as ``<name>_lr_min`` and ``<name>_lr_max``."""
-    metrics = {f"{name}_lr_min": lr_range.min, f"{name}_lr_max": lr_range.max}
-    active_record().log_metrics(metrics)
+def log_range(name: str, lr_range: LRRange, step: int = 0) -> None:
+    """Log a range of the active run as ``<name>_lr_min`` and ``<name>_lr_max``.
+
+    The value of a later ``step`` is the one that counts.
+    """
+    metrics = {f"{name}_lr_min": [lr_range.min], f"{name}_lr_max": [lr_range.max]}
+    active_record().log_series(metrics, [step])
 
 
 def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:

@@ -11,6 +11,8 @@ RULE, VERDICT = "lrrt.rule", "lrrt.verdict"
 WEIGHTS = "lrrt.weights_sha256"
 FITS, REASON = "lrrt.fits", "lrrt.reason"
 MODEL = "lrrt.model"
+ATTEMPTS, LOST = "lrrt.attempts", "lrrt.lost_attempts"
+"""How many attempts a training took, and why those before the last one were given up."""
 
 CHECKPOINT, CHECKPOINT_FILE = "lrrt.checkpoint_sha256", "checkpoint.safetensors"
 """The tag with the digest of the artifact from which an interrupted training continues."""

@@ -29,7 +29,7 @@ from lrrt_stage import (
     seeded,
 )
 from lrrt_stage.errors import first_line
-from lrrt_stage.guard.guard import MOST_ATTEMPTS
+from lrrt_stage.guard.guard import ATTEMPTS, MOST_ATTEMPTS
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.settings import Options, setting
@@ -74,7 +74,7 @@ class TrainOptions(ScheduleOptions):
 
     epochs: int = setting(20, "Passes over the training data.", minimum=1)
     attempts: int = setting(
-        3,
+        ATTEMPTS,
         "Attempts at the training: one that is being ruined starts again with a third of the "
         "learning rates; 1: it goes on.",
         minimum=1,
@@ -313,7 +313,7 @@ def _end_epoch(training: Training, attempt: Attempt, prepared: PreparedTask) -> 
     training.epochs.append(epoch)
     if training.diverged:
         finite = [*map(isfinite, training.train_loss), False].index(False)
-        attempt.lose(f"a loss was not finite after {finite} iterations")
+        attempt.lose(f"a loss was not finite after {finite} steps")
     if training.best_epoch is epoch:
         training.best_weights = weights.state_of(setup.model)
 

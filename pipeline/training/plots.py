@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import matplotlib
+import numpy as np
 import optuna
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -20,17 +23,36 @@ __all__ = ["plot_training", "search_figures", "summary_figure", "training_figure
 
 
 def plot_training(training: TrainingHistory, ax: Axes) -> Axes:
-    """Draw the losses and, on a second y axis, the learning rate over the iterations."""
-    losses = training.train_loss
+    """Draw the losses and, on a second y axis, the learning rate over the iterations.
+
+    Of several attempts, the losses of those that were lost may leave the axis at the top.
+    """
+    losses, starts = training.train_loss, training.starts
     validated = {e.iteration: e.val_loss for e in training.epochs if e.val_loss is not None}
-    steps, val_loss = [*validated], [*validated.values()]
+    val_loss = [*validated.values()]
     positive = all(loss > 0 for loss in [*losses, *val_loss])
     final = f", last validation loss {val_loss[-1]:.4g}" if val_loss else ""
-    title = f"Training: {len(losses)} iterations{final}"
+    several = f" in {len(starts)} attempts" if len(starts) > 1 else ""
+    title = f"Training: {len(losses)} iterations{several}{final}"
     drawing.label_axes(ax, title, "iteration", "loss", log="y" if positive else "")
     ax.plot(range(len(losses)), losses, color=drawing.PALE, lw=1, label="training loss")
     if validated:
-        ax.plot(steps, val_loss, "o-", color=drawing.VERMILION, lw=2, ms=3, label="validation loss")
+        # A line for each attempt: between two of them there is no way from one loss to the next.
+        named: dict[str, Any] = {"label": "validation loss"}
+        for first, end in pairwise([*starts, len(losses) + 1]):
+            of_attempt = {step: loss for step, loss in validated.items() if first < step <= end}
+            points = [*of_attempt], [*of_attempt.values()]
+            if of_attempt:
+                ax.plot(*points, "o-", color=drawing.VERMILION, lw=2, ms=3, **named)
+                named = {}
+    if len(starts) > 1:
+        counting = np.array([*losses[starts[-1] :], *losses[:3]])
+        low, high = drawing.loss_limits(counting)
+        lowest = min([loss for loss in [*losses, *val_loss] if isfinite(loss)], default=low)
+        ax.set_ylim((0.8 * lowest if positive else min(low, lowest)), high)
+        for index, start in enumerate(starts[1:]):
+            label = "" if index else "started again"
+            ax.axvline(start, color=drawing.BLACK, lw=1.5, ls=":", label=label)
     label = "learning rate (right axis)"
     style: dict[str, Any] = {"color": drawing.GREEN, "ls": "--", "lw": 1.5, "label": label}
     rate = ax.twinx()

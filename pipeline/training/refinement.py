@@ -12,7 +12,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRCurve, LRRange, LRRTError
 from lrrt_stage.errors import first_line, unknown_name
 from lrrt_stage.settings import Options, hide_passwords, require, setting
 from lrrt_stage.state.weights import State
@@ -77,6 +77,7 @@ def refine(
     *,
     study_name: str,
     fingerprint: str | None = None,
+    curve: LRCurve | None = None,
     on_trial: OnTrial | None = None,
 ) -> optuna.Study:
     """Search the peak LR (log scale) for the best validation; return the Optuna study.
@@ -86,9 +87,10 @@ def refine(
     Every trial is a short training from the weights ``state``, with the ``schedule`` of the
     training that follows. The first trial uses the narrowed maximum; TPE proposes the others, and
     the median pruner ends those that fall behind in the second half of their schedule. A trial
-    that diverges has the worst value, an infinite one. An interrupted search that is run again
-    proposes what it would have proposed. Searches may share an Optuna study at the same time.
-    Without a storage, it is in ``optuna.db`` in the current folder.
+    that diverges has the worst value, an infinite one; so has one that is being ruined, by the
+    ``curve`` of the range test of these weights, as soon as it is noticed. An interrupted search
+    that is run again proposes what it would have proposed. Searches may share an Optuna study at
+    the same time. Without a storage, it is in ``optuna.db`` in the current folder.
 
     ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
@@ -109,28 +111,33 @@ def refine(
     around_trial = on_trial or (lambda *_: nullcontext(lambda *_: None))
 
     def value_of(training: Training) -> float:
+        if training.reason:
+            return worst
         value = training.epochs[-1].values()[f"val_{metric}"]
-        return worst if training.diverged or isnan(value) else value
+        return worst if isnan(value) else value
 
     def objective(trial: optuna.Trial) -> float:
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(
-            **asdict(schedule or ScheduleOptions()), epochs=options.trial_epochs
+            **asdict(schedule or ScheduleOptions()), epochs=options.trial_epochs, attempts=1
         )
         with around_trial(_finished(trial.study), lr_range) as after_epoch:
 
             def on_epoch(training: Training) -> None:
-                trial.report(value_of(training), len(training.epochs))
-                ended = len(training.epochs) == options.trial_epochs
-                pruned = not ended and not training.diverged and trial.should_prune()
+                ended = len(training.epochs) == options.trial_epochs or training.reason != ""
+                if not training.reason:
+                    trial.report(value_of(training), len(training.epochs))
+                pruned = not ended and trial.should_prune()
                 after_epoch(training, pruned)
                 if pruned:
                     raise optuna.TrialPruned
 
             # Raised again outside of the context, for which a pruned trial is no failure.
             with suppress(optuna.TrialPruned):
-                return value_of(train(prepared, state, lr_range, trial_options, on_epoch=on_epoch))
+                return value_of(
+                    train(prepared, state, lr_range, trial_options, curve=curve, on_epoch=on_epoch)
+                )
         raise optuna.TrialPruned
 
     with warnings.catch_warnings():

@@ -46,7 +46,7 @@ def test_the_curve_is_the_same_with_it_and_all_is_left_as_it_was(start):
 def test_its_loss_is_that_at_the_weights_before_the_step(start):
     model, optimizer, loader, probe = start
     evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
-    first = float(evaluate())
+    first = float(evaluate()["probe_loss"])
     curve = range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
     assert curve.probe_loss[0] == pytest.approx(first)
 
@@ -58,7 +58,7 @@ def test_batch_norm_takes_the_probes_own_statistics_and_dropout_is_off(start):
         normal = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
         by_hand = mse_loss(model[4](normal.relu()), y)
     evaluate = Probe(model, (x, y), lambda batch: mse_loss(model(batch[0]), batch[1]))
-    assert float(evaluate()) == pytest.approx(float(by_hand), rel=1e-5)
+    assert float(evaluate()["probe_loss"]) == pytest.approx(float(by_hand), rel=1e-5)
     assert model[1].running_mean.equal(torch.zeros(16))
     assert int(model[1].num_batches_tracked) == 0
 
@@ -150,7 +150,8 @@ def test_one_image_is_a_probe_for_norm_layers_without_running_statistics():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
     image = torch.randn(1, 1, 8, 8)
-    loss = Probe(model, (image, image), lambda batch: model(batch[0]).square().mean())()
+    probe = Probe(model, (image, image), lambda batch: model(batch[0]).square().mean())
+    loss = probe()["probe_loss"]
     assert loss.item() == pytest.approx(1, abs=1e-3)
 
 
@@ -172,7 +173,8 @@ def test_a_norm_layer_with_a_forward_of_its_own_normalises_over_the_probe():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         expected = mse_loss(copy.deepcopy(model)(probe[0]), probe[1])
-        evaluated = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))()
+        evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
+        evaluated = evaluate()["probe_loss"]
     assert evaluated.item() == expected.item()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
@@ -324,3 +326,80 @@ def test_what_an_evaluation_switches_is_on_again_in_the_step(start, kind):
         curve = range_test(model, optimizer, mse_loss, loader, iterations=20, probe=given)
         losses.append(curve.loss)
     assert np.array_equal(*losses)
+
+
+class TestBaseline:
+    """The loss with the mean output of the probe in place of each output."""
+
+    def test_it_is_the_loss_of_the_mean_output(self):
+        torch.manual_seed(0)
+        model, probe = nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))
+        with torch.no_grad():
+            expected = mse_loss(model(probe[0]).mean().expand(8, 1), probe[1])
+        evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
+        assert evaluate()["probe_baseline"].item() == pytest.approx(expected.item())
+
+    def test_a_curve_has_it_at_every_iteration(self, start):
+        model, optimizer, loader, probe = start
+        curve = range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
+        assert curve.probe_baseline.shape == curve.loss.shape
+        assert np.isfinite(curve.probe_baseline).all()
+        assert "forward" not in vars(model)
+
+    @pytest.mark.parametrize(
+        "batch_loss",
+        [
+            lambda model, x, y: mse_loss(model(x) + model(x), y),  # it is not clear which output
+            lambda model, x, y: mse_loss(model.weight.sum() * x[:, :1], y),
+            lambda model, x, y: mse_loss(model(x[:1]).expand(8, 1), y),  # no row for each example
+            lambda model, x, y: mse_loss(model(x).squeeze(1)[torch.arange(8)], y[:, 0]).reshape(1),
+        ],
+    )
+    def test_it_is_there_only_where_the_model_returns_a_row_for_each_example(self, batch_loss):
+        torch.manual_seed(0)
+        model, probe = nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))
+        evaluate = Probe(model, probe, lambda batch: batch_loss(model, *batch))
+        found = evaluate()
+        usual = "squeeze" in batch_loss.__code__.co_names
+        assert torch.isnan(found["probe_baseline"]).item() != usual
+        assert torch.isfinite(found["probe_loss"]).item()
+
+    def test_a_curve_without_it_has_no_such_series(self):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        curve = range_test(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            None,
+            [torch.randn(8, 4)],
+            batch_loss=lambda x: (model(x) - model(x.flip(0))).square().mean(),
+            probe=torch.randn(8, 4),
+            iterations=20,
+        )
+        assert curve.probe_loss is not None
+        assert curve.probe_baseline is None
+
+    def test_a_forward_of_the_instance_stays(self):
+        torch.manual_seed(0)
+        model, probe = nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))
+        own = model.forward
+        model.forward = lambda x: own(x) + 1
+        kept = model.forward
+        evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
+        assert torch.isfinite(evaluate()["probe_baseline"]).item()
+        assert model.forward is kept
+
+    def test_a_loss_that_refuses_the_mean_output_costs_nothing_else(self):
+        torch.manual_seed(0)
+        model, probe = nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))
+
+        def loss(output, target):
+            if output.unique().numel() == 1:
+                raise RuntimeError("all outputs are equal")
+            return mse_loss(output, target)
+
+        evaluate = Probe(model, probe, lambda batch: loss(model(batch[0]), batch[1]))
+        found = evaluate()
+        assert torch.isnan(found["probe_baseline"]).item()
+        assert torch.isfinite(found["probe_loss"]).item()
+        assert "forward" not in vars(model)

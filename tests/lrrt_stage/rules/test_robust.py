@@ -35,7 +35,7 @@ def test_the_rise_is_averaged_over_its_heights():
     valley = UnimodalFit.from_curve(curve(VALLEY), "loss")
     assert valley.floor == 22
     assert valley.rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
-    assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 10)
+    assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 3)
 
 
 def test_a_flat_floor_moves_nothing():
@@ -52,7 +52,7 @@ def test_a_loss_that_is_not_finite_counts_as_the_start():
     # From 1 at iteration 22 to the start at iteration 23.
     for end in (np.inf, np.nan):
         found = suggest(curve([*FALL, end], stop="non-finite"))
-        assert found.max == pytest.approx(at(22.5) / 10)
+        assert found.max == pytest.approx(at(22.5) / 3)
 
 
 def test_the_probe_is_read_where_there_is_one():
@@ -107,13 +107,13 @@ def test_a_constant_loss_never_fell():
 
 def test_a_test_that_diverged_before_the_probe_rose_ends_the_range():
     cut = curve(FALL, probe_loss=FALL, stop="diverged")
-    assert suggest(cut).max == pytest.approx(at(22) / 10)
+    assert suggest(cut).max == pytest.approx(at(22) / 3)
     with pytest.raises(NoSuggestion, match="interrupted"):
         suggest(curve(FALL, stop="interrupted"))
 
 
 def test_a_ramp_that_starts_too_high_has_no_answer():
-    short = LRCurve(np.geomspace(0.1, 1, 12), [4, 3, 2, 1, 0.5, 0.2, 0.1, 0.1, 2, 3, 4, 9])
+    short = LRCurve(np.geomspace(0.1, 0.4, 12), [4, 3, 2, 1, 0.5, 0.2, 0.1, 0.1, 2, 3, 4, 9])
     with pytest.raises(NoSuggestion, match="lower lr_start"):
         suggest(short)
 
@@ -179,10 +179,8 @@ def test_where_the_probe_does_not_fall_the_later_rise_counts():
     # Falls to iteration 8, rises by a half at 9 and by the other at 25.
     early = curve([4.2] * 8 + [4.0] + [4.1] * 16 + [9.0] * 9, probe_loss=DIP)
     assert UnimodalFit.from_curve(early, "loss").rise == pytest.approx(at((8.5 + 24.5) / 2))
-    assert suggest(early).max == pytest.approx(
-        UnimodalFit.from_curve(early, "probe_loss").rise / 10
-    )
-    assert suggest(early).max * 10 > at(25)
+    assert suggest(early).max == pytest.approx(UnimodalFit.from_curve(early, "probe_loss").rise / 3)
+    assert suggest(early).max * 3 > at(25)
     # One loss that is lower by a rounding is no floor.
     never = np.array([4.0, 4.0 - 1e-6, *[4.0 + 0.01 * i for i in range(len(VALLEY) - 2)]])
     assert suggest(curve(VALLEY, probe_loss=never)) == suggest(curve(VALLEY))
@@ -201,8 +199,66 @@ def test_a_probe_that_did_not_rise_again_does_not_end_the_descent():
     assert suggest(curve(VALLEY, probe_loss=dead)) == suggest(curve(VALLEY))
 
 
+class TestBaseline:
+    """What an answer gains that is alike for all examples is no gain."""
+
+    def test_a_network_that_is_dead_below_its_start_does_not_look_as_if_it_learned(self):
+        # It falls from 6 to 4, the loss of the best answer that is alike for all; learns something
+        # at iterations 20 to 22, and is dead from 24 on, at a loss far below its start.
+        baseline = [6.0, 5.0, *[4.0] * 30]
+        probe = [*baseline[:20], 3.0, 2.0, 1.0, 2.0, *[4.0] * 8]
+        plain = UnimodalFit.from_curve(curve(probe, probe_loss=probe, stop="diverged"))
+        told = UnimodalFit.from_curve(
+            curve(probe, probe_loss=probe, probe_baseline=baseline, stop="diverged")
+        )
+        # By 1 between 22 and 23, by 2 between 23 and 24.
+        assert told.rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
+        # Without a baseline, the same; but to a higher start it has not risen yet.
+        assert told.start == 6.0
+        assert told.recovered == 1.0
+        assert plain.recovered == pytest.approx(3 / 5)
+
+    def test_a_trained_network_is_ruined_where_it_knows_nothing_and_not_at_its_start(self):
+        # At its start it knows half of all, and at 3 it still knows something.
+        probe = [2.0] * 20 + [1.5, 1.0, 3.0, 4.0, 4.0]
+        fit = UnimodalFit.from_curve(
+            curve(probe, probe_loss=probe, probe_baseline=[4.0] * 25, stop="diverged")
+        )
+        assert fit.start == 4.0
+        assert fit.clipped[0] == 2.0
+        # By 2 between 21 and 22, by 1 between 22 and 23.
+        assert fit.rise == pytest.approx(at((2 * 21.5 + 22.5) / 3))
+
+    def test_an_answer_that_is_worse_than_one_that_is_alike_for_all_counts_as_that(self):
+        # The new head of a trained network: its loss is far above that of its mean output.
+        probe = [6.0] * 18 + [5.0, 4.5, 3.0, 2.0, 1.0, 2.0, *[4.0] * 8]
+        fit = UnimodalFit.from_curve(
+            curve(probe, probe_loss=probe, probe_baseline=[4.0] * 32, stop="diverged")
+        )
+        assert fit.start == fit.clipped[0] == 4.0
+
+    def test_where_nothing_else_is_learned_what_is_alike_for_all_counts(self):
+        baseline = [*FALL, *[1.0] * 4]
+        probed = curve(VALLEY, probe_loss=VALLEY, probe_baseline=baseline)
+        assert suggest(probed) == suggest(curve(VALLEY))
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_a_baseline_that_is_not_finite_changes_nothing(self, bad):
+        baseline = [4.0] * 24 + [bad] * 3
+        probed = curve(VALLEY, probe_loss=VALLEY, probe_baseline=baseline)
+        assert suggest(probed) == suggest(curve(VALLEY))
+
+    def test_the_interval_is_that_of_the_curve_without_what_is_alike_for_all(self):
+        rng = np.random.default_rng(0)
+        noisy = np.array(VALLEY) + rng.normal(0, 0.05, len(VALLEY))
+        shift = np.linspace(2.0, 0.0, len(VALLEY))
+        plain = curve(noisy, probe_loss=noisy, probe_baseline=np.full(len(VALLEY), noisy[0]))
+        lower = curve(noisy, probe_loss=noisy + shift - 2, probe_baseline=noisy[0] - 2 + shift)
+        assert confidence(plain).low == pytest.approx(confidence(lower).low, rel=1e-9)
+
+
 def test_a_fall_without_noise_counts():
-    assert suggest(curve([4.0] * 20 + [3.0] + [9.0] * 5)).max == pytest.approx(at(20.5) / 10)
+    assert suggest(curve([4.0] * 20 + [3.0] + [9.0] * 5)).max == pytest.approx(at(20.5) / 3)
 
 
 def test_with_a_probe_that_only_rose_the_training_losses_decide():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -221,11 +222,94 @@ def test_training_that_diverges_fails_clearly_and_keeps_its_curves(store, lrrt):
     huge = {"suggested_lr_min": 1e5, "suggested_lr_max": 1e6}
     _overwrite_range(lrrt, huge["suggested_lr_min"], huge["suggested_lr_max"])
     outcome = store.run("train", "--epochs", 3, "--register", "bad", code=2)
-    outcome.names("diverged", "narrowing_fraction")
+    outcome.names("all 3 attempts", "nan", "narrowing_fraction")
     run = store.one("train")
     assert run.info.status == "FAILED"
     assert store.history(run, "train_loss")[0]
     assert not mlflow.search_registered_models()
+
+
+@pytest.mark.starts_with("lrrt")
+def test_a_training_that_is_ruined_starts_again_and_every_attempt_is_told(store, lrrt):
+    _overwrite_range(lrrt, 0.3, 3.0)
+    outcome = store.run("train", "--epochs", 5, "--narrowing", "none", "--register", "again")
+    assert "starting again with maximum LR 1" in outcome.err
+    run = store.one("train")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["attempts"] > 1
+    lost = int(run.data.metrics["attempts"]) - 1
+    # What counts is the range of the last attempt.
+    assert run.data.metrics["trained_lr_max"] == pytest.approx(3.0 / 3**lost)
+    assert run.data.metrics["narrowed_lr_max"] == 3.0
+    assert run.data.tags["lrrt.attempts"] == str(lost + 1)
+    reasons = run.data.tags["lrrt.lost_attempts"].split("; ")
+    assert [reason.partition(":")[0] for reason in reasons] == [
+        f"maximum LR {3.0 / 3**number:.3g}" for number in range(lost)
+    ]
+    description = run.data.tags["mlflow.note.content"]
+    assert f"It is attempt {lost + 1}" in description
+    assert reasons[0].partition(": ")[2] in description
+    # The steps are counted on, and a series says where attempts begin.
+    starts, numbers = store.history(run, "attempt")
+    assert numbers == [*range(1, lost + 2)]
+    assert starts[0] == 0
+    steps, losses = store.history(run, "train_loss")
+    assert steps == [*range(len(losses))] == store.history(run, "lr")[0]
+    assert {losses[start] for start in starts} == {run.data.metrics["range_test_first_loss"]}
+    assert run.data.tags["lrrt.first_loss_equal"] == "true"
+    (version,) = mlflow.MlflowClient().search_model_versions("name = 'again'")
+    assert float(version.tags["lrrt.trained_lr_max"]) == run.data.metrics["trained_lr_max"]
+
+
+@pytest.mark.starts_with("lrrt")
+def test_a_single_attempt_goes_on_to_its_end(store, lrrt):
+    _overwrite_range(lrrt, 0.07, 0.7)
+    store.run("train", "--epochs", 5, "--narrowing", "none", "--attempts", 1)
+    run = store.one("train")
+    assert len(store.history(run, "train_loss")[0]) == 5 * 11
+    assert run.data.metrics["attempts"] == 1
+    assert "lrrt.lost_attempts" not in run.data.tags
+
+
+@pytest.mark.starts_with("lrrt")
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_logged_model_is_the_best_one_or_the_last_one(store, lrrt, keep):
+    _overwrite_range(lrrt, 0.03, 0.3)
+    options = ("--epochs", 8, "--narrowing", "none", "--schedule", "constant", "--attempts", 1)
+    store.run("train", *options, "--keep", keep, "--register", "kept")
+    run = store.one("train")
+    _, losses = store.history(run, "val_loss")
+    best = losses.index(min(losses))
+    metrics = run.data.metrics
+    assert metrics["best_epoch"] == best + 1 < 8
+    assert metrics["best_val_loss"] == losses[best]
+    assert metrics["best_val_accuracy"] == store.history(run, "val_accuracy")[1][best]
+    assert metrics["val_loss"] == losses[-1]
+    folder = Path(mlflow.artifacts.download_artifacts(run.info.artifact_uri))
+    kept = {name: load_file(folder / f"{name}_weights.safetensors") for name in ("best", "final")}
+    assert run.data.tags["lrrt.best_weights_sha256"] == digest(kept["best"])
+    assert run.data.tags["lrrt.final_weights_sha256"] == digest(kept["final"])
+    model = mlflow.pytorch.load_model("models:/kept/1")
+    logged = {**model.state_dict()}
+    wanted = kept["best" if keep == "best" else "final"]
+    for name, value in wanted.items():
+        (found,) = [v for k, v in logged.items() if k.endswith(name) and v.shape == value.shape]
+        assert torch.equal(found.cpu(), value)
+    told = "The logged model is that of epoch" in run.data.tags["mlflow.note.content"]
+    assert told == (keep == "best")
+
+
+@pytest.mark.starts_with("lrrt")
+def test_a_range_test_without_a_fall_guards_nothing(store, lrrt):
+    folder = Path(lrrt.info.artifact_uri.removeprefix("file://"))
+    table = pd.read_csv(folder / "curve.csv")
+    for name in ("loss", "probe_loss"):
+        table[name] = table[name].iloc[0]
+    table.drop(columns="probe_baseline").to_csv(folder / "curve.csv", index=False)
+    sha = hashlib.sha256((folder / "curve.csv").read_bytes()).hexdigest()
+    mlflow.MlflowClient().set_tag(lrrt.info.run_id, "lrrt.curve_sha256", sha)
+    store.run("train", "--epochs", 1, code=2).names("no fall of the loss", "attempts=1")
+    store.run("train", "--epochs", 1, "--attempts", 1)
 
 
 def _overwrite_range(run, low, high):

@@ -13,7 +13,14 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 import pipeline.data.datasets
-from lrrt_stage import LRRange, RangeTestOptions, TrainingStep, digest
+from lrrt_stage import (
+    LRCurve,
+    LRRange,
+    LRRTError,
+    RangeTestOptions,
+    TrainingStep,
+    digest,
+)
 from lrrt_stage.state import weights
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.prepared import PreparedTask
@@ -378,7 +385,7 @@ class TestInterruption:
         with pytest.raises(KeyboardInterrupt):
             train(made, state, RANGE, TrainOptions(epochs=3), checkpoint=path)
         assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
-        assert len(checkpoint.read_checkpoint(path)["epochs"]) == 1
+        assert len(checkpoint.read_checkpoint(path)["history"][-1]) == 1
 
     def test_a_checkpoint_changes_nothing(self, tmp_path, dropout_model):
         made = prepared(model=dropout_model, batch_size=256)
@@ -408,7 +415,7 @@ class TestDivergence:
             assert training.val_loss == math.inf
 
     def test_a_training_without_an_epoch_has_not_diverged_but_has_no_loss_yet(self):
-        training = Training(setup=prepared(**MLP).setup(), total_steps=9)
+        training = Training(setup=prepared(**MLP).setup(), total_steps=9, range=RANGE)
 
         assert not training.diverged
         assert training.val_loss == math.inf
@@ -470,3 +477,168 @@ def test_a_validation_split_is_read_by_as_many_processes_as_training(write_modul
         label for _, labels in prepared.setup().val_batches for label in labels.tolist()
     ]
     assert in_this_process == [0] * 12
+
+
+TOO_HIGH = LRRange(0.3, 3.0)
+"""A third of it is as well; a ninth is not."""
+FIVE = TrainOptions(epochs=5)
+
+
+@pytest.fixture(scope="module")
+def tested():
+    made = prepared(**MLP)
+    state = made.initial_weights()
+    return made, state, made.range_test(state)
+
+
+@pytest.fixture(scope="module")
+def guarded(tested):
+    made, state, curve = tested
+    seen: list[tuple[int, int, str]] = []
+
+    def on_epoch(training: Training) -> None:
+        seen.append((len(training.lost) + 1, len(training.epochs), training.reason))
+
+    return train(made, state, TOO_HIGH, FIVE, curve=curve, on_epoch=on_epoch), seen
+
+
+class TestAttempts:
+    """A training that is being ruined starts again from the same weights."""
+
+    def test_the_attempt_that_counts_is_a_training_with_its_range(self, tested, guarded):
+        made, state, _ = tested
+        training, _ = guarded
+        assert training.reason == ""
+        assert training.range == LRRange(0.3 / 9, 3.0 / 9)
+        plain = train(made, state, training.range, FIVE)
+        assert end(training) == end(plain)
+        assert history(training) == history(plain)
+
+    def test_lost_attempts_are_kept_with_their_reasons(self, tested, guarded):
+        _, _, curve = tested
+        training, seen = guarded
+        assert [lost.range.max for lost in training.lost] == [3.0, 1.0]
+        for lost in training.lost:
+            assert "less than half of the way" in lost.reason
+            assert lost.train_loss[0] == training.train_loss[0] == curve.loss[0]
+            assert 71 < len(lost.train_loss) == len(lost.lr) < 110
+        # After every epoch, and where an attempt is lost.
+        reasons = [lost.reason for lost in training.lost]
+        assert seen == [
+            *[(1, epoch, "") for epoch in (1, 2, 3, 4)],
+            (1, 4, reasons[0]),
+            *[(2, epoch, "") for epoch in (1, 2, 3, 4)],
+            (2, 4, reasons[1]),
+            *[(3, epoch, "") for epoch in (1, 2, 3, 4, 5)],
+        ]
+
+    def test_joined_they_are_one_history(self, guarded):
+        training, _ = guarded
+        joined = training.joined()
+        lengths = [len(each.train_loss) for each in (*training.lost, training)]
+        assert joined.starts == [0, lengths[0], lengths[0] + lengths[1]]
+        assert len(joined.lr) == len(joined.train_loss) == sum(lengths)
+        last = joined.starts[-1]
+        assert joined.train_loss[last:] == training.train_loss
+        assert [each.iteration for each in joined.epochs[-5:]] == [
+            last + each.iteration for each in training.epochs
+        ]
+
+    def test_if_all_are_lost_the_last_one_says_why(self, tested):
+        made, state, curve = tested
+        training = train(made, state, LRRange(1e3, 1e4), FIVE, curve=curve)
+        assert len(training.lost) == 2
+        assert training.reason
+        assert training.range.max == pytest.approx(1e4 / 9)
+
+    def test_a_single_attempt_is_watched_as_well(self, tested):
+        made, state, curve = tested
+        options = TrainOptions(epochs=5, attempts=1)
+        training = train(made, state, TOO_HIGH, options, curve=curve)
+        assert training.lost == []
+        assert "less than half" in training.reason
+
+    def test_without_a_curve_it_goes_on_to_its_end(self, tested):
+        made, state, _ = tested
+        training = train(made, state, TOO_HIGH, FIVE)
+        assert len(training.epochs) == 5
+        assert training.reason == ""
+
+    @pytest.mark.parametrize("stopped_at", [(1, 3), (2, 1), (2, 4), (3, 2)])
+    def test_a_training_resumes_in_any_attempt(self, tested, guarded, tmp_path, stopped_at):
+        made, state, curve = tested
+        path, told = tmp_path / "checkpoint", []
+
+        def interrupt(training: Training) -> None:
+            if (len(training.lost) + 1, len(training.epochs)) == stopped_at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                made,
+                state,
+                TOO_HIGH,
+                FIVE,
+                curve=curve,
+                on_epoch=interrupt,
+                checkpoint=path,
+            )
+        resumed = train(
+            made,
+            state,
+            TOO_HIGH,
+            FIVE,
+            curve=curve,
+            on_epoch=lambda training: told.append(len(training.lost) + 1),
+            checkpoint=path,
+        )
+        whole, _ = guarded
+        assert end(resumed) == end(whole)
+        assert resumed.joined() == whole.joined()
+        assert [lost.reason for lost in resumed.lost] == [lost.reason for lost in whole.lost]
+        assert told[0] == stopped_at[0]
+
+    def test_a_curve_without_a_fall_is_refused(self, tested):
+        made, state, curve = tested
+        flat = LRCurve(curve.lr, np.full(len(curve), 2.3))
+        with pytest.raises(LRRTError, match="attempts=1"):
+            train(made, state, RANGE, FIVE, curve=flat)
+
+
+class TestBestEpoch:
+    def test_its_weights_are_kept(self):
+        made, kept = prepared(**MLP), {}
+        state = made.initial_weights()
+
+        def on_epoch(training: Training) -> None:
+            kept[len(training.epochs)] = end(training)
+
+        # A high constant learning rate: the validation loss goes up and down.
+        options = TrainOptions(epochs=8, schedule="constant")
+        training = train(made, state, LRRange(0.04, 0.4), options, on_epoch=on_epoch)
+        losses = [epoch.val_loss for epoch in training.epochs]
+        best = losses.index(min(losses))
+        assert best < 7
+        assert training.best_epoch is training.epochs[best]
+        assert digest(training.best_weights) == kept[best + 1]
+        assert end(training) == kept[8]
+
+    def test_they_outlive_an_interruption(self, tmp_path):
+        made, path = prepared(**MLP), tmp_path / "checkpoint"
+        state, options = made.initial_weights(), TrainOptions(epochs=8, schedule="constant")
+        whole = train(made, state, LRRange(0.04, 0.4), options)
+
+        def interrupt(training: Training) -> None:
+            if len(training.epochs) == 7:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(made, state, LRRange(0.04, 0.4), options, on_epoch=interrupt, checkpoint=path)
+        resumed = train(made, state, LRRange(0.04, 0.4), options, checkpoint=path)
+        assert digest(resumed.best_weights) == digest(whole.best_weights)
+        assert resumed.best_epoch == whole.best_epoch
+
+    def test_of_equal_losses_the_first_counts_and_those_that_are_not_finite_do_not(self):
+        epochs = [Epoch(1, math.nan), Epoch(2, 0.5), Epoch(3, 0.5), Epoch(4, None)]
+        assert TrainingHistory(epochs=epochs).best_epoch is epochs[1]
+        assert TrainingHistory(epochs=epochs[:1]).best_epoch is None

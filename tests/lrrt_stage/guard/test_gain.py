@@ -1,0 +1,46 @@
+"""What a range test shows a network to gain, by hand-worked numbers."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lrrt_stage import LRCurve, LRRTError, shows_gain
+from lrrt_stage.guard.gain import Gain
+
+LR = 10 ** (-7 + np.arange(30) / 10)
+VALLEY = np.array([4.0] * 20 + [3.0, 2.0, 1.0, 2.0] + [4.0] * 6)
+
+
+def test_the_fall_and_what_it_took_are_those_up_to_the_lowest_loss():
+    gain = Gain.from_curve(LRCurve(LR, VALLEY, stop="diverged", probe_loss=VALLEY / 2))
+    assert gain.start == 4.0
+    assert gain.fall == 1.5  # of the probe, from 2 to 0.5
+    assert gain.steps == 23
+    assert gain.distance == pytest.approx(LR[:23].sum())
+    assert gain.losses == 20  # without noise, the least number
+    assert gain.clear == 1.5
+
+
+def test_without_a_probe_the_fall_is_one_of_medians():
+    long = np.array([4.0] * 40 + [*np.linspace(4.0, 2.0, 30)] + [1.0] + [2.0] * 19 + [4.0] * 10)
+    gain = Gain.from_curve(LRCurve(10 ** (-7 + np.arange(100) / 12), long, stop="diverged"))
+    # A single loss of 1 is not what the loss fell to.
+    assert gain.fall == pytest.approx(2.0, abs=0.05)
+
+
+def test_noise_takes_more_losses():
+    noise = np.tile([0.5, -0.5], 15)
+    gain = Gain.from_curve(LRCurve(LR, VALLEY + noise, stop="diverged", probe_loss=VALLEY))
+    # Neighbours differ by 1 in the median; normal noise would have this standard deviation.
+    sigma = 1 / (0.6745 * math.sqrt(2))
+    assert gain.losses == math.ceil((1.2533 * sigma * 15 / 3.0) ** 2)
+    assert gain.clear == pytest.approx(max(3.0, 1.2533 * sigma * 15 / math.sqrt(20)))
+
+
+def test_a_loss_that_never_fell_shows_none():
+    flat = LRCurve(LR, np.full(30, 2.0), probe_loss=np.full(30, 2.0))
+    with pytest.raises(LRRTError, match=r"shows no fall of the loss.*attempts=1"):
+        Gain.from_curve(flat)
+    assert not shows_gain(flat)
+    assert shows_gain(LRCurve(LR, VALLEY, stop="diverged"))
