@@ -11,7 +11,7 @@ NOISE = np.random.default_rng(0).normal(0, 0.02, 100)
 VALLEY = 2.3 - 2 * np.exp(-((np.log10(LR) + 1) ** 2)) + np.where(LR > 2, LR, 0) + NOISE
 CURVES = {
     "a valley": LRCurve(LR, VALLEY, probe_loss=VALLEY, stop="diverged", epochs=3.5),
-    "flat": LRCurve(LR, 2.3 + NOISE),
+    "flat": LRCurve(LR, 2.3 + NOISE[::-1]),
     "interrupted": LRCurve(LR[:3], [2.3, 2.2, 2.1], stop="interrupted"),
     "one point": LRCurve(LR[:1], [2.3], stop="interrupted"),
     "not finite": LRCurve(LR[:1], [np.nan], stop="non-finite"),
