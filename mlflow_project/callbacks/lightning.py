@@ -1,15 +1,17 @@
-"""The tracked range test as a callback of Lightning."""
+"""Callbacks of Lightning: the tracked range test, and the guard of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import mlflow
+import torch
 from mlflow.tracking import fluent
+from torch import Tensor
 
-from lrrt_stage import LRRTError
+from lrrt_stage import Attempt, LRRTError
 from lrrt_stage.adapters import from_lightning, set_lightning_lr
 from mlflow_project.callbacks.apply import test_and_apply
 from mlflow_project.handoff.handoff import Handoff
@@ -19,7 +21,7 @@ try:
 except ImportError:  # the other name under which it is published
     from pytorch_lightning import Callback  # type: ignore[assignment]
 
-__all__ = ["LRRangeTest"]
+__all__ = ["LRRangeTest", "WatchAttempt"]
 
 
 class LRRangeTest(Callback):
@@ -51,6 +53,51 @@ class LRRangeTest(Callback):
             self.handoff = test_and_apply(arguments, schedulers, self.options)
         with suppress(LRRTError):  # a module without a learning rate that would be logged
             set_lightning_lr(pl_module, self.handoff.narrowed().max)
+
+
+class WatchAttempt(Callback):
+    """Shows the training losses of ``fit`` to an attempt, and ends ``fit`` if it is lost.
+
+    The modules of Lightning keep their state, so make a new one for every attempt.
+
+    Examples
+    --------
+    >>> for attempt in handoff.guard():                          # doctest: +SKIP
+    ...     module = Module(lr=attempt.range.max)
+    ...     handoff.load_weights(module)
+    ...     Trainer(callbacks=[WatchAttempt(attempt)]).fit(module, datamodule)
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        """Keep the attempt, of :meth:`Handoff.guard` or :class:`lrrt_stage.Guard`."""
+        self.attempt = attempt
+        self._losses: list[Tensor] = []
+        self._steps = 0
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the loss of a step, which is the mean over its batches."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, Tensor):
+            raise LRRTError(
+                "training_step returned no loss that could be watched: return it, as automatic "
+                "optimization needs it"
+            )
+        # Lightning has divided it by the number of batches of a step.
+        self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
+        if trainer.global_step == self._steps:
+            return
+        self._steps = trainer.global_step
+        mean = torch.stack(self._losses).mean()
+        self._losses = []
+        groups = [group for each in trainer.optimizers for group in each.param_groups]
+        if self.attempt.watch(mean, max(float(group["lr"]) for group in groups)):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Read the last losses."""
+        self.attempt.read()
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Trainings that start again if they are being ruined."""
