@@ -5,7 +5,7 @@ The guard reads the losses of trainings that were recorded to their end, as it w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from benchmarks.suggestions.problems import Problem
 from benchmarks.suggestions.regrets import Key, Problems, recorded_at
 from benchmarks.suggestions.trainings import Recorded
 from benchmarks.suggestions.work import Work
-from lrrt_stage import Attempt, Guard, LRCurve, LRRange
+from lrrt_stage import Attempt, Guard, LRCurve, LRRange, shows_gain
 from pipeline.training.schedules import build_schedule
 
 __all__ = ["alarms", "guarded", "total_steps", "watched"]
@@ -39,31 +39,36 @@ def guarded(
     """
     runs = ranges.assign(loss=np.nan, kept_loss=np.nan, trainings=np.nan, attempts=0, reasons="")
     made = runs[runs["lr"].notna()]
-    guards = {}
+    pending: dict[int, Iterator[Attempt]] = {}
     for row in made.itertuples():
-        curve = measured[row.problem, row.seed]
-        guards[row.Index] = Guard(curve, LRRange(row.lr_min, row.lr), attempts)
-    pending = {index: iter(guard) for index, guard in guards.items()}
+        curve, lr_range = measured[row.problem, row.seed], LRRange(row.lr_min, row.lr)
+        watched_by = (
+            Guard(curve, lr_range, attempts) if shows_gain(curve) else [Attempt(1, lr_range)]
+        )
+        pending[row.Index] = iter(watched_by)
     steps = dict.fromkeys(pending, 0)
     records: dict[int, Recorded] = {}
+    tried: dict[int, list[Attempt]] = {index: [] for index in pending}
     for number in range(attempts):
-        begun = {index: next(attempts_of) for index, attempts_of in pending.items()}
-        rows = made.loc[[*begun]]
+        begun = {index: next(of_run) for index, of_run in pending.items()}
         of_attempt = {index: attempt.range for index, attempt in begun.items()}
-        records |= recorded_at(work, problems, rows, of_attempt, long, f"attempt {number + 1}")
+        rows, title = made.loc[[*begun]], f"attempt {number + 1}"
+        records |= recorded_at(work, problems, rows, of_attempt, long, title)
         for index, attempt in begun.items():
+            tried[index].append(attempt)
             problem = problems[made.at[index, "problem"]]
-            steps[index] += watched(attempt, records[index], problem, long)
-            if not attempt.is_lost:
+            steps[index] += watched(attempt, records[index], problem, _epochs(problem, long))
+            if not attempt.is_lost or attempt.gain is None:
                 del pending[index]
-    for index, guard in guards.items():
-        problem, last = problems[made.at[index, "problem"]], guard.attempts[-1]
-        lost = [attempt.reason for attempt in guard.attempts if attempt.is_lost]
-        found = (np.inf, np.inf) if last.is_lost else _losses(records[index])
-        runs.loc[index, ["loss", "kept_loss"]] = found
+    for index, each in tried.items():
+        problem, last = problems[made.at[index, "problem"]], each[-1]
+        lost = [attempt.reason for attempt in each if attempt.is_lost]
+        record = records[index]
+        losses = (np.inf, np.inf) if last.is_lost else (record.final_loss, record.lowest_loss)
+        runs.loc[index, ["loss", "kept_loss"]] = losses
         runs.loc[index, "lr"] = last.range.max
-        runs.loc[index, "trainings"] = steps[index] / total_steps(problem, long)
-        runs.loc[index, "attempts"] = len(guard.attempts)
+        runs.loc[index, "trainings"] = steps[index] / total_steps(problem, _epochs(problem, long))
+        runs.loc[index, "attempts"] = len(each)
         runs.loc[index, "reasons"] = "; ".join(lost)
     return runs
 
@@ -71,22 +76,18 @@ def guarded(
 def alarms(
     work: Work, problems: Problems, measured: Mapping[Key, LRCurve], reference: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return whether a training at the best peak of the grid is called lost, and at which step."""
-    ranges = {row.Index: LRRange(row.best_lr / 10, row.best_lr) for row in reference.itertuples()}
-    records = recorded_at(work, problems, reference, ranges, False, "grid")
-    rows = []
-    for row in reference.itertuples():
-        guard = Guard(measured[row.problem, row.seed], ranges[row.Index])
-        attempt = next(iter(guard))
-        step = watched(attempt, records[row.Index], problems[row.problem], False)
-        rows.append((row.problem, row.seed, row.best_lr, step if attempt.is_lost else 0))
-    return pd.DataFrame(rows, columns=["problem", "seed", "best_lr", "lost at step"])
+    """Return whether trainings at the best peak of the grid are ``lost``, and ``after`` which share."""
+    reference = reference.assign(lr=reference["best_lr"], lr_min=reference["best_lr"] / 10)
+    runs = guarded(work, problems, measured, reference, attempts=1)
+    lost = runs["reasons"] != ""
+    share = runs["trainings"].where(lost)
+    return runs[["problem", "seed", "best_lr", "reasons"]].assign(lost=lost, after=share)
 
 
-def watched(attempt: Attempt, record: Recorded, problem: Problem, long: bool) -> int:
+def watched(attempt: Attempt, record: Recorded, problem: Problem, epochs: int) -> int:
     """Show the losses of a training to an attempt; return the steps until it was lost, or all."""
     lr_range, losses = attempt.range, record.train.tolist()
-    shape = one_cycle(total_steps(problem, long), lr_range.max / lr_range.min)
+    shape = one_cycle(total_steps(problem, epochs), lr_range.max / lr_range.min)
     for step, loss in enumerate(losses):
         if attempt.watch(loss, shape[step] * lr_range.max):
             return step + 1
@@ -95,9 +96,12 @@ def watched(attempt: Attempt, record: Recorded, problem: Problem, long: bool) ->
     return len(losses)
 
 
-def total_steps(problem: Problem, long: bool) -> int:
+def _epochs(problem: Problem, long: bool) -> int:
+    return problem.long_epochs if long else problem.epochs
+
+
+def total_steps(problem: Problem, epochs: int) -> int:
     """Return the number of steps of a training."""
-    epochs = problem.long_epochs if long else problem.epochs
     return epochs * (len(problem.data().train[0]) // problem.batch_size)
 
 
@@ -112,7 +116,3 @@ def one_cycle(steps: int, width: float) -> list[float]:
         optimizer.step()
         schedule.step()
     return rates
-
-
-def _losses(record: Recorded) -> tuple[float, float]:
-    return record.final_loss, record.lowest_loss

@@ -1,4 +1,4 @@
-"""How much of the suggested range to train with: short trainings and long ones."""
+"""How much of the suggested range to train with: guarded trainings, short ones and long ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.suggestions import scores
-from benchmarks.suggestions.regrets import (
-    Key,
-    Problems,
-    grid_references,
-    our_suggestions,
-    trained,
-)
+from benchmarks.suggestions.guarded import guarded
+from benchmarks.suggestions.regrets import Key, Problems, grid_references, our_suggestions
 from benchmarks.suggestions.work import Work
 from lrrt_stage import LRCurve, LRRange
 from pipeline.training.narrowing import Narrowing
@@ -64,14 +59,15 @@ def compared(
     long_seeds: int,
     long_grid: Sequence[float],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return short trainings and long ones by each policy, as :func:`scores.scored` does.
+    """Return short guarded trainings and long ones by each policy, as :func:`scores.scored` does.
 
     ``reference`` is that of the short trainings. The regret of a long training is against the
     best long training of ``long_grid``.
     """
     ranges = narrowed(measured)
-    short = scores.scored(trained(work, problems, ranges, False, "narrowed"), reference)
+    short = scores.scored(guarded(work, problems, measured, ranges), reference)
     few = {name: each for name, each in problems.items() if each.trained_long}
     long_reference = grid_references(work, few, long_seeds, long_grid, long=True)
     ranges = ranges[ranges["problem"].isin(few) & (ranges["seed"] < long_seeds)]
-    return short, scores.scored(trained(work, few, ranges, True, "narrowed"), long_reference)
+    long = guarded(work, few, measured, ranges, long=True)
+    return short, scores.scored(long, long_reference)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.suggestions import scores
-from benchmarks.suggestions.narrowing import LONG_GRID, compared
+from benchmarks.suggestions.guarded import alarms
+from benchmarks.suggestions.narrowing import LONG_GRID, compared, narrowed
+from benchmarks.suggestions.refinement import SEARCHES, Search, refined
 from benchmarks.suggestions.regrets import (
     GRID,
     Problems,
@@ -21,9 +23,13 @@ from benchmarks.suggestions.regrets import (
     verdicts,
 )
 from benchmarks.suggestions.robustness import moved, over_seeds
+from benchmarks.suggestions.without_test import without_test
 from benchmarks.suggestions.work import Work
 
 __all__ = ["Sizes", "Table", "tables"]
+
+DEFAULT = "robust, top 0.1"
+"""The narrowing that is the default."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Sizes:
     """Seeds over which the spread of suggestions is taken."""
     more_iterations: int = 1000
     """Of the range test that is compared with one of 100."""
+    search_seeds: int = 1
+    """Seeds of searches, at most ``seeds``."""
+    searches: Sequence[Search] = tuple(SEARCHES)
     grid: Sequence[float] = tuple(GRID.tolist())
     long_grid: Sequence[float] = tuple(LONG_GRID.tolist())
 
@@ -74,6 +83,8 @@ def tables(
         ignore_index=True,
     )
     runs = scores.scored(trained(work, problems, suggestions, False, "suggestions"), reference)
+    without = scores.scored(without_test(work, problems, sizes.seeds), reference)
+    runs = pd.concat([runs, without], ignore_index=True)
     n = len(problems) * sizes.seeds
     yield Table("runs", "Every suggestion and its training", runs, shown=False)
     yield Table("rules", f"Regret, {n} runs of each rule", scores.ranking(runs))
@@ -95,11 +106,25 @@ def tables(
     long_seeds = min(sizes.long_seeds, sizes.seeds)
     short, long = compared(work, problems, measured, reference, long_seeds, sizes.long_grid)
     n = len(long.groupby(scores.KEYS))
-    yield Table("narrowing", "Regret of the narrowed range", scores.ranking(short))
+    yield Table("chain-runs", "Every guarded training", short, shown=False)
+    yield Table(
+        "narrowing", "Regret of guarded training in the narrowed range", scores.ranking(short)
+    )
+    at_best = alarms(work, problems, measured, reference)
+    yield Table(
+        "alarms", "Trainings at the best peak that are called lost", at_best[at_best["lost"]]
+    )
     title = f"Regret of the narrowed range, long trainings, {n} runs of each policy"
     yield Table("narrowing-long", title, scores.ranking(long))
     title = "Mean regret of the narrowed range on each problem, long trainings"
     yield Table("narrowing-long-problems", title, scores.per_problem(long))
+
+    default = narrowed(measured)
+    few = default[(default["rule"] == DEFAULT) & (default["seed"] < sizes.search_seeds)]
+    search = refined(work, problems, measured, few, list(sizes.searches))
+    plain = short[(short["rule"] == DEFAULT) & (short["seed"] < sizes.search_seeds)]
+    searches = pd.concat([plain, scores.scored(search, reference)], ignore_index=True)
+    yield Table("refinement", "Regret of searches in the narrowed range", scores.ranking(searches))
 
 
 def _shown(value: object) -> str:

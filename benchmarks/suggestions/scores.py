@@ -61,6 +61,7 @@ def scored(runs: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each rule of what :func:`scored` returns, the lowest mean regret first."""
     by_rule = runs.groupby("rule")
+    tuned = runs[runs["problem"].str.startswith("tuned")].groupby("rule")["regret"]
     table = pd.DataFrame(
         {
             "median": by_rule["regret"].median(),
@@ -68,6 +69,7 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
             "mean regret": by_rule["regret"].mean(),
             "mean, best epoch": by_rule["kept_regret"].mean(),
             "90th, best epoch": by_rule["kept_regret"].quantile(0.9),
+            "mean, fine-tuning": tuned.mean(),
             "diverged": by_rule["diverged"].sum(),
             "no suggestion": by_rule["missing"].sum(),
             "abs log10(LR / best)": by_rule["distance"].mean(),

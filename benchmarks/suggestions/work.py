@@ -36,17 +36,18 @@ class Work:
     def run(self, function: Callable[..., Any], calls: Iterable[tuple], title: str) -> list[Any]:
         """Return what the function returns for the arguments of each call, in their order."""
         calls = list(calls)
-        different = list(dict.fromkeys(calls))
+        keys = [joblib.hash(call) for call in calls]
+        different = dict(zip(keys, calls, strict=True))
         results = Parallel(n_jobs=self.workers, batch_size=1, return_as="generator")(
-            delayed(_kept)(self.folder, function, call) for call in different
+            delayed(_kept)(self.folder / function.__name__ / f"{key}.pickle", function, call)
+            for key, call in different.items()
         )
         shown = tqdm(results, title, len(different), mininterval=1)
-        of_call = dict(zip(different, shown, strict=True))
-        return [of_call[call] for call in calls]
+        of_key = dict(zip(different, shown, strict=True))
+        return [of_key[key] for key in keys]
 
 
-def _kept(folder: Path, function: Callable[..., Any], call: tuple) -> Any:
-    path = folder / function.__name__ / f"{joblib.hash(call)}.pickle"
+def _kept(path: Path, function: Callable[..., Any], call: tuple) -> Any:
     if path.exists():
         return joblib.load(path)
     # Two sums in two threads may round otherwise than in one, and results have to repeat.

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from math import inf, nan
 
@@ -7,13 +8,15 @@ import torch
 from click.testing import CliRunner
 from torch.nn.functional import cross_entropy
 
-from benchmarks.suggestions import data, peers, scores
+from benchmarks.suggestions import data, peers, scores, without_test
+from benchmarks.suggestions.guarded import guarded
 from benchmarks.suggestions.models import mlp
 from benchmarks.suggestions.narrowing import POLICIES
 from benchmarks.suggestions.problems import PROBLEMS, Problem, half
+from benchmarks.suggestions.refinement import Search, searched
 from benchmarks.suggestions.regrets import agreements, our_suggestions
 from benchmarks.suggestions.report import Sizes, Table, tables
-from benchmarks.suggestions.trainings import final_loss, initial_loss, lr_curve
+from benchmarks.suggestions.trainings import initial_loss, lr_curve, recorded
 from benchmarks.suggestions.work import Work
 from lrrt_stage import RULES, LRRange, suggest
 
@@ -25,19 +28,21 @@ def frame(columns, *rows):
 
 
 GRID = frame(
-    "problem seed lr loss",
-    ("p", 0, 0.01, 0.6), ("p", 0, 0.1, 0.2), ("p", 0, 1.0, inf),
-    ("p", 1, 0.01, 0.5), ("p", 1, 0.1, 0.7), ("p", 1, 1.0, 2.0),
+    "problem seed lr loss kept_loss",
+    ("p", 0, 0.01, 0.6, 0.6), ("p", 0, 0.1, 0.2, 0.1), ("p", 0, 1.0, inf, 0.9),
+    ("p", 1, 0.01, 0.5, 0.5), ("p", 1, 0.1, 0.7, 0.4), ("p", 1, 1.0, 2.0, 2.0),
 )  # fmt: skip
 REFERENCE = scores.references(GRID, frame("problem seed initial", ("p", 0, 1.0), ("p", 1, 1.5)))
 
 
 def runs(*rows):
-    return scores.scored(frame("problem seed rule lr loss", *rows), REFERENCE)
+    made = frame("problem seed rule lr loss", *rows)
+    return scores.scored(made.assign(kept_loss=made["loss"]), REFERENCE)
 
 
 def test_the_reference_is_the_best_of_the_grid():
-    assert REFERENCE[["best_lr", "best"]].to_numpy().tolist() == [[0.1, 0.2], [0.01, 0.5]]
+    found = REFERENCE[["best_lr", "best", "best_kept"]]
+    assert found.to_numpy().tolist() == [[0.1, 0.2, 0.1], [0.01, 0.5, 0.4]]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,14 @@ def test_regret_is_the_share_of_the_gain_that_is_lost(lr, loss, regret, diverged
     assert (run["diverged"], run["missing"]) == (diverged, missing)
 
 
+def test_the_best_epoch_is_compared_with_the_best_epoch_of_all():
+    kept = frame("problem seed rule lr loss kept_loss", ("p", 0, "a", 0.1, inf, 0.55))
+    run = scores.scored(kept, REFERENCE).iloc[0]
+    # From 1 to 0.1 can be gained.
+    assert run["kept_regret"] == pytest.approx(0.45 / 0.9)
+    assert run["regret"] == 1.0
+
+
 def test_the_ranking_is_by_mean_regret():
     table = scores.ranking(
         runs(
@@ -67,11 +80,27 @@ def test_the_ranking_is_by_mean_regret():
     )  # fmt: skip
     # Regrets of good: 0.4 / 0.8 and 0.2 / 1.0; it is a decade below and a decade above the best.
     assert table.columns.tolist() == [
-        "rule", "median", "90th percentile", "mean regret", "diverged", "no suggestion",
-        "abs log10(LR / best)",
+        "rule", "median", "90th percentile", "mean regret", "mean, best epoch", "90th, best epoch",
+        "mean, fine-tuning", "diverged", "no suggestion", "abs log10(LR / best)",
     ]  # fmt: skip
-    assert table.iloc[0].tolist() == ["good", *map(pytest.approx, (0.35, 0.47, 0.35, 0, 0, 1))]
-    assert table.iloc[1].tolist() == ["bad", 1, 1, 1, 1, 1, pytest.approx(2)]
+    # The best epochs of the grid gain 0.9 and 1.1; good loses 0.5 and 0.3 of that.
+    kept = (0.5 / 0.9 + 0.3 / 1.1) / 2, 0.9 * 0.5 / 0.9 + 0.1 * 0.3 / 1.1
+    good = table.drop(columns="mean, fine-tuning").iloc[0].tolist()
+    assert good == ["good", *map(pytest.approx, (0.35, 0.47, 0.35, *kept, 0, 0, 1))]
+    bad = table.drop(columns="mean, fine-tuning").iloc[1].tolist()
+    assert bad == ["bad", 1, 1, 1, 1, 1, 1, 1, pytest.approx(2)]
+
+
+def test_fine_tuning_has_a_mean_of_its_own():
+    reference = pd.concat([REFERENCE, REFERENCE.assign(problem="tuned-p")])
+    both = frame(
+        "problem seed rule lr loss kept_loss trainings",
+        ("p", 0, "a", 0.1, 1.0, 1.0, 1.0), ("tuned-p", 0, "a", 0.1, 0.6, 0.6, 2.0),
+    )  # fmt: skip
+    (row,) = scores.ranking(scores.scored(both, reference)).to_dict("records")
+    assert row["mean, fine-tuning"] == pytest.approx(0.5)
+    assert row["mean regret"] == pytest.approx(0.75)
+    assert row["trainings"] == 1.5
 
 
 def test_every_problem_has_a_column():
@@ -81,6 +110,7 @@ def test_every_problem_has_a_column():
         ("p", 0, "a", 0.1, 0.2), ("q", 0, "a", 0.1, 1.0),
         ("p", 0, "b", 0.1, 0.6), ("q", 0, "b", 0.1, 0.2),
     )  # fmt: skip
+    both = both.assign(kept_loss=both["loss"])
     table = scores.per_problem(scores.scored(both, reference))
     assert table.columns.tolist() == ["rule", "p", "q"]
     assert table.to_numpy().tolist() == [["b", pytest.approx(0.5), 0], ["a", 0, 1]]
@@ -144,9 +174,12 @@ def test_a_problem_starts_the_same_for_the_same_seed():
 
 
 def test_training_helps_until_the_learning_rate_is_too_high():
-    assert final_loss(CANCER, 0, LRRange.decade_below(1e-2), 2) < initial_loss(CANCER, 0)
+    record = recorded(CANCER, 0, LRRange.decade_below(1e-2), 2)
+    assert record.final_loss < initial_loss(CANCER, 0)
+    assert (len(record.train), len(record.val)) == (2 * len(CANCER.batches(0)), 2)
+    assert record.lowest_loss == min(record.val)
     sgd = Problem(data.diabetes, partial(mlp, 10, 1), torch.nn.functional.mse_loss, "sgd", 16, 1)
-    assert final_loss(sgd, 0, LRRange.decade_below(100.0), 1) == inf
+    assert recorded(sgd, 0, LRRange.decade_below(100.0), 1).final_loss == inf
 
 
 def test_every_rule_of_ours_is_asked():
@@ -177,8 +210,14 @@ class Models:
 def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
     problems = {"tiny": Problem(data.digits, Models.make, cross_entropy, "adam", 256, 1)}
     sizes = Sizes(
-        seeds=1, spread_seeds=2, more_iterations=150, grid=(1e-3, 1e-2, 1e-1), long_grid=(0.01,)
+        seeds=1,
+        spread_seeds=2,
+        more_iterations=150,
+        grid=(1e-3, 1e-2, 1e-1),
+        long_grid=(0.01,),
+        searches=(Search(2, 0.5, "Hyperband"),),
     )
+    monkeypatch.setattr(without_test, "NO_LR", ())
 
     def computed(folder):
         monkeypatch.setattr(Models, "made", 0)
@@ -186,8 +225,12 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
 
     whole = computed(tmp_path / "whole")
     needed = Models.made
-    assert len(whole["runs"]) == len(whole["rules"]) == len(RULES) + 2
+    assert len(whole["runs"]) == len(whole["rules"]) == len(RULES) + 3
     assert whole["rules"]["mean regret"].between(0, 1).all()
+    assert [*whole["refinement"]["rule"].sort_values()] == [
+        "2 trials of 1/2, Hyperband",
+        "robust, top 0.1",
+    ]
     assert set(whole["narrowing"]["rule"]) == set(whole["narrowing-long"]["rule"]) == set(POLICIES)
 
     monkeypatch.setattr(Models, "last", 9)
@@ -241,3 +284,46 @@ def test_the_command_says_what_to_install(tmp_path, monkeypatch):
     assert "| a |" in ended.stdout
     assert (tmp_path / "out" / "held-back" / "t.csv").read_text() == "rule\na\n"
     assert not (tmp_path / "out" / "development").exists()
+
+
+class TestGuarded:
+    """The chain: attempts are read from trainings that were recorded to their end."""
+
+    DIGITS = Problem(data.digits, partial(mlp, 64, 10, width=16), cross_entropy, "sgd", 128, 12)
+
+    def run(self, tmp_path, peak, attempts=3):
+        work, problems = Work(tmp_path), {"p": self.DIGITS}
+        ranges = frame("problem seed rule lr_min lr", ("p", 0, "a", peak / 10, peak))
+        measured = {("p", 0): lr_curve(self.DIGITS, 0)}
+        return guarded(work, problems, measured, ranges, attempts).iloc[0]
+
+    def test_a_training_that_is_not_lost_costs_one(self, tmp_path):
+        run = self.run(tmp_path, 0.1)
+        record = recorded(self.DIGITS, 0, LRRange(0.01, 0.1), 12)
+        assert (run["lr"], run["attempts"], run["trainings"]) == (0.1, 1, 1.0)
+        assert (run["loss"], run["kept_loss"]) == (record.final_loss, record.lowest_loss)
+
+    def test_one_that_is_lost_costs_its_steps_and_the_next_one(self, tmp_path):
+        run = self.run(tmp_path, 1.0)
+        steps = 12 * (len(data.digits().train[0]) // 128)
+        lost = int(re.search(r"at step (\d+)", run["reasons"])[1])
+        assert run["attempts"] == 2
+        assert run["trainings"] == pytest.approx(1 + lost / steps)
+        assert run["lr"] == pytest.approx(1 / 3)
+        assert run["loss"] == recorded(self.DIGITS, 0, LRRange(0.1 / 3, 1 / 3), 12).final_loss
+
+    def test_if_all_are_lost_there_is_no_loss(self, tmp_path):
+        run = self.run(tmp_path, 1e4)
+        assert run["attempts"] == 3
+        assert run["loss"] == run["kept_loss"] == inf
+
+    def test_a_search_takes_the_peak_of_its_best_trial(self):
+        curve, lr_range = lr_curve(self.DIGITS, 0), LRRange(0.01, 0.1)
+        search = Search(3, 1.0, "successive halving")
+        found = searched(self.DIGITS, 0, curve, lr_range, search)
+        steps = 12 * (len(data.digits().train[0]) // 128)
+        assert lr_range.min <= found.lr <= lr_range.max
+        assert steps < found.steps <= 3 * steps
+        record = recorded(self.DIGITS, 0, LRRange(found.lr / 10, found.lr), 12)
+        assert found.loss == pytest.approx(record.final_loss)
+        assert found == searched(self.DIGITS, 0, curve, lr_range, search)

@@ -1,0 +1,128 @@
+"""A search for the peak learning rate inside the narrowed range, and what it costs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import optuna
+import pandas as pd
+
+from benchmarks.suggestions.guarded import ATTEMPTS, total_steps, watched
+from benchmarks.suggestions.problems import Problem
+from benchmarks.suggestions.regrets import Key, Problems
+from benchmarks.suggestions.trainings import Recorded, recorded
+from benchmarks.suggestions.work import Work
+from lrrt_stage import Guard, LRCurve, LRRange
+from pipeline.training.refinement import peak_range
+
+__all__ = ["SEARCHES", "Search", "refined", "searched"]
+
+PRUNERS = {
+    "Hyperband": optuna.pruners.HyperbandPruner,
+    "successive halving": optuna.pruners.SuccessiveHalvingPruner,
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """Short trainings from the same weights; the guard ends those that are being ruined."""
+
+    trials: int
+    share: float
+    """Epochs of a trial as a share of those of the training; at least one."""
+    pruner: str
+
+    def __str__(self) -> str:
+        length = "1" if self.share == 1 else f"1/{round(1 / self.share)}"
+        return f"{self.trials} trials of {length}, {self.pruner}"
+
+
+SEARCHES = [Search(*each) for each in product((4, 8), (1 / 8, 1 / 4, 1.0), PRUNERS)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The training that a search ends in: its losses, and the steps of everything."""
+
+    lr: float
+    loss: float
+    kept_loss: float
+    steps: int
+
+
+def refined(
+    work: Work,
+    problems: Problems,
+    measured: Mapping[Key, LRCurve],
+    ranges: pd.DataFrame,
+    searches: list[Search] | None = None,
+) -> pd.DataFrame:
+    """Return the guarded training at the best peak of each search over ``lr_min`` to ``lr``."""
+    rows, calls = [], []
+    for row, search in product([*ranges.itertuples()], SEARCHES if searches is None else searches):
+        if row.lr == row.lr:
+            curve = measured[row.problem, row.seed]
+            lr_range = LRRange(float(row.lr_min), float(row.lr))
+            calls.append((problems[row.problem], row.seed, curve, lr_range, search))
+            rows.append((row.problem, row.seed, str(search)))
+    found = work.run(searched, calls, "searches")
+    table = pd.DataFrame(rows, columns=["problem", "seed", "rule"])
+    steps = [total_steps(problems[name], problems[name].epochs) for name in table["problem"]]
+    return table.assign(
+        lr=[each.lr for each in found],
+        loss=[each.loss for each in found],
+        kept_loss=[each.kept_loss for each in found],
+        trainings=[each.steps / whole for each, whole in zip(found, steps, strict=True)],
+    )
+
+
+def searched(
+    problem: Problem, seed: int, curve: LRCurve, lr_range: LRRange, search: Search
+) -> Found:
+    """Search the peak as ``refine`` does, by the validation loss of the trials, and train at it.
+
+    Where trials are as long as the training, the best one is the training.
+    """
+    epochs = max(1, round(search.share * problem.epochs))
+    steps, records = 0, dict[float, Recorded]()
+
+    def objective(trial: optuna.Trial) -> float:
+        nonlocal steps
+        peak = trial.suggest_float("peak_lr", lr_range.min, lr_range.max, log=True)
+        record = records[peak] = recorded(problem, seed, peak_range(peak, lr_range), epochs)
+        attempt = next(iter(Guard(curve, peak_range(peak, lr_range), 1)))
+        seen = watched(attempt, record, problem, epochs)
+        per_epoch = total_steps(problem, epochs) // epochs
+        for epoch in range(1, epochs + 1):
+            if epoch * per_epoch > seen or (attempt.is_lost and epoch * per_epoch >= seen):
+                break
+            trial.report(float(record.val[epoch - 1]), epoch)
+            if epoch < epochs and trial.should_prune():
+                steps += epoch * per_epoch
+                raise optuna.TrialPruned
+        steps += seen
+        return float("inf") if attempt.is_lost else record.final_loss
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.create_study(
+            sampler=optuna.samplers.TPESampler(n_startup_trials=3, seed=0),
+            pruner=PRUNERS[search.pruner](),
+        )
+        study.enqueue_trial({"peak_lr": lr_range.max})
+        study.optimize(objective, n_trials=search.trials)
+    complete = [trial for trial in study.trials if trial.value not in (None, float("inf"))]
+    peak = study.best_trial.params["peak_lr"] if complete else lr_range.max
+    if search.share == 1 and complete:
+        record = records[peak]
+        return Found(peak, record.final_loss, record.lowest_loss, steps)
+    for attempt in Guard(curve, peak_range(peak, lr_range), ATTEMPTS):
+        record = recorded(problem, seed, attempt.range, problem.epochs)
+        steps += watched(attempt, record, problem, problem.epochs)
+        if attempt.number == ATTEMPTS and attempt.is_lost:
+            return Found(attempt.range.max, float("inf"), float("inf"), steps)
+    return Found(attempt.range.max, record.final_loss, record.lowest_loss, steps)
