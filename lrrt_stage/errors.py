@@ -40,17 +40,27 @@ class LRRTError(ValueError):
 
 
 class Verdict(str, Enum):
-    """How far a curve can be trusted, in words for the person who reads it."""
+    """How clearly a suggestion could be read from the curve.
 
-    CLEAR = "clear"
-    NOISY = "uncertain: noisy curve"
-    APART = "uncertain: the tests differ"
-    RAMP = "uncertain: unusual ramp"
+    It says nothing about the training that follows.
+    """
+
+    CLEAR = "clear reading"
+    NOISY = "unclear reading: noisy curve"
+    APART = "unclear reading: the tests differ"
+    RAMP = "unclear reading: unusual ramp"
     NO_DESCENT = "no descent: check data or loss"
     STILL_FALLING = "still falling at lr_end: raise it"
 
     def __str__(self) -> str:
         return self.value
+
+    @classmethod
+    def _missing_(cls, value: object) -> Verdict | None:
+        """Return the verdict by the words that runs had before."""
+        text = str(value).replace("uncertain: ", "unclear reading: ", 1)
+        known = {each.value: each for each in cls}
+        return cls.CLEAR if value == "clear" else known.get(text)
 
 
 class NoSuggestion(LRRTError):

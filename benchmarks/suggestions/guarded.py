@@ -76,7 +76,7 @@ def guarded(
 def alarms(
     work: Work, problems: Problems, measured: Mapping[Key, LRCurve], reference: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return whether trainings at the best peak of the grid are ``lost``, and ``after`` which share."""
+    """Return whether a training at the best peak of the grid is ``lost``, ``after`` which share."""
     reference = reference.assign(lr=reference["best_lr"], lr_min=reference["best_lr"] / 10)
     runs = guarded(work, problems, measured, reference, attempts=1)
     lost = runs["reasons"] != ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,13 +80,10 @@ class Probe:
         with self.evaluating():
             for layer in self.norms:
                 layer.training = True
-            hook = self.model.register_forward_hook(lambda *called: outputs.append(called[-1]))
-            try:
+            with _outputs_of(self.model, outputs):
                 loss = evaluated_loss(
                     "the probe", lambda batch: self.loss_of(_copied(batch)), self.batch
                 )
-            finally:
-                hook.remove()
             # The model may hold this tensor, and then its value is restored.
             loss = loss.reshape(()).clone()
             return {"probe_loss": loss, "probe_baseline": self._baseline(outputs, loss)}
@@ -110,6 +108,19 @@ class Probe:
                 vars(self.model).pop("forward", None)
             else:
                 self.model.forward = own
+
+
+@contextmanager
+def _outputs_of(model: nn.Module, outputs: list[Any]) -> Iterator[None]:
+    """Collect what the model returns in the block; nothing of a scripted one: it has no hooks."""
+    if isinstance(model, torch.jit.ScriptModule):
+        yield
+        return
+    hook = model.register_forward_hook(lambda *called: outputs.append(called[-1]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def evaluated_loss(name: str, batch_loss: BatchLoss, batch: Any) -> Tensor:

@@ -53,7 +53,7 @@ class Consensus:
     def confidence(self, first: Verdict) -> Confidence:
         """Return the interval from ``low`` to ``high``, and its verdict.
 
-        It is uncertain if the maxima are more than a factor of two apart, or a test has no
+        It is unclear if the maxima are more than a factor of two apart, or a test has no
         suggestion. ``first`` is the verdict on the first test: if its loss is still falling at
         the last learning rate, or its ramp is unusual, more tests do not help.
         """

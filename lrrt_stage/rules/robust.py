@@ -99,7 +99,11 @@ class UnimodalFit:
     def _fitted(
         cls, curve: LRCurve, series: str, unspecific: np.ndarray, ignorant: float | None = None
     ) -> UnimodalFit:
-        losses = getattr(curve, series) + unspecific
+        losses = getattr(curve, series)
+        if unspecific.any():
+            # A difference of float32 losses: what is smaller than their rounding is none.
+            rounding = 16 * np.finfo(np.float32).eps * np.abs(losses[0])
+            losses = np.round((losses + unspecific) / rounding) * rounding
         losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.

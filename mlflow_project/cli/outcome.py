@@ -27,7 +27,15 @@ from mlflow_project.tracking.views import page, view_page
 __all__ = ["OutputOptions", "result_of", "show_result"]
 
 OWN_TAGS = "lrrt."
-SERIES = {"lr", "log10_lr", "train_loss", "smoothed_loss", "probe_loss", "probe_baseline", "full_val_loss"}
+SERIES = {
+    "lr",
+    "log10_lr",
+    "train_loss",
+    "smoothed_loss",
+    "probe_loss",
+    "probe_baseline",
+    "full_val_loss",
+}
 """Metrics with a value for every iteration, of which the last one says nothing."""
 RANGES = ("suggested", "narrowed", "refined", "trained")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import isclose
 from typing import Any
 
 from mlflow.entities import Run
 
-from lrrt_stage import NoSuggestion
+from lrrt_stage import Confidence, LRRange, NoSuggestion, Reading, Suggestion, suggest
 from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.plots.drawing import save_figure
@@ -96,7 +97,7 @@ def check_stage(
         if today.rule != then.rule:
             reason = f"rule {then.rule} has none, {today.rule} suggests {today.final.range}"
             today = replace(today, rule=then.rule, consensus=NoSuggestion(reason))
-        result = still_fits(then.reading.final, today.final, lr, options.tolerance)
+        result = still_fits(_as_read_today(then.reading), today.final, lr, options.tolerance)
         title = f"LR {lr:.3g} {'still fits' if result.fits else 'no longer fits'}"
         overlaid = {"baseline": then.reading, "today": today}
         save_figure(comparison_figure(title, overlaid, lr), folder / "overlay.png")
@@ -115,6 +116,23 @@ def check_stage(
         _describe(baseline, then, now, result)
         sign_run()
     return run.run_id
+
+
+def _as_read_today(then: Reading) -> Suggestion:
+    """Return the baseline's suggestion as its rule reads the same curve today.
+
+    An earlier version of a rule may have suggested another multiple of the same learning rate.
+    """
+    published, final = then.chosen.range, then.final
+    with suppress(NoSuggestion):
+        read = suggest(then.curve, then.rule, then.smoothing)
+        if published is not None and final.range is not None:
+            factor = read.max / published.max
+            if not isclose(factor, 1, rel_tol=1e-6):
+                scaled = LRRange(final.range.min * factor, final.range.max * factor)
+                low, high = final.confidence.low * factor, final.confidence.high * factor
+                return Suggestion(scaled, Confidence(low, high, final.confidence.verdict))
+    return final
 
 
 def _peak_lr(baseline: Run, then: Handoff) -> float:

@@ -248,6 +248,14 @@ class TestBaseline:
         probed = curve(VALLEY, probe_loss=VALLEY, probe_baseline=baseline)
         assert suggest(probed) == suggest(curve(VALLEY))
 
+    def test_a_difference_within_the_rounding_of_the_losses_is_no_fall(self):
+        # Nothing is learned: both losses change in float32's last bits, the baseline in one direction.
+        loss = 2.3 * (1 + 1e-7 * np.tile([1, -1], 50))
+        baseline = 2.31 * (1 + 1e-7 * np.r_[np.zeros(50), -3 * np.ones(25), np.zeros(25)])
+        flat = LRCurve(np.geomspace(1e-7, 100, 100), loss, probe_loss=loss, probe_baseline=baseline)
+        with pytest.raises(NoSuggestion, match="never fell"):
+            suggest(flat)
+
     def test_the_interval_is_that_of_the_curve_without_what_is_alike_for_all(self):
         rng = np.random.default_rng(0)
         noisy = np.array(VALLEY) + rng.normal(0, 0.05, len(VALLEY))

@@ -55,7 +55,14 @@ def test_the_digest_tag_is_over_the_published_weights(store):
 def test_the_curve_and_the_metrics_are_the_same_numbers_at_the_same_steps(store):
     run = store.one("lrrt")
     curve = store.csv(run, "curve.csv")
-    assert list(curve) == ["iteration", "lr", "loss", "smoothed_loss", "probe_loss"]
+    assert list(curve) == [
+        "iteration",
+        "lr",
+        "loss",
+        "smoothed_loss",
+        "probe_loss",
+        "probe_baseline",
+    ]
     for metric, column in (
         ("lr", "lr"), ("train_loss", "loss"), ("smoothed_loss", "smoothed_loss"),
         ("probe_loss", "probe_loss"),
@@ -135,7 +142,7 @@ def test_a_rule_without_an_answer_says_why_and_another_takes_its_place(store):
 
 def test_an_uncertain_suggestion_is_told_with_how_to_ask_more_tests(store):
     noisy = ("lrrt", "--model", "mlp", "--batch-size", 2, "--iterations", 30, "--device", "cpu")
-    told = "uncertain"
+    told = "unclear reading"
     more = "--vary initializations"
     alone = store.run(*noisy).err
     assert told in alone

@@ -49,7 +49,7 @@ def test_finished_steps_are_reused_on_request(store):
         assert re.search(f"{name}.*{first.data.tags[tag]}", outcome.err)
     for row in ("suggested LR range", "narrowed LR range", "refined LR range"):
         assert row in outcome.out
-    assert f"{second.data.metrics['val_accuracy']:.4f}" in outcome.out
+    assert f"{second.data.metrics['val_accuracy']:.4g}" in outcome.out
     assert "mlflow ui --backend-store-uri sqlite:///" in outcome.out
     assert second.data.metrics == first.data.metrics
 

@@ -153,7 +153,7 @@ def test_tests_without_a_suggestion_or_that_failed_are_left_out(
     assert list(table.index) == ["seed 0", "seed 1", "seed 2"]
     assert math.isnan(table.loc["seed 2", "lr_max"])
     assert table.loc["seed 0", "lr_max_low"] == pytest.approx(1e-2 / 1.1)
-    assert table.loc["seed 0", "verdict"] == "clear"
+    assert table.loc["seed 0", "verdict"] == "clear reading"
     assert list(rows(findings.figures["ranges"])) == ["seed 0", "seed 1"]
 
 
