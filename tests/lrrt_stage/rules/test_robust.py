@@ -249,7 +249,7 @@ class TestBaseline:
         assert suggest(probed) == suggest(curve(VALLEY))
 
     def test_a_difference_within_the_rounding_of_the_losses_is_no_fall(self):
-        # Nothing is learned: both losses change in float32's last bits, the baseline in one direction.
+        # Nothing is learned: the losses change in the last bits of float32 only.
         loss = 2.3 * (1 + 1e-7 * np.tile([1, -1], 50))
         baseline = 2.31 * (1 + 1e-7 * np.r_[np.zeros(50), -3 * np.ones(25), np.zeros(25)])
         flat = LRCurve(np.geomspace(1e-7, 100, 100), loss, probe_loss=loss, probe_baseline=baseline)
