@@ -159,6 +159,11 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
     end = "best" if found["stage"] == "refine" else "final"
     for name in (each for each in found if each.startswith("val_")):
         rows[f"{end} validation {name.removeprefix('val_')}"] = f"{found[name]:.4g}"
+    if "best_epoch" in found:
+        epoch = f"epoch {found['best_epoch']:.0f}"
+        rows["best validation loss"] = f"{found['best_val_loss']:.4g} ({epoch})"
+    if found.get("attempts", 1) > 1:
+        rows["attempts"] = f"{found['attempts']:.0f}"
     if "fits" in found:
         rows["LR in use"] = f"{found['lr_in_use']:.3g}"
     if found.get("lrrt_run_id", found["run_id"]) != found["run_id"]:

@@ -137,7 +137,7 @@ def main_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),
         )
-        _copy_results(parent, handoff, lr_range, refine_id, train_id)
+        _copy_results(parent, handoff, refine_id, train_id)
         sign_run()
     return parent.run_id
 
@@ -145,7 +145,6 @@ def main_stage(
 def _copy_results(
     run: RunRecord,
     handoff: Handoff,
-    lr_range: LRRange,
     refine_id: str | None,
     train_id: str,
 ) -> None:
@@ -157,10 +156,13 @@ def _copy_results(
     metrics = {
         name: value
         for name, value in logged.items()
-        if name.startswith("val_") or name.endswith(("_lr_min", "_lr_max", "_decades"))
+        if name.startswith(("val_", "best_"))
+        or name == "attempts"
+        or name.endswith(("_lr_min", "_lr_max", "_decades"))
     }
     run.log_metrics(metrics)
-    figure = summary_figure(handoff.reading, lr_range, read_training(train_id))
+    trained = LRRange(metrics["trained_lr_min"], metrics["trained_lr_max"])
+    figure = summary_figure(handoff.reading, trained, read_training(train_id))
     save_figure(figure, run.files / "summary.png")
     verdict = handoff.reading.verdict
     run.set_tags({tags.WEIGHTS: handoff.weights_sha256, tags.VERDICT: verdict})
@@ -170,11 +172,14 @@ def _copy_results(
         name, version = model.removeprefix("models:/").rsplit("/", 1)
         page = f"#/models/{name}/versions/{version}"
         registered = f" Its model is [{name} version {version}]({page})."
+    lost = round(metrics["attempts"]) - 1
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
+    if lost:
+        refined = f", after {lost} with higher ones {'was' if lost == 1 else 'were'} lost"
     set_description(
         f"Range test {link(handoff.run_id)} of {task_words(handoff.recipe)} suggests learning "
         f"rates from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
         f"Training {link(train_id)} started from the initial weights of the range test, with "
-        f"learning rates from {lr_range}{refined}.",
+        f"learning rates from {trained}{refined}.",
         f"{validation_words(metrics)}{registered}",
     )
