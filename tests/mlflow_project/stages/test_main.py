@@ -136,3 +136,20 @@ def test_a_folder_of_images_beside_the_command_is_a_dataset(store):
     store.run("main", *task, *options, *QUICK, "--reuse", "true")
     assert store.one("main").info.status == "FINISHED"
     assert store.one("lrrt").data.params["dataset"] == "imagefolder:photos"
+
+
+def test_it_tells_of_attempts_that_were_lost(store, monkeypatch):
+    # More than the learning rate at which the loss rises.
+    monkeypatch.setattr("lrrt_stage.rules.robust.PART_OF_RISE", 0.4)
+    options = ("--refine", "false", "--epochs", 8, "--narrowing", "none")
+    outcome = store.run("main", *store.SMALL, *options)
+    main, train = store.one("main"), store.one("train")
+    metrics = main.data.metrics
+    lost = int(metrics["attempts"]) - 1
+    assert lost > 0
+    assert metrics["trained_lr_max"] == train.data.metrics["trained_lr_max"]
+    assert metrics["trained_lr_max"] == pytest.approx(metrics["suggested_lr_max"] / 3**lost)
+    assert f"after {lost} with higher ones" in main.data.tags["mlflow.note.content"]
+    assert re.search(rf"attempts +│ {lost + 1} ", outcome.out)
+    assert "best validation loss" in outcome.out
+    assert metrics["best_val_loss"] == min(store.history(train, "val_loss")[1][-8:])
