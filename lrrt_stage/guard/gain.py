@@ -31,8 +31,8 @@ class Gain:
     start: float
     """Training loss at the initial weights: the median over the first tenth of the ramp."""
     fall: float
-    """How far the loss fell: that of the probe, whose examples are always the same, where there is
-    one that fell."""
+    """How far the loss fell. Of the probe, whose examples are always the same, and the training the
+    one that fell less."""
     steps: int
     """Steps until the loss was lowest."""
     distance: float
@@ -55,26 +55,33 @@ class Gain:
         """
         training = UnimodalFit.from_curve(curve, "loss")
         fits = [training] if curve.probe_loss is None else [UnimodalFit.from_curve(curve), training]
-        fit = next((fit for fit in fits if fit.fell), None)
-        if fit is None:
+        falls = {fit.series: _fall(fit) for fit in fits if fit.fell and _fall(fit) > 0}
+        if not falls:
             raise LRRTError(
                 "the range test shows no fall of the loss by which a ruined training could be told "
                 "from others: check data and loss, or train with attempts=1"
             )
-        before = curve.loss[: max(training.floor, RECENT) + 1]
+        fit = next(fit for fit in fits if fit.series in falls)
+        losses = curve.finite.loss
+        before = losses[: max(training.floor, RECENT) + 1]
         # For normal noise σ, neighbours differ by 0.6745 √2 σ in the median, and the median of n
         # losses has the standard error 1.2533 σ / √n.
         noise = float(np.median(np.abs(np.diff(before)))) / (0.6745 * 2**0.5)
-        fall = float(fit.clipped[0] - fit.fit.min())
+        # Dropout, which is off for the probe, can make the training loss fall less.
+        fall = min(falls.values())
         if fit is training:
             # The lowest of many noisy losses is lower than what can be kept.
-            windows = np.lib.stride_tricks.sliding_window_view(curve.loss, RECENT)
+            windows = np.lib.stride_tricks.sliding_window_view(losses, min(RECENT, len(losses)))
             fall = max(fit.start - float(np.median(windows, axis=1).min()), fall / RECENT)
-        losses = ceil((1.2533 * noise / (PRECISION * fall)) ** 2)
+        enough = ceil((1.2533 * noise / (PRECISION * fall)) ** 2)
         clear = 1.2533 * noise / (PRECISION * RECENT**0.5)
         done = fit.floor + 1
         distance = float(curve.lr[:done].sum())
-        return cls(training.start, fall, done, distance, max(losses, RECENT), max(clear, fall))
+        return cls(training.start, fall, done, distance, max(enough, RECENT), max(clear, fall))
+
+
+def _fall(fit: UnimodalFit) -> float:
+    return float(fit.clipped[0] - fit.fit.min())
 
 
 def shows_gain(curve: LRCurve) -> bool:

@@ -29,6 +29,22 @@ def test_without_a_probe_the_fall_is_one_of_medians():
     assert gain.fall == pytest.approx(2.0, abs=0.05)
 
 
+def test_a_training_loss_that_falls_less_than_the_probe_counts():
+    # As with dropout, which is off for the probe.
+    less = 4.0 - (4.0 - VALLEY) / 3
+    gain = Gain.from_curve(LRCurve(LR, less, stop="diverged", probe_loss=VALLEY))
+    assert gain.fall == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_short_curve_and_one_that_is_not_finite_at_its_end_are_read(probed):
+    short = np.array([4.0] * 6 + [3.0, 2.0, 1.0, 2.0, 4.0, np.nan])
+    probe = {"probe_loss": [*short[:-1].tolist(), 4.0]} if probed else {}
+    gain = Gain.from_curve(LRCurve(LR[:12], short, stop="non-finite", **probe))
+    assert gain.start == 4.0
+    assert 0 < gain.fall <= 3.0
+
+
 def test_noise_takes_more_losses():
     noise = np.tile([0.5, -0.5], 15)
     gain = Gain.from_curve(LRCurve(LR, VALLEY + noise, stop="diverged", probe_loss=VALLEY))
