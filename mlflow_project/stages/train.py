@@ -214,9 +214,10 @@ def _train(
             log_range("trained", training.range, number - 1)
             reasons = [f"maximum LR {lost.range.max:.3g}: {lost.reason}" for lost in training.lost]
             run.set_tags({tags.ATTEMPTS: str(number), tags.LOST: "; ".join(reasons)})
+        if training.reason and number < options.attempts:
             console.note(
-                f"attempt {number - 1} was lost ({training.lost[-1].reason}): starting again with "
-                f"maximum LR {training.range.max:.3g}"
+                f"attempt {number} with maximum LR {training.range.max:.3g} was lost "
+                f"({training.reason}): starting again with a third of it"
             )
         log_training(history, *logged)
         logged = len(history.train_loss), len(history.epochs)

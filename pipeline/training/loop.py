@@ -235,7 +235,7 @@ def train(
     guard: Iterable[Attempt] = [Attempt(1, lr_range)]
     if curve is not None:
         guard = Guard(curve, lr_range, options.attempts)
-    start = prepared.start(state)
+    start: Setup | None = prepared.start(state)
     prepared.check_validation(start)
     kept = read_checkpoint(checkpoint) if checkpoint is not None and checkpoint.exists() else None
     lost = [] if kept is None else _lost_attempts(kept)
@@ -248,8 +248,11 @@ def train(
             if training is not None:
                 last = (training.lr, training.train_loss, training.epochs)
                 lost.append(LostAttempt(*last, range=training.range, reason=training.reason))
-                start = prepared.start(state)
-            training = Training(setup=start, total_steps=0, range=attempt.range, lost=lost)
+            training = None  # so that the device holds one model at a time
+            training = Training(
+                setup=start or prepared.start(state), total_steps=0, range=attempt.range, lost=lost
+            )
+            start = None
             _run_attempt(training, attempt, prepared, options, kept, on_epoch, checkpoint)
             kept = None
     assert training is not None

@@ -233,11 +233,12 @@ def test_training_that_diverges_fails_clearly_and_keeps_its_curves(store, lrrt):
 def test_a_training_that_is_ruined_starts_again_and_every_attempt_is_told(store, lrrt):
     _overwrite_range(lrrt, 0.3, 3.0)
     outcome = store.run("train", "--epochs", 5, "--narrowing", "none", "--register", "again")
-    assert "starting again with maximum LR 1" in outcome.err
+    assert "attempt 1 with maximum LR 3 was lost" in outcome.err
     run = store.one("train")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["attempts"] > 1
     lost = int(run.data.metrics["attempts"]) - 1
+    assert outcome.err.count("starting again with a third of it") == lost
     # What counts is the range of the last attempt.
     assert run.data.metrics["trained_lr_max"] == pytest.approx(3.0 / 3**lost)
     assert run.data.metrics["narrowed_lr_max"] == 3.0
