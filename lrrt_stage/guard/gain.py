@@ -33,6 +33,9 @@ class Gain:
     fall: float
     """How far the loss fell. Of the probe, whose examples are always the same, and the training the
     one that fell less."""
+    chance: float
+    """Training loss that an answer reached which is alike for all examples; the start where there
+    is no baseline of the probe."""
     steps: int
     """Steps until the loss was lowest."""
     distance: float
@@ -77,7 +80,10 @@ class Gain:
         clear = 1.2533 * noise / (PRECISION * RECENT**0.5)
         done = fit.floor + 1
         distance = float(curve.lr[:done].sum())
-        return cls(training.start, fall, done, distance, max(enough, RECENT), max(clear, fall))
+        chance = training.start - float(fit.unspecific[fit.floor])
+        return cls(
+            training.start, fall, chance, done, distance, max(enough, RECENT), max(clear, fall)
+        )
 
 
 def _fall(fit: UnimodalFit) -> float:

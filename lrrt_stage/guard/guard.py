@@ -70,7 +70,8 @@ class Attempt:
         ----------
         loss
             A scalar. It may stay on the device: losses are read every ten steps, and more rarely in
-            a long training.
+            a long training. Under ``torch.distributed`` every rank has to pass its own, as a
+            tensor; they are averaged.
         lr
             Learning rate of the step, the largest of the parameter groups. None: the minimum of the
             range counts, so that a training that never gains is noticed later.
@@ -117,7 +118,7 @@ class Attempt:
         if len(kept) < gain.losses or self._due < gain.losses / 2:
             return ""
         level = float(np.median(kept))
-        if gain.start - level < gain.fall / 2:
+        if gain.chance - level < gain.fall / 2:
             return (
                 f"at step {self.steps} the loss was {level:.3g}, less than half of the way that it "
                 f"fell in {gain.steps} steps of the range test"
@@ -182,5 +183,5 @@ class Guard:
         which = "the training was lost" if n == 1 else f"all {n} attempts were lost, the last one"
         raise AttemptsSpent(
             f"{which} with maximum LR {last.range.max:.3g} ({last.reason}): check the data and the "
-            "loss, raise narrowing_fraction, or use a different rule"
+            "loss, begin with lower learning rates, or do not watch the training (attempts=1)"
         )

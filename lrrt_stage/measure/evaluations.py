@@ -96,9 +96,9 @@ class Probe:
         rows = output.size(0) if output.dim() and output.is_floating_point() else 0
         if rows < 2 or rows != examples_in(self.batch):
             return missing
-        alike = output.mean(0, keepdim=True).expand_as(output).contiguous()
         own = vars(self.model).get("forward")
         try:
+            alike = output.mean(0, keepdim=True).expand_as(output).contiguous()
             self.model.forward = lambda *_, **__: alike
             return self.loss_of(_copied(self.batch)).reshape(()).clone()
         except Exception:  # what a user's loss raises for outputs that it was not made for
@@ -116,7 +116,13 @@ def _outputs_of(model: nn.Module, outputs: list[Any]) -> Iterator[None]:
     if isinstance(model, torch.jit.ScriptModule):
         yield
         return
-    hook = model.register_forward_hook(lambda *called: outputs.append(called[-1]))
+
+    def collect(module: nn.Module, inputs: Any, output: Any) -> None:
+        # A copy, since a loss may change the output.
+        outputs.append(output.clone() if isinstance(output, Tensor) else output)
+
+    # Before the hooks of the user, which take part in both evaluations.
+    hook = model.register_forward_hook(collect, prepend=True)
     try:
         yield
     finally:

@@ -99,11 +99,13 @@ class UnimodalFit:
     def _fitted(
         cls, curve: LRCurve, series: str, unspecific: np.ndarray, ignorant: float | None = None
     ) -> UnimodalFit:
-        losses = getattr(curve, series)
-        if unspecific.any():
-            # A difference of float32 losses: what is smaller than their rounding is none.
-            rounding = 16 * np.finfo(np.float32).eps * np.abs(losses[0])
-            losses = np.round((losses + unspecific) / rounding) * rounding
+        losses, least_fall = getattr(curve, series) + unspecific, 0.0
+        if ignorant is not None:
+            # Of two float32 losses: what is near their rounding is no fall.
+            rounding = 16 * np.finfo(np.float32).eps * max(abs(ignorant), abs(losses[0]))
+            least_fall = 8 * rounding
+            if rounding > 0:
+                losses = np.round(losses / rounding) * rounding
         losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
         # The probe is the same batch at every iteration. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.
@@ -115,7 +117,10 @@ class UnimodalFit:
         clipped = np.where(ruined, start, losses)
         clipped[:first] = min(initial, start)
         fit = unimodal_regression(clipped)
-        fell = bool(is_finite(start)) and _fell(losses[: _last_minimum(fit) + 1])
+        # Above the start of a baseline, a loss may fall without telling one example from another.
+        read = losses if ignorant is None else clipped
+        fell = bool(is_finite(start)) and _fell(read[: _last_minimum(fit) + 1])
+        fell = fell and clipped[0] - fit.min() > least_fall
         return cls(series, curve.lr, start, unspecific, ruined, clipped, fit, fell)
 
     @property
@@ -144,7 +149,7 @@ class UnimodalFit:
     def recovered(self) -> float:
         """Share of the fall that the rise takes back, 0 to 1."""
         lowest = self.fit[self.floor]
-        return float((self.fit[-1] - lowest) / (self.start - lowest))
+        return min(1.0, float((self.fit[-1] - lowest) / (self.clipped[0] - lowest)))
 
 
 def fit_unimodal(curve: LRCurve) -> UnimodalFit:

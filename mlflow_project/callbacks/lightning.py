@@ -79,11 +79,8 @@ class WatchAttempt(Callback):
     ) -> None:
         """Take the loss of a step, which is the mean over its batches."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, Tensor):
-            raise LRRTError(
-                "training_step returned no loss that could be watched: return it, as automatic "
-                "optimization needs it"
-            )
+        if not isinstance(loss, Tensor):  # training_step has skipped the batch
+            return
         # Lightning has divided it by the number of batches of a step.
         self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
         if trainer.global_step == self._steps:
@@ -94,6 +91,10 @@ class WatchAttempt(Callback):
         groups = [group for each in trainer.optimizers for group in each.param_groups]
         if self.attempt.watch(mean, max(float(group["lr"]) for group in groups)):
             trainer.should_stop = True
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count from the step that a checkpoint has."""
+        self._steps = trainer.global_step
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Read the last losses."""

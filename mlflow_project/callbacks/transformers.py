@@ -64,13 +64,17 @@ class WatchAttempt(TrainerCallback):
         self.attempt = attempt
         self._steps = 0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count from the step that a checkpoint has."""
+        self._steps = state.global_step
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Take the mean loss of the steps since the last log."""
         if not logs or "loss" not in logs:
             return
         steps, self._steps = state.global_step - self._steps, state.global_step
         for _ in range(steps):
-            self.attempt.watch(float(logs["loss"]), float(logs["learning_rate"]))
+            self.attempt.watch(float(logs["loss"]), logs.get("learning_rate"))
         if self.attempt.is_lost:
             control.should_training_stop = True
 

@@ -113,6 +113,8 @@ def main_stage(
         )
         handoff = load_handoff(lrrt_id)
         lr_range = narrowed = narrowing(handoff.range)
+        if train_options.attempts > 1:
+            handoff.guard(narrowed)  # before the refinement, whose trials would be lost
         source = HandoffOptions(lrrt_run_id=lrrt_id)
         schedule = ScheduleOptions(train_options.schedule, train_options.schedule_args)
         refine_id = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
@@ -25,7 +25,13 @@ from mlflow_project.handoff.publishing import (
 )
 from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.refine import load_refined
-from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
+from mlflow_project.stages.shared import (
+    HandoffOptions,
+    open_handoff,
+    task_words,
+    validation_words,
+    watched_curve,
+)
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.kept import forget, held, kept_run
 from mlflow_project.tracking.logged_model import log_model, require_deployable
@@ -97,7 +103,9 @@ def train_stage(
         resumed = None
         if run_options.resume:
             resumed = _fetch_checkpoint(run_options.resume, run_fingerprint, checkpoint)
-        curve = _curve_to_watch_by(run, handoff, lr_range, options)
+        curve = _curve_to_watch_by(handoff, lr_range, options)
+        if curve is None:
+            options = replace(options, attempts=1)
         run.begin_work()
         with _resumable(run, checkpoint, handoff, refine_run_id):
             training = _train(run, prepared, handoff, lr_range, options, checkpoint, curve)
@@ -107,7 +115,7 @@ def train_stage(
             if not training.reason:
                 lr_range = training.range
                 refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
-                where = "below" if training.lost else "inside"
+                where = "lower than planned, from" if training.lost else "inside"
                 sentences = (
                     f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
                     f"({options.schedule}), {where} the range that {link(handoff.run_id)} suggests"
@@ -242,7 +250,7 @@ def _train(
 
 
 def _curve_to_watch_by(
-    run: RunRecord, handoff: Handoff, lr_range: LRRange, options: TrainOptions
+    handoff: Handoff, lr_range: LRRange, options: TrainOptions
 ) -> LRCurve | None:
     """Return the range test that tells a ruined training; None if there is to be one attempt.
 
@@ -253,11 +261,11 @@ def _curve_to_watch_by(
     """
     if options.attempts == 1:
         return None
-    if tags.MISMATCH in run.tags:
-        console.note("the training is not watched, since its range test is of a different task")
-        return None
     Guard(handoff.curve, lr_range, options.attempts)
-    return handoff.curve
+    curve = watched_curve(handoff)
+    if curve is None:
+        console.note("the training is not watched, since its range test is of a different task")
+    return curve
 
 
 def _keep_weights(run: RunRecord, training: Training) -> None:

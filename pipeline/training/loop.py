@@ -24,6 +24,7 @@ from lrrt_stage import (
     Guard,
     LRCurve,
     LRRange,
+    LRRTError,
     TrainingStep,
     deterministic,
     seeded,
@@ -255,7 +256,11 @@ def train(
             start = None
             _run_attempt(training, attempt, prepared, options, kept, on_epoch, checkpoint)
             kept = None
-    assert training is not None
+    if training is None:
+        raise LRRTError(
+            f"the checkpoint has {len(lost)} attempts that were lost, and attempts="
+            f"{options.attempts} allows no other: raise it"
+        )
     return training
 
 

@@ -90,3 +90,33 @@ def test_lightning_shows_the_mean_loss_of_a_step(batches):
         part = made[step * batches : (step + 1) * batches]
         assert loss == pytest.approx(sum(part) / batches, rel=1e-5)
         assert lr == 0.01
+
+
+def test_a_batch_that_lightning_skips_is_no_loss():
+    from types import SimpleNamespace
+
+    from lrrt_stage import Attempt, LRRange
+    from mlflow_project.callbacks.lightning import WatchAttempt
+
+    attempt = Attempt(1, LRRange(0.001, 0.01))
+    trainer = SimpleNamespace(global_step=1, accumulate_grad_batches=1, optimizers=[])
+    WatchAttempt(attempt).on_train_batch_end(trainer, None, {}, None, 0)
+    assert not attempt.read()
+    assert attempt.steps == 0
+
+
+def test_a_log_of_transformers_counts_the_steps_since_the_last_one():
+    from types import SimpleNamespace
+
+    from lrrt_stage import Attempt, LRRange
+    from mlflow_project.callbacks.transformers import WatchAttempt
+
+    attempt = Attempt(1, LRRange(0.001, 0.01))
+    watch, control = WatchAttempt(attempt), SimpleNamespace(should_training_stop=False)
+    watch.on_train_begin(None, SimpleNamespace(global_step=100), control)
+    watch.on_log(None, SimpleNamespace(global_step=105), control, {"loss": 1.0})
+    watch.on_log(None, SimpleNamespace(global_step=107), control, {"eval_loss": 1.0})
+    attempt.read()
+    assert attempt.steps == 5
+    watch.on_log(None, SimpleNamespace(global_step=125), control, {"loss": float("nan")})
+    assert control.should_training_stop

@@ -60,3 +60,13 @@ def test_a_loss_that_never_fell_shows_none():
         Gain.from_curve(flat)
     assert not shows_gain(flat)
     assert shows_gain(LRCurve(LR, VALLEY, stop="diverged"))
+
+
+def test_what_an_answer_gains_that_is_alike_for_all_is_due_as_well():
+    # From 9 to 4 by such an answer, and from 4 to 1 by telling examples from another.
+    baseline = np.array([9.0, 6.0, *[4.0] * 28])
+    probe = np.r_[baseline[:20], VALLEY[20:]]
+    curve = LRCurve(LR, probe, stop="diverged", probe_loss=probe, probe_baseline=baseline)
+    gain = Gain.from_curve(curve)
+    assert gain.fall == 3.0
+    assert gain.start - gain.chance == 5.0

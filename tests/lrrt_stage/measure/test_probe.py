@@ -403,3 +403,30 @@ class TestBaseline:
         assert torch.isnan(found["probe_baseline"]).item()
         assert torch.isfinite(found["probe_loss"]).item()
         assert "forward" not in vars(model)
+
+    def test_a_loss_that_changes_the_output_does_so_once(self):
+        torch.manual_seed(0)
+        model, probe = nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))
+
+        def loss(output, target):
+            output *= 1.5
+            return mse_loss(output, target)
+
+        with torch.no_grad():
+            expected = mse_loss(1.5 * model(probe[0]).mean().expand(8, 1), probe[1])
+        evaluate = Probe(model, probe, lambda batch: loss(model(batch[0]), batch[1]))
+        assert evaluate()["probe_baseline"].item() == pytest.approx(expected.item())
+
+    def test_a_hook_that_changes_the_output_does_so_once(self):
+        torch.manual_seed(0)
+        model, probe = nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))
+        with torch.no_grad():
+            expected = mse_loss(2 * model(probe[0]).mean().expand(8, 1), probe[1])
+        model.register_forward_hook(lambda module, inputs, output: 2 * output)
+        evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
+        assert evaluate()["probe_baseline"].item() == pytest.approx(expected.item())
+
+    def test_a_scripted_model_has_none(self):
+        model, probe = torch.jit.script(nn.Linear(4, 1)), (torch.randn(8, 4), torch.randn(8, 1))
+        evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
+        assert torch.isnan(evaluate()["probe_baseline"]).item()

@@ -256,6 +256,34 @@ class TestBaseline:
         with pytest.raises(NoSuggestion, match="never fell"):
             suggest(flat)
 
+    def test_a_loss_that_stays_above_its_baseline_has_not_fallen(self):
+        # Outputs that only add variance get smaller: no example is told from another.
+        probe = [5.0] * 20 + [4.8, 4.6, 4.4, 4.8, *[9.0] * 8]
+        probed = curve(VALLEY + [99.0] * 5, probe_loss=probe, probe_baseline=[4.0] * 32)
+        fit = UnimodalFit.from_curve(probed)
+        assert not fit.unspecific.any()
+        assert fit.start == 5.0  # read without the baseline
+        assert fit.rise < at(24)
+
+    def test_a_loss_that_starts_at_zero_is_read(self):
+        falling = np.array([0.0] * 20 + [-1.0, -2.0, -3.0, -2.0, *[0.0] * 8])
+        probed = curve(falling, probe_loss=falling, probe_baseline=np.zeros(32), stop="diverged")
+        # By 1 between 22 and 23, by 2 between 23 and 24.
+        assert UnimodalFit.from_curve(probed).rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
+
+    def test_a_fall_near_the_rounding_of_large_losses_is_none(self):
+        quantum = 16 * 2.0**-23 * 400
+        probe = 400 - np.array([0.0] * 20 + [quantum] * 3 + [0.0] * 4)
+        probed = curve(VALLEY, probe_loss=probe, probe_baseline=np.full(27, 400.0))
+        assert not UnimodalFit._fitted(probed, "probe_loss", np.zeros(27), 400.0).fell
+
+    def test_a_trained_network_that_is_worse_than_before_has_risen(self):
+        # Its baseline is far above what it loses at the end of a completed ramp.
+        probe = [0.10] * 20 + [0.09, 0.08, 0.07, 0.15, 0.36]
+        probed = curve(probe, probe_loss=probe, probe_baseline=[2.3] * 25)
+        assert UnimodalFit.from_curve(probed).recovered == 1.0
+        assert confidence(probed).verdict is Verdict.CLEAR
+
     def test_the_interval_is_that_of_the_curve_without_what_is_alike_for_all(self):
         rng = np.random.default_rng(0)
         noisy = np.array(VALLEY) + rng.normal(0, 0.05, len(VALLEY))

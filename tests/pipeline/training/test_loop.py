@@ -598,6 +598,22 @@ class TestAttempts:
         assert [lost.reason for lost in resumed.lost] == [lost.reason for lost in whole.lost]
         assert told[0] == stopped_at[0]
 
+    def test_a_checkpoint_with_as_many_lost_attempts_as_are_allowed_is_refused(
+        self, tested, tmp_path
+    ):
+        made, state, curve = tested
+        path = tmp_path / "checkpoint"
+
+        def interrupt(training: Training) -> None:
+            if training.lost and training.epochs:
+                raise KeyboardInterrupt
+
+        more = {"curve": curve, "checkpoint": path}
+        with pytest.raises(KeyboardInterrupt):
+            train(made, state, TOO_HIGH, FIVE, on_epoch=interrupt, **more)
+        with pytest.raises(LRRTError, match="1 attempts that were lost.*raise it"):
+            train(made, state, TOO_HIGH, TrainOptions(epochs=5, attempts=1), **more)
+
     def test_a_curve_without_a_fall_is_refused(self, tested):
         made, state, curve = tested
         flat = LRCurve(curve.lr, np.full(len(curve), 2.3))
