@@ -164,7 +164,13 @@ def test_a_long_transfer_to_a_store_of_ones_own_is_interrupted(store, monkeypatc
 
     def upload(client, run_id, path, folder=None):
         threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
-        time.sleep(60)
+        # After the first SIGTERM others are ignored, and another file may follow.
+        again = threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT])
+        again.start()
+        try:
+            time.sleep(60)
+        finally:
+            again.cancel()
 
     # A shell starts what runs in the background with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
