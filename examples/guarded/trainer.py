@@ -15,7 +15,7 @@ from lrrt_stage.adapters import from_transformers
 from mlflow_project import track_range_test
 from mlflow_project.callbacks.transformers import WatchAttempt
 
-DARING = LRRange(0.01, 0.1)
+DARING = LRRange(0.05, 0.5)
 """Far above what the range test suggests, so that the first attempt is lost."""
 
 
