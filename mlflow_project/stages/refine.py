@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from lrrt_stage import LRRange, LRRTError
+from lrrt_stage import LRRange, LRRTError, shows_gain
 from lrrt_stage.errors import excerpt
 from lrrt_stage.files import write_text
 from lrrt_stage.plots.drawing import save_figure
@@ -27,12 +27,7 @@ from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import range_from_json
 from mlflow_project.handoff.signature import check_signature, sign_run
-from mlflow_project.stages.shared import (
-    HandoffOptions,
-    open_handoff,
-    task_words,
-    watched_curve,
-)
+from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import default_storage
 from mlflow_project.tracking.params import log_options, log_params
@@ -87,6 +82,8 @@ def refine_stage(
             schedule,
             rule=handoff.rule,
         )
+        # The losses of a different task, or of a test without a fall, are no measure.
+        is_watched = tags.MISMATCH not in run.tags and shows_gain(handoff.curve)
         storage = options.storage or default_storage()
         folder = run.begin_work()
         console.note(f"the search is Optuna study {name} in {hide_passwords(storage)}")
@@ -99,7 +96,7 @@ def refine_stage(
                 schedule,
                 study_name=name,
                 fingerprint=trial_fingerprint,
-                curve=watched_curve(handoff),
+                curve=handoff.curve if is_watched else None,
                 on_trial=partial(_trial_run, progress, options.trials),
             )
         refined = best_range(optuna_study, narrowed)

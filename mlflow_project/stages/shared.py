@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lrrt_stage import LRCurve, LRRange, shows_gain
+from lrrt_stage import LRRange
 from lrrt_stage.settings import Options, hide_passwords, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.handoff.names import trusted_names
@@ -24,7 +24,6 @@ __all__ = [
     "run_name",
     "task_words",
     "validation_words",
-    "watched_curve",
 ]
 
 
@@ -100,15 +99,6 @@ def open_handoff(
     log_range("narrowed", narrowed)
     log_prepared(prepared)
     return handoff, prepared, narrowed
-
-
-def watched_curve(handoff: Handoff) -> LRCurve | None:
-    """Return the range test that the active run's trainings are watched by.
-
-    None if it is of a different task, whose losses are no measure, or shows no fall of the loss.
-    """
-    other = tags.MISMATCH in active_record().tags
-    return None if other or not shows_gain(handoff.curve) else handoff.curve
 
 
 def run_name(task: Task) -> str:

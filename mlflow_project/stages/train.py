@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from lrrt_stage import Guard, LRCurve, LRRange, LRRTError
+from lrrt_stage import LRCurve, LRRange, LRRTError
 from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import Options, require, setting
 from lrrt_stage.state import weights
@@ -25,13 +25,7 @@ from mlflow_project.handoff.publishing import (
 )
 from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.refine import load_refined
-from mlflow_project.stages.shared import (
-    HandoffOptions,
-    open_handoff,
-    task_words,
-    validation_words,
-    watched_curve,
-)
+from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.kept import forget, held, kept_run
 from mlflow_project.tracking.logged_model import log_model, require_deployable
@@ -103,7 +97,7 @@ def train_stage(
         resumed = None
         if run_options.resume:
             resumed = _fetch_checkpoint(run_options.resume, run_fingerprint, checkpoint)
-        curve = _curve_to_watch_by(handoff, lr_range, options)
+        curve = _curve_to_watch_by(run, handoff, lr_range, options)
         if curve is None:
             options = replace(options, attempts=1)
         run.begin_work()
@@ -113,7 +107,9 @@ def train_stage(
             save_figure(training_figure(training.joined()), run.files / "training.png")
             _check_first_loss(run, handoff, prepared, training)
             if not training.reason:
-                lr_range = training.range
+                lr_range, epoch = training.range, _kept_epoch(training, options)
+                if epoch is not training.epochs[-1] and training.best_weights is not None:
+                    weights.load_into(training.model, training.best_weights)
                 refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
                 where = "lower than planned, from" if training.lost else "inside"
                 sentences = (
@@ -122,7 +118,7 @@ def train_stage(
                     f"{refined}.",
                     _attempt_words(training),
                     validation_words(training.epochs[-1].values()),
-                    _use_kept_weights(training, options),
+                    _kept_words(training, epoch),
                     "It started from the initial weights of the range test.",
                 )
                 description = f"By {link(run.run_id)}: {' '.join(filter(None, sentences))}"
@@ -132,7 +128,6 @@ def train_stage(
                     "lrrt.trained_lr_min": repr(lr_range.min),
                     "lrrt.trained_lr_max": repr(lr_range.max),
                 }
-                epoch = _kept_epoch(training, options)
                 step = training.joined().starts[-1] + epoch.iteration
                 log_model(training.setup, run_options.register, lineage, description, step)
                 set_description(*filter(None, sentences))
@@ -209,16 +204,14 @@ def _train(
     The steps of all attempts are counted on, so that the UI shows one after the other.
     """
     logged = 0, 0  # iterations, epochs
-    known = 1  # attempts
+    told = 0  # attempts
 
     def log_new(training: Training) -> None:
-        nonlocal logged, known
+        nonlocal logged, told
         history, number = training.joined(), len(training.lost) + 1
-        if number > known:
-            first = 0 if known == 1 else known
-            numbers = [*range(first + 1, number + 1)]
-            run.log_series({"attempt": numbers}, history.starts[first:])
-            known = number
+        if number > max(told, 1):
+            run.log_series({"attempt": [*range(told + 1, number + 1)]}, history.starts[told:])
+            told = number
             log_range("trained", training.range, number - 1)
             reasons = [f"maximum LR {lost.range.max:.3g}: {lost.reason}" for lost in training.lost]
             run.set_tags({tags.ATTEMPTS: str(number), tags.LOST: "; ".join(reasons)})
@@ -250,7 +243,7 @@ def _train(
 
 
 def _curve_to_watch_by(
-    handoff: Handoff, lr_range: LRRange, options: TrainOptions
+    run: RunRecord, handoff: Handoff, lr_range: LRRange, options: TrainOptions
 ) -> LRCurve | None:
     """Return the range test that tells a ruined training; None if there is to be one attempt.
 
@@ -261,11 +254,11 @@ def _curve_to_watch_by(
     """
     if options.attempts == 1:
         return None
-    Guard(handoff.curve, lr_range, options.attempts)
-    curve = watched_curve(handoff)
-    if curve is None:
+    if tags.MISMATCH in run.tags:
         console.note("the training is not watched, since its range test is of a different task")
-    return curve
+        return None
+    handoff.guard(lr_range, options.attempts)
+    return handoff.curve
 
 
 def _keep_weights(run: RunRecord, training: Training) -> None:
@@ -291,12 +284,10 @@ def _kept_epoch(training: Training, options: TrainOptions) -> Epoch:
     return best or training.epochs[-1]
 
 
-def _use_kept_weights(training: Training, options: TrainOptions) -> str:
-    """Give the model the weights with which it is logged, and say which they are."""
-    epoch = _kept_epoch(training, options)
-    if epoch is training.epochs[-1] or training.best_weights is None:
+def _kept_words(training: Training, epoch: Epoch) -> str:
+    """Return of which epoch the logged model is as a sentence; empty for the last one."""
+    if epoch is training.epochs[-1]:
         return ""
-    weights.load_into(training.model, training.best_weights)
     number = training.epochs.index(epoch) + 1
     return (
         f"The logged model is that of epoch {number}, whose validation loss of "
