@@ -44,8 +44,8 @@ Key = tuple[str, int]
 
 SEVERAL = "robust, 3 tests"
 """The rule robust, by the consensus of three initialisations."""
-GRID = np.geomspace(1e-4, 10, 20)
-"""Peak learning rates that are all tried, to know the best."""
+GRID = np.geomspace(1e-4, 10, 20)[2:]
+"""Peak learning rates that are all tried, to know the best: eighteen from 3.4e-4."""
 
 
 def curves(

@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.suggestions import scores
-from benchmarks.suggestions.guarded import alarms
-from benchmarks.suggestions.narrowing import LONG_GRID, compared, narrowed
+from benchmarks.suggestions.guarded import alarms, guarded
+from benchmarks.suggestions.narrowing import LONG_GRID, narrowed, trained_long
 from benchmarks.suggestions.refinement import SEARCHES, Search, refined
 from benchmarks.suggestions.regrets import (
     GRID,
+    SEVERAL,
     Problems,
     curves,
     grid_references,
@@ -28,8 +29,13 @@ from benchmarks.suggestions.work import Work
 
 __all__ = ["Sizes", "Table", "tables"]
 
-DEFAULT = "robust, top 0.1"
+DEFAULT = "top 0.1"
 """The narrowing that is the default."""
+THREE_TESTS = "three tests, top 0.1"
+CHAIN = "robust, narrowed, guarded"
+TRAINED = ("robust", SEVERAL, "robust, no probe", "article")
+"""Those of our suggestions that are trained at; the other rules are read as the peers do it."""
+SHOWN_ATTEMPTS = ["problem", "seed", "rule", "attempts", "trainings", "regret", "reasons"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Sizes:
     """Of the range test that is compared with one of 100."""
     search_seeds: int = 1
     """Seeds of searches, at most ``seeds``."""
+    shift_seeds: int = 1
+    """Seeds over which movements are averaged."""
     searches: Sequence[Search] = tuple(SEARCHES)
     grid: Sequence[float] = tuple(GRID.tolist())
     long_grid: Sequence[float] = tuple(LONG_GRID.tolist())
@@ -78,24 +86,47 @@ def tables(
     sizes = sizes or Sizes()
     measured = curves(work, problems, sizes.seeds)
     reference = grid_references(work, problems, sizes.seeds, sizes.grid)
-    suggestions = pd.concat(
-        [suggested(measured), suggested_by_peers(work, problems, sizes.seeds, peers)],
-        ignore_index=True,
-    )
-    runs = scores.scored(trained(work, problems, suggestions, False, "suggestions"), reference)
-    without = scores.scored(without_test(work, problems, sizes.seeds), reference)
-    runs = pd.concat([runs, without], ignore_index=True)
-    n = len(problems) * sizes.seeds
+    ranges = narrowed(measured)
+    chain = scores.scored(guarded(work, problems, measured, ranges), reference)
+    chosen = chain[chain["rule"] == DEFAULT]
+    n = len(chosen)
+    yield Table("chain-runs", "Every guarded training", chain, shown=False)
+    title = f"Regret of guarded training in the narrowed range, {n} runs"
+    yield Table("chain", title, scores.ranking(chain))
+    yield Table("chain-problems", "Mean regret on each problem", scores.per_problem(chain))
+    again = chain.loc[chain["attempts"] > 1, SHOWN_ATTEMPTS]
+    yield Table("attempts", "Trainings that were lost and began again", again)
+    at_best = alarms(work, problems, measured, reference)
+    title = f"Trainings at the best peak that are called lost, of {len(at_best)}"
+    yield Table("alarms", title, at_best[at_best["lost"]])
+    judged = chosen.merge(verdicts(measured), on=scores.KEYS)
+    yield Table("verdicts", "Verdicts on the reading", scores.per_verdict(judged))
+
+    few = ranges[ranges["seed"] < sizes.search_seeds]
+    plain = trained(work, problems, few[few["rule"] == DEFAULT], False, "not watched")
+    plain = plain.assign(rule="not watched", trainings=1.0)
+    search = refined(work, problems, measured, few[few["rule"] == DEFAULT], list(sizes.searches))
+    compared = chain[chain["rule"].isin([DEFAULT, THREE_TESTS])]
+    compared = compared[compared["seed"] < sizes.search_seeds]
+    found = scores.scored(pd.concat([plain, search], ignore_index=True), reference)
+    table = scores.ranking(pd.concat([compared, found], ignore_index=True))
+    title = f"Regret of searches in the narrowed range, {len(plain)} runs"
+    yield Table("refinement", title, table)
+
+    ours = suggested(measured)
+    theirs = suggested_by_peers(work, problems, sizes.seeds, peers)
+    suggestions = pd.concat([ours[ours["rule"].isin(TRAINED)], theirs], ignore_index=True)
+    runs = trained(work, problems, suggestions, False, "suggestions")
+    runs = pd.concat([runs, without_test(work, problems, sizes.seeds)], ignore_index=True)
+    runs = scores.scored(runs.assign(trainings=1.0), reference)
+    runs = pd.concat([runs, chosen.assign(rule=CHAIN)], ignore_index=True)
     yield Table("runs", "Every suggestion and its training", runs, shown=False)
     yield Table("rules", f"Regret, {n} runs of each rule", scores.ranking(runs))
     yield Table("problems", "Mean regret on each problem", scores.per_problem(runs))
 
-    robust = runs[runs["rule"] == "robust"].merge(verdicts(measured), on=scores.KEYS)
-    yield Table("verdicts", "Verdicts on the rule robust", scores.per_verdict(robust))
-
     spread = over_seeds(work, problems, sizes.spread_seeds, peers)
     yield Table("spread", f"Spread over {sizes.spread_seeds} seeds, decades", spread)
-    shift, each = moved(work, problems, sizes.seeds, peers, sizes.more_iterations)
+    shift, each = moved(work, problems, sizes.shift_seeds, peers, sizes.more_iterations)
     yield Table("shifts", "Movement with another range test, decades", shift)
     yield Table(
         "shifts-problems",
@@ -103,28 +134,12 @@ def tables(
         each,
     )
 
-    long_seeds = min(sizes.long_seeds, sizes.seeds)
-    short, long = compared(work, problems, measured, reference, long_seeds, sizes.long_grid)
+    long = trained_long(work, problems, measured, ranges, sizes.long_seeds, sizes.long_grid)
     n = len(long.groupby(scores.KEYS))
-    yield Table("chain-runs", "Every guarded training", short, shown=False)
-    yield Table(
-        "narrowing", "Regret of guarded training in the narrowed range", scores.ranking(short)
-    )
-    at_best = alarms(work, problems, measured, reference)
-    yield Table(
-        "alarms", "Trainings at the best peak that are called lost", at_best[at_best["lost"]]
-    )
     title = f"Regret of the narrowed range, long trainings, {n} runs of each policy"
     yield Table("narrowing-long", title, scores.ranking(long))
     title = "Mean regret of the narrowed range on each problem, long trainings"
     yield Table("narrowing-long-problems", title, scores.per_problem(long))
-
-    default = narrowed(measured)
-    few = default[(default["rule"] == DEFAULT) & (default["seed"] < sizes.search_seeds)]
-    search = refined(work, problems, measured, few, list(sizes.searches))
-    plain = short[(short["rule"] == DEFAULT) & (short["seed"] < sizes.search_seeds)]
-    searches = pd.concat([plain, scores.scored(search, reference)], ignore_index=True)
-    yield Table("refinement", "Regret of searches in the narrowed range", scores.ranking(searches))
 
 
 def _shown(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 
@@ -39,7 +39,8 @@ class Gain:
     steps: int
     """Steps until the loss was lowest."""
     distance: float
-    """Sum of the learning rates of these steps."""
+    """Sum of the learning rates of these steps. Infinite if the probe fell and the training losses
+    did not by more than their noise: they cannot show that a training fails to gain as much."""
     losses: int
     """How many training losses have a median that is exact enough for the fall, given their
     noise."""
@@ -79,7 +80,7 @@ class Gain:
         enough = ceil((1.2533 * noise / (PRECISION * fall)) ** 2)
         clear = 1.2533 * noise / (PRECISION * RECENT**0.5)
         done = fit.floor + 1
-        distance = float(curve.lr[:done].sum())
+        distance = float(curve.lr[:done].sum()) if training.fell else inf
         chance = training.start - float(fit.unspecific[fit.floor])
         return cls(
             training.start, fall, chance, done, distance, max(enough, RECENT), max(clear, fall)

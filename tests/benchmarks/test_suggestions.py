@@ -14,8 +14,8 @@ from benchmarks.suggestions.models import mlp
 from benchmarks.suggestions.narrowing import POLICIES
 from benchmarks.suggestions.problems import PROBLEMS, Problem, half
 from benchmarks.suggestions.refinement import Search, searched
-from benchmarks.suggestions.regrets import agreements, our_suggestions
-from benchmarks.suggestions.report import Sizes, Table, tables
+from benchmarks.suggestions.regrets import SEVERAL, agreements, our_suggestions
+from benchmarks.suggestions.report import TRAINED, Sizes, Table, tables
 from benchmarks.suggestions.trainings import initial_loss, lr_curve, recorded
 from benchmarks.suggestions.work import Work
 from lrrt_stage import RULES, LRRange, suggest
@@ -193,7 +193,7 @@ def test_every_rule_of_ours_is_asked():
     found = our_suggestions(curve)
     assert set(found) == {*RULES, "robust, no probe"}
     assert found["robust"] == suggest(curve)
-    assert {rule for rule, _ in POLICIES.values()} <= set(found)
+    assert {rule for rule, _ in POLICIES.values()} <= {*found, SEVERAL}
 
 
 class Interrupted(Exception):
@@ -231,13 +231,15 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
 
     whole = computed(tmp_path / "whole")
     needed = Models.made
-    assert len(whole["runs"]) == len(whole["rules"]) == len(RULES) + 3
+    assert len(whole["runs"]) == len(whole["rules"]) == len(TRAINED) + 2
     assert whole["rules"]["mean regret"].between(0, 1).all()
     assert [*whole["refinement"]["rule"].sort_values()] == [
         "2 trials of 1/2, Hyperband",
-        "robust, top 0.1",
+        "not watched",
+        "three tests, top 0.1",
+        "top 0.1",
     ]
-    assert set(whole["narrowing"]["rule"]) == set(whole["narrowing-long"]["rule"]) == set(POLICIES)
+    assert set(whole["chain"]["rule"]) == set(whole["narrowing-long"]["rule"]) == set(POLICIES)
 
     monkeypatch.setattr(Models, "last", 9)
     with pytest.raises(Interrupted):
