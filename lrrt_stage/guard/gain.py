@@ -81,7 +81,7 @@ class Gain:
         clear = 1.2533 * noise / (PRECISION * RECENT**0.5)
         done = fit.floor + 1
         distance = float(curve.lr[:done].sum()) if training.fell else inf
-        chance = training.start - float(fit.unspecific[fit.floor])
+        chance = training.start - float(fit.unspecific[fit.floor] - fit.unspecific[0])
         return cls(
             training.start, fall, chance, done, distance, max(enough, RECENT), max(clear, fall)
         )

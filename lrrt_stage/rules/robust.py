@@ -67,8 +67,8 @@ class UnimodalFit:
     """Loss at the initial weights; with a baseline, that of an answer which is alike for all
     examples."""
     unspecific: np.ndarray
-    """What a loss has gained without telling one example from another; added to the losses before
-    they are fitted."""
+    """What a loss has gained without telling one example from another, or by luck; added to the
+    losses before they are fitted."""
     ruined: np.ndarray
     """Whether this loss is at or above ``start``, or this or the training loss is not finite; also
     where the losses are those of the start."""
@@ -87,12 +87,17 @@ class UnimodalFit:
         """
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         baseline = None if series == "loss" else curve.probe_baseline
-        if baseline is not None:
+        if baseline is not None and curve.probe_loss is not None:
             gained = baseline[0] - baseline
             unspecific = np.where(is_finite(gained), gained, 0).clip(0)
-            fit = cls._fitted(curve, series, unspecific, float(baseline[0]))
-            if fit.fell:
-                return fit
+            # What a new head tells apart by luck goes with its scale, which can hide a fall. Of a
+            # network that was trained before it is no luck, so this is only the second try.
+            luck = max(0.0, float(baseline[0] - curve.probe_loss[0]))
+            scale = max(float(baseline[0]), unspecific.max(), np.finfo(float).tiny)
+            for known in (0.0, luck * (1 - unspecific / scale)):
+                fit = cls._fitted(curve, series, unspecific + known, float(baseline[0]))
+                if fit.fell:
+                    return fit
         return cls._fitted(curve, series, np.zeros(len(curve)))
 
     @classmethod

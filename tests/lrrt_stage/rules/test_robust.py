@@ -265,6 +265,18 @@ class TestBaseline:
         assert fit.start == 5.0  # read without the baseline
         assert fit.rise < at(24)
 
+    def test_what_a_new_head_tells_apart_by_luck_hides_no_fall(self):
+        # The scale of the head shrinks, and its luck of 0.5 with it; then it learns as much.
+        shrinking = np.r_[np.full(40, 4.0), np.geomspace(4.0, 1.0, 20), [1.0] * 30, [9.0] * 10]
+        learned = np.r_[np.zeros(60), np.linspace(0.1, 0.4, 10), np.zeros(30)]
+        probe = shrinking - 0.5 * shrinking / 4.0 - learned
+        lr = np.geomspace(1e-7, 100, 100)
+        made = LRCurve(lr, probe, probe_loss=probe, probe_baseline=shrinking)
+        fit = UnimodalFit.from_curve(made)
+        assert lr[65] < fit.rise < lr[75]
+        # The fit less what is unspecific is on the scale of the losses.
+        assert (fit.fit - fit.unspecific)[:40] == pytest.approx(probe[:40])
+
     def test_a_loss_that_starts_at_zero_is_read(self):
         falling = np.array([0.0] * 20 + [-1.0, -2.0, -3.0, -2.0, *[0.0] * 8])
         probed = curve(falling, probe_loss=falling, probe_baseline=np.zeros(32), stop="diverged")
