@@ -35,7 +35,7 @@ def test_the_rise_is_averaged_over_its_heights():
     valley = UnimodalFit.from_curve(curve(VALLEY), "loss")
     assert valley.floor == 22
     assert valley.rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
-    assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 3)
+    assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 4)
 
 
 def test_a_flat_floor_moves_nothing():
@@ -179,7 +179,7 @@ def test_where_the_probe_does_not_fall_the_later_rise_counts():
     # Falls to iteration 8, rises by a half at 9 and by the other at 25.
     early = curve([4.2] * 8 + [4.0] + [4.1] * 16 + [9.0] * 9, probe_loss=DIP)
     assert UnimodalFit.from_curve(early, "loss").rise == pytest.approx(at((8.5 + 24.5) / 2))
-    assert suggest(early).max == pytest.approx(UnimodalFit.from_curve(early, "probe_loss").rise / 3)
+    assert suggest(early).max == pytest.approx(UnimodalFit.from_curve(early, "probe_loss").rise / 4)
     assert suggest(early).max * 3 > at(25)
     # One loss that is lower by a rounding is no floor.
     never = np.array([4.0, 4.0 - 1e-6, *[4.0 + 0.01 * i for i in range(len(VALLEY) - 2)]])
