@@ -39,11 +39,11 @@ TEMPLATES = {
     "refine": ("lrrt", [("refine", "--trials", 4, "--trial-epochs", 2)]),
     "train": (
         "empty",
-        [("main", *SMALL, "--epochs", 8, "--refine", "false", "--register", "digits")],
+        [("main", *SMALL, "--epochs", 8, "--register", "digits")],
     ),
     "main": (
         "empty",
-        [("main", *SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1)],
+        [("main", *SMALL, "--epochs", 2, "--refine", "true", "--trials", 2)],
     ),
     "study": ("empty", [(*QUICK_STUDY, "--tests", 4, "--validation", "sample")]),
     "browser": (

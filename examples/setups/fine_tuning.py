@@ -1,6 +1,6 @@
 """The fine-tuning of a small transformer, which computes its own loss from a batch by name.
 
-lrrt-stage main --setup examples.setups.fine_tuning:setup --clip-norm 1 --metric accuracy
+lrrt-stage main --setup examples.setups.fine_tuning:setup --clip-norm 1
 """
 
 from typing import Any

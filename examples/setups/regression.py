@@ -1,6 +1,6 @@
 """A regression: disease progression from ten measurements, with two groups of parameters.
 
-lrrt-stage main --setup examples.setups.regression:setup --metric r2
+lrrt-stage main --setup examples.setups.regression:setup --refine true --metric r2
 """
 
 import torch

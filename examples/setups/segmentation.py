@@ -1,6 +1,6 @@
 """A segmentation: which pixels of a photograph of coins belong to a coin.
 
-lrrt-stage main --setup examples.setups.segmentation:setup --metric iou
+lrrt-stage main --setup examples.setups.segmentation:setup --refine true --metric iou
 """
 
 from functools import cache

@@ -135,7 +135,7 @@ def train_command(**values: Any) -> None:
     epilog=examples(
         "lrrt-stage main",
         "lrrt-stage main --dataset imagefolder:photos --model resnet18 --epochs 30 --reuse true",
-        "mlflow run . -e main -P refine=false",
+        "mlflow run . -e main -P refine=true",
     ),
 )
 @options_of("Steps", MainOptions)
@@ -149,7 +149,7 @@ def train_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def main_command(**values: Any) -> None:
-    """Run range test, refinement, and training as children of one run."""
+    """Run range test, optional refinement, and training as children of one run."""
     _run("Main", main_stage, values)
 
 

@@ -15,7 +15,7 @@ def test_the_commands_follow_one_another(store):
     store.run("check")
     assert store.one("check").data.metrics["moved_decades"] == 0
 
-    store.run("main", *store.SMALL, *SHORT, "--tests", 2, "--refine", "false", "--epochs", 1)
+    store.run("main", *store.SMALL, *SHORT, "--tests", 2, "--epochs", 1)
     again = store.runs("lrrt")[0]
     store.run("compare", lrrt.info.run_id, again.info.run_id)
     assert "overlay.png" in store.artifacts(store.one("compare"))

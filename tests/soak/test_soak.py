@@ -71,7 +71,7 @@ def test_a_run_takes_as_long_in_a_store_of_a_thousand(store):
 
 def test_a_chain_that_is_killed_at_any_time_ends_in_the_same_weights(store):
     """Every kill is one of a chain that the same command then continues, until it is done."""
-    chain = ("main", *store.SMALL, "--refine", "false", "--epochs", 30, "--iterations", 60)
+    chain = ("main", *store.SMALL, "--epochs", 30, "--iterations", 60)
     began = time.perf_counter()
     store.run(*chain)
     seconds = time.perf_counter() - began

@@ -45,6 +45,7 @@ ARGUMENTS = {
 }
 SECRETS = (TOKEN, PASSWORD, INNER)
 SHORT = ("--iterations", 60, "--workers", 1)
+SEARCH = ("--refine", "true", "--trials", 1)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def require_absent(tmp_path, *outcomes):
 def test_they_are_in_nothing_that_the_stages_write_or_print(store, seen, tmp_path):
     given = ("--setup-args", json.dumps(ARGUMENTS))
     outcomes = [
-        store.run("main", *SETUP, *given, *SHORT, "--trials", 1, "--epochs", 1, "--tests", 2),
+        store.run("main", *SETUP, *given, *SHORT, *SEARCH, "--epochs", 1, "--tests", 2),
         store.run("study", *SETUP, *given, *SHORT, "--tests", 2),
         store.run(
             "study", *SETUP, *given, *SHORT, "--kind", "mismatch", "--tests", 2, "--epochs", 1

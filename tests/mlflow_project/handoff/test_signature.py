@@ -52,10 +52,11 @@ def test_main_and_the_tests_of_studies_are_signed(store, monkeypatch):
     monkeypatch.setenv("LRRT_SIGNING_KEY", KEY)
     monkeypatch.setenv("LRRT_REQUIRE_SIGNATURE", "true")
     short = (*store.SMALL, *SMALL, "--workers", 1)
-    store.run("main", *short, "--trials", 1, "--epochs", 1, "--tests", 2)
+    chain = ("main", *short, "--refine", "true", "--trials", 1, "--epochs", 1, "--tests", 2)
+    store.run(*chain)
     assert load_handoff(store.one("main").info.run_id)
     source_of(store.one("main").info.run_id)
-    again = store.run("main", *short, "--trials", 1, "--epochs", 1, "--tests", 2, "--reuse", "true")
+    again = store.run(*chain, "--reuse", "true")
     assert again.err.count("reusing") == 3
     store.run("study", *short, "--tests", 2)
     for test in store.runs("test"):

@@ -117,7 +117,7 @@ def test_a_signal_inside_a_transaction_comes_after_it(store, monkeypatch, number
 
 @pytest.mark.starts_with("lrrt")
 def test_inside_the_chain_the_same_command_goes_on_with_the_training(store):
-    chain = ("main", *store.SMALL, "--epochs", 4, "--trials", 1)
+    chain = ("main", *store.SMALL, "--epochs", 4, "--refine", "true", "--trials", 1)
     store.run(*chain)
     whole = store.one("train")
     chain = (*chain, "--data-seed", 0, "--weight-decay", 0.001)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-QUICK = ("--trials", 2, "--trial-epochs", 1, "--epochs", 2)
+QUICK = ("--refine", "true", "--trials", 2, "--epochs", 2)
 
 
 def children(store, parent):
@@ -35,6 +35,12 @@ def test_refinement_is_optional(store):
     assert set(children(store, store.one("main"))) == {"lrrt", "train"}
     metrics = store.one("train").data.metrics
     assert metrics["trained_lr_max"] == metrics["narrowed_lr_max"]
+
+
+def test_options_of_a_search_that_is_not_asked_for_are_named(store):
+    outcome = store.run("main", *store.SMALL, "--epochs", 1, "--trials", 3, "--metric", "accuracy")
+    assert "no search without refine=true: trials=3, metric=accuracy will have no" in outcome.err
+    assert set(children(store, store.one("main"))) == {"lrrt", "train"}
 
 
 @pytest.mark.starts_with("main")
@@ -105,7 +111,7 @@ def test_refinement_takes_the_schedule_of_the_training(store):
 def test_other_weights_under_the_same_path_are_not_mistaken_for_the_same(store, lrrt):
     first = load_file(store.file(lrrt, "initial_weights.safetensors"))
     second = {name: 0.9 * array for name, array in first.items()}
-    chain = ("main", *store.SMALL, "--refine", "false", "--epochs", 1, "--reuse", "true")
+    chain = ("main", *store.SMALL, "--epochs", 1, "--reuse", "true")
     for arrays in (first, first, second):
         save_file(arrays, "start.safetensors")
         store.run(*chain, "--init", "file:start.safetensors")
@@ -115,7 +121,7 @@ def test_other_weights_under_the_same_path_are_not_mistaken_for_the_same(store, 
 
 @pytest.mark.starts_with("train")
 def test_a_model_is_registered_even_if_the_same_was_trained_before(store):
-    chain = ("main", *store.SMALL, "--epochs", 8, "--refine", "false", "--reuse", "true")
+    chain = ("main", *store.SMALL, "--epochs", 8, "--reuse", "true")
     store.run(*chain, "--register", "mine")
     # A model is registered by the training that logs it.
     assert set(children(store, store.runs("main")[0])) == {"train"}
@@ -141,7 +147,7 @@ def test_a_folder_of_images_beside_the_command_is_a_dataset(store):
 def test_it_tells_of_attempts_that_were_lost(store, monkeypatch):
     # More than the learning rate at which the loss rises.
     monkeypatch.setattr("lrrt_stage.rules.robust.PART_OF_RISE", 0.4)
-    options = ("--refine", "false", "--epochs", 8, "--narrowing", "none")
+    options = ("--epochs", 8, "--narrowing", "none")
     outcome = store.run("main", *store.SMALL, *options)
     main, train = store.one("main"), store.one("train")
     metrics = main.data.metrics

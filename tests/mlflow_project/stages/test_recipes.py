@@ -57,7 +57,7 @@ def test_what_is_typed_wins_over_the_recipe(store, typed):
 
 
 def test_the_chain_takes_a_recipe_and_trains_with_it(store):
-    store.run("main", *store.SMALL, "--recipe", "keras", "--refine", "false", "--epochs", 1)
+    store.run("main", *store.SMALL, "--recipe", "keras", "--epochs", 1)
     for stage in ("main", "lrrt", "train"):
         params = store.one(stage).data.params
         assert (params["l2"], params["augment"], params["clip_norm"]) == (

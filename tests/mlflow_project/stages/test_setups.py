@@ -130,7 +130,7 @@ def test_every_stage_takes_a_setup_from_the_range_test_on(store):
 
 
 def test_equal_setups_are_reused_and_others_are_not(store):
-    short = ("--epochs", 1, "--refine", "false", "--reuse", "true")
+    short = ("--epochs", 1, "--reuse", "true")
     store.run("main", *SETUP, *short)
     again = store.run("main", *SETUP, *short)
     assert "lrrt: reusing" in again.err
@@ -180,10 +180,12 @@ def test_seeds_that_change_no_weights_are_told(store):
 
 def test_without_validation_a_training_is_possible_and_a_search_is_not(store):
     arguments = ("--setup-args", '{"validate": false}')
-    done = store.run("main", *SETUP, *arguments, "--epochs", 2, "--refine", "false")
+    done = store.run("main", *SETUP, *arguments, "--epochs", 2)
     assert "(training loss)" in done.out
     assert not [name for name in store.one("train").data.metrics if name.startswith("val_")]
-    store.run("main", *SETUP, *arguments, code=2).names("no val_batches", "refine")
+    store.run("main", *SETUP, *arguments, "--refine", "true", code=2).names(
+        "no val_batches", "refine"
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_code_that_exits_fails_the_run_with_a_reason_and_not_with_its_own_code(s
 
 def test_an_error_in_a_trial_is_one_line(store):
     command = ("main", "--setup", "mine_for_tests:fails_in_a_trial", "--device", "cpu")
-    failed = store.run(*command, "--iterations", 60, code=2)
+    failed = store.run(*command, "--iterations", 60, "--refine", "true", code=2)
     failed.names("the file is gone")
     assert "Traceback" not in failed.err
     assert {run.info.status for run in store.runs("trial")} == {"FAILED"}

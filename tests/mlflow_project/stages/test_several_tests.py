@@ -148,7 +148,7 @@ def test_a_test_that_fails_does_not_agree(store, factory):
 
 def test_the_chain_trains_inside_the_consensus_and_reuses_it(store):
     chain = (
-        "main", "--model", "mlp", *QUICK, "--tests", 2, "--workers", 1, "--refine", "false",
+        "main", "--model", "mlp", *QUICK, "--tests", 2, "--workers", 1,
         "--reuse", "true", "--epochs", 1,
     )  # fmt: skip
     store.run(*chain)

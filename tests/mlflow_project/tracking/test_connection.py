@@ -28,7 +28,7 @@ def server(store, tmp_path, monkeypatch):
 
 
 def test_the_chain_runs_on_a_server_over_http(store, server):
-    options = ("--trials", 1, "--trial-epochs", 1, "--epochs", 1, "--tracking-uri", server)
+    options = ("--refine", "true", "--trials", 1, "--epochs", 1, "--tracking-uri", server)
     outcome = store.run("main", *store.SMALL, *options, "--experiment", "served")
     assert server in outcome.out
     parent = store.one("main")

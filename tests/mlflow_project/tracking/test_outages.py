@@ -122,7 +122,7 @@ def test_an_answer_that_was_lost_logs_nothing_twice(store, faulty):
 def test_what_was_made_without_an_answer_is_not_made_again(store, faulty, path):
     """The first run is that of ``main`` itself; the others are opened while it works."""
     lost = faulty.lose_answers(path, 3)
-    options = (*store.SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1)
+    options = (*store.SMALL, "--epochs", 2, "--refine", "true", "--trials", 2)
     store.run("main", *options, "--register", "digits")
     assert len(lost) == (3 if path == "runs/create" else 1)
     made = [run.data.tags.get("lrrt.stage") for run in store.runs()]
@@ -153,7 +153,7 @@ def test_what_is_refused_is_not_sent_again_after_every_epoch(store, faulty):
 
 
 def test_what_was_sent_later_is_reused_like_any_other(store, faulty):
-    options = (*store.SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1, "--data-seed", 3)
+    options = (*store.SMALL, "--epochs", 2, "--refine", "true", "--trials", 2, "--data-seed", 3)
     faulty.fail("gone", "", after=40)
     store.run("main", *options, "--max-wait", 1, code=4)
     faulty.answer()
@@ -168,7 +168,7 @@ def test_what_was_sent_later_is_reused_like_any_other(store, faulty):
 def test_what_was_opened_without_the_store_is_signed_when_it_is_sent(store, faulty, monkeypatch):
     key = "a key of the tests, 42"
     monkeypatch.setenv("LRRT_SIGNING_KEY", key)
-    options = (*store.SMALL, "--epochs", 2, "--refine", "false", "--data-seed", 5)
+    options = (*store.SMALL, "--epochs", 2, "--data-seed", 5)
     faulty.fail("gone", "runs/create", after=1)
     store.run("main", *options, "--max-wait", 1, code=4)
     faulty.answer()
@@ -199,7 +199,7 @@ def test_before_the_work_a_store_is_waited_for_no_longer_than_allowed(store, fau
 
 
 def test_what_a_running_chain_still_holds_is_not_sent_by_anybody_else(store, faulty, monkeypatch):
-    options = (*store.SMALL, "--epochs", 40, "--refine", "false", "--data-seed", 4)
+    options = (*store.SMALL, "--epochs", 40, "--data-seed", 4)
     held = []
 
     def fault(method, path, body):
@@ -260,7 +260,7 @@ def test_a_metric_that_is_refused_ends_no_training(store, faulty):
 
 @pytest.mark.parametrize("epochs", [0, 1, 3])
 def test_the_chain_goes_on_without_its_server(store, faulty, epochs):
-    options = (*store.SMALL, "--epochs", 2, "--trials", 2, "--trial-epochs", 1)
+    options = (*store.SMALL, "--epochs", 2, "--refine", "true", "--trials", 2)
     store.run("main", *options)
     whole = store.one("main")
     faulty.gone_after_epochs(1 + epochs)
