@@ -113,17 +113,6 @@ def tables(
     judged = chosen.merge(verdicts(measured), on=scores.KEYS)
     yield Table("verdicts", "Verdicts on the reading", scores.per_verdict(judged))
 
-    few = ranges[ranges["seed"] < sizes.search_seeds]
-    plain = trained(work, problems, few[few["rule"] == DEFAULT], False, "not watched")
-    plain = plain.assign(rule="not watched", trainings=1.0)
-    search = refined(work, problems, measured, few[few["rule"] == DEFAULT], list(sizes.searches))
-    compared = chain[chain["rule"].isin([DEFAULT, THREE_TESTS])]
-    compared = compared[compared["seed"] < sizes.search_seeds]
-    found = scores.scored(pd.concat([plain, search], ignore_index=True), reference)
-    table = scores.ranking(pd.concat([compared, found], ignore_index=True))
-    title = f"Regret of searches in the narrowed range, {len(plain)} runs"
-    yield Table("refinement", title, table)
-
     ours = suggested(measured)
     theirs = suggested_by_peers(work, problems, sizes.seeds, peers)
     suggestions = pd.concat([ours[ours["rule"].isin(TRAINED)], theirs], ignore_index=True)
@@ -134,6 +123,17 @@ def tables(
     yield Table("runs", "Every suggestion and its training", runs, shown=False)
     yield Table("rules", f"Regret, {n} runs of each rule", scores.ranking(runs))
     yield Table("problems", "Mean regret on each problem", scores.per_problem(runs))
+
+    few = ranges[ranges["seed"] < sizes.search_seeds]
+    plain = trained(work, problems, few[few["rule"] == DEFAULT], False, "not watched")
+    plain = plain.assign(rule="not watched", trainings=1.0)
+    search = refined(work, problems, measured, few[few["rule"] == DEFAULT], list(sizes.searches))
+    compared = chain[chain["rule"].isin([DEFAULT, THREE_TESTS])]
+    compared = compared[compared["seed"] < sizes.search_seeds]
+    found = scores.scored(pd.concat([plain, search], ignore_index=True), reference)
+    table = scores.ranking(pd.concat([compared, found], ignore_index=True))
+    title = f"Regret of searches in the narrowed range, {len(plain)} runs"
+    yield Table("refinement", title, table)
 
     spread = over_seeds(work, problems, sizes.spread_seeds, peers)
     yield Table("spread", f"Spread over {sizes.spread_seeds} seeds, decades", spread)

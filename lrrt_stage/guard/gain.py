@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 
 import numpy as np
 
@@ -39,14 +39,15 @@ class Gain:
     steps: int
     """Steps until the loss was lowest."""
     distance: float
-    """Sum of the learning rates of these steps. Infinite if the probe fell and the training losses
-    did not by more than their noise: they cannot show that a training fails to gain as much."""
+    """Sum of the learning rates of these steps."""
     losses: int
     """How many training losses have a median that is exact enough for the fall, given their
     noise."""
     clear: float
     """The least change, not less than the fall, for which the median of
     :data:`RECENT` losses is exact enough."""
+    error: float = 0.0
+    """Standard error of the median of as many :attr:`losses`."""
 
     @classmethod
     def from_curve(cls, curve: LRCurve) -> Gain:
@@ -77,14 +78,13 @@ class Gain:
             # The lowest of many noisy losses is lower than what can be kept.
             windows = np.lib.stride_tricks.sliding_window_view(losses, min(RECENT, len(losses)))
             fall = max(fit.start - float(np.median(windows, axis=1).min()), fall / RECENT)
-        enough = ceil((1.2533 * noise / (PRECISION * fall)) ** 2)
+        enough = max(ceil((1.2533 * noise / (PRECISION * fall)) ** 2), RECENT)
+        error = 1.2533 * noise / enough**0.5
         clear = 1.2533 * noise / (PRECISION * RECENT**0.5)
         done = fit.floor + 1
-        distance = float(curve.lr[:done].sum()) if training.fell else inf
+        distance = float(curve.lr[:done].sum())
         chance = training.start - float(fit.unspecific[fit.floor] - fit.unspecific[0])
-        return cls(
-            training.start, fall, chance, done, distance, max(enough, RECENT), max(clear, fall)
-        )
+        return cls(training.start, fall, chance, done, distance, enough, max(clear, fall), error)
 
 
 def _fall(fit: UnimodalFit) -> float:

@@ -41,8 +41,8 @@ class Attempt:
     - if it has not gained half of the fall, or no longer, after as many steps as the range test
       took for all of it, over the same distance (the sum of the learning rates)
 
-    Enough losses are taken for their noise to be small against the fall. Without a ``gain`` only
-    losses that are not finite count.
+    Enough losses are taken for their noise to be small against the fall, and two standard errors
+    are allowed for it. Without a ``gain`` only losses that are not finite count.
     """
 
     def __init__(self, number: int, lr_range: LRRange, gain: Gain | None = None) -> None:
@@ -118,7 +118,7 @@ class Attempt:
         if len(kept) < gain.losses or self._due < gain.losses / 2:
             return ""
         level = float(np.median(kept))
-        if gain.chance - level < gain.fall / 2:
+        if gain.chance - level < gain.fall / 2 - 2 * gain.error:
             return (
                 f"at step {self.steps} the loss was {level:.3g}, less than half of the way that it "
                 f"fell in {gain.steps} steps of the range test"

@@ -1,6 +1,7 @@
 """Attempts at a training, by losses that are made up."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ def test_half_of_what_the_range_test_gained_is_due_after_as_many_steps():
     step, reason = lost_at([3.1] * 300)
     assert 50 < step <= 80
     assert "less than half of the way" in reason
+
+
+def test_two_standard_errors_are_allowed_for_noise():
+    noisy = replace(GAIN, error=0.1)
+    assert lost_at([3.15] * 300, gain=noisy) is None
+    assert lost_at([3.25] * 300, gain=noisy) is not None
 
 
 def test_a_network_that_answers_alike_to_all_is_lost_however_far_its_loss_has_fallen():
