@@ -100,9 +100,9 @@ def _epochs(problem: Problem, long: bool) -> int:
     return problem.long_epochs if long else problem.epochs
 
 
-def total_steps(problem: Problem, epochs: int) -> int:
-    """Return the number of steps of a training."""
-    return epochs * (len(problem.data().train[0]) // problem.batch_size)
+def total_steps(problem: Problem, epochs: int | None = None) -> int:
+    """Return the number of steps of a training, by default of a short one."""
+    return (epochs or problem.epochs) * (len(problem.data().train[0]) // problem.batch_size)
 
 
 @cache

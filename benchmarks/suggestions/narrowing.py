@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -18,22 +19,37 @@ from benchmarks.suggestions.regrets import (
     our_suggestions,
 )
 from benchmarks.suggestions.work import Work
-from lrrt_stage import LRCurve
+from lrrt_stage import LRCurve, NoSuggestion, fit_unimodal
 from pipeline.training.narrowing import Narrowing
 
-__all__ = ["LONG_GRID", "POLICIES", "narrowed", "trained_long"]
+__all__ = [
+    "DEFAULT",
+    "LONG_GRID",
+    "PARTS",
+    "POLICIES",
+    "THREE_TESTS",
+    "WHOLE",
+    "narrowed",
+    "parted",
+    "trained_long",
+]
 
 LONG_GRID = np.geomspace(1e-4, 10, 10)
-"""Long trainings take long: a coarser grid, fewer seeds, and none of the two problems of text."""
+"""Long trainings take long: a coarser grid, fewer seeds, and only the smaller problems
+(``trained_long``)."""
+WHOLE, DEFAULT, THREE_TESTS = "none", "top 0.1", "3 initializations, top 0.1"
+"""No narrowing; the default; the default for the consensus of three tests."""
 POLICIES: dict[str, tuple[str, Narrowing]] = {
-    "none": ("robust", Narrowing("none")),
-    "top 0.1": ("robust", Narrowing("top", 0.1)),
+    WHOLE: ("robust", Narrowing("none")),
+    DEFAULT: ("robust", Narrowing("top", 0.1)),
     "top 0.3": ("robust", Narrowing("top", 0.3)),
     "top 0.5": ("robust", Narrowing("top", 0.5)),
-    "three tests, top 0.1": (SEVERAL, Narrowing("top", 0.1)),
+    THREE_TESTS: (SEVERAL, Narrowing("top", 0.1)),
     "article, none": ("article", Narrowing("none")),
 }
 """Name -> rule, and what is left out of the range that it suggests."""
+PARTS = (3.0, 3.78, 5.0, 6.3, 10.0)
+"""What the learning rate of the rise is divided by; by default 4, and 5.04 after the narrowing."""
 
 
 def narrowed(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
@@ -50,6 +66,16 @@ def narrowed(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["problem", "seed", "rule", "lr_min", "lr"])
 
 
+def parted(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
+    """Return ranges that end at the learning rate of the rise, divided by each of :data:`PARTS`."""
+    rows = []
+    for key, curve in measured.items():
+        with suppress(NoSuggestion):
+            rise = fit_unimodal(curve).rise
+            rows += [(*key, f"rise / {part:g}", rise / part / 10, rise / part) for part in PARTS]
+    return pd.DataFrame(rows, columns=["problem", "seed", "rule", "lr_min", "lr"])
+
+
 def trained_long(
     work: Work,
     problems: Problems,
@@ -62,6 +88,7 @@ def trained_long(
 
     Their regret is against the best long training of the ``grid``.
     """
+    seeds = min(seeds, ranges["seed"].max() + 1)
     few = {name: each for name, each in problems.items() if each.trained_long}
     reference = grid_references(work, few, seeds, grid, long=True)
     ranges = ranges[ranges["problem"].isin(few) & (ranges["seed"] < seeds)]

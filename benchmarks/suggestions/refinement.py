@@ -82,7 +82,9 @@ def refined(
 def searched(
     problem: Problem, seed: int, curve: LRCurve, lr_range: LRRange, search: Search
 ) -> Found:
-    """Search the peak as ``refine`` does, by the validation loss of the trials, and train at it.
+    """Search the peak by the validation loss of the trials, and train at it.
+
+    First the maximum is tried, as ``refine`` does; the pruner is that of ``search``.
 
     Where trials are as long as the training, the best one is the training.
     """
@@ -117,7 +119,7 @@ def searched(
         study.optimize(objective, n_trials=search.trials)
     complete = [trial for trial in study.trials if trial.value not in (None, float("inf"))]
     peak = study.best_trial.params["peak_lr"] if complete else lr_range.max
-    if search.share == 1 and complete:
+    if epochs == problem.epochs and complete:
         record = records[peak]
         return Found(peak, record.final_loss, record.lowest_loss, steps)
     for attempt in Guard(curve, peak_range(peak, lr_range), ATTEMPTS):

@@ -42,10 +42,10 @@ Problems = Mapping[str, Problem]
 Key = tuple[str, int]
 """Name of a problem, and a seed."""
 
-SEVERAL = "robust, 3 tests"
-"""The rule robust, by the consensus of three initialisations."""
+SEVERAL = "robust, 3 initializations"
+"""The rule robust, by the consensus of three tests with different weights and data orders."""
 GRID = np.geomspace(1e-4, 10, 20)[2:]
-"""Peak learning rates that are all tried, to know the best: eighteen from 3.4e-4."""
+"""Peaks that are all trained at, to find the best: eighteen from 3.4e-4."""
 
 
 def curves(

@@ -9,8 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.suggestions import scores
-from benchmarks.suggestions.guarded import alarms, guarded
-from benchmarks.suggestions.narrowing import LONG_GRID, narrowed, trained_long
+from benchmarks.suggestions.guarded import alarms, guarded, total_steps
+from benchmarks.suggestions.narrowing import (
+    DEFAULT,
+    LONG_GRID,
+    THREE_TESTS,
+    WHOLE,
+    narrowed,
+    parted,
+    trained_long,
+)
 from benchmarks.suggestions.refinement import SEARCHES, Search, refined
 from benchmarks.suggestions.regrets import (
     GRID,
@@ -29,14 +37,12 @@ from benchmarks.suggestions.work import Work
 
 __all__ = ["Sizes", "Table", "tables"]
 
-WHOLE, DEFAULT = "none", "top 0.1"
-"""No narrowing, and the one that is the default."""
 HIGHER = 4.0
 """Trainings at this multiple of the suggestion show what the guard is worth."""
-THREE_TESTS = "three tests, top 0.1"
 CHAIN = "robust, narrowed, guarded"
 TRAINED = ("robust", SEVERAL, "robust, no probe", "article")
-"""Those of our suggestions that are trained at; the other rules are read as the peers do it."""
+"""Those of our suggestions that are trained at; the others are rules of the peers, which are
+trained at as the peers read them."""
 SHOWN_ATTEMPTS = ["problem", "seed", "rule", "attempts", "trainings", "regret", "reasons"]
 
 
@@ -92,6 +98,8 @@ def tables(
     yield Table("references", title, reference, shown=False)
     ranges = narrowed(measured)
     chain = scores.scored(guarded(work, problems, measured, ranges), reference)
+    further = chain["problem"].map(lambda name: 200 / total_steps(problems[name]))
+    chain["trainings"] += further.where(chain["rule"] == THREE_TESTS, 0)
     chosen = chain[chain["rule"] == DEFAULT]
     n = len(chosen)
     yield Table("chain-runs", "Every guarded training", chain, shown=False)
@@ -134,6 +142,10 @@ def tables(
     table = scores.ranking(pd.concat([compared, found], ignore_index=True))
     title = f"Regret of searches in the narrowed range, {len(plain)} runs"
     yield Table("refinement", title, table)
+
+    parts = scores.scored(guarded(work, problems, measured, parted(measured)), reference)
+    title = f"Regret of guarded training at parts of the learning rate of the rise, {n} runs"
+    yield Table("parts", title, scores.ranking(parts))
 
     spread = over_seeds(work, problems, sizes.spread_seeds, peers)
     yield Table("spread", f"Spread over {sizes.spread_seeds} seeds, decades", spread)

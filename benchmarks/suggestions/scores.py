@@ -9,7 +9,8 @@ Frames have the columns ``problem`` and ``seed``, and of these:
 - ``initial``: validation loss of the initial weights
 - ``best``, ``best_lr``: lowest loss of the grid, and the peak at which it was reached
 - ``best_kept``: lowest ``kept_loss`` of the grid
-- ``trainings``: steps that were taken, as a multiple of those of one training
+- ``trainings``: steps that were taken, as a multiple of those of one training, without those of
+  the first range test; those of further tests count
 """
 
 from __future__ import annotations
@@ -59,14 +60,19 @@ def scored(runs: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranking(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each rule of what :func:`scored` returns, the lowest mean regret first."""
+    """Return one row for each rule of what :func:`scored` returns, the lowest mean regret first.
+
+    ``±`` is the standard error of the mean over the problems.
+    """
     by_rule = runs.groupby("rule")
     tuned = runs[runs["problem"].str.startswith("tuned")].groupby("rule")["regret"]
+    of_problem = runs.groupby(["rule", "problem"])["regret"].mean()
     table = pd.DataFrame(
         {
             "median": by_rule["regret"].median(),
             "90th percentile": by_rule["regret"].quantile(0.9),
             "mean regret": by_rule["regret"].mean(),
+            "±": of_problem.groupby("rule").sem(),
             "mean, best epoch": by_rule["kept_regret"].mean(),
             "90th, best epoch": by_rule["kept_regret"].quantile(0.9),
             "mean, fine-tuning": tuned.mean(),

@@ -46,8 +46,8 @@ class Gain:
     clear: float
     """The least change, not less than the fall, for which the median of
     :data:`RECENT` losses is exact enough."""
-    error: float = 0.0
-    """Standard error of the median of as many :attr:`losses`."""
+    error: float
+    """Standard error of the median of that many (:attr:`losses`) training losses."""
 
     @classmethod
     def from_curve(cls, curve: LRCurve) -> Gain:

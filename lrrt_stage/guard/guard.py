@@ -39,10 +39,11 @@ class Attempt:
     - if the loss is above its start by the whole fall
     - if it has given back three quarters of what it had gained, once that was more than the fall
     - if it has not gained half of the fall, or no longer, after as many steps as the range test
-      took for all of it, over the same distance (the sum of the learning rates)
+      took for all of it, over the same distance (the sum of the learning rates); two standard
+      errors of the median are allowed for
 
-    Enough losses are taken for their noise to be small against the fall, and two standard errors
-    are allowed for it. Without a ``gain`` only losses that are not finite count.
+    Enough losses are taken for their noise to be small against the fall. Without a ``gain`` only
+    losses that are not finite count.
     """
 
     def __init__(self, number: int, lr_range: LRRange, gain: Gain | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Range test, refinement, and training as one command, under a parent run with the result."""
+"""Range test, optional refinement, and training under a parent run with the result."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class MainOptions(Options):
 
     refine: bool = setting(
         False,
-        "Search the peak learning rate in the narrowed range before training. Its price is the "
-        "trials: the default ones cost 0.4 of a training of 20 epochs.",
+        "Search for the peak learning rate in the narrowed range before training. By default this "
+        "costs as much as 8 epochs of training.",
     )
     reuse: bool = setting(
         False,
@@ -157,7 +157,7 @@ def _note_unused(refine_options: RefineOptions, options: MainOptions) -> None:
         if getattr(refine_options, field.name) != field.default
     ]
     if changed and not options.refine:
-        console.note(f"no search without refine=true: {', '.join(changed)} will have no effect")
+        console.note(f"without refine=true there is no search: {', '.join(changed)} has no effect")
 
 
 def _copy_results(

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.suggestions import data, peers, scores, without_test
 from benchmarks.suggestions.guarded import guarded
 from benchmarks.suggestions.models import mlp
-from benchmarks.suggestions.narrowing import POLICIES
+from benchmarks.suggestions.narrowing import POLICIES, parted
 from benchmarks.suggestions.problems import PROBLEMS, Problem, half
 from benchmarks.suggestions.refinement import Search, searched
 from benchmarks.suggestions.regrets import SEVERAL, agreements, our_suggestions
@@ -80,14 +80,16 @@ def test_the_ranking_is_by_mean_regret():
     )  # fmt: skip
     # Regrets of good: 0.4 / 0.8 and 0.2 / 1.0; it is a decade below and a decade above the best.
     assert table.columns.tolist() == [
-        "rule", "median", "90th percentile", "mean regret", "mean, best epoch", "90th, best epoch",
-        "mean, fine-tuning", "diverged", "no suggestion", "abs log10(LR / best)",
+        "rule", "median", "90th percentile", "mean regret", "±", "mean, best epoch",
+        "90th, best epoch", "mean, fine-tuning", "diverged", "no suggestion",
+        "abs log10(LR / best)",
     ]  # fmt: skip
     # The best epochs of the grid gain 0.9 and 1.1; good loses 0.5 and 0.3 of that.
     kept = (0.5 / 0.9 + 0.3 / 1.1) / 2, 0.9 * 0.5 / 0.9 + 0.1 * 0.3 / 1.1
-    good = table.drop(columns="mean, fine-tuning").iloc[0].tolist()
+    unused = ["±", "mean, fine-tuning"]
+    good = table.drop(columns=unused).iloc[0].tolist()
     assert good == ["good", *map(pytest.approx, (0.35, 0.47, 0.35, *kept, 0, 0, 1))]
-    bad = table.drop(columns="mean, fine-tuning").iloc[1].tolist()
+    bad = table.drop(columns=unused).iloc[1].tolist()
     assert bad == ["bad", 1, 1, 1, 1, 1, 1, 1, pytest.approx(2)]
 
 
@@ -101,6 +103,8 @@ def test_fine_tuning_has_a_mean_of_its_own():
     assert row["mean, fine-tuning"] == pytest.approx(0.5)
     assert row["mean regret"] == pytest.approx(0.75)
     assert row["trainings"] == 1.5
+    # Of two problems, which lose 1 and 0.5.
+    assert row["±"] == pytest.approx(0.25)
 
 
 def test_every_problem_has_a_column():
@@ -193,6 +197,8 @@ def test_every_rule_of_ours_is_asked():
     found = our_suggestions(curve)
     assert set(found) == {*RULES, "robust, no probe"}
     assert found["robust"] == suggest(curve)
+    ends = parted({("p", 0): curve}).set_index("rule")
+    assert ends.loc["rise / 3", "lr"] == pytest.approx(4 / 3 * suggest(curve).max)
     assert {rule for rule, _ in POLICIES.values()} <= {*found, SEVERAL}
 
 
@@ -235,8 +241,8 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
     assert whole["rules"]["mean regret"].between(0, 1).all()
     assert [*whole["refinement"]["rule"].sort_values()] == [
         "2 trials of 1/2, Hyperband",
+        "3 initializations, top 0.1",
         "not watched",
-        "three tests, top 0.1",
         "top 0.1",
     ]
     assert set(whole["chain"]["rule"]) == set(whole["narrowing-long"]["rule"]) == set(POLICIES)

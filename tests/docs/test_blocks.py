@@ -41,7 +41,8 @@ SHORTER = {
     r"study .*--kind.batch-size": f"{SMALL} --workers 1 --tests 2 --batch-sizes 64,128",
     r" study": f"{SMALL} --workers 1 --tests 2 --epochs 1",
     r" lrrt .*--tests": f"{SMALL} --workers 1 --tests 2",
-    r" main": "--epochs 1 --trials 1",
+    r" main .*--refine true": "--epochs 1 --trials 1",
+    r" main": "--epochs 1",
     r" train": "--epochs 1",
 }
 # What installs; what runs these very tests; and what tests/browser, tests/examples and

@@ -16,10 +16,12 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_a_setup_goes_through_all_steps_and_improves(store, name, metric, options):
-    command = ["--setup", f"examples.setups.{name}:setup", "--epochs", 3, "--trials", 2, *options]
-    store.run("main", *command, "--metric", metric, "--device", "cpu")
+    command = ["--setup", f"examples.setups.{name}:setup", "--epochs", 3, *options]
+    search = ["--refine", "true", "--trials", 2, "--metric", metric]
+    store.run("main", *command, *search, "--device", "cpu")
 
-    main, test, training = map(store.one, ("main", "lrrt", "train"))
+    main, test, refined, training = map(store.one, ("main", "lrrt", "refine", "train"))
+    assert f"val_{metric}" in refined.data.metrics
     assert main.data.params["setup"] == f"examples.setups.{name}:setup"
     assert "dataset" not in main.data.params
     assert main.data.metrics[f"val_{metric}"] == training.data.metrics[f"val_{metric}"]

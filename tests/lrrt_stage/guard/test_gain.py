@@ -51,6 +51,8 @@ def test_noise_takes_more_losses():
     # Neighbours differ by 1 in the median; normal noise would have this standard deviation.
     sigma = 1 / (0.6745 * math.sqrt(2))
     assert gain.losses == math.ceil((1.2533 * sigma * 15 / 3.0) ** 2)
+    assert gain.error == pytest.approx(1.2533 * sigma / math.sqrt(gain.losses))
+    assert gain.error == pytest.approx(3.0 / 15, rel=0.01)
     assert gain.clear == pytest.approx(max(3.0, 1.2533 * sigma * 15 / math.sqrt(20)))
 
 
@@ -70,3 +72,13 @@ def test_what_an_answer_gains_that_is_alike_for_all_is_due_as_well():
     gain = Gain.from_curve(curve)
     assert gain.fall == 3.0
     assert gain.start - gain.chance == 5.0
+
+
+def test_what_a_new_head_tells_apart_by_luck_is_not_due():
+    shrinking = np.r_[np.full(40, 4.0), np.geomspace(4.0, 1.0, 20), np.full(40, 1.0)]
+    learned = np.r_[np.zeros(60), np.linspace(0.1, 0.4, 10), np.zeros(30)]
+    probe = shrinking - 0.5 * shrinking / 4.0 - learned
+    lr = np.geomspace(1e-7, 100, 100)
+    gain = Gain.from_curve(LRCurve(lr, probe, probe_loss=probe, probe_baseline=shrinking))
+    # By such an answer from 4 to 1, of which the luck of 0.5 loses three quarters.
+    assert gain.start - gain.chance == pytest.approx(3.0 - 0.375)

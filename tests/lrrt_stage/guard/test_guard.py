@@ -11,7 +11,9 @@ from lrrt_stage import Attempt, AttemptsSpent, Guard, LRCurve, LRRange, LRRTErro
 from lrrt_stage.guard.gain import Gain
 
 RANGE = LRRange(0.01, 0.1)
-GAIN = Gain(start=4.0, fall=2.0, chance=4.0, steps=50, distance=1.0, losses=20, clear=2.0)
+GAIN = Gain(
+    start=4.0, fall=2.0, chance=4.0, steps=50, distance=1.0, losses=20, clear=2.0, error=0.0
+)
 LR = 10 ** (-7 + np.arange(30) / 10)
 CURVE = LRCurve(LR, [4.0] * 20 + [3.0, 2.0, 1.0, 2.0] + [4.0] * 6, stop="diverged")
 
@@ -72,7 +74,9 @@ def test_two_standard_errors_are_allowed_for_noise():
 
 
 def test_a_network_that_answers_alike_to_all_is_lost_however_far_its_loss_has_fallen():
-    gain = Gain(start=9.0, fall=2.0, chance=4.0, steps=50, distance=1.0, losses=20, clear=2.0)
+    gain = Gain(
+        start=9.0, fall=2.0, chance=4.0, steps=50, distance=1.0, losses=20, clear=2.0, error=0.0
+    )
     assert lost_at([*np.linspace(9.0, 2.5, 40), *[2.5] * 200], gain=gain) is None
     step, reason = lost_at([*np.linspace(9.0, 4.0, 40), *[4.0] * 200], gain=gain)
     assert 50 < step <= 80
@@ -89,7 +93,9 @@ def test_a_slow_start_is_given_the_distance_that_the_range_test_had():
 
 def test_noise_raises_no_alarm():
     rng = np.random.default_rng(0)
-    noisy = Gain(start=4.0, fall=0.3, chance=4.0, steps=50, distance=1.0, losses=360, clear=2.0)
+    noisy = Gain(
+        start=4.0, fall=0.3, chance=4.0, steps=50, distance=1.0, losses=360, clear=2.0, error=0.02
+    )
     for _ in range(50):
         falling = 3.6 + 0.4 * np.exp(-np.arange(1000) / 50) + rng.normal(0, 0.6, 1000)
         assert lost_at(falling, gain=noisy) is None

@@ -277,6 +277,19 @@ class TestBaseline:
         # The fit less what is unspecific is on the scale of the losses.
         assert (fit.fit - fit.unspecific)[:40] == pytest.approx(probe[:40])
 
+    @pytest.mark.parametrize(
+        ("baseline", "luck"),
+        [
+            # An offset is learned, and nothing else; a head only shrinks; losses are negative.
+            (np.r_[np.full(40, 10.0), np.linspace(10, 1, 20), np.full(40, 1.0)], np.full(100, 0.5)),
+            (np.r_[np.full(40, 4.0), np.linspace(4, 1, 60)], np.linspace(0.5, 0.1, 100)),
+            (np.r_[np.ones(50), np.linspace(1, 0.2, 20), np.full(30, 0.2)], np.full(100, 5.0)),
+        ],
+    )
+    def test_luck_that_is_only_kept_or_lost_is_no_fall(self, baseline, luck):
+        probed = curve(np.full(100, 4.0), probe_loss=baseline - luck, probe_baseline=baseline)
+        assert not UnimodalFit.from_curve(probed).unspecific.any()
+
     def test_a_loss_that_starts_at_zero_is_read(self):
         falling = np.array([0.0] * 20 + [-1.0, -2.0, -3.0, -2.0, *[0.0] * 8])
         probed = curve(falling, probe_loss=falling, probe_baseline=np.zeros(32), stop="diverged")

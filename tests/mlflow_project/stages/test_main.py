@@ -39,7 +39,7 @@ def test_refinement_is_optional(store):
 
 def test_options_of_a_search_that_is_not_asked_for_are_named(store):
     outcome = store.run("main", *store.SMALL, "--epochs", 1, "--trials", 3, "--metric", "accuracy")
-    assert "no search without refine=true: trials=3, metric=accuracy will have no" in outcome.err
+    assert "without refine=true there is no search: trials=3, metric=accuracy has no" in outcome.err
     assert set(children(store, store.one("main"))) == {"lrrt", "train"}
 
 
