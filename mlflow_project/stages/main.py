@@ -193,7 +193,8 @@ def _copy_results(
     lost = round(metrics["attempts"]) - 1
     refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
     if lost:
-        refined = f", after {lost} with higher ones {'was' if lost == 1 else 'were'} lost"
+        attempts = "one attempt" if lost == 1 else f"{lost} attempts"
+        refined = f", after {attempts} with higher ones"
     set_description(
         f"Range test {link(handoff.run_id)} of {task_words(handoff.recipe)} suggests learning "
         f"rates from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
