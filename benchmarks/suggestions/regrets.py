@@ -18,6 +18,7 @@ from lrrt_stage import (
     LRCurve,
     LRRange,
     NoSuggestion,
+    UnimodalFit,
     confidence,
     find_consensus,
     suggest,
@@ -29,6 +30,7 @@ __all__ = [
     "SEVERAL",
     "agreements",
     "curves",
+    "depths",
     "grid_references",
     "our_suggestions",
     "recorded_at",
@@ -131,6 +133,19 @@ def verdicts(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
         [(*key, str(confidence(curve).verdict)) for key, curve in measured.items()],
         columns=["problem", "seed", "verdict"],
     )
+
+
+def depths(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
+    """Return by how much the loss of each range test fell, in words as the ``verdict``.
+
+    What an answer gains that is alike for all examples does not count.
+    """
+    rows = []
+    for key, curve in measured.items():
+        fit = UnimodalFit.from_curve(curve)
+        half = fit.clipped[0] - fit.fit.min() >= fit.start / 2
+        rows.append((*key, "the loss fell by half" if half else "it fell by less"))
+    return pd.DataFrame(rows, columns=["problem", "seed", "verdict"])
 
 
 def grid_references(

@@ -25,6 +25,7 @@ from benchmarks.suggestions.regrets import (
     SEVERAL,
     Problems,
     curves,
+    depths,
     grid_references,
     suggested,
     suggested_by_peers,
@@ -120,6 +121,10 @@ def tables(
     yield Table("guard", f"Trainings at {HIGHER:g} times the suggestion, {n} runs", table)
     judged = chosen.merge(verdicts(measured), on=scores.KEYS)
     yield Table("verdicts", "Verdicts on the reading", scores.per_verdict(judged))
+    judged = chosen.merge(depths(measured), on=scores.KEYS)
+    table = scores.per_verdict(judged).drop(columns="times clear")
+    table = table[table["verdict"].isin(judged["verdict"])]
+    yield Table("depths", "How far the loss fell in the range test", table)
 
     ours = suggested(measured)
     theirs = suggested_by_peers(work, problems, sizes.seeds, peers)

@@ -98,9 +98,14 @@ def per_verdict(runs: pd.DataFrame) -> pd.DataFrame:
     ``times clear`` is the mean regret as a multiple of that of the runs whose verdict is clear.
     """
     not_clear = runs[runs["verdict"] != "clear reading"].assign(verdict="all but clear")
-    by_verdict = pd.concat([runs, not_clear]).groupby("verdict", sort=False)["regret"]
-    table = by_verdict.agg(["size", "mean"])
-    table.columns = ["runs", "mean regret"]
+    by_verdict = pd.concat([runs, not_clear]).groupby("verdict", sort=False)
+    table = pd.DataFrame(
+        {
+            "runs": by_verdict.size(),
+            "mean regret": by_verdict["regret"].mean(),
+            "mean, best epoch": by_verdict["kept_regret"].mean(),
+        }
+    )
     clear = table["mean regret"].get("clear reading", np.nan)
     return table.assign(**{"times clear": table["mean regret"] / clear}).reset_index()
 

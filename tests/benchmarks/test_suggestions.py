@@ -123,16 +123,16 @@ def test_every_problem_has_a_column():
 def test_verdicts_are_compared_with_clear():
     table = scores.per_verdict(
         frame(
-            "verdict regret",
-            ("clear reading", 0.1),
-            ("clear reading", 0.3),
-            ("noisy", 0.5),
-            ("none", 0.9),
+            "verdict regret kept_regret",
+            ("clear reading", 0.1, 0.0),
+            ("clear reading", 0.3, 0.2),
+            ("noisy", 0.5, 0.4),
+            ("none", 0.9, 0.8),
         )
     ).set_index("verdict")
-    assert table.loc["clear reading"].tolist() == pytest.approx([2, 0.2, 1])
-    assert table.loc["noisy"].tolist() == pytest.approx([1, 0.5, 2.5])
-    assert table.loc["all but clear"].tolist() == pytest.approx([2, 0.7, 3.5])
+    assert table.loc["clear reading"].tolist() == pytest.approx([2, 0.2, 0.1, 1])
+    assert table.loc["noisy"].tolist() == pytest.approx([1, 0.5, 0.4, 2.5])
+    assert table.loc["all but clear"].tolist() == pytest.approx([2, 0.7, 0.6, 3.5])
 
 
 def test_spread_is_in_decades_and_a_mean_over_problems():
