@@ -51,7 +51,8 @@ class MainOptions(Options):
     refine: bool = setting(
         False,
         "Search for the peak learning rate in the narrowed range before training. By default this "
-        "costs as much as 8 epochs of training.",
+        "costs as much as 8 epochs of training, and gains little; trials as long as the training "
+        "gain more.",
     )
     reuse: bool = setting(
         False,
