@@ -83,12 +83,13 @@ class UnimodalFit:
         """Fit a series of a curve; by default the loss of the probe where there is one.
 
         What the mean output of the probe gains (``probe_baseline``) is no gain: a network that is
-        ruined gains it, too. Nor is what the initial weights tell apart by luck, if the loss did
-        not fall otherwise. Both count only where the loss did not fall without them.
+        ruined gains it, too. Where the loss does not fall by more than that, what the initial
+        weights tell apart by luck is taken out as well; and where it does not fall then either,
+        whatever it gains counts.
         """
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         baseline = None if series == "loss" else curve.probe_baseline
-        if baseline is not None and curve.probe_loss is not None:
+        if baseline is not None and curve.probe_loss is not None and is_finite(baseline[0]):
             gained = baseline[0] - baseline
             unspecific = np.where(is_finite(gained), gained, 0).clip(0)
             fit = cls._fitted(curve, series, unspecific, float(baseline[0]))
@@ -96,10 +97,10 @@ class UnimodalFit:
                 return fit
             # What a new head tells apart by luck goes with its scale, which can hide a fall. So it
             # is taken out where the network tells more apart later than it does by luck.
-            specific = (baseline - curve.probe_loss)[is_finite(baseline) & (gained >= 0)]
-            scale = max(float(baseline[0]), unspecific.max())
-            if 0 < specific[0] < min(specific.max(), scale):
-                unspecific = unspecific + specific[0] * (1 - unspecific / scale)
+            specific = np.where(gained >= 0, baseline - curve.probe_loss, 0)
+            luck, scale = specific[0], max(float(baseline[0]), unspecific.max())
+            if 0 < luck < min(np.nanmax(specific), scale):
+                unspecific = unspecific + luck * (1 - unspecific / scale)
                 fit = cls._fitted(curve, series, unspecific, float(baseline[0]))
                 if fit.fell:
                     return fit

@@ -290,6 +290,14 @@ class TestBaseline:
         probed = curve(np.full(100, 4.0), probe_loss=baseline - luck, probe_baseline=baseline)
         assert not UnimodalFit.from_curve(probed).unspecific.any()
 
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    @pytest.mark.parametrize("place", [0, 10])
+    def test_a_baseline_that_is_not_finite_is_read(self, bad, place):
+        baseline = np.full(27, 5.0)
+        baseline[place] = bad
+        probed = curve(VALLEY, probe_loss=np.full(27, 4.5), probe_baseline=baseline)
+        assert not UnimodalFit.from_curve(probed).fell
+
     def test_a_loss_that_starts_at_zero_is_read(self):
         falling = np.array([0.0] * 20 + [-1.0, -2.0, -3.0, -2.0, *[0.0] * 8])
         probed = curve(falling, probe_loss=falling, probe_baseline=np.zeros(32), stop="diverged")
