@@ -88,7 +88,6 @@ def trained_long(
 
     Their regret is against the best long training of the ``grid``.
     """
-    seeds = min(seeds, ranges["seed"].max() + 1)
     few = {name: each for name, each in problems.items() if each.trained_long}
     reference = grid_references(work, few, seeds, grid, long=True)
     ranges = ranges[ranges["problem"].isin(few) & (ranges["seed"] < seeds)]

@@ -99,6 +99,7 @@ def tables(
     yield Table("references", title, reference, shown=False)
     ranges = narrowed(measured)
     chain = scores.scored(guarded(work, problems, measured, ranges), reference)
+    # Two further tests of 100 steps.
     further = chain["problem"].map(lambda name: 200 / total_steps(problems[name]))
     chain["trainings"] += further.where(chain["rule"] == THREE_TESTS, 0)
     chosen = chain[chain["rule"] == DEFAULT]
@@ -122,9 +123,7 @@ def tables(
     judged = chosen.merge(verdicts(measured), on=scores.KEYS)
     yield Table("verdicts", "Verdicts on the reading", scores.per_verdict(judged))
     judged = chosen.merge(depths(measured), on=scores.KEYS)
-    table = scores.per_verdict(judged).drop(columns="times clear")
-    table = table[table["verdict"].isin(judged["verdict"])]
-    yield Table("depths", "How far the loss fell in the range test", table)
+    yield Table("depths", "How far the loss fell in the range test", scores.by_words(judged))
 
     ours = suggested(measured)
     theirs = suggested_by_peers(work, problems, sizes.seeds, peers)
@@ -137,10 +136,10 @@ def tables(
     yield Table("rules", f"Regret, {n} runs of each rule", scores.ranking(runs))
     yield Table("problems", "Mean regret on each problem", scores.per_problem(runs))
 
-    few = ranges[ranges["seed"] < sizes.search_seeds]
-    plain = trained(work, problems, few[few["rule"] == DEFAULT], False, "not watched")
+    few = ranges[(ranges["rule"] == DEFAULT) & (ranges["seed"] < sizes.search_seeds)]
+    plain = trained(work, problems, few, False, "not watched")
     plain = plain.assign(rule="not watched", trainings=1.0)
-    search = refined(work, problems, measured, few[few["rule"] == DEFAULT], list(sizes.searches))
+    search = refined(work, problems, measured, few, list(sizes.searches))
     compared = chain[chain["rule"].isin([DEFAULT, THREE_TESTS])]
     compared = compared[compared["seed"] < sizes.search_seeds]
     found = scores.scored(pd.concat([plain, search], ignore_index=True), reference)
@@ -162,7 +161,8 @@ def tables(
         each,
     )
 
-    long = trained_long(work, problems, measured, ranges, sizes.long_seeds, sizes.long_grid)
+    long_seeds = min(sizes.long_seeds, sizes.seeds)
+    long = trained_long(work, problems, measured, ranges, long_seeds, sizes.long_grid)
     n = len(long.groupby(scores.KEYS))
     title = f"Regret of the narrowed range, long trainings, {n} runs of each policy"
     yield Table("narrowing-long", title, scores.ranking(long))

@@ -18,7 +18,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-__all__ = ["per_problem", "per_verdict", "ranking", "references", "scored", "shifts", "spread"]
+__all__ = [
+    "by_words",
+    "per_problem",
+    "per_verdict",
+    "ranking",
+    "references",
+    "scored",
+    "shifts",
+    "spread",
+]
 
 KEYS = ["problem", "seed"]
 
@@ -98,7 +107,14 @@ def per_verdict(runs: pd.DataFrame) -> pd.DataFrame:
     ``times clear`` is the mean regret as a multiple of that of the runs whose verdict is clear.
     """
     not_clear = runs[runs["verdict"] != "clear reading"].assign(verdict="all but clear")
-    by_verdict = pd.concat([runs, not_clear]).groupby("verdict", sort=False)
+    table = by_words(pd.concat([runs, not_clear])).set_index("verdict")
+    clear = table["mean regret"].get("clear reading", np.nan)
+    return table.assign(**{"times clear": table["mean regret"] / clear}).reset_index()
+
+
+def by_words(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return number and regrets of runs for each ``verdict``, whatever it is about."""
+    by_verdict = runs.groupby("verdict", sort=False)
     table = pd.DataFrame(
         {
             "runs": by_verdict.size(),
@@ -106,8 +122,7 @@ def per_verdict(runs: pd.DataFrame) -> pd.DataFrame:
             "mean, best epoch": by_verdict["kept_regret"].mean(),
         }
     )
-    clear = table["mean regret"].get("clear reading", np.nan)
-    return table.assign(**{"times clear": table["mean regret"] / clear}).reset_index()
+    return table.reset_index()
 
 
 def spread(suggestions: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from mlflow.entities import Run
 
@@ -23,7 +23,7 @@ from mlflow_project.stages.train import (
 )
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.logged_model import require_deployable
-from mlflow_project.tracking.params import log_options
+from mlflow_project.tracking.params import changed, log_options
 from mlflow_project.tracking.record import RunRecord, get_run, unsent_records
 from mlflow_project.tracking.runs import find_runs, log_prepared, read_training, stage_run
 from mlflow_project.tracking.views import link, set_description
@@ -152,13 +152,9 @@ def main_stage(
 
 def _note_unused(refine_options: RefineOptions, options: MainOptions) -> None:
     """Say that options of a search have no effect where there is none."""
-    changed = [
-        f"{field.name}={getattr(refine_options, field.name)}"
-        for field in fields(RefineOptions)
-        if getattr(refine_options, field.name) != field.default
-    ]
-    if changed and not options.refine:
-        console.note(f"without refine=true there is no search: {', '.join(changed)} has no effect")
+    given = ", ".join(f"{name}={value}" for name, value in changed(refine_options).items())
+    if given and not options.refine:
+        console.note(f"without refine=true there is no search: {given} has no effect")
 
 
 def _copy_results(

@@ -13,7 +13,7 @@ from lrrt_stage.settings import masked, option_text
 from mlflow_project.tracking.record import active_record
 from pipeline import RangeTestPlan
 
-__all__ = ["log_options", "log_params", "shown"]
+__all__ = ["changed", "log_options", "log_params", "shown"]
 
 ALWAYS_LOGGED = {
     *("setup", "dataset", "model", "optimizer", "batch_size", "init", "seed", "data_seed"),
@@ -34,23 +34,23 @@ def log_options(*options: Any, **more: Any) -> None:
     the option, so that a comparison of runs shows what differs. Parameters that ``mlflow run`` has
     logged already, as they were typed, stay. Folders and secrets are left out of what is shown.
     """
-    values, always = dict(more), ALWAYS_LOGGED.union(more)
-    defaults: dict[str, Any] = {}
+    values, logged = dict(more), ALWAYS_LOGGED.union(more)
     for part in options:
         values |= _flat(part)
-        defaults |= _flat(type(part)())
+        logged = logged.union(changed(part))
         if isinstance(part, RangeTestPlan):
-            always = always.union(part.recipe.values)
-    params = {
-        name: value
-        for name, value in values.items()
-        if name in always or value != defaults.get(name)
-    }
-    log_params(params)
+            logged = logged.union(part.recipe.values)
+    log_params({name: value for name, value in values.items() if name in logged})
     record = active_record()
     text = json.dumps(dict(sorted(masked(values).items())), indent=2)
     write_text(record.files / OPTIONS, text)
     record.log_file(OPTIONS)  # at once: an artifact store that cannot be used ends the stage here
+
+
+def changed(options: Any) -> dict[str, Any]:
+    """Return the options (a dataclass) that are not their defaults, by name."""
+    defaults = _flat(type(options)())
+    return {name: each for name, each in _flat(options).items() if each != defaults.get(name)}
 
 
 def log_params(values: Mapping[str, Any]) -> None:
