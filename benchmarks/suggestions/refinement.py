@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,14 +16,16 @@ from benchmarks.suggestions.regrets import Key, Problems
 from benchmarks.suggestions.trainings import Recorded, recorded
 from benchmarks.suggestions.work import Work
 from lrrt_stage import Guard, LRCurve, LRRange
-from pipeline.training.refinement import peak_range
+from pipeline.training.refinement import median_pruner, peak_range
 
 __all__ = ["SEARCHES", "Search", "refined", "searched"]
 
-PRUNERS = {
-    "Hyperband": optuna.pruners.HyperbandPruner,
-    "successive halving": optuna.pruners.SuccessiveHalvingPruner,
+PRUNERS: dict[str, Callable[[int], optuna.pruners.BasePruner]] = {
+    "median": median_pruner,
+    "Hyperband": lambda epochs: optuna.pruners.HyperbandPruner(),
+    "successive halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(),
 }
+"""Name -> function of the epochs of a trial. The first is that of ``refine``."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def searched(
         warnings.simplefilter("ignore")
         study = optuna.create_study(
             sampler=optuna.samplers.TPESampler(n_startup_trials=3, seed=0),
-            pruner=PRUNERS[search.pruner](),
+            pruner=PRUNERS[search.pruner](epochs),
         )
         study.enqueue_trial({"peak_lr": lr_range.max})
         study.optimize(objective, n_trials=search.trials)

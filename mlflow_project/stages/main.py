@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlflow.entities import Run
 
@@ -51,8 +51,7 @@ class MainOptions(Options):
     refine: bool = setting(
         False,
         "Search for the peak learning rate in the narrowed range before training. By default this "
-        "costs as much as 8 epochs of training, and gains little; trials as long as the training "
-        "gain more.",
+        "costs about as much as the training; longer trials gain more.",
     )
     reuse: bool = setting(
         False,
@@ -77,6 +76,9 @@ def main_stage(
     If a step fails, the steps before it are kept, and found again with ``reuse``.
     """
     _note_unused(refine_options, options)
+    if options.refine:
+        trial_epochs = refine_options.epochs_per_trial(train_options.epochs)
+        refine_options = replace(refine_options, trial_epochs=trial_epochs)
 
     def step(name: str, step_fingerprint: str, run_it: Callable[[], str]) -> str:
         # A model is registered by the training that logs it: an earlier run did not.

@@ -69,6 +69,7 @@ def refine_stage(
         handoff, prepared, narrowed = open_handoff(
             handoff_options, runtime, narrowing, changes, prepared
         )
+        options = replace(options, trial_epochs=options.epochs_per_trial())
         # Neither the number of trials nor the storage changes what a trial's loss depends on.
         same = replace(options, trials=1, storage=None, study_name=None)
         trial_fingerprint = refine_fingerprint(prepared, handoff, narrowed, same, schedule)

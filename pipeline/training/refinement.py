@@ -20,7 +20,15 @@ from pipeline.task.prepared import PreparedTask
 from pipeline.task.setup import Direction
 from pipeline.training.loop import ScheduleOptions, Training, TrainOptions, train
 
-__all__ = ["AfterEpoch", "RefineOptions", "best_range", "direction_of", "peak_range", "refine"]
+__all__ = [
+    "AfterEpoch",
+    "RefineOptions",
+    "best_range",
+    "direction_of",
+    "median_pruner",
+    "peak_range",
+    "refine",
+]
 
 RANDOM_TRIALS = 3
 """Trials before TPE models the loss and before the pruner may stop one."""
@@ -39,9 +47,14 @@ class RefineOptions(Options):
     """How much is searched, and where the Optuna study is stored."""
 
     trials: int = setting(
-        8, "Trials of the search, including those of an interrupted search.", minimum=1
+        4, "Trials of the search, including those of an interrupted search.", minimum=1
     )
-    trial_epochs: int = setting(1, "Epochs of each trial's short training.", minimum=1)
+    trial_epochs: int | None = setting(
+        None,
+        "Epochs of each trial's short training; none: a quarter of the epochs of the training "
+        "(for refine: of its default).",
+        minimum=1,
+    )
     metric: str | None = setting(
         None, "Validation metric that is improved, such as accuracy; none: the validation loss."
     )
@@ -62,6 +75,10 @@ class RefineOptions(Options):
             f"storage={self.storage!r} is in memory, where a search can neither be continued nor "
             "say that it is alive: give a file, sqlite:///optuna.db",
         )
+
+    def epochs_per_trial(self, epochs: int = TrainOptions.epochs) -> int:
+        """Return the epochs of a trial before a training of so many epochs."""
+        return self.trial_epochs or max(1, round(epochs / 4))
 
 
 AfterEpoch = Callable[[Training, bool], None]
@@ -106,6 +123,7 @@ def refine(
     """
     direction = direction_of(prepared, options.metric)
     prepared.check_validation()
+    trial_epochs = options.epochs_per_trial()
     metric = "loss" if options.metric is None else options.metric
     worst = -inf if direction == "max" else inf
     around_trial = on_trial or (lambda *_: nullcontext(lambda *_: None))
@@ -120,12 +138,12 @@ def refine(
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(
-            **asdict(schedule or ScheduleOptions()), epochs=options.trial_epochs, attempts=1
+            **asdict(schedule or ScheduleOptions()), epochs=trial_epochs, attempts=1
         )
         with around_trial(_finished(trial.study), lr_range) as after_epoch:
 
             def on_epoch(training: Training) -> None:
-                ended = len(training.epochs) == options.trial_epochs or training.reason != ""
+                ended = len(training.epochs) == trial_epochs or training.reason != ""
                 if not training.reason:
                     trial.report(value_of(training), len(training.epochs))
                 pruned = not ended and trial.should_prune()
@@ -171,12 +189,16 @@ def peak_range(peak: float, narrowed: LRRange) -> LRRange:
     return LRRange(peak * narrowed.min / narrowed.max, peak)
 
 
+def median_pruner(trial_epochs: int) -> optuna.pruners.MedianPruner:
+    """Return the pruner that ends a trial which falls behind in the second half of its epochs."""
+    return optuna.pruners.MedianPruner(
+        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-trial_epochs // 2)
+    )
+
+
 def _open_optuna_study(
     study_name: str, options: RefineOptions, direction: Direction
 ) -> optuna.Study:
-    pruner = optuna.pruners.MedianPruner(
-        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-options.trial_epochs // 2)
-    )
     try:
         storage = optuna.storages.RDBStorage(
             options.storage or "sqlite:///optuna.db",
@@ -187,7 +209,7 @@ def _open_optuna_study(
             study_name=study_name,
             storage=storage,
             load_if_exists=True,
-            pruner=pruner,
+            pruner=median_pruner(options.epochs_per_trial()),
             direction=f"{direction}imize",
         )
     except Exception as error:  # SQLAlchemy's, a driver's, Optuna's

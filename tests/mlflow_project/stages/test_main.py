@@ -79,12 +79,13 @@ def test_a_step_that_fails_fails_the_chain_with_its_reason_and_keeps_what_was_do
 
 def test_the_parent_has_all_options_even_if_the_chain_fails(store):
     options = ("--lr-end", 1e-6, "--beta", 0.97, "--rule", "valley", "--search-seed", 4)
-    store.run("main", *store.SMALL, *QUICK, *options, code=2)
+    store.run("main", *store.SMALL, *QUICK, "--epochs", 6, *options, code=2)
     parent = store.one("main")
     assert parent.info.status == "FAILED"
     expected = {
         "model": "mlp", "batch_size": "128", "device": "cpu", "lr_end": "1e-06", "beta": "0.97",
-        "rule": "valley", "search_seed": "4", "trials": "2", "epochs": "2", "schedule": "one-cycle",
+        "rule": "valley", "search_seed": "4", "trials": "2", "epochs": "6", "schedule": "one-cycle",
+        "trial_epochs": "2",  # a quarter of the training's, rounded
     }  # fmt: skip
     assert expected.items() <= parent.data.params.items()
     # What is a default is in the file alone.

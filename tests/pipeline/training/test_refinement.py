@@ -352,3 +352,9 @@ def test_a_seed_that_the_sampler_cannot_take_is_refused(complains):
 def test_a_storage_in_memory_is_refused(complains, storage):
     with complains(f"storage='{storage}' is in memory", "sqlite:///optuna.db"):
         RefineOptions(storage=storage)
+
+
+def test_a_trial_is_a_quarter_of_the_training():
+    assert RefineOptions().epochs_per_trial() == 5
+    assert [RefineOptions().epochs_per_trial(epochs) for epochs in (1, 3, 8, 100)] == [1, 1, 2, 25]
+    assert RefineOptions(trial_epochs=3).epochs_per_trial(100) == 3
