@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import optuna
@@ -16,7 +17,7 @@ from benchmarks.suggestions.regrets import Key, Problems
 from benchmarks.suggestions.trainings import Recorded, recorded
 from benchmarks.suggestions.work import Work
 from lrrt_stage import Guard, LRCurve, LRRange
-from pipeline.training.refinement import median_pruner, peak_range
+from pipeline.training.refinement import best_range, median_pruner, peak_range
 
 __all__ = ["SEARCHES", "Search", "refined", "searched"]
 
@@ -53,6 +54,10 @@ class Found:
     loss: float
     kept_loss: float
     steps: int
+
+
+_recorded = lru_cache(maxsize=100)(recorded)
+"""The first peaks of all searches of a problem are the same."""
 
 
 def refined(
@@ -96,7 +101,7 @@ def searched(
     def objective(trial: optuna.Trial) -> float:
         nonlocal steps
         peak = trial.suggest_float("peak_lr", lr_range.min, lr_range.max, log=True)
-        record = records[peak] = recorded(problem, seed, peak_range(peak, lr_range), epochs)
+        record = records[peak] = _recorded(problem, seed, peak_range(peak, lr_range), epochs)
         attempt = next(iter(Guard(curve, peak_range(peak, lr_range), 1)))
         seen = watched(attempt, record, problem, epochs)
         per_epoch = total_steps(problem, epochs) // epochs
@@ -113,15 +118,17 @@ def searched(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Hyperband chooses the bracket of a trial by the name, which is random if none is given.
         study = optuna.create_study(
+            study_name="search",
             sampler=optuna.samplers.TPESampler(n_startup_trials=3, seed=0),
             pruner=PRUNERS[search.pruner](epochs),
         )
         study.enqueue_trial({"peak_lr": lr_range.max})
         study.optimize(objective, n_trials=search.trials)
-    complete = [trial for trial in study.trials if trial.value not in (None, float("inf"))]
-    peak = study.best_trial.params["peak_lr"] if complete else lr_range.max
-    if epochs == problem.epochs and complete:
+    best = best_range(study, lr_range)
+    peak = lr_range.max if best is None else best.max
+    if epochs == problem.epochs and best is not None:
         record = records[peak]
         return Found(peak, record.final_loss, record.lowest_loss, steps)
     for attempt in Guard(curve, peak_range(peak, lr_range), ATTEMPTS):

@@ -331,9 +331,10 @@ class TestGuarded:
         assert run["attempts"] == 3
         assert run["loss"] == run["kept_loss"] == inf
 
-    def test_a_search_takes_the_peak_of_its_best_trial(self):
+    @pytest.mark.parametrize("pruner", ["median", "Hyperband", "successive halving"])
+    def test_a_search_takes_the_peak_of_its_best_trial(self, pruner):
         curve, lr_range = lr_curve(self.DIGITS, 0), LRRange(0.01, 0.1)
-        search = Search(3, 1.0, "successive halving")
+        search = Search(3, 1.0, pruner)
         found = searched(self.DIGITS, 0, curve, lr_range, search)
         steps = 12 * (len(data.digits().train[0]) // 128)
         assert lr_range.min <= found.lr <= lr_range.max
@@ -341,3 +342,11 @@ class TestGuarded:
         record = recorded(self.DIGITS, 0, LRRange(found.lr / 10, found.lr), 12)
         assert found.loss == pytest.approx(record.final_loss)
         assert found == searched(self.DIGITS, 0, curve, lr_range, search)
+
+    def test_a_search_whose_trials_are_lost_or_pruned_ends_in_a_guarded_training(self):
+        # Two of the three are lost, and the last one is pruned before that is noticed.
+        curve, search = lr_curve(self.DIGITS, 0), Search(3, 1.0, "successive halving")
+        found = searched(self.DIGITS, 0, curve, LRRange(1.0, 3.0), search)
+        assert found.lr == pytest.approx(1 / 3)
+        record = recorded(self.DIGITS, 0, LRRange(1 / 9, 1 / 3), 12)
+        assert found.loss == pytest.approx(record.final_loss)
