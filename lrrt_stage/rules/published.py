@@ -16,7 +16,7 @@ from lrrt_stage.rules.registry import rule
 __all__ = ["article", "minimum", "slide", "steepest", "valley"]
 
 
-@rule("article", pace_decades=0.67, start_decades=0.26)
+@rule("article", pace_decades=0.62, start_decades=0.26)
 def article(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """The maximum is a tenth of the learning rate at which the smoothed training loss is lowest;
     the minimum is where that loss falls most steeply, or a tenth of the maximum (S. Maggio 2020).
@@ -39,7 +39,7 @@ def article(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     return LRRange.decade_below(maximum)
 
 
-@rule("steepest", pace_decades=1.63, start_decades=0.45)
+@rule("steepest", pace_decades=1.87, start_decades=0.51)
 def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """The LR at which the smoothed loss falls fastest per decade, before its minimum.
 
@@ -50,7 +50,7 @@ def steepest(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     return LRRange.decade_below(float(lr[np.argmin(slope)]))
 
 
-@rule("minimum", pace_decades=0.67, start_decades=0.26)
+@rule("minimum", pace_decades=0.62, start_decades=0.26)
 def minimum(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """A tenth of the LR at the minimum of the smoothed loss (fastai's ``minimum``)."""
     lr, _, lowest = find_descent(curve, smoothing)
@@ -58,7 +58,7 @@ def minimum(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     return decade_below(curve, float(lr[lowest]) / 10)
 
 
-@rule("valley", pace_decades=0.42, start_decades=0.27)
+@rule("valley", pace_decades=0.37, start_decades=0.31)
 def valley(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """The LR half way along the longest descent (fastai's ``valley``, its default since 2.3).
 
@@ -73,7 +73,7 @@ def valley(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     return LRRange.decade_below(float(lr[end - length + int(third) + int(third / 2)]))
 
 
-@rule("slide", pace_decades=1.67, start_decades=0.67)
+@rule("slide", pace_decades=2.09, start_decades=0.78)
 def slide(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     """The interval slide rule (novetta/ESRI, as in fastai's ``slide``).
 
