@@ -44,6 +44,7 @@ SHORTER = {
     r" main .*--refine true": "--epochs 1 --trials 1",
     r" main": "--epochs 1",
     r" train": "--epochs 1",
+    r" refine": "--trial-epochs 1",
 }
 # What installs; what runs these very tests; and what tests/browser, tests/examples and
 # tests/mlflow_project/stages/test_optuna_dashboard.py run.
