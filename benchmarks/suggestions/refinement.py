@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
+from typing import Any
 
+import joblib
 import optuna
 import pandas as pd
 
@@ -17,7 +18,7 @@ from benchmarks.suggestions.regrets import Key, Problems
 from benchmarks.suggestions.trainings import Recorded, recorded
 from benchmarks.suggestions.work import Work
 from lrrt_stage import Guard, LRCurve, LRRange
-from pipeline.training.refinement import best_range, median_pruner, peak_range
+from pipeline.training.refinement import best_range, median_pruner, peak_range, propose
 
 __all__ = ["SEARCHES", "Search", "refined", "searched"]
 
@@ -56,8 +57,16 @@ class Found:
     steps: int
 
 
-_recorded = lru_cache(maxsize=100)(recorded)
-"""The first peaks of all searches of a problem are the same."""
+_RECORDS: dict[str, Recorded] = {}
+
+
+def _recorded(*training: Any) -> Recorded:
+    # The first peaks of all searches of a problem are the same. Problems hold functions that
+    # differ once they have been sent to a process, so their content is compared.
+    key = joblib.hash(training)
+    if key not in _RECORDS:
+        _RECORDS[key] = recorded(*training)
+    return _RECORDS[key]
 
 
 def refined(
@@ -91,7 +100,7 @@ def searched(
 ) -> Found:
     """Search the peak by the validation loss of the trials, and train at it.
 
-    First the maximum is tried, as ``refine`` does; the pruner is that of ``search``.
+    The peaks are proposed as ``refine`` does; the pruner is that of ``search``.
 
     Where trials are as long as the training, the best one is the training.
     """
@@ -121,18 +130,18 @@ def searched(
         # Hyperband chooses the bracket of a trial by the name, which is random if none is given.
         study = optuna.create_study(
             study_name="search",
-            sampler=optuna.samplers.TPESampler(n_startup_trials=3, seed=0),
             pruner=PRUNERS[search.pruner](epochs),
         )
-        study.enqueue_trial({"peak_lr": lr_range.max})
-        study.optimize(objective, n_trials=search.trials)
+        for _ in range(search.trials):
+            propose(study, lr_range, seed=0)
+            study.optimize(objective, n_trials=1)
     best = best_range(study, lr_range)
     peak = lr_range.max if best is None else best.max
     if epochs == problem.epochs and best is not None:
         record = records[peak]
         return Found(peak, record.final_loss, record.lowest_loss, steps)
     for attempt in Guard(curve, peak_range(peak, lr_range), ATTEMPTS):
-        record = recorded(problem, seed, attempt.range, problem.epochs)
+        record = _recorded(problem, seed, attempt.range, problem.epochs)
         steps += watched(attempt, record, problem, problem.epochs)
         if attempt.number == ATTEMPTS and attempt.is_lost:
             return Found(attempt.range.max, float("inf"), float("inf"), steps)

@@ -27,11 +27,13 @@ __all__ = [
     "direction_of",
     "median_pruner",
     "peak_range",
+    "propose",
     "refine",
 ]
 
-RANDOM_TRIALS = 3
-"""Trials before TPE models the loss and before the pruner may stop one."""
+FIRST_PEAKS = (0, 1 / 3, 2 / 3)
+"""Peaks of the first trials, as parts of the log range below its maximum: spread evenly, where
+random ones may lie close together. Then TPE models the loss, and the pruner may stop a trial."""
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 120
 """A running trial says this often that it is alive, and fails after so long without a sign."""
 FINGERPRINT = "lrrt.fingerprint"
@@ -51,8 +53,8 @@ class RefineOptions(Options):
     )
     trial_epochs: int | None = setting(
         None,
-        "Epochs of each trial's short training; none: a quarter of the epochs of the training "
-        "(for refine: of its default).",
+        "Epochs of each trial's short training; none: a quarter of the epochs of the training, "
+        "which main knows; for refine of those that train has by default.",
         minimum=1,
     )
     metric: str | None = setting(
@@ -102,12 +104,13 @@ def refine(
     The lowest validation loss is best, or the best value of ``options.metric``.
 
     Every trial is a short training from the weights ``state``, with the ``schedule`` of the
-    training that follows. The first trial uses the narrowed maximum; TPE proposes the others, and
-    the median pruner ends those that fall behind in the second half of their schedule. A trial
-    that diverges has the worst value, an infinite one; so has one that is being ruined, by the
-    ``curve`` of the range test of these weights, as soon as it is noticed. An interrupted search
-    that is run again proposes what it would have proposed. Searches may share an Optuna study at
-    the same time. Without a storage, it is in ``optuna.db`` in the current folder.
+    training that follows. The first trial uses the narrowed maximum, the next two a third and two
+    thirds of the way to the minimum. TPE proposes the others, and the median pruner ends those
+    that fall behind in the second half of their schedule. A trial that diverges has the worst
+    value, an infinite one; so has one that is being ruined, by the ``curve`` of the range test of
+    these weights, as soon as it is noticed. An interrupted search that is run again proposes what
+    it would have proposed. Searches may share an Optuna study at the same time. Without a storage,
+    it is in ``optuna.db`` in the current folder.
 
     ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
@@ -163,17 +166,24 @@ def refine(
         optuna_study = _open_optuna_study(study_name, options, direction)
         if fingerprint is not None:
             _check_fingerprint(optuna_study, fingerprint)
-        while (done := _finished(optuna_study)) < options.trials:
-            waiting = optuna_study.get_trials(deepcopy=False, states=[TrialState.WAITING])
-            if done == 0 and not waiting:
-                optuna_study.enqueue_trial({"peak_lr": narrowed.max})
-            # A sampler for every trial, so that an interrupted search continues as it would have.
-            optuna_study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=RANDOM_TRIALS, seed=options.search_seed + done
-            )
+        while _finished(optuna_study) < options.trials:
+            propose(optuna_study, narrowed, options.search_seed)
             # Before the trial it fails those of searches that were killed.
             optuna_study.optimize(objective, n_trials=1)
     return optuna_study
+
+
+def propose(optuna_study: optuna.Study, narrowed: LRRange, seed: int) -> None:
+    """Let the next trial of an Optuna study have the peak that follows from those which ended."""
+    done = _finished(optuna_study)
+    waiting = optuna_study.get_trials(deepcopy=False, states=[TrialState.WAITING])
+    if done < len(FIRST_PEAKS) and not waiting:
+        peak = narrowed.max * (narrowed.min / narrowed.max) ** FIRST_PEAKS[done]
+        optuna_study.enqueue_trial({"peak_lr": peak})
+    # A sampler for every trial, so that an interrupted search continues as it would have.
+    optuna_study.sampler = optuna.samplers.TPESampler(
+        n_startup_trials=len(FIRST_PEAKS), seed=seed + done
+    )
 
 
 def best_range(optuna_study: optuna.Study, narrowed: LRRange) -> LRRange | None:
@@ -192,7 +202,7 @@ def peak_range(peak: float, narrowed: LRRange) -> LRRange:
 def median_pruner(trial_epochs: int) -> optuna.pruners.MedianPruner:
     """Return the pruner that ends a trial which falls behind in the second half of its epochs."""
     return optuna.pruners.MedianPruner(
-        n_startup_trials=RANDOM_TRIALS, n_warmup_steps=-(-trial_epochs // 2)
+        n_startup_trials=len(FIRST_PEAKS), n_warmup_steps=-(-trial_epochs // 2)
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from torch.nn.functional import cross_entropy
 
-from benchmarks.suggestions import data, peers, scores, without_test
+from benchmarks.suggestions import data, peers, refinement, scores, without_test
 from benchmarks.suggestions.guarded import guarded
 from benchmarks.suggestions.models import mlp
 from benchmarks.suggestions.narrowing import POLICIES, parted
@@ -233,6 +233,7 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
 
     def computed(folder):
         monkeypatch.setattr(Models, "made", 0)
+        monkeypatch.setattr(refinement, "_RECORDS", {})  # as in a new process
         return {table.name: table.frame for table in tables(Work(folder), problems, [], sizes)}
 
     whole = computed(tmp_path / "whole")

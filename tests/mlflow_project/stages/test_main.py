@@ -97,14 +97,16 @@ def test_the_parent_has_all_options_even_if_the_chain_fails(store):
 
 @pytest.mark.starts_with("main")
 def test_refinement_takes_the_schedule_of_the_training(store):
-    store.run("main", *store.SMALL, *QUICK, "--reuse", "true", "--schedule", "triangular")
+    schedule = ("--schedule", "triangular", "--epochs", 6)
+    store.run("main", *store.SMALL, *QUICK, "--reuse", "true", *schedule)
     # The other schedule is another search.
     steps = children(store, store.runs("main")[0])
     assert set(steps) == {"refine", "train"}
     assert {run.data.params["schedule"] for run in steps.values()} == {"triangular"}
     for trial in store.runs("trial")[:2]:
         rates = store.history(trial, "lr")[1]
-        # Four triangles in the 11 steps of an epoch start where they end; one cycle ends far below.
+        assert len(store.history(trial, "val_loss")[1]) == 2  # a quarter of the training's, rounded
+        # Four triangles start where they end; one cycle ends far below.
         assert min(rates) == rates[0] == pytest.approx(trial.data.metrics["trained_lr_min"])
 
 

@@ -5,6 +5,8 @@ import mlflow
 import optuna
 import pytest
 
+from pipeline import TrainOptions
+
 QUICK = ("--trials", 4, "--trial-epochs", 2)
 
 
@@ -110,6 +112,19 @@ def test_the_table_of_trials_does_not_name_the_machine(store, lrrt):
     table = store.csv(store.one("refine"), "trials.csv")
     assert {"number", "value", "params_peak_lr", "state"} <= {*table}
     assert not [name for name in table if "attrs" in name]
+
+
+@pytest.mark.starts_with("lrrt")
+def test_a_trial_is_by_default_a_quarter_of_the_training_that_train_does(store, lrrt):
+    store.run("refine", "--trials", 1)
+    run = store.one("refine")
+    (trial,) = trials(store, run)
+    assert len(store.history(trial, "val_loss")[1]) == TrainOptions.epochs / 4 == 5
+    # The same search, which goes on.
+    store.run("refine", "--trials", 2, "--trial-epochs", 5)
+    (second,) = trials(store, store.runs("refine")[0])
+    assert second.data.params["trial"] == "1"
+    assert store.runs("refine")[0].data.params["study_name"] == run.data.params["study_name"]
 
 
 @pytest.mark.starts_with("lrrt")
