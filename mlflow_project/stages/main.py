@@ -51,7 +51,7 @@ class MainOptions(Options):
     refine: bool = setting(
         False,
         "Search for the peak learning rate in the narrowed range before training. By default this "
-        "costs about as much as the training; longer trials gain more.",
+        "costs about as much as the training, and gains little; longer trials gain more.",
     )
     reuse: bool = setting(
         False,
