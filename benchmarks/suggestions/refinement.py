@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
-from typing import Any
 
-import joblib
 import optuna
 import pandas as pd
 
@@ -57,35 +56,24 @@ class Found:
     steps: int
 
 
-_RECORDS: dict[str, Recorded] = {}
-
-
-def _recorded(*training: Any) -> Recorded:
-    # The first peaks of all searches of a problem are the same. Problems hold functions that
-    # differ once they have been sent to a process, so their content is compared.
-    key = joblib.hash(training)
-    if key not in _RECORDS:
-        _RECORDS[key] = recorded(*training)
-    return _RECORDS[key]
-
-
 def refined(
     work: Work,
     problems: Problems,
     measured: Mapping[Key, LRCurve],
     ranges: pd.DataFrame,
-    searches: list[Search] | None = None,
+    searches: Sequence[Search],
 ) -> pd.DataFrame:
     """Return the guarded training at the best peak of each search over ``lr_min`` to ``lr``."""
-    rows, calls = [], []
-    for row, search in product([*ranges.itertuples()], SEARCHES if searches is None else searches):
-        if row.lr == row.lr:
-            curve = measured[row.problem, row.seed]
-            lr_range = LRRange(float(row.lr_min), float(row.lr))
-            calls.append((problems[row.problem], row.seed, curve, lr_range, search))
-            rows.append((row.problem, row.seed, str(search)))
-    found = work.run(searched, calls, "searches")
-    table = pd.DataFrame(rows, columns=["problem", "seed", "rule"])
+    made = ranges[ranges["lr"].notna()]
+    calls = []
+    for row in made.itertuples():
+        lr_range = LRRange(float(row.lr_min), float(row.lr))
+        curve = measured[row.problem, row.seed]
+        calls.append((problems[row.problem], row.seed, curve, lr_range, tuple(searches)))
+    found = [each for several in work.run(searched, calls, "searches") for each in several]
+    table = made[["problem", "seed"]].merge(
+        pd.DataFrame({"rule": [*map(str, searches)]}), how="cross"
+    )
     steps = [total_steps(problems[name], problems[name].epochs) for name in table["problem"]]
     return table.assign(
         lr=[each.lr for each in found],
@@ -96,22 +84,34 @@ def refined(
 
 
 def searched(
-    problem: Problem, seed: int, curve: LRCurve, lr_range: LRRange, search: Search
-) -> Found:
-    """Search the peak by the validation loss of the trials, and train at it.
+    problem: Problem, seed: int, curve: LRCurve, lr_range: LRRange, searches: Iterable[Search]
+) -> list[Found]:
+    """Search the peak by the validation loss of the trials, and train at it, for each search.
 
-    The peaks are proposed as ``refine`` does; the pruner is that of ``search``.
+    The peaks are proposed as ``refine`` does; the pruner is that of the search.
 
     Where trials are as long as the training, the best one is the training.
     """
+    # The first peaks of all searches are the same.
+    train = cache(partial(recorded, problem, seed))
+    return [_search(problem, curve, lr_range, search, train) for search in searches]
+
+
+def _search(
+    problem: Problem,
+    curve: LRCurve,
+    lr_range: LRRange,
+    search: Search,
+    train: Callable[[LRRange, int], Recorded],
+) -> Found:
     epochs = max(1, round(search.share * problem.epochs))
-    steps, records = 0, dict[float, Recorded]()
+    steps = 0
 
     def objective(trial: optuna.Trial) -> float:
         nonlocal steps
         peak = trial.suggest_float("peak_lr", lr_range.min, lr_range.max, log=True)
-        record = records[peak] = _recorded(problem, seed, peak_range(peak, lr_range), epochs)
         attempt = next(iter(Guard(curve, peak_range(peak, lr_range), 1)))
+        record = train(attempt.range, epochs)
         seen = watched(attempt, record, problem, epochs)
         per_epoch = total_steps(problem, epochs) // epochs
         for epoch in range(1, epochs + 1):
@@ -128,20 +128,16 @@ def searched(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Hyperband chooses the bracket of a trial by the name, which is random if none is given.
-        study = optuna.create_study(
-            study_name="search",
-            pruner=PRUNERS[search.pruner](epochs),
-        )
+        study = optuna.create_study(study_name="search", pruner=PRUNERS[search.pruner](epochs))
         for _ in range(search.trials):
             propose(study, lr_range, seed=0)
             study.optimize(objective, n_trials=1)
     best = best_range(study, lr_range)
-    peak = lr_range.max if best is None else best.max
     if epochs == problem.epochs and best is not None:
-        record = records[peak]
-        return Found(peak, record.final_loss, record.lowest_loss, steps)
-    for attempt in Guard(curve, peak_range(peak, lr_range), ATTEMPTS):
-        record = _recorded(problem, seed, attempt.range, problem.epochs)
+        record = train(best, epochs)
+        return Found(best.max, record.final_loss, record.lowest_loss, steps)
+    for attempt in Guard(curve, best or lr_range, ATTEMPTS):
+        record = train(attempt.range, problem.epochs)
         steps += watched(attempt, record, problem, problem.epochs)
         if attempt.number == ATTEMPTS and attempt.is_lost:
             return Found(attempt.range.max, float("inf"), float("inf"), steps)

@@ -143,7 +143,7 @@ def depths(measured: Mapping[Key, LRCurve]) -> pd.DataFrame:
     rows = []
     for key, curve in measured.items():
         fit = UnimodalFit.from_curve(curve)
-        half = fit.clipped[0] - fit.fit.min() >= fit.start / 2
+        half = fit.fall >= fit.start / 2
         rows.append((*key, "the loss fell by half" if half else "it fell by less"))
     return pd.DataFrame(rows, columns=["problem", "seed", "verdict"])
 

@@ -139,7 +139,7 @@ def tables(
     few = ranges[(ranges["rule"] == DEFAULT) & (ranges["seed"] < sizes.search_seeds)]
     plain = trained(work, problems, few, False, "not watched")
     plain = plain.assign(rule="not watched", trainings=1.0)
-    search = refined(work, problems, measured, few, list(sizes.searches))
+    search = refined(work, problems, measured, few, sizes.searches)
     compared = chain[chain["rule"].isin([DEFAULT, THREE_TESTS])]
     compared = compared[compared["seed"] < sizes.search_seeds]
     found = scores.scored(pd.concat([plain, search], ignore_index=True), reference)

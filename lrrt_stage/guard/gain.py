@@ -60,7 +60,7 @@ class Gain:
         """
         training = UnimodalFit.from_curve(curve, "loss")
         fits = [training] if curve.probe_loss is None else [UnimodalFit.from_curve(curve), training]
-        falls = {fit.series: _fall(fit) for fit in fits if fit.fell and _fall(fit) > 0}
+        falls = {fit.series: fit.fall for fit in fits if fit.fell and fit.fall > 0}
         if not falls:
             raise LRRTError(
                 "the range test shows no fall of the loss by which a ruined training could be told "
@@ -85,10 +85,6 @@ class Gain:
         distance = float(curve.lr[:done].sum())
         chance = training.start - float(fit.unspecific[fit.floor] - fit.unspecific[0])
         return cls(training.start, fall, chance, done, distance, enough, max(clear, fall), error)
-
-
-def _fall(fit: UnimodalFit) -> float:
-    return float(fit.clipped[0] - fit.fit.min())
 
 
 def shows_gain(curve: LRCurve) -> bool:

@@ -140,6 +140,11 @@ class UnimodalFit:
         return _last_minimum(self.fit)
 
     @property
+    def fall(self) -> float:
+        """How far the fit falls from its first value to its floor."""
+        return float(self.clipped[0] - self.fit.min())
+
+    @property
     def rises(self) -> bool:
         """Whether the fit rises again before the curve ends."""
         return self.floor < len(self.fit) - 1
@@ -159,8 +164,7 @@ class UnimodalFit:
     @property
     def recovered(self) -> float:
         """Share of the fall that the rise takes back, 0 to 1."""
-        lowest = self.fit[self.floor]
-        return min(1.0, float((self.fit[-1] - lowest) / (self.clipped[0] - lowest)))
+        return min(1.0, float((self.fit[-1] - self.fit[self.floor]) / self.fall))
 
 
 def fit_unimodal(curve: LRCurve) -> UnimodalFit:

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from torch.nn.functional import cross_entropy
 
-from benchmarks.suggestions import data, peers, refinement, scores, without_test
+from benchmarks.suggestions import data, peers, scores, without_test
 from benchmarks.suggestions.guarded import guarded
 from benchmarks.suggestions.models import mlp
 from benchmarks.suggestions.narrowing import POLICIES, parted
@@ -233,7 +233,6 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
 
     def computed(folder):
         monkeypatch.setattr(Models, "made", 0)
-        monkeypatch.setattr(refinement, "_RECORDS", {})  # as in a new process
         return {table.name: table.frame for table in tables(Work(folder), problems, [], sizes)}
 
     whole = computed(tmp_path / "whole")
@@ -336,18 +335,18 @@ class TestGuarded:
     def test_a_search_takes_the_peak_of_its_best_trial(self, pruner):
         curve, lr_range = lr_curve(self.DIGITS, 0), LRRange(0.01, 0.1)
         search = Search(3, 1.0, pruner)
-        found = searched(self.DIGITS, 0, curve, lr_range, search)
+        (found,) = searched(self.DIGITS, 0, curve, lr_range, [search])
         steps = 12 * (len(data.digits().train[0]) // 128)
         assert lr_range.min <= found.lr <= lr_range.max
         assert steps < found.steps <= 3 * steps
         record = recorded(self.DIGITS, 0, LRRange(found.lr / 10, found.lr), 12)
         assert found.loss == pytest.approx(record.final_loss)
-        assert found == searched(self.DIGITS, 0, curve, lr_range, search)
+        assert [found] == searched(self.DIGITS, 0, curve, lr_range, [search])
 
     def test_a_search_whose_trials_are_lost_or_pruned_ends_in_a_guarded_training(self):
         # Two of the three are lost, and the last one is pruned before that is noticed.
         curve, search = lr_curve(self.DIGITS, 0), Search(3, 1.0, "successive halving")
-        found = searched(self.DIGITS, 0, curve, LRRange(1.0, 3.0), search)
+        (found,) = searched(self.DIGITS, 0, curve, LRRange(1.0, 3.0), [search])
         assert found.lr == pytest.approx(1 / 3)
         record = recorded(self.DIGITS, 0, LRRange(1 / 9, 1 / 3), 12)
         assert found.loss == pytest.approx(record.final_loss)
