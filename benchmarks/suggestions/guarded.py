@@ -1,4 +1,4 @@
-"""The chain: one range test, the narrowed range, and a training that starts again if it is lost.
+"""The chain: one range test, and a training in its range that starts again if it is lost.
 
 The guard reads the losses of trainings that were recorded to their end, as it would while they run.
 """

@@ -1,4 +1,4 @@
-"""A search for the peak learning rate inside the narrowed range, and what it costs."""
+"""A search for the peak learning rate inside the suggested range, and what it costs."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ __all__ = [
     "GRID",
     "SEVERAL",
     "agreements",
+    "beside_best",
     "curves",
     "depths",
     "grid_references",
@@ -158,6 +159,19 @@ def grid_references(
     initial["initial"] = work.run(initial_loss, calls, "initial losses")
     tried = initial[scores.KEYS].merge(pd.DataFrame({"lr": grid}), how="cross")
     return scores.references(trained(work, problems, tried, long, "grid"), initial)
+
+
+def beside_best(
+    work: Work, problems: Problems, reference: pd.DataFrame, grid: Sequence[float]
+) -> pd.DataFrame:
+    """Return the trainings one step of the grid beside the best peak: what a near miss loses."""
+    rows = []
+    for run in reference.itertuples():
+        best = int(np.abs(np.log(np.divide(grid, run.best_lr))).argmin())
+        beside = (step for step in (best - 1, best + 1) if 0 <= step < len(grid))
+        rows += [(run.problem, run.seed, "one step beside the best", grid[step]) for step in beside]
+    runs = pd.DataFrame(rows, columns=["problem", "seed", "rule", "lr"])
+    return trained(work, problems, runs, False, "beside the best")
 
 
 def trained(

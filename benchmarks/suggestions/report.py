@@ -14,7 +14,6 @@ from benchmarks.suggestions.narrowing import (
     DEFAULT,
     LONG_GRID,
     THREE_TESTS,
-    WHOLE,
     narrowed,
     parted,
     trained_long,
@@ -24,6 +23,7 @@ from benchmarks.suggestions.regrets import (
     GRID,
     SEVERAL,
     Problems,
+    beside_best,
     curves,
     depths,
     grid_references,
@@ -40,7 +40,7 @@ __all__ = ["Sizes", "Table", "tables"]
 
 HIGHER = 4.0
 """Trainings at this multiple of the suggestion show what the guard is worth."""
-CHAIN = "robust, narrowed, guarded"
+CHAIN = "robust, guarded"
 TRAINED = ("robust", SEVERAL, "robust, no probe", "article")
 """Those of our suggestions that are trained at; the others are rules of the peers, which are
 trained at as the peers read them."""
@@ -105,7 +105,7 @@ def tables(
     chosen = chain[chain["rule"] == DEFAULT]
     n = len(chosen)
     yield Table("chain-runs", "Every guarded training", chain, shown=False)
-    title = f"Regret of guarded training in the narrowed range, {n} runs"
+    title = f"Regret of guarded training, {n} runs"
     yield Table("chain", title, scores.ranking(chain))
     yield Table("chain-problems", "Mean regret on each problem", scores.per_problem(chain))
     again = chain.loc[chain["attempts"] > 1, SHOWN_ATTEMPTS]
@@ -113,7 +113,7 @@ def tables(
     at_best = alarms(work, problems, measured, reference)
     title = f"Trainings at the best peak that are called lost, of {len(at_best)}"
     yield Table("alarms", title, at_best[at_best["lost"]])
-    high = ranges[ranges["rule"] == WHOLE]
+    high = ranges[ranges["rule"] == DEFAULT]
     high = high.assign(lr_min=HIGHER * high["lr_min"], lr=HIGHER * high["lr"])
     unwatched = trained(work, problems, high, False, "far too high")
     unwatched = unwatched.assign(rule="not watched", trainings=1.0)
@@ -129,7 +129,8 @@ def tables(
     theirs = suggested_by_peers(work, problems, sizes.seeds, peers)
     suggestions = pd.concat([ours[ours["rule"].isin(TRAINED)], theirs], ignore_index=True)
     runs = trained(work, problems, suggestions, False, "suggestions")
-    runs = pd.concat([runs, without_test(work, problems, sizes.seeds)], ignore_index=True)
+    beside = beside_best(work, problems, reference, sizes.grid)
+    runs = pd.concat([runs, beside, without_test(work, problems, sizes.seeds)], ignore_index=True)
     runs = scores.scored(runs.assign(trainings=1.0), reference)
     runs = pd.concat([runs, chosen.assign(rule=CHAIN)], ignore_index=True)
     yield Table("runs", "Every suggestion and its training", runs, shown=False)
@@ -144,7 +145,7 @@ def tables(
     compared = compared[compared["seed"] < sizes.search_seeds]
     found = scores.scored(pd.concat([plain, search], ignore_index=True), reference)
     table = scores.ranking(pd.concat([compared, found], ignore_index=True))
-    title = f"Regret of searches in the narrowed range, {len(plain)} runs"
+    title = f"Regret of searches in the suggested range, {len(plain)} runs"
     yield Table("refinement", title, table)
 
     parts = scores.scored(guarded(work, problems, measured, parted(measured)), reference)

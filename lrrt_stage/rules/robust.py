@@ -1,4 +1,4 @@
-"""The rule ``robust``: a quarter of the learning rate at which the loss rises again."""
+"""The rule ``robust``: a fifth of the learning rate at which the loss rises again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lrrt_stage.errors import NoSuggestion
 from lrrt_stage.rules.descent import decade_below, never_fell, require_points, still_falling
 from lrrt_stage.rules.registry import rule
 
-__all__ = ["UnimodalFit", "fit_unimodal", "quarter_of_rise", "unimodal_regression"]
+__all__ = ["UnimodalFit", "fifth_of_rise", "fit_unimodal", "unimodal_regression"]
 
-PART_OF_RISE = 4.0
+PART_OF_RISE = 5.0
 """The suggested maximum is the learning rate of the rise divided by this. Chosen on the development
-half of the benchmark, together with the default of the narrowing, for guarded trainings."""
+half of the benchmark, for guarded trainings."""
 SIGNIFICANCE = 0.05
 """p-value below which a fall of the loss is not explained by chance."""
 
@@ -35,8 +35,8 @@ def fitted_loss(curve: LRCurve, smoothing: Smoothing) -> tuple[str, np.ndarray]:
 
 
 @rule("robust", reads=fitted_loss, pace_decades=0.33, start_decades=0.18)
-def quarter_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
-    """The maximum is a quarter of the learning rate at which the loss rises again, the minimum a
+def fifth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
+    """The maximum is a fifth of the learning rate at which the loss rises again, the minimum a
     tenth of the maximum. The rule reads the curve that falls once and then rises once and fits the
     loss best: the loss of the probe where there is one, otherwise that of the training batches.
 
@@ -46,7 +46,7 @@ def quarter_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
     network is ruined, the height of the explosion says nothing. The least-squares curve is fitted
     to these losses (:func:`unimodal_regression`), without smoothing. Where it rises is averaged
     over all heights between its floor and the start, so that neither the place of a flat floor nor
-    a single level decides. A quarter of that is suggested, since training stays at learning rates
+    a single level decides. A fifth of that is suggested, since training stays at learning rates
     that the ramp only passes. It is too high for some trainings, so watch them
     (:class:`lrrt_stage.Guard`).
     """

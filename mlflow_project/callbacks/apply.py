@@ -25,7 +25,7 @@ def test_and_apply(
 ) -> Handoff:
     """Run the tracked test, and scale every learning rate so that the peak is its maximum.
 
-    It is the maximum of the narrowed range. Parameter groups and schedulers keep their ratios, so
+    It is the maximum of the suggested range. Parameter groups and schedulers keep their ratios, so
     that a schedule has the same form as before. An active run gets the lineage of a training.
     """
     optimizer = arguments["optimizer"]

@@ -28,7 +28,7 @@ class LRRangeTest(Callback):
     """Runs :func:`track_range_test` when ``fit`` starts, and trains with what it found.
 
     The optimizer's learning rates and those of its schedulers are scaled so that the largest is the
-    maximum of the narrowed range. An ``lr`` or ``learning_rate`` of the module is set as well, so
+    maximum of the suggested range. An ``lr`` or ``learning_rate`` of the module is set as well, so
     that loggers record the one that is used. The run of the test is a child of the active run, or
     of the run of an ``MLFlowLogger``.
 

@@ -18,7 +18,7 @@ class LRRangeTest(TrainerCallback):
     """Runs :func:`track_range_test` before the first step, and trains with what it found.
 
     The optimizer's learning rates and those of its scheduler are scaled so that the largest is the
-    maximum of the narrowed range; ``args.learning_rate`` is set as well. The run of the test is a
+    maximum of the suggested range; ``args.learning_rate`` is set as well. The run of the test is a
     child of the run that MLflow's callback of transformers has opened, or of the active one.
 
     Examples

@@ -150,9 +150,13 @@ def _experiment_name(experiment_id: str) -> str | None:
 
 def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
     rows = {}
-    for name in RANGES:
-        if f"{name}_lr_max" in found:
-            low, high = found[f"{name}_lr_min"], found[f"{name}_lr_max"]
+    ranges = {
+        name: (found[f"{name}_lr_min"], found[f"{name}_lr_max"])
+        for name in RANGES
+        if f"{name}_lr_max" in found
+    }
+    for name, (low, high) in ranges.items():
+        if name != "narrowed" or (low, high) != ranges["suggested"]:
             rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
         if name == "suggested" and "verdict" in found:
             rows["suggestion"] = found["verdict"]

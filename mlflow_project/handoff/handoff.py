@@ -151,7 +151,11 @@ class Handoff:
         weights.load_into(model, self.weights)
 
     def narrowed(self, policy: str = "top", fraction: float | None = None) -> LRRange:
-        """Return the narrower range to train with."""
+        """Return the range to train with: the suggested one, or a narrower one.
+
+        ``policy`` and ``fraction`` are those of :class:`pipeline.Narrowing`. By default nothing is
+        left out; the methods below take this range where none is given.
+        """
         narrowing = Narrowing(policy) if fraction is None else Narrowing(policy, fraction)
         return narrowing(self.range)
 
@@ -164,7 +168,7 @@ class Handoff:
     ) -> LRScheduler:
         """Return torch's scheduler over a range; call ``step()`` every iteration.
 
-        The range is that of an attempt (:meth:`guard`); None: the narrowed range.
+        The range is that of an attempt (:meth:`guard`); None: :meth:`narrowed`.
         """
         return build_schedule(schedule, optimizer, lr_range or self.narrowed(), total_steps)
 
@@ -173,7 +177,7 @@ class Handoff:
 
         Iterate over it: every attempt has a range, takes the losses of the training, and says when
         to start again from the weights of this hand-off. ``lr_range`` is that of the first attempt;
-        None: the narrowed range, as of :meth:`scheduler`.
+        None: :meth:`narrowed`.
 
         Raises
         ------
@@ -200,7 +204,7 @@ class Handoff:
         """Record on the active run, a training of one's own, that it starts from this hand-off.
 
         The run gets the tags, ranges and digest by which ``check`` and ``compare`` find the range
-        test. ``lr_range`` is what is trained; None: the narrowed range, as of :meth:`scheduler`.
+        test. ``lr_range`` is what is trained; None: :meth:`narrowed`.
 
         Raises
         ------

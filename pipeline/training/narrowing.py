@@ -1,4 +1,4 @@
-"""The narrower range that training uses."""
+"""The part of the suggested range that training uses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Narrowing(Options):
     """Narrows a range by a share of its log width.
 
     The article advises training with a narrower range than the recommended one, since its maximum
-    can make training diverge. The default leaves out the top tenth of the log width, so that the
-    range from 0.01 to 0.1 ends at 0.0794.
+    can make training diverge. The maximum of the rule ``robust`` allows for that, so that nothing
+    is left out by default. A tenth of the range from 0.01 to 0.1 would let it end at 0.0794.
 
     Examples
     --------
@@ -36,7 +36,7 @@ class Narrowing(Options):
         "top", "Where the suggested range is narrowed: top, both ends, none.", choices=POLICIES
     )
     narrowing_fraction: float = setting(
-        0.1, "Share of the log width that is left out.", minimum=0, below=1
+        0.0, "Share of the log width that is left out.", minimum=0, below=1
     )
 
     def __call__(self, suggested: LRRange) -> LRRange:

@@ -198,7 +198,8 @@ def test_every_rule_of_ours_is_asked():
     assert set(found) == {*RULES, "robust, no probe"}
     assert found["robust"] == suggest(curve)
     ends = parted({("p", 0): curve}).set_index("rule")
-    assert ends.loc["rise / 3", "lr"] == pytest.approx(4 / 3 * suggest(curve).max)
+    assert ends.loc["rise / 3", "lr"] == pytest.approx(5 / 3 * suggest(curve).max)
+    assert ends.loc["rise / 5", "lr"] == suggest(curve).max
     assert {rule for rule, _ in POLICIES.values()} <= {*found, SEVERAL}
 
 
@@ -237,13 +238,17 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
 
     whole = computed(tmp_path / "whole")
     needed = Models.made
-    assert len(whole["runs"]) == len(whole["rules"]) == len(TRAINED) + 2
+    assert len(whole["rules"]) == len(TRAINED) + 3
+    (best,) = whole["references"]["best_lr"]
+    beside = whole["runs"].query("rule == 'one step beside the best'")["lr"]
+    neighbours = {1e-3: {1e-2}, 1e-2: {1e-3, 1e-1}, 1e-1: {1e-2}}
+    assert {*beside} == neighbours[best]
     assert whole["rules"]["mean regret"].between(0, 1).all()
     assert [*whole["refinement"]["rule"].sort_values()] == [
         "2 trials of 1/2, Hyperband",
-        "3 initializations, top 0.1",
+        "3 initializations, whole range",
         "not watched",
-        "top 0.1",
+        "whole range",
     ]
     assert set(whole["chain"]["rule"]) == set(whole["narrowing-long"]["rule"]) == set(POLICIES)
 

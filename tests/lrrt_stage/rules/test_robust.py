@@ -35,7 +35,7 @@ def test_the_rise_is_averaged_over_its_heights():
     valley = UnimodalFit.from_curve(curve(VALLEY), "loss")
     assert valley.floor == 22
     assert valley.rise == pytest.approx(at((22.5 + 2 * 23.5) / 3))
-    assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 4)
+    assert suggest(curve(VALLEY)) == LRRange.decade_below(valley.rise / 5)
 
 
 def test_a_flat_floor_moves_nothing():
@@ -52,7 +52,7 @@ def test_a_loss_that_is_not_finite_counts_as_the_start():
     # From 1 at iteration 22 to the start at iteration 23.
     for end in (np.inf, np.nan):
         found = suggest(curve([*FALL, end], stop="non-finite"))
-        assert found.max == pytest.approx(at(22.5) / 4)
+        assert found.max == pytest.approx(at(22.5) / 5)
 
 
 def test_the_probe_is_read_where_there_is_one():
@@ -107,7 +107,7 @@ def test_a_constant_loss_never_fell():
 
 def test_a_test_that_diverged_before_the_probe_rose_ends_the_range():
     cut = curve(FALL, probe_loss=FALL, stop="diverged")
-    assert suggest(cut).max == pytest.approx(at(22) / 4)
+    assert suggest(cut).max == pytest.approx(at(22) / 5)
     with pytest.raises(NoSuggestion, match="interrupted"):
         suggest(curve(FALL, stop="interrupted"))
 
@@ -179,8 +179,8 @@ def test_where_the_probe_does_not_fall_the_later_rise_counts():
     # Falls to iteration 8, rises by a half at 9 and by the other at 25.
     early = curve([4.2] * 8 + [4.0] + [4.1] * 16 + [9.0] * 9, probe_loss=DIP)
     assert UnimodalFit.from_curve(early, "loss").rise == pytest.approx(at((8.5 + 24.5) / 2))
-    assert suggest(early).max == pytest.approx(UnimodalFit.from_curve(early, "probe_loss").rise / 4)
-    assert suggest(early).max * 4 > at(25)
+    assert suggest(early).max == pytest.approx(UnimodalFit.from_curve(early, "probe_loss").rise / 5)
+    assert suggest(early).max * 5 > at(25)
     # One loss that is lower by a rounding is no floor.
     never = np.array([4.0, 4.0 - 1e-6, *[4.0 + 0.01 * i for i in range(len(VALLEY) - 2)]])
     assert suggest(curve(VALLEY, probe_loss=never)) == suggest(curve(VALLEY))
@@ -327,7 +327,7 @@ class TestBaseline:
 
 
 def test_a_fall_without_noise_counts():
-    assert suggest(curve([4.0] * 20 + [3.0] + [9.0] * 5)).max == pytest.approx(at(20.5) / 4)
+    assert suggest(curve([4.0] * 20 + [3.0] + [9.0] * 5)).max == pytest.approx(at(20.5) / 5)
 
 
 def test_with_a_probe_that_only_rose_the_training_losses_decide():

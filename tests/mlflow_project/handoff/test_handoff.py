@@ -47,13 +47,14 @@ def test_it_carries_all_that_training_needs(store, run):
 
 
 @pytest.mark.starts_with("lrrt")
-def test_its_scheduler_is_torchs_one_cycle_over_the_narrowed_range(run):
+@pytest.mark.parametrize("fraction", [0, 0.5])
+def test_its_scheduler_is_torchs_one_cycle_over_the_range_to_train_in(run, fraction):
     handoff = load_handoff()
-    narrowed = handoff.narrowed()
-    assert narrowed.max < handoff.range.max
-    assert handoff.narrowed("none") == handoff.range
+    assert handoff.narrowed() == handoff.narrowed("none", 0.5) == handoff.range
+    narrowed = handoff.narrowed("top", fraction)
+    assert narrowed.decades == pytest.approx((1 - fraction) * handoff.range.decades)
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
-    scheduler = handoff.scheduler(optimizer, total_steps=100)
+    scheduler = handoff.scheduler(optimizer, 100, lr_range=narrowed if fraction else None)
     assert isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR)
     rates = []
     for _ in range(100):

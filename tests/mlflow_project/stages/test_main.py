@@ -53,7 +53,7 @@ def test_finished_steps_are_reused_on_request(store):
         tag = f"lrrt.{name}_run_id"
         assert second.data.tags[tag] == first.data.tags[tag]
         assert re.search(f"{name}.*{first.data.tags[tag]}", outcome.err)
-    for row in ("suggested LR range", "narrowed LR range", "refined LR range"):
+    for row in ("suggested LR range", "refined LR range", "trained LR range"):
         assert row in outcome.out
     assert f"{second.data.metrics['val_accuracy']:.4g}" in outcome.out
     assert "mlflow ui --backend-store-uri sqlite:///" in outcome.out
@@ -150,8 +150,7 @@ def test_a_folder_of_images_beside_the_command_is_a_dataset(store):
 def test_it_tells_of_attempts_that_were_lost(store, monkeypatch):
     # More than the learning rate at which the loss rises.
     monkeypatch.setattr("lrrt_stage.rules.robust.PART_OF_RISE", 0.4)
-    options = ("--epochs", 8, "--narrowing", "none")
-    outcome = store.run("main", *store.SMALL, *options)
+    outcome = store.run("main", *store.SMALL, "--epochs", 8)
     main, train = store.one("main"), store.one("train")
     metrics = main.data.metrics
     lost = int(metrics["attempts"]) - 1

@@ -7,7 +7,7 @@ import pytest
 from mlflow_project import load_handoff
 from mlflow_project.stages.lrrt import lrrt_fingerprint
 from mlflow_project.tracking import tags
-from pipeline import Narrowing, PreparedTask, RangeTestPlan, Runtime, Task
+from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
 from pipeline.decide.several_tests import ConsensusOptions
 
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
@@ -154,8 +154,8 @@ def test_the_chain_trains_inside_the_consensus_and_reuses_it(store):
     store.run(*chain)
     lrrt, train = store.one("lrrt"), store.one("train")
     assert len(children_of(store, lrrt)) == 1
-    narrowed = Narrowing()(load_handoff(lrrt.info.run_id).range)
-    assert train.data.metrics["trained_lr_max"] == narrowed.max
+    agreed = load_handoff(lrrt.info.run_id).range
+    assert train.data.metrics["trained_lr_max"] == agreed.max
     ranges = store.json(lrrt, "suggestions.json")["consensus"]["ranges"]
     assert lrrt.data.metrics["suggested_lr_max"] == min(each["max"] for each in ranges)
     assert store.one("main").data.params["tests"] == "2"

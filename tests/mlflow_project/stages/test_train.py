@@ -46,12 +46,22 @@ def test_the_first_loss_is_the_range_tests_bit_for_bit(store, lrrt):
 
 
 @pytest.mark.starts_with("train")
-def test_the_default_takes_the_top_off(store, lrrt):
+def test_the_default_takes_the_suggested_range(store, lrrt):
     metrics, suggested = store.one("train").data.metrics, lrrt.data.metrics
-    assert metrics["narrowed_lr_min"] == suggested["suggested_lr_min"]
+    for end in ("min", "max"):
+        assert metrics[f"trained_lr_{end}"] == suggested[f"suggested_lr_{end}"]
+        assert metrics[f"narrowed_lr_{end}"] == suggested[f"suggested_lr_{end}"]
+
+
+@pytest.mark.starts_with("lrrt")
+def test_narrowing_takes_a_share_off_the_top(store, lrrt):
+    store.run("train", "--epochs", 1, "--narrowing-fraction", 0.3)
+    metrics, suggested = store.one("train").data.metrics, lrrt.data.metrics
     low, high = suggested["suggested_lr_min"], suggested["suggested_lr_max"]
-    # A tenth of the width on the log axis.
-    assert np.log(high / metrics["narrowed_lr_max"]) == pytest.approx(np.log(high / low) / 10)
+    assert metrics["trained_lr_min"] == metrics["narrowed_lr_min"] == low
+    assert metrics["trained_lr_max"] == metrics["narrowed_lr_max"]
+    # Three tenths of the width on the log axis.
+    assert np.log(high / metrics["narrowed_lr_max"]) == pytest.approx(0.3 * np.log(high / low))
 
 
 @pytest.mark.starts_with("train")
@@ -232,7 +242,7 @@ def test_training_that_diverges_fails_clearly_and_keeps_its_curves(store, lrrt):
 @pytest.mark.starts_with("lrrt")
 def test_a_training_that_is_ruined_starts_again_and_every_attempt_is_told(store, lrrt):
     _overwrite_range(lrrt, 0.3, 3.0)
-    outcome = store.run("train", "--epochs", 5, "--narrowing", "none", "--register", "again")
+    outcome = store.run("train", "--epochs", 5, "--register", "again")
     assert "attempt 1 with maximum LR 3 was lost" in outcome.err
     run = store.one("train")
     assert run.info.status == "FINISHED"

@@ -36,9 +36,14 @@ def test_a_share_of_nothing_keeps_the_range_bit_for_bit(policy):
     assert Narrowing(policy, 0.0)(suggested) == suggested
 
 
-def test_a_tenth_comes_off_the_top_by_default():
+def test_nothing_is_left_out_by_default():
+    suggested = LRRange(0.0123, 0.987)
+    assert Narrowing()(suggested) == suggested
+
+
+def test_a_share_alone_comes_off_the_top():
     # Ten decades, of which nine are left.
-    narrowed = Narrowing()(LRRange(1e-9, 10.0))
+    narrowed = Narrowing(narrowing_fraction=0.1)(LRRange(1e-9, 10.0))
 
     assert narrowed.min == 1e-9
     assert narrowed.max == pytest.approx(1.0, rel=1e-12)
