@@ -167,7 +167,7 @@ def beside_best(
     """Return the trainings one step of the grid beside the best peak: what a near miss loses."""
     rows = []
     for run in reference.itertuples():
-        best = int(np.abs(np.log(np.divide(grid, run.best_lr))).argmin())
+        best = list(grid).index(run.best_lr)
         beside = (step for step in (best - 1, best + 1) if 0 <= step < len(grid))
         rows += [(run.problem, run.seed, "one step beside the best", grid[step]) for step in beside]
     runs = pd.DataFrame(rows, columns=["problem", "seed", "rule", "lr"])

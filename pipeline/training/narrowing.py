@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lrrt_stage import LRRange
-from lrrt_stage.settings import Options, setting
+from lrrt_stage.settings import Options, require, setting
 
 __all__ = ["POLICIES", "Narrowing"]
 
@@ -24,12 +24,17 @@ class Narrowing(Options):
 
     The article advises training with a narrower range than the recommended one, since its maximum
     can make training diverge. The maximum of the rule ``robust`` allows for that, so that nothing
-    is left out by default. A tenth of the range from 0.01 to 0.1 would let it end at 0.0794.
+    is left out by default.
 
     Examples
     --------
     >>> Narrowing("top", 0.5)(LRRange(0.01, 1.0))
     LRRange(min=0.01, max=0.1)
+
+    Raises
+    ------
+    LRRTError
+        If a setting is not possible, or both ends are to be narrowed by nothing.
     """
 
     narrowing: str = setting(
@@ -38,6 +43,13 @@ class Narrowing(Options):
     narrowing_fraction: float = setting(
         0.0, "Share of the log width that is left out.", minimum=0, below=1
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.narrowing != "both" or self.narrowing_fraction > 0,
+            "narrowing='both' leaves nothing out: give narrowing_fraction as well",
+        )
 
     def __call__(self, suggested: LRRange) -> LRRange:
         """Return the narrower range."""

@@ -275,7 +275,7 @@ def test_a_training_that_is_ruined_starts_again_and_every_attempt_is_told(store,
 @pytest.mark.starts_with("lrrt")
 def test_a_single_attempt_goes_on_to_its_end(store, lrrt):
     _overwrite_range(lrrt, 0.07, 0.7)
-    store.run("train", "--epochs", 5, "--narrowing", "none", "--attempts", 1)
+    store.run("train", "--epochs", 5, "--attempts", 1)
     run = store.one("train")
     assert len(store.history(run, "train_loss")[0]) == 5 * 11
     assert run.data.metrics["attempts"] == 1
@@ -286,7 +286,7 @@ def test_a_single_attempt_goes_on_to_its_end(store, lrrt):
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_logged_model_is_the_best_one_or_the_last_one(store, lrrt, keep):
     _overwrite_range(lrrt, 0.03, 0.3)
-    options = ("--epochs", 8, "--narrowing", "none", "--schedule", "constant", "--attempts", 1)
+    options = ("--epochs", 8, "--schedule", "constant", "--attempts", 1)
     store.run("train", *options, "--keep", keep, "--register", "kept")
     run = store.one("train")
     _, losses = store.history(run, "val_loss")

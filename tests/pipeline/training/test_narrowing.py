@@ -30,15 +30,14 @@ def test_none_keeps_the_range():
     assert Narrowing("none", 0.5)(suggested) == suggested
 
 
-@pytest.mark.parametrize("policy", ["top", "both"])
-def test_a_share_of_nothing_keeps_the_range_bit_for_bit(policy):
-    suggested = LRRange(0.0123, 0.987)
-    assert Narrowing(policy, 0.0)(suggested) == suggested
-
-
 def test_nothing_is_left_out_by_default():
     suggested = LRRange(0.0123, 0.987)
     assert Narrowing()(suggested) == suggested
+
+
+def test_both_ends_alone_are_refused(complains):
+    with complains("narrowing='both'", "narrowing_fraction"):
+        Narrowing("both")
 
 
 def test_a_share_alone_comes_off_the_top():
@@ -74,7 +73,7 @@ def test_a_narrowed_range_is_inside(suggested, policy, fraction):
     try:
         narrowed = Narrowing(policy, fraction)(suggested)
     except LRRTError:
-        # Nothing is left between the two ends.
-        assert (1 - fraction) * suggested.decades < 1e-12
+        # Nothing is left out, or nothing is left between the two ends.
+        assert fraction == 0 or (1 - fraction) * suggested.decades < 1e-12
         return
     assert suggested.min <= narrowed.min < narrowed.max <= suggested.max
