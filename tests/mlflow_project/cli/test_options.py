@@ -54,6 +54,8 @@ def calls():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_RUN_ID", raising=False)
+        for variable in ("LRRT_WORK_DIR", "LRRT_REQUIRE_SIGNATURE"):  # which some options set
+            patch.setenv(variable, "")
         for name in [name for name in vars(cli) if name.endswith("_stage")]:
             patch.setattr(cli, name, recording(getattr(cli, name)))
         patch.setattr(cli, "connect", lambda *store: None)
