@@ -159,6 +159,11 @@ class Handoff:
         narrowing = Narrowing(policy) if fraction is None else Narrowing(policy, fraction)
         return narrowing(self.range)
 
+    def place(self, lr_range: LRRange) -> str:
+        """Return words, with a link to the test, for what it suggests or for a part of that."""
+        inside = "" if lr_range == self.range else "inside "
+        return f"{inside}the range that {link(self.run_id)} suggests"
+
     def scheduler(
         self,
         optimizer: Optimizer,
@@ -217,15 +222,16 @@ class Handoff:
         if run is None:
             raise LRRTError("there is no active run: call track_training inside mlflow.start_run()")
         narrowed = self.narrowed()
+        trained = lr_range or narrowed
         mlflow.set_tags({tags.STAGE: OWN_TRAINING, tags.RULE: self.rule} | self.lineage)
-        ranges = {"suggested": self.range, "narrowed": narrowed, "trained": lr_range or narrowed}
+        ranges = {"suggested": self.range, "narrowed": narrowed, "trained": trained}
         for name, each in ranges.items():
             mlflow.log_metrics({f"{name}_lr_min": each.min, f"{name}_lr_max": each.max})
         if NOTE not in run.data.tags:
             mlflow.set_tag(
                 NOTE,
-                f"Trains over learning rates from **{lr_range or narrowed}**, inside the range "
-                f"that {link(self.run_id)} suggests ({self.range}).",
+                f"Trains over learning rates from **{trained}**, {self.place(trained)} "
+                f"({self.range}).",
             )
         mlflow.set_tags(signature_tags(mlflow.get_run(run.info.run_id)))
 

@@ -190,14 +190,20 @@ def _copy_results(
         page = f"#/models/{name}/versions/{version}"
         registered = f" Its model is [{name} version {version}]({page})."
     lost = round(metrics["attempts"]) - 1
-    refined = f" that {link(refine_id)} found in it" if refine_id else " inside it"
+    rates = f"learning rates from {trained}"
     if lost:
         attempts = "one attempt" if lost == 1 else f"{lost} attempts"
-        refined = f", after {attempts} with higher ones"
+        rates += f", after {attempts} with higher ones"
+    elif refine_id:
+        rates += f" that {link(refine_id)} found in it"
+    elif trained == handoff.range:
+        rates = "these learning rates"
+    else:
+        rates += " inside it"
     set_description(
         f"Range test {link(handoff.run_id)} of {task_words(handoff.recipe)} suggests learning "
         f"rates from **{handoff.range}** (rule `{handoff.rule}`: {verdict}).",
         f"Training {link(train_id)} started from the initial weights of the range test, with "
-        f"learning rates from {trained}{refined}.",
+        f"{rates}.",
         f"{validation_words(metrics)}{registered}",
     )

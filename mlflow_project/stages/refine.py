@@ -32,7 +32,7 @@ from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import default_storage
 from mlflow_project.tracking.params import log_options, log_params
 from mlflow_project.tracking.runs import log_range, log_training, stage_run
-from mlflow_project.tracking.views import link, set_description
+from mlflow_project.tracking.views import set_description
 from pipeline import (
     Narrowing,
     PreparedTask,
@@ -122,7 +122,7 @@ def refine_stage(
         run.log_metrics({metric: optuna_study.best_value})
         set_description(
             f"Search for the peak learning rate of {task_words(prepared.task)} in {narrowed}, "
-            f"inside the range that {link(handoff.run_id)} suggests.",
+            f"{handoff.place(narrowed)}.",
             f"{len(optuna_study.trials)} trainings of {options.trial_epochs} epochs started from "
             "the initial weights of the range test; those that this run made are its child runs.",
             f"The best range is **{refined}**, with a {metric.replace('val_', 'validation ')} of "

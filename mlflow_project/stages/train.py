@@ -111,11 +111,12 @@ def train_stage(
                 if epoch is not training.epochs[-1] and training.best_weights is not None:
                     weights.load_into(training.model, training.best_weights)
                 refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
-                where = "lower than planned, from" if training.lost else "inside"
+                place = handoff.place(lr_range)
+                if training.lost:
+                    place = f"lower than planned, from {handoff.place(handoff.range)}"
                 sentences = (
                     f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
-                    f"({options.schedule}), {where} the range that {link(handoff.run_id)} suggests"
-                    f"{refined}.",
+                    f"({options.schedule}), {place}{refined}.",
                     _attempt_words(training),
                     validation_words(training.epochs[-1].values()),
                     _kept_words(training, epoch),

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,8 @@ def test_the_default_takes_the_suggested_range(store, lrrt):
     for end in ("min", "max"):
         assert metrics[f"trained_lr_{end}"] == suggested[f"suggested_lr_{end}"]
         assert metrics[f"narrowed_lr_{end}"] == suggested[f"suggested_lr_{end}"]
+    described = store.one("train").data.tags["mlflow.note.content"]
+    assert re.search(r"\(one-cycle\), the range that \S", described)
 
 
 @pytest.mark.starts_with("lrrt")
@@ -62,6 +65,8 @@ def test_narrowing_takes_a_share_off_the_top(store, lrrt):
     assert metrics["trained_lr_max"] == metrics["narrowed_lr_max"]
     # Three tenths of the width on the log axis.
     assert np.log(high / metrics["narrowed_lr_max"]) == pytest.approx(0.3 * np.log(high / low))
+    described = store.one("train").data.tags["mlflow.note.content"]
+    assert re.search(r"\(one-cycle\), inside the range that \S", described)
 
 
 @pytest.mark.starts_with("train")
