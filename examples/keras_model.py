@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import LRRange, range_test, suggest
-from pipeline import Narrowing, build_schedule
+from pipeline import build_schedule
 
 EPOCHS = 10
 
@@ -92,7 +92,7 @@ def main() -> tuple[LRRange, float]:
         return cross_entropy(model(x, training=True), y)
 
     curve = range_test(model, optimizer, None, batches, batch_loss=batch_loss)
-    lr_range = Narrowing()(suggest(curve))
+    lr_range = suggest(curve)
 
     schedule = build_schedule("one-cycle", optimizer, lr_range, EPOCHS * len(batches))
     for _ in range(EPOCHS):

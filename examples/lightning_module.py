@@ -13,7 +13,7 @@ from torchmetrics import Accuracy
 
 from lrrt_stage import LRRange, range_test, suggest
 from lrrt_stage.adapters import from_lightning
-from pipeline import Narrowing, build_schedule
+from pipeline import build_schedule
 
 EPOCHS = 10
 
@@ -91,7 +91,7 @@ def main(**options) -> tuple[LRRange, float]:
     module, data = Classifier(), Digits()
     # The range test restores the weights, so the training below starts from the tested ones.
     curve = range_test(**from_lightning(module, data))
-    module.lr_range = Narrowing()(suggest(curve))
+    module.lr_range = suggest(curve)
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=EPOCHS, devices=1, **quiet, **options)

@@ -102,7 +102,7 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def refine_command(**values: Any) -> None:
-    """Search the peak learning rate inside the narrowed range, from the same weights."""
+    """Search the peak learning rate inside the suggested range, from the same weights."""
     _run(
         "Refinement",
         refine_stage,
@@ -126,7 +126,7 @@ def refine_command(**values: Any) -> None:
 @options_of("Where it runs", Runtime)
 @tracked
 def train_command(**values: Any) -> None:
-    """Train from the weights of a range test, inside its narrowed range."""
+    """Train from the weights of a range test, in the range that it suggests."""
     _run("Training", train_stage, values, changes=given(values, Task))
 
 

@@ -50,7 +50,7 @@ class MainOptions(Options):
 
     refine: bool = setting(
         False,
-        "Search for the peak learning rate in the narrowed range before training. By default this "
+        "Search for the peak learning rate in the suggested range before training. By default this "
         "costs about as much as the training, and gains little; longer trials gain more.",
     )
     reuse: bool = setting(

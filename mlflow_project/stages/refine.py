@@ -1,4 +1,4 @@
-"""The refinement stage: a short Optuna search inside the narrowed range."""
+"""The refinement stage: a short Optuna search inside the suggested range."""
 
 from __future__ import annotations
 

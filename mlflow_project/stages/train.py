@@ -1,4 +1,4 @@
-"""The training stage: the weights of the range test, the narrowed range, one cycle."""
+"""The training stage: the weights of the range test, the suggested range, one cycle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class TrainRunOptions(Options):
     """What a training run continues from, and whether its model is registered."""
 
     refine_run_id: str | None = setting(
-        None, "Refinement run whose range is trained (or latest); none: the narrowed range."
+        None,
+        "Refinement run whose range is trained (or latest); none: the suggested range, narrowed.",
     )
     register: str | None = setting(None, "Name under which the model is registered; none: not.")
     resume: str | None = setting(

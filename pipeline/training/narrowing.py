@@ -52,7 +52,7 @@ class Narrowing(Options):
         )
 
     def __call__(self, suggested: LRRange) -> LRRange:
-        """Return the narrower range."""
+        """Return what is left of the range."""
         bottom, top = POLICIES[self.narrowing](self.narrowing_fraction)
         width = suggested.max / suggested.min
         # An end that is not moved stays bit-equal: any width to the power 0 is exactly 1.

@@ -1,4 +1,4 @@
-"""A short search for the peak learning rate inside the narrowed range."""
+"""A short search for the peak learning rate inside the suggested range."""
 
 from __future__ import annotations
 
