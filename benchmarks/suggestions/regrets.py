@@ -168,8 +168,9 @@ def beside_best(
     rows = []
     for run in reference.itertuples():
         best = list(grid).index(run.best_lr)
-        beside = (step for step in (best - 1, best + 1) if 0 <= step < len(grid))
-        rows += [(run.problem, run.seed, "one step beside the best", grid[step]) for step in beside]
+        for rule, step in (("below", best - 1), ("above", best + 1)):
+            if 0 <= step < len(grid):
+                rows.append((run.problem, run.seed, f"one step {rule} the best", grid[step]))
     runs = pd.DataFrame(rows, columns=["problem", "seed", "rule", "lr"])
     return trained(work, problems, runs, False, "beside the best")
 

@@ -165,9 +165,9 @@ def tables(
     long_seeds = min(sizes.long_seeds, sizes.seeds)
     long = trained_long(work, problems, measured, ranges, long_seeds, sizes.long_grid)
     n = len(long.groupby(scores.KEYS))
-    title = f"Regret of the narrowed range, long trainings, {n} runs of each policy"
+    title = f"Regret of guarded training, long trainings, {n} runs of each policy"
     yield Table("narrowing-long", title, scores.ranking(long))
-    title = "Mean regret of the narrowed range on each problem, long trainings"
+    title = "Mean regret on each problem, long trainings"
     yield Table("narrowing-long-problems", title, scores.per_problem(long))
 
 

@@ -156,7 +156,7 @@ def _rows(found: dict[str, Any], run: Run) -> dict[str, str]:
         if f"{name}_lr_max" in found
     }
     for name, (low, high) in ranges.items():
-        if name != "narrowed" or (low, high) != ranges["suggested"]:
+        if name != "narrowed" or (low, high) != ranges.get("suggested"):
             rows[f"{name} LR range"] = f"{low:.3g} to {high:.3g}"
         if name == "suggested" and "verdict" in found:
             rows["suggestion"] = found["verdict"]

@@ -150,14 +150,13 @@ class Handoff:
         """
         weights.load_into(model, self.weights)
 
-    def narrowed(self, policy: str = "top", fraction: float | None = None) -> LRRange:
+    def narrowed(self, policy: str = "top", fraction: float = 0.0) -> LRRange:
         """Return the range to train with: the suggested one, or a narrower one.
 
         ``policy`` and ``fraction`` are those of :class:`pipeline.Narrowing`. By default nothing is
         left out; the methods below take this range where none is given.
         """
-        narrowing = Narrowing(policy) if fraction is None else Narrowing(policy, fraction)
-        return narrowing(self.range)
+        return Narrowing(policy, fraction)(self.range)
 
     def place(self, lr_range: LRRange) -> str:
         """Return words, with a link to the test, for what it suggests or for a part of that."""

@@ -136,7 +136,7 @@ def _as_read_today(then: Reading) -> Suggestion:
 
 
 def _peak_lr(baseline: Run, then: Handoff) -> float:
-    """Return the largest rate of a training, a refinement, or else of the narrowed range."""
+    """Return the largest rate of a training, a refinement, or else of the suggested range."""
     metrics = baseline.data.metrics
     names = ("trained_lr_max", "refined_lr_max", "lr_in_use")
     return next((metrics[name] for name in names if name in metrics), then.narrowed().max)

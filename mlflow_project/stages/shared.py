@@ -73,7 +73,7 @@ def open_handoff(
     changes: dict[str, Any] | None,
     prepared: PreparedTask | None,
 ) -> tuple[Handoff, PreparedTask, LRRange]:
-    """Return a checked hand-off, its task made ready to run, and the narrowed range.
+    """Return a checked hand-off, its task made ready to run, and the range to train in.
 
     ``changes`` are fields of the task that differ from the range test's. The run gets its name,
     and what all stages after a range test log.

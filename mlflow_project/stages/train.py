@@ -56,7 +56,8 @@ class TrainRunOptions(Options):
 
     refine_run_id: str | None = setting(
         None,
-        "Refinement run whose range is trained (or latest); none: the suggested range, narrowed.",
+        "Refinement run whose range is trained (or latest); none: the suggested range, or what the "
+        "narrowing leaves of it.",
     )
     register: str | None = setting(None, "Name under which the model is registered; none: not.")
     resume: str | None = setting(

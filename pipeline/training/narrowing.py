@@ -23,8 +23,9 @@ class Narrowing(Options):
     """Narrows a range by a share of its log width.
 
     The article advises training with a narrower range than the recommended one, since its maximum
-    can make training diverge. The maximum of the rule ``robust`` allows for that, so that nothing
-    is left out by default.
+    can make training diverge. The maximum of the rule ``robust`` allows for that, and a training
+    that is ruined starts again, so that nothing is left out by default. With a different rule,
+    leave out a share.
 
     Examples
     --------
@@ -38,10 +39,10 @@ class Narrowing(Options):
     """
 
     narrowing: str = setting(
-        "top", "Where the suggested range is narrowed: top, both ends, none.", choices=POLICIES
+        "top", "Where narrowing_fraction is taken off: top, both ends, none.", choices=POLICIES
     )
     narrowing_fraction: float = setting(
-        0.0, "Share of the log width that is left out.", minimum=0, below=1
+        0.0, "Share of the log width that is left out; 0: nothing.", minimum=0, below=1
     )
 
     def __post_init__(self) -> None:

@@ -238,11 +238,18 @@ def test_a_command_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
 
     whole = computed(tmp_path / "whole")
     needed = Models.made
-    assert len(whole["rules"]) == len(TRAINED) + 3
     (best,) = whole["references"]["best_lr"]
-    beside = whole["runs"].query("rule == 'one step beside the best'")["lr"]
-    neighbours = {1e-3: {1e-2}, 1e-2: {1e-3, 1e-1}, 1e-1: {1e-2}}
-    assert {*beside} == neighbours[best]
+    rates = whole["runs"].set_index("rule")["lr"]
+    beside = {side: rates.get(f"one step {side} the best") for side in ("below", "above")}
+    assert beside == {
+        "below": {1e-2: 1e-3, 1e-1: 1e-2}.get(best),
+        "above": {1e-3: 1e-2, 1e-2: 1e-1}.get(best),
+    }
+    assert (
+        len(rates)
+        == len(whole["rules"])
+        == len(TRAINED) + 2 + len([*filter(None, beside.values())])
+    )
     assert whole["rules"]["mean regret"].between(0, 1).all()
     assert [*whole["refinement"]["rule"].sort_values()] == [
         "2 trials of 1/2, Hyperband",

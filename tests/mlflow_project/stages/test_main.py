@@ -37,6 +37,25 @@ def test_refinement_is_optional(store):
     assert metrics["trained_lr_max"] == metrics["narrowed_lr_max"]
 
 
+@pytest.mark.starts_with("train")
+def test_the_description_tells_a_part_of_the_range_from_all_of_it(store):
+    described = "mlflow.note.content"
+    assert "with these learning rates." in store.one("main").data.tags[described]
+    short = (*store.SMALL, "--epochs", 2, "--narrowing-fraction", 0.3)
+    store.run("main", *short, "--refine", "true", "--trials", 1)
+    suggested, trained = (
+        [store.runs("main")[0].data.metrics[f"{name}_lr_{end}"] for end in ("min", "max")]
+        for name in ("suggested", "trained")
+    )
+    # One trial, of the narrowed range itself.
+    assert trained[0] == pytest.approx(suggested[0])
+    assert trained[1] == pytest.approx(suggested[1] / 10**0.3)
+    assert "found in it." in store.runs("main")[0].data.tags[described]
+    assert ", inside the range that " in store.one("refine").data.tags[described]
+    store.run("main", *short)
+    assert " inside it." in store.runs("main")[0].data.tags[described]
+
+
 def test_options_of_a_search_that_is_not_asked_for_are_named(store):
     outcome = store.run("main", *store.SMALL, "--epochs", 1, "--trials", 3, "--metric", "accuracy")
     assert "without refine=true there is no search: trials=3, metric=accuracy has no" in outcome.err
@@ -55,6 +74,7 @@ def test_finished_steps_are_reused_on_request(store):
         assert re.search(f"{name}.*{first.data.tags[tag]}", outcome.err)
     for row in ("suggested LR range", "refined LR range", "trained LR range"):
         assert row in outcome.out
+    assert "narrowed LR range" not in outcome.out  # it is the suggested one
     assert f"{second.data.metrics['val_accuracy']:.4g}" in outcome.out
     assert "mlflow ui --backend-store-uri sqlite:///" in outcome.out
     assert second.data.metrics == first.data.metrics

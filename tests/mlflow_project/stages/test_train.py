@@ -58,11 +58,14 @@ def test_the_default_takes_the_suggested_range(store, lrrt):
 
 @pytest.mark.starts_with("lrrt")
 def test_narrowing_takes_a_share_off_the_top(store, lrrt):
-    store.run("train", "--epochs", 1, "--narrowing-fraction", 0.3)
+    outcome = store.run("train", "--epochs", 2, "--narrowing-fraction", 0.3)
+    assert "narrowed LR range" in outcome.out
     metrics, suggested = store.one("train").data.metrics, lrrt.data.metrics
     low, high = suggested["suggested_lr_min"], suggested["suggested_lr_max"]
     assert metrics["trained_lr_min"] == metrics["narrowed_lr_min"] == low
     assert metrics["trained_lr_max"] == metrics["narrowed_lr_max"]
+    rates = store.history(store.one("train"), "lr")[1]
+    assert max(rates) == pytest.approx(metrics["narrowed_lr_max"], rel=1e-3)
     # Three tenths of the width on the log axis.
     assert np.log(high / metrics["narrowed_lr_max"]) == pytest.approx(0.3 * np.log(high / low))
     described = store.one("train").data.tags["mlflow.note.content"]
