@@ -105,8 +105,8 @@ def refine(
 
     Every trial is a short training from the weights ``state``, with the ``schedule`` of the
     training that follows. The first trial uses the maximum of the range, the next two lie a third
-    and two thirds of the way to the minimum. TPE proposes the others, and the median pruner ends those
-    that fall behind in the second half of their schedule. A trial that diverges has the worst
+    and two thirds of the way to the minimum. TPE proposes the others, and the median pruner ends
+    those that fall behind in the second half of their schedule. A trial that diverges has the worst
     value, an infinite one; so has one that is being ruined, by the ``curve`` of the range test of
     these weights, as soon as it is noticed. An interrupted search that is run again proposes what
     it would have proposed. Searches may share an Optuna study at the same time. Without a storage,

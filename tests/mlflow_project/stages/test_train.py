@@ -65,7 +65,7 @@ def test_narrowing_takes_a_share_off_the_top(store, lrrt):
     assert metrics["trained_lr_min"] == metrics["narrowed_lr_min"] == low
     assert metrics["trained_lr_max"] == metrics["narrowed_lr_max"]
     rates = store.history(store.one("train"), "lr")[1]
-    assert max(rates) == pytest.approx(metrics["narrowed_lr_max"], rel=1e-3)
+    assert max(rates) == pytest.approx(metrics["narrowed_lr_max"], rel=0.01)  # of few steps
     # Three tenths of the width on the log axis.
     assert np.log(high / metrics["narrowed_lr_max"]) == pytest.approx(0.3 * np.log(high / low))
     described = store.one("train").data.tags["mlflow.note.content"]
