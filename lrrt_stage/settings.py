@@ -9,7 +9,7 @@ import json
 import operator
 import re
 from collections.abc import Iterable
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from functools import lru_cache
 from math import isfinite
 from numbers import Integral, Real
@@ -22,6 +22,7 @@ from lrrt_stage.secrets import hide_passwords, masked, remember_secrets
 __all__ = [
     "TYPES",
     "Options",
+    "check_setting",
     "hide_passwords",
     "is_a",
     "masked",
@@ -97,26 +98,36 @@ class Options:
         # First, so that no error repeats them.
         remember_secrets({name: value for name, value in vars(self).items() if name in types})
         for option in fields(self):  # type: ignore[arg-type]
-            value, declared = getattr(self, option.name), option.metadata
-            if not declared:
+            if option.name not in types:
                 continue
-            kind, words = types[option.name]
-            if any(value is word or value == word for word in words):
-                continue
-            bounds, choices = declared["bounds"].items(), declared["choices"]
-            if not is_a(value, kind) or not all(BOUNDS[name][0](value, x) for name, x in bounds):
-                or_words = "".join(f" or {option_text(word)}" for word in words)
-                allowed = [TYPES[kind][1], *(f"{BOUNDS[name][1]} {x}" for name, x in bounds)]
-                raise LRRTError(
-                    f"{option.name}={quoted(value)} must be {', '.join(allowed)}{or_words}: "
-                    f"the default is {option_text(declared['default'])}"
-                )
-            if choices is not None and value not in choices:
-                raise unknown_name(option.name, value, choices)
-            if kind in (int, float) and not isinstance(value, (int, float)):
-                # That of an array library, which JSON does not know.
+            value = getattr(self, option.name)
+            _check(option, *types[option.name], value)
+            # That of an array library, which JSON does not know.
+            if isinstance(value, Real) and not isinstance(value, (int, float)):
                 number = int(value) if isinstance(value, Integral) else float(value)
                 object.__setattr__(self, option.name, number)
+
+
+def check_setting(option: Field[Any], hint: Any, value: Any) -> None:
+    """Raise LRRTError unless a dataclass with this field and type hint would take the value."""
+    remember_secrets({option.name: value})  # first, so that the error does not repeat them
+    _check(option, *option_type(hint), value)
+
+
+def _check(option: Field[Any], kind: type, words: tuple[Any, ...], value: Any) -> None:
+    if any(value is word or value == word for word in words):
+        return
+    declared = option.metadata
+    bounds, choices = declared["bounds"].items(), declared["choices"]
+    if not is_a(value, kind) or not all(BOUNDS[name][0](value, x) for name, x in bounds):
+        or_words = "".join(f" or {option_text(word)}" for word in words)
+        allowed = [TYPES[kind][1], *(f"{BOUNDS[name][1]} {x}" for name, x in bounds)]
+        raise LRRTError(
+            f"{option.name}={quoted(value)} must be {', '.join(allowed)}{or_words}: "
+            f"the default is {option_text(declared['default'])}"
+        )
+    if choices is not None and value not in choices:
+        raise unknown_name(option.name, value, choices)
 
 
 @lru_cache

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrrt_stage.errors import describe
-from lrrt_stage.measure.step import BatchLoss, StepOptions
+from lrrt_stage.measure.options import StepOptions
+from lrrt_stage.measure.step import BatchLoss
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import preserved_sources
 from lrrt_stage.state.randomness import seeded

@@ -15,7 +15,7 @@ from lrrt_stage.adapters.arguments import (
     range_test_arguments,
     warn_not_applied,
 )
-from lrrt_stage.measure.step import StepOptions
+from lrrt_stage.measure.options import StepOptions
 from lrrt_stage.settings import require
 from lrrt_stage.state.randomness import preserved_randomness
 

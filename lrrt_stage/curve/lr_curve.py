@@ -131,6 +131,14 @@ class LRCurve:
         series: dict[str, Any] = {name: frame[name].to_numpy() for name in SERIES if name in frame}
         return cls(**series, stop=stop, epochs=epochs)
 
+    def _repr_html_(self) -> str:
+        """Return the curve as HTML for a notebook."""
+        # At first use, and against the direction of imports: `plots` is built on this room, and
+        # measuring needs no matplotlib.
+        from lrrt_stage.plots.notebook import curve_html
+
+        return curve_html(self)
+
     def _series(self) -> dict[str, np.ndarray]:
         """Return the series that the curve has, by name."""
         named = {name: getattr(self, name) for name in SERIES}

@@ -12,6 +12,7 @@ from torch import Tensor
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
 from lrrt_stage.errors import LRRTError
+from lrrt_stage.guard import ATTEMPTS, MOST_ATTEMPTS
 from lrrt_stage.guard.gain import RECENT, Gain
 from lrrt_stage.measure.loss_recorder import CHECK_EVERY, read_losses
 from lrrt_stage.settings import require, require_kind
@@ -20,7 +21,6 @@ __all__ = ["Attempt", "AttemptsSpent", "Guard"]
 
 NARROWER = 3.0
 """The next attempt has learning rates that are lower by this factor."""
-ATTEMPTS, MOST_ATTEMPTS = 3, 4
 RARER = 100
 """In a long training losses are read after each hundredth of the steps so far."""
 

@@ -19,13 +19,14 @@ from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.evaluations import Probe, Validation, validation_losses
 from lrrt_stage.measure.loss_recorder import LossRecorder
-from lrrt_stage.measure.ramps import RangeTestOptions, epoch_length
+from lrrt_stage.measure.options import RangeTestOptions, StepOptions
+from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import (
     BatchLoss,
-    StepOptions,
     TrainingStep,
     batch_loss_of,
     endless,
+    layout_of,
     lr_ratios,
     require_batches,
     require_optimizer,
@@ -160,7 +161,7 @@ def range_test(
         for other in others:
             if isinstance(other, nn.Module):
                 other.to(device)
-        model.to(device).to(memory_format=step.memory_format)
+        model.to(device).to(memory_format=layout_of(step))
         set_training(model)
         take_step = TrainingStep(model, optimizer, batch_loss, step, device)
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)

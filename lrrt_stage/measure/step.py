@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from numbers import Real
 from typing import Any
@@ -15,16 +14,17 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
-from lrrt_stage.settings import Options, require, require_kind, setting
+from lrrt_stage.measure.options import StepOptions
+from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.device import to_device
 from lrrt_stage.state.parts import attributes, is_iterator
 
 __all__ = [
     "BatchLoss",
-    "StepOptions",
     "TrainingStep",
     "batch_loss_of",
     "endless",
+    "layout_of",
     "lr_ratios",
     "none_left",
     "require_batches",
@@ -36,7 +36,7 @@ __all__ = [
 BatchLoss = Callable[[Any], Tensor]
 """Function from a batch, already on the device, to its mean loss, a scalar."""
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 WANTS_A_CLOSURE = (
     *("closure", "first_step", "step() missing"),  # what optimizers say
@@ -51,28 +51,9 @@ IN_EVALUATION = (
 REPEATABLE = "pass a DataLoader or a list, or have __iter__ return a new iterator at every call"
 
 
-@dataclass(frozen=True)
-class StepOptions(Options):
-    """How a step is taken. The training after a range test must use the same options.
-
-    With ``precision="fp16"`` the loss is scaled, and a step whose gradients overflow is skipped.
-    An optimizer made with ``fused=True`` checks for overflow on the device; with any other one,
-    ``torch.amp.GradScaler`` makes the host wait for the device at every step.
-    """
-
-    accumulate: int = setting(1, "Batches whose gradients are accumulated for one step.", minimum=1)
-    clip_norm: float | None = setting(
-        None, "Clip the gradient's global norm to this; none: off.", above=0
-    )
-    precision: str = setting(
-        "fp32", "Arithmetic: fp32, or autocast to bf16 or fp16.", choices=PRECISIONS
-    )
-    channels_last: bool = setting(False, "Lay images and weights out channels last.")
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Layout of 4-dimensional tensors."""
-        return torch.channels_last if self.channels_last else torch.preserve_format
+def layout_of(options: StepOptions) -> torch.memory_format:
+    """Return the layout of 4-dimensional tensors."""
+    return torch.channels_last if options.channels_last else torch.preserve_format
 
 
 def batch_loss_of(model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> BatchLoss:
@@ -279,7 +260,7 @@ class TrainingStep:
     ) -> None:
         self.model, self.optimizer, self.batch_loss = model, optimizer, batch_loss
         self.options, self.device = options, device
-        self.dtype = PRECISIONS[options.precision]
+        self.dtype = DTYPES[options.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def __call__(self, batches: Iterator[Any]) -> Tensor:
@@ -307,7 +288,7 @@ class TrainingStep:
 
     def on_device(self, batch: Any) -> Any:
         """Return the batch on the device, in the memory format of the options."""
-        return to_device(batch, self.device, self.options.memory_format)
+        return to_device(batch, self.device, layout_of(self.options))
 
     def loss_of(self, batch: Any, batch_loss: BatchLoss | None = None) -> Tensor:
         """Return the loss of a batch, in the precision of the options, before ``backward()``.

@@ -1,4 +1,8 @@
-"""The commands behind ``MLproject``, also subcommands of ``lrrt-stage``."""
+"""The commands behind ``MLproject``, also subcommands of ``lrrt-stage``.
+
+Each imports its stage when it runs: help, and the refusal of an option, need neither torch nor
+MLflow.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,12 @@ from typing import Any, get_type_hints
 
 import rich_click as click
 
-from lrrt_stage import RangeTestOptions, Smoothing, SuggestionOptions
+from lrrt_stage.curve.smoothing import Smoothing
+from lrrt_stage.measure.options import RangeTestOptions
+from lrrt_stage.rules.registry import SuggestionOptions
 from mlflow_project.cli.options import (
     OptionType,
+    OutputOptions,
     examples,
     from_values,
     given,
@@ -19,32 +26,22 @@ from mlflow_project.cli.options import (
     store_options,
     tracked,
 )
-from mlflow_project.cli.outcome import OutputOptions, show_result
-from mlflow_project.handoff.signature import REQUIRED
-from mlflow_project.stages.check import CheckOptions, check_stage
-from mlflow_project.stages.compare import compare_stage
-from mlflow_project.stages.lrrt import range_test_stage
-from mlflow_project.stages.main import MainOptions, main_stage
-from mlflow_project.stages.refine import refine_stage
-from mlflow_project.stages.shared import HandoffOptions, SignatureOptions
-from mlflow_project.stages.study import study_stage
-from mlflow_project.stages.train import TrainRunOptions, train_stage
-from mlflow_project.tracking import console
-from mlflow_project.tracking.connection import connect
-from mlflow_project.tracking.kept import mark_ended, sync
-from mlflow_project.tracking.record import OutageOptions
-from pipeline import (
-    Narrowing,
-    RecipeOptions,
-    RefineOptions,
-    Runtime,
-    ScheduleOptions,
-    Task,
-    TrainOptions,
-    ValidationOptions,
+from mlflow_project.stages.options import (
+    CheckOptions,
+    HandoffOptions,
+    MainOptions,
+    SignatureOptions,
+    TrainRunOptions,
 )
-from pipeline.decide.several_tests import ConsensusOptions
-from pipeline.studies import StudyOptions
+from mlflow_project.tracking import console
+from mlflow_project.tracking.environment import OutageOptions
+from pipeline.decide.options import ConsensusOptions
+from pipeline.studies.options import StudyOptions
+from pipeline.task.plan import ValidationOptions
+from pipeline.task.recipes import RecipeOptions
+from pipeline.task.tasks import Runtime, Task
+from pipeline.training.narrowing import Narrowing
+from pipeline.training.options import RefineOptions, ScheduleOptions, TrainOptions
 
 __all__ = ["commands"]
 
@@ -83,6 +80,8 @@ def commands() -> None:
 @tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
+    from mlflow_project.stages.lrrt import range_test_stage
+
     _run("Range test", range_test_stage, values)
 
 
@@ -103,6 +102,8 @@ def lrrt_command(**values: Any) -> None:
 @tracked
 def refine_command(**values: Any) -> None:
     """Search the peak learning rate inside the suggested range, from the same weights."""
+    from mlflow_project.stages.refine import refine_stage
+
     _run(
         "Refinement",
         refine_stage,
@@ -127,6 +128,8 @@ def refine_command(**values: Any) -> None:
 @tracked
 def train_command(**values: Any) -> None:
     """Train from the weights of a range test, in the range that it suggests."""
+    from mlflow_project.stages.train import train_stage
+
     _run("Training", train_stage, values, changes=given(values, Task))
 
 
@@ -150,6 +153,8 @@ def train_command(**values: Any) -> None:
 @tracked
 def main_command(**values: Any) -> None:
     """Run range test, optional refinement, and training as children of one run."""
+    from mlflow_project.stages.main import main_stage
+
     _run("Main", main_stage, values)
 
 
@@ -174,6 +179,8 @@ def check_command(**values: Any) -> int:
     the learning rate lies outside the range that is suggested today, or that the range has moved
     by more than the uncertainty of both tests.
     """
+    from mlflow_project.stages.check import check_stage
+
     found = _run(
         "Check",
         check_stage,
@@ -201,6 +208,8 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
     RUN is the id of a run (lrrt, train, main, refine, check or a test of a study), or
     models:/NAME/VERSION.
     """
+    from mlflow_project.stages.compare import compare_stage
+
     named = [name for text in runs for name in text.split(",") if name]
     _run("Comparison", compare_stage, values, runs=named)
 
@@ -224,6 +233,8 @@ def compare_command(runs: tuple[str, ...], **values: Any) -> None:
 @tracked
 def study_command(**values: Any) -> None:
     """Study the reliability of suggestions: many range tests, with figures and a report."""
+    from mlflow_project.stages.study import study_stage
+
     _run("Study", study_stage, values)
 
 
@@ -239,7 +250,10 @@ def sync_command(path: str | None, **values: Any) -> None:
     PATH is the folder of a run, or a work folder; by default, it is the one here. Runs of another
     store than the one that is used here are sent if --tracking-uri names it.
     """
-    from_values(OutageOptions, values).apply()
+    from mlflow_project.tracking.kept import sync
+    from mlflow_project.tracking.record import use_outage_options
+
+    use_outage_options(from_values(OutageOptions, values))
     sent = sync(path, values["tracking_uri"])
     console.note("\n".join(f"sent: run {run_id}" for run_id in sent) or "nothing is kept here")
 
@@ -252,6 +266,12 @@ def _run(
     Every parameter of the stage whose type is a dataclass of options is filled from the command
     line; ``more`` has its other parameters.
     """
+    from mlflow_project.cli.outcome import show_result
+    from mlflow_project.handoff.signature import REQUIRED
+    from mlflow_project.tracking.connection import connect
+    from mlflow_project.tracking.kept import mark_ended
+    from mlflow_project.tracking.record import use_outage_options
+
     preset = from_values(RecipeOptions, values).values if "recipe" in values else {}
     options = {
         name: from_values(hint, values, preset)
@@ -261,7 +281,7 @@ def _run(
     if any(getattr(each, "require_signature", False) for each in options.values()):
         os.environ[REQUIRED] = "true"  # also of the runs that a step finds by itself
     output = from_values(OutputOptions, values)
-    from_values(OutageOptions, values).apply()
+    use_outage_options(from_values(OutageOptions, values))
     connect(values["tracking_uri"], values["experiment"])
     mark_ended()
     return show_result(title, stage(**options, **more), output)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
+from functools import partial
 from inspect import get_annotations
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -13,15 +14,24 @@ from typing import Any, TypeVar, get_type_hints
 import rich_click as click
 from click.core import ParameterSource
 
-from lrrt_stage import LRRTError
-from lrrt_stage.settings import TYPES, is_a, option_text, option_type, require
-from mlflow_project.cli.outcome import OutputOptions
-from mlflow_project.tracking.connection import in_project_folder
-from mlflow_project.tracking.record import OutageOptions
-from pipeline.data.datasets import DATASETS
+from lrrt_stage.errors import LRRTError
+from lrrt_stage.files import part_of
+from lrrt_stage.settings import (
+    TYPES,
+    Options,
+    check_setting,
+    is_a,
+    option_text,
+    option_type,
+    require,
+    setting,
+)
+from mlflow_project.tracking.environment import OutageOptions, in_project_folder
+from pipeline.data.names import DATASET_NAMES
 
 __all__ = [
     "OptionType",
+    "OutputOptions",
     "examples",
     "from_values",
     "given",
@@ -35,7 +45,7 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 UNGIVEN = "from the range-test run"
 PATHS = {
-    "dataset": [f"{name}:" for name in DATASETS],
+    "dataset": [f"{name}:" for name in DATASET_NAMES],
     "init": ["file:"],
     "storage": ["sqlite:///"],
     "data_dir": [""],
@@ -43,6 +53,40 @@ PATHS = {
     "work_dir": [""],
 }
 """Option that can hold a path -> what stands before the path."""
+
+
+@dataclass(frozen=True)
+class OutputOptions(Options):
+    """Where the result is written, in addition to the store."""
+
+    output_json: str | None = setting(
+        None,
+        "File for the result as JSON, or - for standard output: run ids and ranges for the next "
+        "step of a pipeline.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_json in (None, "-"):
+            return
+        require(
+            _can_be_written(self.output_json),
+            f"output_json={self.output_json!r} cannot be written: give a file in an existing, "
+            "writable folder",
+        )
+
+
+def _can_be_written(file: str) -> bool:
+    """Return whether a regular file can be made or replaced, beside which is the part of it."""
+    file = os.path.realpath(file)
+    try:
+        os.stat(part_of(Path(file)))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):  # a name that is too long, for example, or the root folder
+        return False
+    replaced = os.path.isfile(file) or not os.path.lexists(file)
+    return replaced and os.access(Path(file).parent, os.W_OK)
 
 
 class OptionType(click.ParamType):
@@ -109,7 +153,7 @@ def options_of(panel: str, *options: type, defaults: bool = True) -> Callable[[C
                 option.name,
                 type=OptionType(hint),
                 default=default if defaults else None,
-                callback=_full_path if option.name in PATHS else None,
+                callback=partial(_checked, option, hint),
                 help=f"{text} [default: {option_text(default) if defaults else UNGIVEN}]",
             )(command)
         return click.option_panel(panel, options=names)(command)
@@ -117,7 +161,20 @@ def options_of(panel: str, *options: type, defaults: bool = True) -> Callable[[C
     return decorate
 
 
-def _full_path(context: click.Context, option: click.Parameter, value: Any) -> Any:
+def _checked(
+    declared: Field[Any], hint: Any, context: click.Context, option: click.Parameter, value: Any
+) -> Any:
+    """Return the value of an option, with a full path; raise LRRTError if it is not allowed.
+
+    This is checked here, although the dataclass checks it again, so that a mistyped value is
+    refused before torch and MLflow are imported.
+    """
+    if context.get_parameter_source(declared.name) is not ParameterSource.DEFAULT:
+        check_setting(declared, hint, value)
+    return _full_path(option, value) if declared.name in PATHS else value
+
+
+def _full_path(option: click.Parameter, value: Any) -> Any:
     """Return an option with the full path in it, which a later stage finds from any folder."""
     for before in PATHS[option.name or ""] if value else ():
         path = value.removeprefix(before)

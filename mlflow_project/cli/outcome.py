@@ -6,7 +6,6 @@ import json
 import math
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ from mlflow.exceptions import MlflowException
 
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
-from lrrt_stage.files import part_of, write_text
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.files import write_text
+from mlflow_project.cli.options import OutputOptions
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.record import get_run
 from mlflow_project.tracking.store import StoreUnavailable, ask
 from mlflow_project.tracking.views import page, view_page
 
-__all__ = ["OutputOptions", "result_of", "show_result"]
+__all__ = ["result_of", "show_result"]
 
 OWN_TAGS = "lrrt."
 SERIES = {
@@ -38,40 +37,6 @@ SERIES = {
 }
 """Metrics with a value for every iteration, of which the last one says nothing."""
 RANGES = ("suggested", "narrowed", "refined", "trained")
-
-
-@dataclass(frozen=True)
-class OutputOptions(Options):
-    """Where the result is written, in addition to the store."""
-
-    output_json: str | None = setting(
-        None,
-        "File for the result as JSON, or - for standard output: run ids and ranges for the next "
-        "step of a pipeline.",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.output_json in (None, "-"):
-            return
-        require(
-            _can_be_written(self.output_json),
-            f"output_json={self.output_json!r} cannot be written: give a file in an existing, "
-            "writable folder",
-        )
-
-
-def _can_be_written(file: str) -> bool:
-    """Return whether a regular file can be made or replaced, beside which is the part of it."""
-    file = os.path.realpath(file)
-    try:
-        os.stat(part_of(Path(file)))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError):  # a name that is too long, for example, or the root folder
-        return False
-    replaced = os.path.isfile(file) or not os.path.lexists(file)
-    return replaced and os.access(Path(file).parent, os.W_OK)
 
 
 def result_of(run: Run) -> dict[str, Any]:

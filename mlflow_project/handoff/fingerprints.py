@@ -14,8 +14,8 @@ import torch
 
 from mlflow_project.handoff.artifacts import sha256
 from pipeline import PreparedTask, Task
-from pipeline.data.datasets import is_dataset_factory
-from pipeline.data.factories import import_factory, is_factory
+from pipeline.data.factories import import_factory
+from pipeline.data.names import is_dataset_factory, is_factory
 from pipeline.data.trust import require_trusted
 
 __all__ = ["fingerprint"]

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrrt_stage import Confidence, Consensus, Guard, LRCurve, LRRange, LRRTError, Reading
 from lrrt_stage.errors import LONGEST, excerpt, first_line
-from lrrt_stage.guard.guard import ATTEMPTS
+from lrrt_stage.guard import ATTEMPTS
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state import weights
 from mlflow_project.handoff import version_1
@@ -27,7 +27,7 @@ from mlflow_project.handoff.artifacts import (
     readable,
 )
 from mlflow_project.handoff.names import names_of_run, trusted_names
-from mlflow_project.handoff.publishing import (
+from mlflow_project.handoff.published import (
     CURVE,
     CURVE_TAG,
     SUGGESTIONS,
@@ -41,10 +41,10 @@ from mlflow_project.handoff.signature import check_signature, signature_tags
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.views import NOTE, link
 from pipeline import Narrowing, RangeTestPlan, Task, build_schedule
-from pipeline.data.datasets import is_dataset_factory
 from pipeline.data.factories import without_folders
+from pipeline.data.names import is_dataset_factory
 from pipeline.data.trust import NAMES, NameFromRun
-from pipeline.decide.several_tests import ConsensusOptions
+from pipeline.decide.options import ConsensusOptions
 
 __all__ = ["Handoff", "load_handoff", "read_handoff", "source_of"]
 

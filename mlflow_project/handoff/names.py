@@ -11,8 +11,7 @@ from lrrt_stage.errors import excerpt
 from lrrt_stage.files import expanded
 from lrrt_stage.secrets import is_hidden, is_reference
 from lrrt_stage.settings import require
-from pipeline.data.datasets import is_dataset_factory
-from pipeline.data.factories import is_factory
+from pipeline.data.names import is_dataset_factory, is_factory
 from pipeline.data.trust import NAMES, TRUST, NameFromRun
 
 __all__ = ["names_of_run", "trusted_names"]

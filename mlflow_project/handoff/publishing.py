@@ -1,4 +1,4 @@
-"""The files that a range-test run publishes: how they are written and read back."""
+"""Writing what a range-test run publishes."""
 
 from __future__ import annotations
 
@@ -11,38 +11,27 @@ from typing import Any
 
 import torch
 
-from lrrt_stage import (
-    RULES,
-    Confidence,
-    Consensus,
-    LRCurve,
-    LRRange,
-    NoSuggestion,
-    Reading,
-    Smoothing,
-    Suggestion,
-    Verdict,
-)
-from lrrt_stage.errors import excerpt
+from lrrt_stage import Consensus, NoSuggestion, Reading, Suggestion
 from lrrt_stage.plots.curve_plot import plot_reading
 from lrrt_stage.plots.drawing import save_figure
-from lrrt_stage.settings import masked, require
+from lrrt_stage.settings import masked
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION, sha256, write_json
+from mlflow_project.handoff.published import (
+    CURVE,
+    CURVE_TAG,
+    SUGGESTIONS,
+    SUGGESTIONS_TAG,
+    TASK,
+    TASK_TAG,
+    WEIGHTS,
+)
 from mlflow_project.handoff.signature import check_key
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.record import active_record
 from pipeline import RangeTestPlan, Task
-from pipeline.decide.several_tests import ConsensusOptions
 
-__all__ = ["publish_inputs", "publish_reading", "range_from_json", "reading_from_json"]
-
-WEIGHTS = "initial_weights.safetensors"
-FINAL_WEIGHTS, FINAL_WEIGHTS_TAG = "final_weights.safetensors", "lrrt.final_weights_sha256"
-BEST_WEIGHTS, BEST_WEIGHTS_TAG = "best_weights.safetensors", "lrrt.best_weights_sha256"
-TASK, TASK_TAG = "task.json", "lrrt.task_sha256"
-CURVE, CURVE_TAG = "curve.csv", "lrrt.curve_sha256"
-SUGGESTIONS, SUGGESTIONS_TAG = "suggestions.json", "lrrt.suggestions_sha256"
+__all__ = ["publish_inputs", "publish_reading"]
 
 
 def publish_inputs(
@@ -93,51 +82,12 @@ def publish_reading(folder: Path, reading: Reading) -> None:
     active_record().set_tags({CURVE_TAG: sha256(folder / CURVE), SUGGESTIONS_TAG: digest})
 
 
-def reading_from_json(content: dict[str, Any], curve: LRCurve) -> Reading:
-    """Return the reading of ``curve`` that a file of :func:`publish_reading` holds."""
-    suggestions = {name: _from_json(found) for name, found in content["rules"].items()}
-    consensus = content.get("consensus")
-    if consensus is not None:
-        consensus = _consensus_from_json(consensus, content["range"])
-    rule = content["rule"]
-    require(rule in suggestions, f"rule {excerpt(rule, 80)!r} is not among its rules")
-    require(
-        rule in RULES,
-        f"rule {excerpt(rule, 80)!r} is not known here: import the module that registers it",
-    )
-    return Reading(curve, suggestions, rule, Smoothing(**content["smoothing"]), consensus)
-
-
-def range_from_json(content: dict[str, Any]) -> LRRange:
-    """Return the range in a file of a run, whose ends have to be numbers."""
-    lr_range = LRRange(**content)
-    require(all(_is_number(end) for end in (lr_range.min, lr_range.max)), "a range has no numbers")
-    return lr_range
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _to_json(suggestion: Suggestion) -> dict[str, Any]:
     found = suggestion.confidence
     if suggestion.range is None:
         return {"no_suggestion": suggestion.reason, "verdict": found.verdict}
     interval = {"low": found.low, "high": found.high}
     return {**asdict(suggestion.range), "interval": interval, "verdict": found.verdict}
-
-
-def _from_json(content: dict[str, Any]) -> Suggestion:
-    verdict = Verdict(content["verdict"])
-    if "no_suggestion" in content:
-        return Suggestion.missing(NoSuggestion(excerpt(content["no_suggestion"]), verdict))
-    lr_range = range_from_json({"min": content["min"], "max": content["max"]})
-    found = Confidence(**content["interval"], verdict=verdict)
-    require(
-        _is_number(found.low) and _is_number(found.high) and 0 < found.low <= found.high,
-        "an interval is not 0 < low <= high",
-    )
-    return Suggestion(lr_range, found)
 
 
 def _consensus_to_json(consensus: Consensus | NoSuggestion, final: Suggestion) -> dict[str, Any]:
@@ -150,18 +100,6 @@ def _consensus_to_json(consensus: Consensus | NoSuggestion, final: Suggestion) -
         **{name: getattr(consensus, name) for name in names},
         **{name: found[name] for name in ("interval", "verdict")},
     }
-
-
-def _consensus_from_json(
-    content: dict[str, Any], lr_range: dict[str, float]
-) -> Consensus | NoSuggestion:
-    if "no_suggestion" in content:
-        return NoSuggestion(excerpt(content["no_suggestion"]), Verdict(content["verdict"]))
-    ranges = tuple(None if each is None else range_from_json(each) for each in content["ranges"])
-    # Checks both, and that there are two tests or more.
-    options = ConsensusOptions(len(ranges), content["vary"], content["agreement"])
-    require(any(ranges), "no test of a consensus has a suggestion")
-    return Consensus(range_from_json(lr_range), ranges, options.agreement, options.vary)
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

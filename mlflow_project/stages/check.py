@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isclose
 from typing import Any
 
@@ -13,12 +13,12 @@ from lrrt_stage import Confidence, LRRange, NoSuggestion, Reading, Suggestion, s
 from lrrt_stage.errors import excerpt
 from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.plots.drawing import save_figure
-from lrrt_stage.rules.uncertainty import CLEAR_DECADES
-from lrrt_stage.settings import hide_passwords, require, setting
+from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.handoff.handoff import Handoff, read_handoff, source_of
 from mlflow_project.handoff.signature import sign_run
 from mlflow_project.stages.lrrt import range_test_stage
-from mlflow_project.stages.shared import TrustOptions, run_name, task_words
+from mlflow_project.stages.options import CheckOptions
+from mlflow_project.stages.shared import run_name, task_words
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import log_prepared, log_range, stage_run
@@ -26,29 +26,7 @@ from mlflow_project.tracking.views import link, set_description
 from pipeline import PreparedTask, Runtime
 from pipeline.decide.fit_check import CheckResult, still_fits
 
-__all__ = ["CheckOptions", "check_stage"]
-
-
-@dataclass(frozen=True)
-class CheckOptions(TrustOptions):
-    """What is compared with what, and how strictly."""
-
-    baseline: str = setting(
-        "latest",
-        "Run (train, main, refine, lrrt, check) or models:/NAME/VERSION to compare with; latest: "
-        "the newest finished training of the experiment.",
-    )
-    lr: float | None = setting(
-        None,
-        "Learning rate in use; none: the largest that the baseline was trained with.",
-        above=0,
-    )
-    tolerance: float = setting(
-        round(CLEAR_DECADES, 2),
-        "Decades by which the range may always move, and by which the learning rate may lie "
-        "outside it: variation that one curve does not show, such as that of the data order.",
-        minimum=0,
-    )
+__all__ = ["check_stage"]
 
 
 def check_stage(

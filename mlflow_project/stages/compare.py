@@ -14,7 +14,7 @@ from lrrt_stage.plots.comparison_plot import comparison_figure
 from lrrt_stage.plots.drawing import save_figure
 from lrrt_stage.settings import require
 from mlflow_project.handoff.handoff import Handoff, source_of
-from mlflow_project.stages.shared import SignatureOptions
+from mlflow_project.stages.options import SignatureOptions
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.params import shown
 from mlflow_project.tracking.record import get_run

@@ -21,14 +21,8 @@ from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import find_run, read_weights
 from mlflow_project.handoff.fingerprints import fingerprint
-from mlflow_project.handoff.publishing import (
-    CURVE,
-    FINAL_WEIGHTS,
-    FINAL_WEIGHTS_TAG,
-    WEIGHTS,
-    publish_inputs,
-    publish_reading,
-)
+from mlflow_project.handoff.published import CURVE, FINAL_WEIGHTS, FINAL_WEIGHTS_TAG, WEIGHTS
+from mlflow_project.handoff.publishing import publish_inputs, publish_reading
 from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.job_runs import JobRuns, finished_jobs, same_runs
 from mlflow_project.stages.shared import run_name, task_words
@@ -38,7 +32,8 @@ from mlflow_project.tracking.record import active_record
 from mlflow_project.tracking.runs import log_curve, log_prepared, log_reading, stage_run
 from mlflow_project.tracking.views import followers_page, link, set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
-from pipeline.decide.several_tests import VARIED, ConsensusOptions, combined_reading, further_jobs
+from pipeline.decide.options import VARIED, ConsensusOptions
+from pipeline.decide.several_tests import combined_reading, further_jobs
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestResult
 
 __all__ = ["lrrt_fingerprint", "measure", "publish_suggestion", "range_test_stage"]

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mlflow.entities import Run
 
 from lrrt_stage import LRRange
 from lrrt_stage.plots.drawing import save_figure
-from lrrt_stage.settings import Options, setting
 from mlflow_project.handoff.handoff import Handoff, load_handoff
 from mlflow_project.handoff.signature import check_signature, sign_run
 from mlflow_project.stages.lrrt import lrrt_fingerprint, range_test_stage
-from mlflow_project.stages.refine import load_refined, refine_fingerprint, refine_stage
-from mlflow_project.stages.shared import HandoffOptions, run_name, task_words, validation_words
+from mlflow_project.stages.options import HandoffOptions, MainOptions, TrainRunOptions
+from mlflow_project.stages.refined import load_refined, refine_fingerprint
+from mlflow_project.stages.shared import run_name, task_words, validation_words
 from mlflow_project.stages.train import (
-    TrainRunOptions,
     interrupted_training,
     train_fingerprint,
     train_stage,
@@ -37,28 +36,10 @@ from pipeline import (
     Task,
     TrainOptions,
 )
-from pipeline.decide.several_tests import ConsensusOptions
+from pipeline.decide.options import ConsensusOptions
 from pipeline.training.plots import summary_figure
-from pipeline.training.refinement import direction_of
 
-__all__ = ["MainOptions", "main_stage"]
-
-
-@dataclass(frozen=True)
-class MainOptions(Options):
-    """Which steps are run."""
-
-    refine: bool = setting(
-        False,
-        "Search for the peak learning rate in the suggested range before training. By default this "
-        "costs about as much as the training, and gains little; longer trials gain more.",
-    )
-    reuse: bool = setting(
-        False,
-        "Reuse finished steps of the experiment with the same parameters and code, and continue a "
-        "training that was interrupted.",
-    )
-    register: str | None = setting(None, "Name under which the model is registered; none: not.")
+__all__ = ["main_stage"]
 
 
 def main_stage(
@@ -77,6 +58,10 @@ def main_stage(
     """
     _note_unused(refine_options, options)
     if options.refine:
+        # Optuna and its figures take a second to import.
+        from mlflow_project.stages.refine import refine_stage
+        from pipeline.training.refinement import direction_of
+
         trial_epochs = refine_options.epochs_per_trial(train_options.epochs)
         refine_options = replace(refine_options, trial_epochs=trial_epochs)
 

@@ -12,22 +12,17 @@ from typing import Any
 import optuna
 
 from lrrt_stage import LRRange, LRRTError, shows_gain
-from lrrt_stage.errors import excerpt
 from lrrt_stage.files import write_text
 from lrrt_stage.plots.drawing import save_figure
-from lrrt_stage.settings import hide_passwords, require
+from lrrt_stage.settings import hide_passwords
 from mlflow_project.handoff.artifacts import (
     CONTRACT_VERSION,
-    find_run,
-    read_json,
-    readable,
     write_json,
 )
-from mlflow_project.handoff.fingerprints import fingerprint
-from mlflow_project.handoff.handoff import Handoff
-from mlflow_project.handoff.publishing import range_from_json
-from mlflow_project.handoff.signature import check_signature, sign_run
-from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words
+from mlflow_project.handoff.signature import sign_run
+from mlflow_project.stages.options import HandoffOptions
+from mlflow_project.stages.refined import REFINED, REFINED_TAG, refine_fingerprint
+from mlflow_project.stages.shared import open_handoff, task_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import default_storage
 from mlflow_project.tracking.params import log_options, log_params
@@ -43,12 +38,10 @@ from pipeline import (
     best_range,
     refine,
 )
-from pipeline.training.plots import search_figures
 from pipeline.training.refinement import AfterEpoch
+from pipeline.training.search_plots import search_figures
 
-__all__ = ["load_refined", "refine_fingerprint", "refine_stage"]
-
-REFINED, REFINED_TAG = "refined_range.json", "lrrt.refined_sha256"
+__all__ = ["refine_stage"]
 
 
 def refine_stage(
@@ -88,7 +81,7 @@ def refine_stage(
         storage = options.storage or default_storage()
         folder = run.begin_work()
         console.note(f"the search is Optuna study {name} in {hide_passwords(storage)}")
-        with console.progress("refinement") as progress:
+        with console.progress("refinement") as progress, _errors_only():
             optuna_study = refine(
                 prepared,
                 handoff.weights,
@@ -132,39 +125,15 @@ def refine_stage(
     return run.run_id
 
 
-def refine_fingerprint(
-    prepared: PreparedTask,
-    handoff: Handoff,
-    narrowed: LRRange,
-    options: RefineOptions,
-    schedule: ScheduleOptions,
-) -> str:
-    """Return the fingerprint of searches that would give the same range."""
-    return fingerprint(
-        "refine",
-        prepared,
-        source=handoff.uuid,
-        narrowed=narrowed,
-        options=options,
-        schedule=schedule,
-    )
-
-
-def load_refined(
-    run_id: str, handoff: Handoff, require_signature: bool = False
-) -> tuple[str, LRRange]:
-    """Return the id of a finished refinement of this range test, and its range."""
-    run = find_run(run_id, "refine")
-    check_signature(run, require_signature)
-    source = run.data.tags.get(tags.SOURCE)
-    require(
-        source == handoff.run_id,
-        f"refine run {run.info.run_id} belongs to range test {excerpt(source)}, not "
-        f"{handoff.run_id}: refine this one, or train that one",
-    )
-    content = read_json(run, REFINED, REFINED_TAG)
-    with readable(run, REFINED):
-        return run.info.run_id, range_from_json(content["range"])
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Let Optuna log errors alone: as a warning it prints the traceback of what ends a trial."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 @contextmanager

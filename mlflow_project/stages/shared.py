@@ -3,67 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from lrrt_stage import LRRange
-from lrrt_stage.settings import Options, hide_passwords, setting
+from lrrt_stage.settings import hide_passwords
 from mlflow_project.handoff.handoff import Handoff, load_handoff
-from mlflow_project.handoff.names import trusted_names
 from mlflow_project.handoff.signature import check_key
+from mlflow_project.stages.options import HandoffOptions
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.record import active_record
 from mlflow_project.tracking.runs import log_prepared, log_range, name_run
 from pipeline import Narrowing, PreparedTask, Runtime, Task
 
 __all__ = [
-    "HandoffOptions",
-    "SignatureOptions",
-    "TrustOptions",
     "open_handoff",
     "run_name",
     "task_words",
     "validation_words",
 ]
-
-
-@dataclass(frozen=True)
-class SignatureOptions(Options):
-    """Whether runs that are read must be signed."""
-
-    require_signature: bool = setting(
-        False,
-        "Use only runs that are signed with the key in LRRT_SIGNING_KEY; LRRT_REQUIRE_SIGNATURE "
-        "sets it as well.",
-    )
-
-
-@dataclass(frozen=True)
-class TrustOptions(SignatureOptions):
-    """What a hand-off, which somebody else may have written, may choose here."""
-
-    trust: str | None = setting(
-        None,
-        "Modules (a.b), functions (a.b:c), paths (imagefolder:PATH, file:PATH) and variables "
-        "(env:NAME), separated by commas, that a run may name, beside those of LRRT_TRUST; what "
-        "you name in an option needs no trust.",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        trusted_names(self.trust)
-
-
-@dataclass(frozen=True)
-class HandoffOptions(TrustOptions):
-    """The range test that a stage continues from."""
-
-    lrrt_run_id: str = setting(
-        "latest", "Range-test run; latest: the newest finished one of the experiment."
-    )
-    allow_mismatch: bool = setting(
-        False, "Continue although the task differs from the range test's."
-    )
 
 
 def open_handoff(

@@ -26,16 +26,10 @@ from mlflow_project.tracking.runs import log_prepared, require_resumable, stage_
 from mlflow_project.tracking.views import set_description
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs.jobs import FailedJob, JobResult, RangeTestJob, RangeTestResult
-from pipeline.studies import (
-    KINDS,
-    Findings,
-    Study,
-    StudyOptions,
-    study_frame,
-    tests_frame,
-    write_findings,
-)
 from pipeline.studies.curves import drawable
+from pipeline.studies.options import StudyOptions
+from pipeline.studies.report import study_frame, tests_frame, write_findings
+from pipeline.studies.study import Findings, Study
 
 __all__ = ["study_stage"]
 
@@ -83,7 +77,7 @@ def study_stage(
         tests = JobRuns(run, prepared, options.kind, options.workers, finished)
         study = Study(task, plan, options, training, tests)
         try:
-            findings = KINDS[options.kind](study)
+            findings = study.findings()
         except NoSuggestion:
             # What was measured is all there is to show.
             measured = [each for each in tests.results if isinstance(each, RangeTestResult)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
@@ -12,20 +12,21 @@ from typing import Any
 
 from lrrt_stage import LRCurve, LRRange, LRRTError
 from lrrt_stage.plots.drawing import save_figure
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import load_artifact, readable, sha256
 from mlflow_project.handoff.fingerprints import fingerprint
 from mlflow_project.handoff.handoff import Handoff
-from mlflow_project.handoff.publishing import (
+from mlflow_project.handoff.published import (
     BEST_WEIGHTS,
     BEST_WEIGHTS_TAG,
     FINAL_WEIGHTS,
     FINAL_WEIGHTS_TAG,
 )
 from mlflow_project.handoff.signature import check_signature, sign_run
-from mlflow_project.stages.refine import load_refined
-from mlflow_project.stages.shared import HandoffOptions, open_handoff, task_words, validation_words
+from mlflow_project.stages.options import HandoffOptions, TrainRunOptions
+from mlflow_project.stages.refined import load_refined
+from mlflow_project.stages.shared import open_handoff, task_words, validation_words
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.kept import forget, held, kept_run
 from mlflow_project.tracking.logged_model import log_model, require_deployable
@@ -45,24 +46,9 @@ from pipeline import Epoch, Narrowing, PreparedTask, Runtime, Training, TrainOpt
 from pipeline.training.checkpoint import read_checkpoint
 from pipeline.training.plots import training_figure
 
-__all__ = ["TrainRunOptions", "train_fingerprint", "train_stage"]
+__all__ = ["train_fingerprint", "train_stage"]
 
 CHECKPOINT, CHECKPOINT_TAG = tags.CHECKPOINT_FILE, tags.CHECKPOINT
-
-
-@dataclass(frozen=True)
-class TrainRunOptions(Options):
-    """What a training run continues from, and whether its model is registered."""
-
-    refine_run_id: str | None = setting(
-        None,
-        "Refinement run whose range is trained (or latest); none: the suggested range, or what the "
-        "narrowing leaves of it.",
-    )
-    register: str | None = setting(None, "Name under which the model is registered; none: not.")
-    resume: str | None = setting(
-        None, "Interrupted training to continue: its run ID or folder; none: start anew."
-    )
 
 
 def train_stage(

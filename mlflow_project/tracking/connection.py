@@ -10,7 +10,6 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 from sqlalchemy.engine import make_url
@@ -19,6 +18,7 @@ from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.files import expanded
 from lrrt_stage.settings import hide_passwords, require
+from mlflow_project.tracking.environment import RUN_ID
 from mlflow_project.tracking.store import ask
 from pipeline.task.tasks import CACHE
 
@@ -26,12 +26,10 @@ __all__ = [
     "connect",
     "default_storage",
     "experiment_id",
-    "in_project_folder",
     "project_run",
     "store_uri",
 ]
 
-RUN_ID = "MLFLOW_RUN_ID"
 CONNECT_SECONDS, ANSWER_SECONDS = 5, 20
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search"
 ADVICE = "correct tracking_uri or MLFLOW_TRACKING_URI, which is sqlite:///FILE or http://HOST:PORT"
@@ -105,14 +103,6 @@ def project_run() -> Run | None:
         return None
 
 
-def in_project_folder() -> bool:
-    """Return whether ``mlflow run`` runs this project, from whose folder the stage then starts.
-
-    Where the user called it is not known there: the shell that it starts resets ``PWD``.
-    """
-    return RUN_ID in os.environ and Path(__file__).parents[2].samefile(".")
-
-
 def default_storage() -> str:
     """Return where searches are stored: ``LRRT_STORAGE``, or beside MLflow's SQLite file.
 
@@ -181,6 +171,9 @@ def _query_server(uri: str) -> None:
 
 def _query_database(uri: str) -> None:
     if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+        # A server's client does not import SQLAlchemy and Alembic.
+        from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
+
         engine = create_sqlalchemy_engine(uri)
         file = engine.url.database
         if engine.url.get_backend_name() == "sqlite" and file not in (None, "", ":memory:"):

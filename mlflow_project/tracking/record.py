@@ -18,7 +18,6 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,16 @@ from mlflow.utils.time import get_current_time_millis
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line
 from lrrt_stage.files import expanded
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import store_uri
+from mlflow_project.tracking.environment import WORK_DIR, OutageOptions
 from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, RunState
 from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, reason_of
 from pipeline.task.tasks import CACHE
 
 __all__ = [
-    "WORK_DIR",
     "InUse",
-    "OutageOptions",
     "RunRecord",
     "active_record",
     "begin_anew",
@@ -59,11 +57,10 @@ __all__ = [
     "refused",
     "remove_folder",
     "unsent_records",
+    "use_outage_options",
     "work_folder",
 ]
 
-WORK_DIR = "LRRT_WORK_DIR"
-"""Environment variable with the work folder."""
 NAME, LOCK = ".lrrt", "lock"
 IGNORE, IGNORED = ".gitignore", "# made by lrrt-stage\n*\n"
 
@@ -83,30 +80,6 @@ _records = _Records()
 
 class InUse(LRRTError):
     """A run's folder belongs to another process, which uses it, or has sent and removed it."""
-
-
-@dataclass(frozen=True)
-class OutageOptions(Options):
-    """What happens while the store is away."""
-
-    work_dir: str | None = setting(
-        None,
-        "Folder for work in progress and for what the store has not taken; none: that of "
-        "LRRT_WORK_DIR, else .lrrt here.",
-    )
-    max_wait: float = setting(
-        PATIENCE.seconds,
-        "Seconds to wait in total for a store that does not answer.",
-        minimum=0,
-        maximum=86_400,
-    )
-
-    def apply(self) -> None:
-        """Use these options for the stages of this process."""
-        if self.work_dir is not None:
-            os.environ[WORK_DIR] = self.work_dir
-        PATIENCE.seconds = self.max_wait
-        begin_anew()
 
 
 class RunRecord:
@@ -339,6 +312,14 @@ def refused(kind: str, error: Exception) -> LRRTError:
         "check the rights of the login, and whether the folders or the server behind it can store "
         "runs and files"
     )
+
+
+def use_outage_options(options: OutageOptions) -> None:
+    """Use these options for the stages of this process."""
+    if options.work_dir is not None:
+        os.environ[WORK_DIR] = options.work_dir
+    PATIENCE.seconds = options.max_wait
+    begin_anew()
 
 
 def begin_anew() -> None:

@@ -22,7 +22,8 @@ from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothin
 from lrrt_stage.errors import text_of
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking import console, tags
-from mlflow_project.tracking.connection import RUN_ID, experiment_id, project_run, store_uri
+from mlflow_project.tracking.connection import experiment_id, project_run, store_uri
+from mlflow_project.tracking.environment import RUN_ID
 from mlflow_project.tracking.outbox import run_of_uuid
 from mlflow_project.tracking.params import log_params, shown
 from mlflow_project.tracking.record import (

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from lrrt_stage import LRRTError
 from lrrt_stage.errors import first_line, text_of
 from lrrt_stage.settings import hide_passwords
+from mlflow_project.tracking.environment import MAX_WAIT
 
 __all__ = [
     "PATIENCE",
@@ -79,7 +80,7 @@ class Patience:
     requests that succeeded does not, since a large file may take long.
     """
 
-    def __init__(self, seconds: float = 60.0) -> None:
+    def __init__(self, seconds: float = MAX_WAIT) -> None:
         self.seconds = seconds
         self.begin()
 

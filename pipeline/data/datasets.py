@@ -18,12 +18,13 @@ from torch.utils.data import Dataset
 
 from lrrt_stage.errors import LRRTError, first_line, unknown_name
 from lrrt_stage.settings import require
-from pipeline.data.factories import call, call_factory, is_factory
+from pipeline.data.factories import call, call_factory
+from pipeline.data.names import is_dataset_factory
 from pipeline.data.photographs import load_photographs
 from pipeline.data.splits import Data, channel_statistics
 from pipeline.data.trust import require_trusted
 
-__all__ = ["DATASETS", "is_dataset_factory", "load_data"]
+__all__ = ["DATASETS", "load_data"]
 
 VAL_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -49,11 +50,6 @@ def load_data(name: str, arguments: Mapping[str, Any], data_dir: str) -> Data:
     if kind not in DATASETS:
         raise unknown_name("dataset", kind, [*DATASETS, "package.module:factory"])
     return call("dataset", kind, DATASETS[kind], arguments, path or data_dir)
-
-
-def is_dataset_factory(name: str) -> bool:
-    """Return whether ``name`` is a factory of the user's own, unlike ``imagefolder:photos``."""
-    return is_factory(name) and name.partition(":")[0] not in DATASETS
 
 
 def digits(_: str) -> Data:

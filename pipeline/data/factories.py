@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +19,10 @@ from typing import Any, TypeAlias
 from torch import nn
 
 import lrrt_stage
-from lrrt_stage.errors import LRRTError, excerpt, loader_error, unknown_name
+from lrrt_stage.errors import LRRTError, excerpt, loader_error
 from lrrt_stage.secrets import is_reference, masked, remember_secrets
 from lrrt_stage.settings import require
+from pipeline.data.names import is_factory
 from pipeline.data.splits import Data, Split
 from pipeline.data.trust import NameFromRun, require_trusted, require_trusted_arguments
 
@@ -32,9 +33,7 @@ __all__ = [
     "call_factory",
     "cause_of",
     "import_factory",
-    "is_factory",
     "load_factory",
-    "require_name",
     "without_folders",
 ]
 
@@ -52,18 +51,6 @@ validation split, whose classes are then counted."""
 
 SHORTEST = 8
 """Characters of a variable's value that is taken for a secret wherever it stands."""
-
-
-def is_factory(name: str) -> bool:
-    """Return whether ``name`` has the form ``package.module:factory``."""
-    module, colon, attribute = name.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
-
-
-def require_name(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raise LRRTError unless ``name`` has the form of a factory, or is one of the ``known``."""
-    if not is_factory(name) and name not in (names := list(known)):
-        raise unknown_name(kind, name, [*names, "package.module:factory"])
 
 
 def import_factory(kind: str, name: str) -> ModuleType:

@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lrrt_stage import NoSuggestion
 from lrrt_stage.rules.consensus import Consensus, find_consensus
 from lrrt_stage.rules.reading import Reading
-from lrrt_stage.settings import Options, require, setting
-from pipeline.jobs.jobs import MAX_TESTS, RangeTestJob
+from lrrt_stage.settings import require
+from pipeline.decide.options import ConsensusOptions
+from pipeline.jobs.jobs import RangeTestJob
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 
-__all__ = ["VARIED", "ConsensusOptions", "combined_reading", "further_jobs"]
-
-VARIED = {
-    "data-order": "the order of the data",
-    "initializations": "initial weights and data order",
-}
-"""What the tests differ in -> its description."""
-
-
-@dataclass(frozen=True)
-class ConsensusOptions(Options):
-    """How many tests are run for a suggestion, and how many of them have to agree."""
-
-    tests: int = setting(
-        1,
-        "Range tests; above 1, the suggested range is the one that is safe for most of them.",
-        minimum=1,
-        maximum=MAX_TESTS,
-    )
-    vary: str = setting(
-        "data-order",
-        "What the tests differ in: the order of the data on the same weights, or both.",
-        choices=VARIED,
-    )
-    agreement: float = setting(
-        0.6,
-        "Share of the tests for which the range has to be safe: 0.6 for most, 1 for all.",
-        above=0,
-        maximum=1,
-    )
-    workers: int | None = setting(
-        None,
-        "Tests at a time, after the first; none: one per core, or per GPU. It does not change the "
-        "results.",
-        minimum=1,
-    )
+__all__ = ["combined_reading", "further_jobs"]
 
 
 def combined_reading(

@@ -18,10 +18,10 @@ from pipeline.data.trust import require_trusted_arguments
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
-from pipeline.training.loop import TrainingHistory, TrainOptions, train
+from pipeline.training.loop import TrainingHistory, train
+from pipeline.training.options import TrainOptions
 
 __all__ = [
-    "MAX_TESTS",
     "FailedJob",
     "Job",
     "JobResult",
@@ -30,9 +30,6 @@ __all__ = [
     "TrainingJob",
     "TrainingResult",
 ]
-
-MAX_TESTS = 10_000
-"""Of one command: all its jobs are in memory at once."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lrrt_stage.errors import LRRTError, describe, first_line, unknown_name
 from lrrt_stage.settings import require
 from lrrt_stage.state.preserve import require_no_lazy
-from pipeline.data.factories import call, call_factory, is_factory
+from pipeline.data.factories import call, call_factory
+from pipeline.data.names import is_factory
 
 __all__ = ["MODELS", "build_model", "check_output"]
 

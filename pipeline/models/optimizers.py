@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from lrrt_stage.errors import excerpt
 from lrrt_stage.measure.step import require_optimizer
 from lrrt_stage.settings import require
-from pipeline.data.factories import call, call_factory, is_factory
+from pipeline.data.factories import call, call_factory
+from pipeline.data.names import is_factory
 
 __all__ = ["OPTIMIZERS", "build_optimizer"]
 

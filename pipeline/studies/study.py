@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from lrrt_stage import LRRange, LRRTError, NoSuggestion
-from lrrt_stage.settings import Options, require, setting
-from pipeline.jobs.jobs import (
-    MAX_TESTS,
-    FailedJob,
-    Job,
-    JobResult,
-    RangeTestJob,
-    RangeTestResult,
-)
+from lrrt_stage.settings import require
+from pipeline.jobs.jobs import FailedJob, Job, JobResult, RangeTestJob, RangeTestResult
+from pipeline.studies.options import KINDS, StudyOptions
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
-from pipeline.training.loop import TrainOptions
+from pipeline.training.options import TrainOptions
 
-__all__ = ["KINDS", "Findings", "Study", "StudyOptions", "by_label", "counted", "suggested"]
+__all__ = ["Findings", "Study", "by_label", "counted", "suggested"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,11 @@ class Study:
         )
         return count
 
+    def findings(self) -> Findings:
+        """Carry the study out."""
+        function: Callable[[Study], Findings] = resolve_name(KINDS[self.options.kind])
+        return function(self)
+
     def job(self, name: str, labels: Mapping[str, Any], **changes: Any) -> RangeTestJob:
         """Return a range test of the study's task with ``changes`` to it."""
         return RangeTestJob(name, self.task.changed(**changes), self.plan, labels)
@@ -79,54 +79,6 @@ class Study:
             reason = next(each.reason for each in results if isinstance(each, FailedJob))
             raise LRRTError(f"all {len(jobs)} range tests failed; the first: {reason}")
         return tests
-
-
-KINDS: dict[str, Callable[[Study], Findings]] = {}
-"""Name of a kind of study -> its function."""
-
-
-@dataclass(frozen=True)
-class StudyOptions(Options):
-    """Which study, and how large."""
-
-    kind: str = setting("initializations", "What is studied.", choices=KINDS)
-    tests: int | None = setting(
-        None,
-        "Range tests, or tests per setting, except of smoothing and validation; none: the number "
-        "that suits the kind.",
-        minimum=1,
-        maximum=MAX_TESTS,
-    )
-    batch_sizes: str = setting("16,32,64,128,256", "Batch sizes of kind batch-size.")
-    betas: str = setting("0.9,0.95,0.98,0.99", "Smoothing factors of kind smoothing.")
-    workers: int | None = setting(
-        None,
-        "Tests at a time; none: one per core, or per GPU. Results do not depend on it.",
-        minimum=1,
-    )
-    resume: str | None = setting(
-        None,
-        "Study that was cut off without notice, to go on with; others are found by themselves.",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.tests is None or self.kind not in ("smoothing", "validation"),
-            f"tests={self.tests} is of no use, kind={self.kind} has a number of its own: leave it "
-            "out",
-        )
-
-    def list_of(self, name: str, convert: Callable[[str], Any]) -> list[Any]:
-        """Return the comma-separated option ``name`` as values, sorted, each once."""
-        text = getattr(self, name)
-        try:
-            return sorted({convert(part) for part in text.split(",")})
-        except ValueError:
-            default = getattr(type(self), name)
-            raise LRRTError(
-                f"{name}={text!r} is not a list of numbers: write them as in {default}"
-            ) from None
 
 
 def suggested(tests: Sequence[RangeTestResult], at_least: int = 1) -> list[LRRange]:

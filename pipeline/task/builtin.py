@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,72 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrrt_stage.measure.step import batch_loss_of
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.batches import Batches
-from pipeline.data.factories import call, is_factory, load_factory, require_name
+from pipeline.data.factories import call, load_factory
+from pipeline.data.names import is_factory
 from pipeline.data.splits import Data
+from pipeline.models.losses import LOSSES
 from pipeline.models.networks import build_model
-from pipeline.models.optimizers import OPTIMIZERS, build_optimizer
+from pipeline.models.optimizers import build_optimizer
 from pipeline.task.setup import Deployed, Setup
+from pipeline.task.tasks import BuiltinOptions
 
-__all__ = ["LOSSES", "BuiltinOptions", "builtin_setup"]
-
-LOSSES = {name: kind for name, kind in vars(nn).items() if name.endswith("Loss")}
-"""Name -> the losses of ``torch.nn``."""
-
-
-@dataclass(frozen=True)
-class BuiltinOptions(Options):
-    """The options of the built-in setup."""
-
-    dataset: str = setting(
-        "digits",
-        "digits, diabetes (a regression), photographs, cifar10, cifar100, mnist, fashion_mnist, "
-        "imagefolder:PATH, or module:factory.",
-    )
-    dataset_args: dict[str, Any] = setting({}, "Keyword arguments of the dataset, as JSON.")
-    model: str = setting(
-        "cnn", "cnn, mlp, resnet20/32/44/56/110, a torchvision classifier, or module:factory."
-    )
-    model_args: dict[str, Any] = setting({}, "Keyword arguments of the model, as JSON.")
-    optimizer: str = setting("sgd", "Any optimizer of torch.optim, or module:factory.")
-    optimizer_args: dict[str, Any] = setting(
-        {}, "Further keyword arguments of the optimizer, as JSON."
-    )
-    momentum: float = setting(
-        0.9, "Momentum, or Adam's beta1, of an optimizer that has it.", minimum=0, below=1
-    )
-    weight_decay: float = setting(
-        1e-4,
-        "Weight decay of an optimizer that has it: decoupled in adamw, an L2 penalty in most.",
-        minimum=0,
-    )
-    loss: str | None = setting(
-        None,
-        "Loss class of torch.nn, such as HuberLoss, or module:factory; none: CrossEntropyLoss for "
-        "classes, MSELoss for numbers.",
-    )
-    loss_args: dict[str, Any] = setting(
-        {}, 'Keyword arguments of the loss, as JSON: {"label_smoothing": 0.1}.'
-    )
-    l2: float = setting(
-        0.0,
-        "L2 penalty on the weights of linear and convolutional layers, added to the loss.",
-        minimum=0,
-    )
-    batch_size: int = setting(64, "Examples in a batch.", minimum=1)
-    augment: str = setting("none", "Augmentation of training images.", choices=AUGMENTATIONS)
-    normalize: bool = setting(
-        True, "Bring every channel to mean 0 and deviation 1; false: images are scaled to 0 … 1."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_name("optimizer", self.optimizer.lower(), OPTIMIZERS)
-        if self.loss is not None:
-            require_name("loss", self.loss, LOSSES)
+__all__ = ["builtin_setup"]
 
 
 def builtin_setup(

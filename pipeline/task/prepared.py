@@ -15,7 +15,7 @@ from torch import Tensor
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
 from lrrt_stage.errors import LRRTError, describe, first_line, loader_error
 from lrrt_stage.measure.evaluations import evaluated_loss, examples_in, tensors_in
-from lrrt_stage.measure.step import TrainingStep, endless, require_repeatable
+from lrrt_stage.measure.step import TrainingStep, endless, layout_of, require_repeatable
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from lrrt_stage.state.device import to_device
@@ -116,7 +116,7 @@ class PreparedTask:
         with errors_of(self.task):
             if state is not None:
                 weights.load_into(setup.model, state)
-            setup.to(self.device, self.task.memory_format)
+            setup.to(self.device, layout_of(self.task))
         return setup
 
     def range_test(
@@ -167,7 +167,7 @@ class PreparedTask:
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the device, in the layout of the task."""
-        return to_device(batch, self.device, self.task.memory_format)
+        return to_device(batch, self.device, layout_of(self.task))
 
     def check_validation(self, start: Setup | None = None) -> None:
         """Evaluate a setup, and begin again, so that errors are raised before a training.
@@ -230,7 +230,7 @@ class PreparedTask:
             self._require_equal(setup, batches, self.setup())
         batch = batches[0]
         size = examples_in(batch)
-        setup.to(self.device, self.task.memory_format)
+        setup.to(self.device, layout_of(self.task))
         with seeded(self.task.data_seed):
             require_repeatable("train_batches", setup.train_batches)
             held = []

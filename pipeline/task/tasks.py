@@ -5,15 +5,75 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import lrrt_stage
 from lrrt_stage.errors import excerpt, unknown_name
-from lrrt_stage.measure.step import StepOptions
+from lrrt_stage.measure.options import StepOptions
 from lrrt_stage.settings import Options, masked, option_text, require, setting
-from lrrt_stage.state.weights import INITIALIZERS
-from pipeline.data.datasets import is_dataset_factory
-from pipeline.data.factories import is_factory
-from pipeline.task.builtin import BuiltinOptions
+from pipeline.data.names import (
+    AUGMENTATION_NAMES,
+    is_dataset_factory,
+    is_factory,
+    require_name,
+)
 
-__all__ = ["BUILTIN", "CACHE", "Runtime", "Task"]
+__all__ = ["BUILTIN", "CACHE", "BuiltinOptions", "Runtime", "Task"]
+
+
+@dataclass(frozen=True)
+class BuiltinOptions(Options):
+    """The options of the built-in setup."""
+
+    dataset: str = setting(
+        "digits",
+        "digits, diabetes (a regression), photographs, cifar10, cifar100, mnist, fashion_mnist, "
+        "imagefolder:PATH, or module:factory.",
+    )
+    dataset_args: dict[str, Any] = setting({}, "Keyword arguments of the dataset, as JSON.")
+    model: str = setting(
+        "cnn", "cnn, mlp, resnet20/32/44/56/110, a torchvision classifier, or module:factory."
+    )
+    model_args: dict[str, Any] = setting({}, "Keyword arguments of the model, as JSON.")
+    optimizer: str = setting("sgd", "Any optimizer of torch.optim, or module:factory.")
+    optimizer_args: dict[str, Any] = setting(
+        {}, "Further keyword arguments of the optimizer, as JSON."
+    )
+    momentum: float = setting(
+        0.9, "Momentum, or Adam's beta1, of an optimizer that has it.", minimum=0, below=1
+    )
+    weight_decay: float = setting(
+        1e-4,
+        "Weight decay of an optimizer that has it: decoupled in adamw, an L2 penalty in most.",
+        minimum=0,
+    )
+    loss: str | None = setting(
+        None,
+        "Loss class of torch.nn, such as HuberLoss, or module:factory; none: CrossEntropyLoss for "
+        "classes, MSELoss for numbers.",
+    )
+    loss_args: dict[str, Any] = setting(
+        {}, 'Keyword arguments of the loss, as JSON: {"label_smoothing": 0.1}.'
+    )
+    l2: float = setting(
+        0.0,
+        "L2 penalty on the weights of linear and convolutional layers, added to the loss.",
+        minimum=0,
+    )
+    batch_size: int = setting(64, "Examples in a batch.", minimum=1)
+    augment: str = setting("none", "Augmentation of training images.", choices=AUGMENTATION_NAMES)
+    normalize: bool = setting(
+        True, "Bring every channel to mean 0 and deviation 1; false: images are scaled to 0 … 1."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # The names are those of torch, which an option alone does not import.
+        from pipeline.models.losses import LOSSES
+        from pipeline.models.optimizers import OPTIMIZERS
+
+        require_name("optimizer", self.optimizer.lower(), OPTIMIZERS)
+        if self.loss is not None:
+            require_name("loss", self.loss, LOSSES)
+
 
 BUILTIN = frozenset(field.name for field in fields(BuiltinOptions))
 """Names of the options of the built-in setup."""
@@ -50,7 +110,7 @@ class Task(BuiltinOptions, StepOptions):
         if self.init is None:
             object.__setattr__(self, "init", "own" if self.setup else "kaiming_uniform")
         super().__post_init__()
-        names = [*INITIALIZERS, "own", "file:PATH", "run:ID"]
+        names = [*lrrt_stage.INITIALIZERS, "own", "file:PATH", "run:ID"]
         if not self.initial.startswith(("file:", "run:")) and self.init not in names:
             raise unknown_name("init", self.initial, names)
         require(

@@ -30,63 +30,24 @@ from lrrt_stage import (
     seeded,
 )
 from lrrt_stage.errors import first_line
-from lrrt_stage.guard.guard import ATTEMPTS, MOST_ATTEMPTS
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
-from lrrt_stage.settings import Options, setting
 from lrrt_stage.state import weights
 from lrrt_stage.state.preserve import generators, set_training
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask, errors_of
 from pipeline.task.setup import Setup
 from pipeline.training.checkpoint import read_checkpoint, write_checkpoint
-from pipeline.training.schedules import build_schedule, find_schedule
+from pipeline.training.options import TrainOptions
+from pipeline.training.schedules import build_schedule
 
 __all__ = [
     "Epoch",
     "LostAttempt",
-    "ScheduleOptions",
-    "TrainOptions",
     "Training",
     "TrainingHistory",
     "train",
 ]
-
-
-@dataclass(frozen=True)
-class ScheduleOptions(Options):
-    """How the learning rate moves inside its range."""
-
-    schedule: str = setting(
-        "one-cycle",
-        "How the learning rate moves: one-cycle, triangular, warm-restarts, constant, or a class "
-        "of torch.optim.lr_scheduler.",
-    )
-    schedule_args: dict[str, Any] = setting({}, "Keyword arguments of the schedule, as JSON.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        find_schedule(self.schedule)
-
-
-@dataclass(frozen=True)
-class TrainOptions(ScheduleOptions):
-    """The length of a training, its schedule, and how often it may start again."""
-
-    epochs: int = setting(20, "Passes over the training data.", minimum=1)
-    attempts: int = setting(
-        ATTEMPTS,
-        "Attempts at the training: one that is being ruined starts again with a third of the "
-        "learning rates; 1: it goes on.",
-        minimum=1,
-        maximum=MOST_ATTEMPTS,
-    )
-    keep: str = setting(
-        "best",
-        "Weights of the logged model: those of the epoch with the lowest validation loss (best), "
-        "or the last ones (last).",
-        choices=("best", "last"),
-    )
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,12 @@
-"""Figures of a training, of the search before it, and of both with their range test."""
+"""Figures of a training, and of a range test with its training."""
 
 from __future__ import annotations
 
-import warnings
 from itertools import pairwise
 from math import isfinite
 from typing import Any
 
-import matplotlib
 import numpy as np
-import optuna
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,7 +15,7 @@ from lrrt_stage.plots import drawing
 from lrrt_stage.plots.curve_plot import mark_range, plot_reading
 from pipeline.training.loop import TrainingHistory
 
-__all__ = ["plot_training", "search_figures", "summary_figure", "training_figure"]
+__all__ = ["plot_training", "summary_figure", "training_figure"]
 
 
 def plot_training(training: TrainingHistory, ax: Axes) -> Axes:
@@ -78,18 +74,3 @@ def summary_figure(reading: Reading, trained: LRRange, training: TrainingHistory
     mark_range(left, trained.min, trained.max, f"trained: {trained}", drawing.BLACK, 0.92)
     plot_training(training, right)
     return drawing.finished(figure)
-
-
-def search_figures(optuna_study: optuna.Study) -> dict[str, Figure]:
-    """Return Optuna's figures of a study, by file name: history and slice."""
-    from optuna.visualization import matplotlib as drawn
-
-    figures = {}
-    # Optuna sets its own style for all figures after it.
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.simplefilter("ignore")  # Optuna marks these functions as experimental.
-        figures["history.png"] = drawn.plot_optimization_history(optuna_study)
-        figures["loss_over_peak_lr.png"] = drawn.plot_slice(optuna_study)
-    for ax in figures.values():
-        pyplot.close(ax.figure)  # drawn by pyplot, which keeps every figure until it is closed
-    return {name: ax.figure for name, ax in figures.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import inf, isfinite, isnan
 
 import optuna
@@ -14,15 +14,15 @@ from optuna.trial import TrialState
 
 from lrrt_stage import LRCurve, LRRange, LRRTError
 from lrrt_stage.errors import first_line, unknown_name
-from lrrt_stage.settings import Options, hide_passwords, require, setting
+from lrrt_stage.settings import hide_passwords, require
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.setup import Direction
-from pipeline.training.loop import ScheduleOptions, Training, TrainOptions, train
+from pipeline.training.loop import Training, train
+from pipeline.training.options import RefineOptions, ScheduleOptions, TrainOptions
 
 __all__ = [
     "AfterEpoch",
-    "RefineOptions",
     "best_range",
     "direction_of",
     "median_pruner",
@@ -38,49 +38,6 @@ HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 120
 """A running trial says this often that it is alive, and fails after so long without a sign."""
 FINGERPRINT = "lrrt.fingerprint"
 """User attribute of the Optuna study: what its trials' losses depend on."""
-
-
-IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
-"""Databases of which every thread sees its own."""
-
-
-@dataclass(frozen=True)
-class RefineOptions(Options):
-    """How much is searched, and where the Optuna study is stored."""
-
-    trials: int = setting(
-        4, "Trials of the search, including those of an interrupted search.", minimum=1
-    )
-    trial_epochs: int | None = setting(
-        None,
-        "Epochs of each trial's short training; none: a quarter of the epochs of the training, "
-        "which main knows; for refine of those that train has by default.",
-        minimum=1,
-    )
-    metric: str | None = setting(
-        None, "Validation metric that is improved, such as accuracy; none: the validation loss."
-    )
-    search_seed: int = setting(0, "Seed of the search.", minimum=0, below=2**31)
-    storage: str | None = setting(
-        None,
-        "Optuna storage URL, from which an interrupted search continues; none: optuna.db beside "
-        "MLflow's SQLite file, else in ~/.cache/lrrt-stage.",
-    )
-    study_name: str | None = setting(
-        None, "Name of the Optuna study; none: made from the range-test run and these options."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.storage not in IN_MEMORY,
-            f"storage={self.storage!r} is in memory, where a search can neither be continued nor "
-            "say that it is alive: give a file, sqlite:///optuna.db",
-        )
-
-    def epochs_per_trial(self, epochs: int = TrainOptions.epochs) -> int:
-        """Return the epochs of a trial before a training of so many epochs."""
-        return self.trial_epochs or max(1, round(epochs / 4))
 
 
 AfterEpoch = Callable[[Training, bool], None]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lrrt_stage import LRRTError, digest, range_test, seeded, suggest
 from lrrt_stage.adapters import from_lightning, set_lightning_lr
-from lrrt_stage.measure.step import StepOptions
+from lrrt_stage.measure.options import StepOptions
 from lrrt_stage.state.weights import state_of
 
 with warnings.catch_warnings():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lrrt_stage import LRCurve, LRRTError
 from mlflow_project.handoff import artifacts
-from mlflow_project.handoff.publishing import reading_from_json
+from mlflow_project.handoff.published import reading_from_json
 from pipeline import RangeTestPlan, Task
 from tests.strategies import JSON, result_or_refusal
 

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from lrrt_stage import LRRTError
 from mlflow_project import load_handoff
-from mlflow_project.stages.check import CheckOptions
+from mlflow_project.stages.options import CheckOptions
 
 # A model and a dataset of the user's own, which change from one day to the next.
 PROJECT = """

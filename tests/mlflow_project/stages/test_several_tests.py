@@ -8,7 +8,7 @@ from mlflow_project import load_handoff
 from mlflow_project.stages.lrrt import lrrt_fingerprint
 from mlflow_project.tracking import tags
 from pipeline import PreparedTask, RangeTestPlan, Runtime, Task
-from pipeline.decide.several_tests import ConsensusOptions
+from pipeline.decide.options import ConsensusOptions
 
 QUICK = ("--iterations", 60, "--batch-size", 128, "--device", "cpu")
 LRRT = ("lrrt", "--model", "mlp", *QUICK)

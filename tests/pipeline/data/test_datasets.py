@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 
 import pipeline.data.datasets
 from pipeline.data.batches import Batches
-from pipeline.data.datasets import is_dataset_factory, load_data
+from pipeline.data.datasets import load_data
+from pipeline.data.names import is_dataset_factory
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,8 @@ import pytest
 
 from lrrt_stage import LRRTError
 from pipeline.data.datasets import load_data
-from pipeline.data.factories import call_factory, is_factory
+from pipeline.data.factories import call_factory
+from pipeline.data.names import is_factory
 from pipeline.models.networks import build_model
 
 

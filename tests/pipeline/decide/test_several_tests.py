@@ -20,7 +20,8 @@ from lrrt_stage import (
     Verdict,
 )
 from pipeline import RangeTestPlan, Task
-from pipeline.decide.several_tests import ConsensusOptions, combined_reading, further_jobs
+from pipeline.decide.options import ConsensusOptions
+from pipeline.decide.several_tests import combined_reading, further_jobs
 
 NONE = NoSuggestion("the loss never fell")
 CURVE = LRCurve(np.geomspace(0.1, 1, 10), np.ones(10))

@@ -31,7 +31,8 @@ from pipeline.jobs.jobs import (
     TrainingResult,
 )
 from pipeline.jobs.pool import run_jobs
-from pipeline.studies import KINDS, Findings, Study, StudyOptions
+from pipeline.studies.options import StudyOptions
+from pipeline.studies.study import Findings, Study
 from pipeline.training.loop import Epoch, TrainingHistory
 
 X = np.arange(-60, 11) / 10
@@ -145,7 +146,7 @@ def found(study_of) -> Callable[..., Findings]:
     """A function that carries out a study made by hand."""
 
     def make(kind: str, answer=None, **more) -> Findings:
-        return KINDS[kind](study_of(kind, answer, **more))
+        return study_of(kind, answer, **more).findings()
 
     return make
 
@@ -157,7 +158,7 @@ def refused(study_of, complains):
     def check(kind: str, *words: str, **more) -> None:
         study = study_of(kind, **more)
         with complains(*words):
-            KINDS[kind](study)
+            study.findings()
         assert study.run.jobs == []
 
     return check
@@ -175,7 +176,7 @@ def real() -> Callable[..., Findings]:
         run = partial(run_jobs, runtime=Runtime(device="cpu"), workers=1)
         options = StudyOptions(kind=kind, **more)
         study = Study(task, plan, options, TrainOptions(epochs=1), run)
-        findings = KINDS[kind](study)
+        findings = study.findings()
         for figure in findings.figures.values():
             figure.draw_without_rendering()
         return findings

@@ -7,7 +7,6 @@ import pytest
 
 from lrrt_stage import LRCurve, Smoothing
 from pipeline import RangeTestPlan
-from pipeline.studies import KINDS
 from pipeline.studies.batch_size import _verdict
 
 SIZES = "10,100,1000"
@@ -120,7 +119,7 @@ def test_what_the_figures_show(found, suggesting, lines):
 
 def test_the_weights_are_the_same_in_all_tests(study_of, suggesting):
     study = study_of("batch-size", scaling(suggesting, 1), batch_sizes="100,10,10", tests=2)
-    KINDS["batch-size"](study)
+    study.findings()
     tasks = [job.task for job in study.run.jobs]
     assert [(t.seed, t.data_seed, t.batch_size) for t in tasks] == [
         (0, 0, 10),

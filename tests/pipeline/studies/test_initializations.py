@@ -8,7 +8,6 @@ import pytest
 
 from lrrt_stage import LRCurve, Smoothing, SuggestionOptions
 from pipeline import RangeTestPlan, Task
-from pipeline.studies import KINDS
 
 RAW = RangeTestPlan(smoothing=Smoothing("corrected", 0.0), suggestion=SuggestionOptions("article"))
 THREE = [(1e-4, 1e-2), (1e-3, 1e-1), (1e-5, 1e-4)]
@@ -235,7 +234,7 @@ def test_the_variance_is_divided_by_hand(found, suggesting):
 
 def test_no_two_tests_of_a_data_order_study_are_the_same(study_of, suggesting):
     study = study_of("data-order", lambda job: suggesting(job, 1e-4, 1e-2), tests=3)
-    KINDS["data-order"](study)
+    study.findings()
     seeds = [(job.task.seed, job.task.data_seed) for job in study.run.jobs]
     assert seeds == [(0, 0), (1, 1), (2, 2), (0, 3), (0, 4), (0, 5)]
     assert len({job.name for job in study.run.jobs}) == 6

@@ -5,7 +5,6 @@ import math
 import pytest
 
 from pipeline.jobs.jobs import RangeTestJob
-from pipeline.studies import KINDS
 
 RANGES = [(1e-3, 1e-1), (1e-5, 1e-4), (1e-4, 1e-2)]
 """The first two are a decade apart; the others overlap or touch."""
@@ -60,7 +59,7 @@ def test_the_two_by_two_by_hand(found, crossed, lines):
 
 def test_each_training_starts_from_its_own_weights(study_of, crossed):
     study = study_of("mismatch", crossed(), tests=3)
-    KINDS["mismatch"](study)
+    study.findings()
     trainings = study.run.jobs[3:]
     assert [(job.name, job.task.seed, job.task.data_seed) for job in trainings] == [
         ("A with A's range", 0, 0),
@@ -118,7 +117,7 @@ def test_without_two_maxima_there_is_nothing_to_exchange(study_of, crossed, comp
     ):
         study = study_of("mismatch", crossed(ranges), tests=2)
         with complains(*words):
-            KINDS["mismatch"](study)
+            study.findings()
         assert len(study.run.jobs) == 2  # no training
 
 

@@ -12,14 +12,11 @@ import pytest
 
 from lrrt_stage import RULES, LRCurve, LRRange
 from lrrt_stage.plots import drawing
-from pipeline import TrainOptions, studies
+from pipeline import TrainOptions
 from pipeline.jobs.jobs import FailedJob, TrainingJob
-from pipeline.studies import (
-    Findings,
-    study_frame,
-    write_findings,
-)
-from pipeline.studies.report import FINDINGS
+from pipeline.studies import report
+from pipeline.studies.report import FINDINGS, study_frame, write_findings
+from pipeline.studies.study import Findings
 
 NASTY = "<b>bold</b> & </script><script>alert(1)</script>"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -164,7 +161,7 @@ def test_a_row_per_range_test_also_of_those_that_failed(measured, suggesting, jo
     good = suggesting(job(3, 4, batch_size=8), 1e-4, 1e-2)
     silent, broken = measured(job(5), flat), replace(job(6), labels={"group": "x"})
     training = TrainingJob("t", job().task, LRRange(0.1, 1.0), TrainOptions())
-    frame = studies.tests_frame(
+    frame = report.tests_frame(
         [
             good,
             silent,

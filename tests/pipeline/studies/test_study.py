@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import Task
 from pipeline.jobs.jobs import TrainingJob
-from pipeline.studies import KINDS, StudyOptions
+from pipeline.studies.options import KINDS, StudyOptions
 from pipeline.studies.study import counted, suggested
 
 EXPECTED = {
@@ -49,14 +49,13 @@ def test_a_list_is_sorted_and_has_each_value_once():
     assert options.list_of("betas", float) == [0.9]
 
 
-def test_a_kind_of_ones_own_can_be_registered(study_of):
-    KINDS["my-own"] = lambda study: study.tests(3)
-    try:
-        assert StudyOptions(kind="my-own").kind == "my-own"
-        assert KINDS["my-own"](study_of("my-own")) == 3
-        assert KINDS["my-own"](study_of("my-own", tests=7)) == 7
-    finally:
-        del KINDS["my-own"]
+def test_a_kind_of_ones_own_can_be_registered(study_of, tmp_path, monkeypatch):
+    (tmp_path / "a_study_of_mine.py").write_text("def mine(study):\n    return study.tests(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(KINDS, "my-own", "a_study_of_mine:mine")
+    assert StudyOptions(kind="my-own").kind == "my-own"
+    assert study_of("my-own").findings() == 3
+    assert study_of("my-own", tests=7).findings() == 7
 
 
 def test_a_failed_test_of_many_is_left_out_and_the_order_kept(study_of, suggesting):

@@ -8,7 +8,6 @@ import pytest
 
 from lrrt_stage import LRCurve
 from pipeline import RangeTestPlan, ValidationOptions
-from pipeline.studies import KINDS
 from pipeline.studies.validation import turning_lr
 
 
@@ -75,7 +74,7 @@ def test_what_the_figure_shows(found, watching, lines):
 def test_the_tests_differ_in_validation_alone(study_of, watching):
     plan = replace(RangeTestPlan(), validation=ValidationOptions("none", 17, 33))
     study = study_of("validation", watching(), plan=plan)
-    KINDS["validation"](study)
+    study.findings()
     jobs = study.run.jobs
     assert [job.plan.validation for job in jobs] == [
         ValidationOptions("sample", 17, 33),

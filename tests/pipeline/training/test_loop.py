@@ -26,7 +26,8 @@ from pipeline.task.plan import RangeTestPlan
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
 from pipeline.training import checkpoint
-from pipeline.training.loop import Epoch, Training, TrainingHistory, TrainOptions, train
+from pipeline.training.loop import Epoch, Training, TrainingHistory, train
+from pipeline.training.options import TrainOptions
 
 CPU = Runtime(device="cpu")
 RANGE = LRRange(0.005, 0.05)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from lrrt_stage import LRCurve, LRRange, Reading
 from pipeline.training.loop import Epoch, TrainingHistory
-from pipeline.training.plots import search_figures, summary_figure, training_figure
+from pipeline.training.plots import summary_figure, training_figure
+from pipeline.training.search_plots import search_figures
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 mpl.use("Agg")

@@ -14,8 +14,9 @@ from lrrt_stage import LRRange
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
 from pipeline.training import refinement
-from pipeline.training.loop import ScheduleOptions, Training
-from pipeline.training.refinement import RefineOptions, best_range, peak_range, refine
+from pipeline.training.loop import Training
+from pipeline.training.options import RefineOptions, ScheduleOptions
+from pipeline.training.refinement import best_range, peak_range, refine
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -1,0 +1,6 @@
+from .splits import Data, Split
+
+__all__ = [
+    "Data",
+    "Split",
+]
