@@ -11,7 +11,7 @@ import numpy as np
 from lrrt_stage.measure.ramps import RAMPS, epoch_length, ramp
 from lrrt_stage.settings import Options, require, setting
 
-__all__ = ["PRECISIONS", "RangeTestOptions", "StepOptions"]
+__all__ = ["RangeTestOptions", "StepOptions"]
 
 MIN_ITERATIONS = 10
 MAX_ITERATIONS = 10**7

@@ -21,7 +21,6 @@ OF_THE_MACHINE = {
     "builtins.OSError",
     "mlflow.exceptions.MlflowException",
     "optuna.exceptions.OptunaError",
-    "safetensors.SafetensorError",
     "safetensors._safetensors_rust.SafetensorError",
     "sqlalchemy.exc.SQLAlchemyError",
 }

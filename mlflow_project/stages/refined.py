@@ -13,7 +13,7 @@ from mlflow_project.handoff.signature import check_signature
 from mlflow_project.tracking import tags
 from pipeline import PreparedTask, RefineOptions, ScheduleOptions
 
-__all__ = ["REFINED", "REFINED_TAG", "load_refined", "refine_fingerprint"]
+__all__ = ["load_refined", "refine_fingerprint"]
 
 REFINED, REFINED_TAG = "refined_range.json", "lrrt.refined_sha256"
 
