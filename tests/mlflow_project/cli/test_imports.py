@@ -111,9 +111,9 @@ def test_every_public_name_is_there(package):
 
 
 def test_the_names_that_the_help_lists_are_those_of_the_registries():
-    assert DATASET_NAMES == tuple(DATASETS)
-    assert AUGMENTATION_NAMES == tuple(AUGMENTATIONS)
-    assert PRECISIONS == tuple(DTYPES)
+    assert tuple(DATASETS) == DATASET_NAMES
+    assert tuple(AUGMENTATIONS) == AUGMENTATION_NAMES
+    assert tuple(DTYPES) == PRECISIONS
     assert all(callable(resolve_name(function)) for function in KINDS.values())
 
 
