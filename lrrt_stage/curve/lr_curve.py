@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 
 from lrrt_stage.curve.smoothing import Smoothing, finite_length
 from lrrt_stage.errors import LRRTError, first_line
 from lrrt_stage.files import replacing
 from lrrt_stage.settings import require
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LRCurve", "Stop"]
 
@@ -97,6 +99,8 @@ class LRCurve:
         The columns are ``iteration, lr, loss, smoothed_loss``, and those of ``probe_loss``,
         ``probe_baseline``, ``val_loss``, and ``full_val_loss`` that the curve has.
         """
+        import pandas as pd  # takes a third of a second, and most curves are no tables
+
         frame = pd.DataFrame(self._series())
         frame.insert(2, "smoothed_loss", (smoothing or Smoothing())(self.loss))
         return frame.rename_axis("iteration").reset_index()
@@ -118,6 +122,8 @@ class LRCurve:
         LRRTError
             If the file cannot be read as a table, or has no column ``lr`` or ``loss``.
         """
+        import pandas as pd
+
         # Python's float reads every digit back; the parser of pandas does so only since version 3.
         numbers = dict.fromkeys(SERIES, lambda text: float(text or "nan"))
         try:

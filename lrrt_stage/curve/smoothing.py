@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from lrrt_stage.settings import Options, setting
 
@@ -56,16 +57,42 @@ class Smoothing(Options):
         return _averaged(raw.tobytes(), self.average, self.beta).copy()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8)
 def _averaged(loss: bytes, average: str, beta: float) -> np.ndarray:
-    """Return the average of the float64 losses. All rules read that of the same curves."""
+    """Return the average of the float64 losses. Rules read that of one curve after the other."""
     raw = np.frombuffer(loss)
-    # In pandas, adjust=True is the bias-corrected average, and adjust=False the one from the
-    # first value. Multiplying the corrected one by its correction gives the biased one.
-    smoothed = pd.Series(raw).ewm(alpha=1 - beta, adjust=average != "from-first").mean().to_numpy()
+    averaged = np.full(len(raw), np.nan)
+    end = finite_length(raw)
+    averaged[:end] = _weighted_means(raw[:end], beta, corrected=average != "from-first")
     if average == "biased":
-        smoothed = smoothed * (1 - beta ** np.arange(1, len(raw) + 1))
-    return np.where(np.arange(len(raw)) < finite_length(raw), smoothed, np.nan)
+        # Multiplying the corrected average by its correction gives the biased one.
+        averaged *= 1 - beta ** np.arange(1, len(raw) + 1)
+    return averaged
+
+
+def _weighted_means(values: np.ndarray, beta: float, *, corrected: bool) -> list[float]:
+    """Return the mean of the values up to every one, of weights that decay by β per iteration.
+
+    The corrected mean begins without a past; the other one takes the first value for all of it.
+    """
+    share = _share_of_new(beta)
+    kept = 1 - share
+    means: list[float] = values[:1].tolist()
+    past, new = 1.0, 1.0 if corrected else share
+    for value in values[1:].tolist():
+        past *= kept
+        mean = means[-1]
+        # The mean of equal values is that value, to its last digit.
+        if mean != value:
+            mean = (past * mean + new * value) / (past + new)
+        means.append(mean)
+        past = past + new if corrected else 1.0
+    return means
+
+
+def _share_of_new(beta: float) -> float:
+    """Return 1 - β with the rounding of pandas, with which earlier curves were averaged."""
+    return 1 / (1 + (1 - (1 - beta)) / (1 - beta))
 
 
 def is_finite(values: np.ndarray | float) -> Any:
@@ -80,8 +107,12 @@ def finite_length(values: np.ndarray) -> int:
 
 def running_quantile(values: np.ndarray, quantile: float) -> np.ndarray:
     """Return for every point that quantile of the values up to it, rounded down to one of them."""
-    so_far = pd.Series(values).expanding()
-    return so_far.quantile(quantile, interpolation="lower").to_numpy()
+    so_far: list[float] = []
+    quantiles = []
+    for value in values.tolist():
+        insort(so_far, value)
+        quantiles.append(so_far[int(quantile * (len(so_far) - 1))])
+    return np.array(quantiles)
 
 
 def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
@@ -132,7 +163,9 @@ def zero_phase(loss: np.ndarray | list[float], beta: float) -> np.ndarray:
 def _both_sides(values: np.ndarray, beta: float) -> np.ndarray:
     """Return ``Σ_j β^|i-j| values_j`` for every i."""
 
+    kept = 1 - _share_of_new(beta)
+
     def before(part: np.ndarray) -> np.ndarray:
-        return pd.Series(part).ewm(alpha=1 - beta).sum().to_numpy()
+        return np.array([*accumulate(part.tolist(), lambda total, value: kept * total + value)])
 
     return before(values) + before(values[::-1])[::-1] - values

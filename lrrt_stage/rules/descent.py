@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import log, sqrt
 
 import numpy as np
@@ -37,19 +38,32 @@ def find_descent(curve: LRCurve, smoothing: Smoothing) -> tuple[np.ndarray, np.n
     Johnstone, 1994). Otherwise this raises NoSuggestion.
     """
     finite = require_points(curve)
+    smoothed, highest, lowest, fell = _descent(finite.loss.tobytes(), smoothing)
+    if not fell:
+        raise never_fell(curve, float(smoothed[highest]), float(smoothed[lowest]))
+    return finite.lr[SKIP_FIRST:-SKIP_LAST], smoothed.copy(), lowest
+
+
+@lru_cache(maxsize=8)
+def _descent(loss: bytes, smoothing: Smoothing) -> tuple[np.ndarray, int, int, bool]:
+    """Return the smoothed loss, the indices where its descent begins and ends, and if it fell.
+
+    The float64 losses are finite; what is returned leaves out their ends. Most rules read the same
+    descent, one after the other.
+    """
+    raw = np.frombuffer(loss)
     window = slice(SKIP_FIRST, -SKIP_LAST)
-    lr, smoothed = finite.lr[window], smoothing(finite.loss)[window]
+    smoothed = smoothing(raw)[window]
     # The biased average starts near 0, which may be its minimum. So the descent starts at its
     # highest point before the minimum of the corrected average.
-    corrected = Smoothing("corrected", smoothing.beta)(finite.loss)[window]
+    corrected = Smoothing("corrected", smoothing.beta)(raw)[window]
     highest = int(np.argmax(smoothed[: int(np.argmin(corrected)) + 1]))
     lowest = highest + int(np.argmin(smoothed[highest:]))
-    error = _standard_error(finite.loss, lowest + SKIP_FIRST, smoothing.beta)[window]
+    error = _standard_error(raw, lowest + SKIP_FIRST, smoothing.beta)[window]
     falls = smoothed[: lowest + 1] - smoothed[lowest]
-    expected = sqrt(2 * log(len(lr) * (len(lr) - 1) / 2))
-    if not (falls > expected * np.hypot(error[: lowest + 1], error[lowest])).any():
-        raise never_fell(curve, float(smoothed[highest]), float(smoothed[lowest]))
-    return lr, smoothed, lowest
+    expected = sqrt(2 * log(len(smoothed) * (len(smoothed) - 1) / 2))
+    fell = falls > expected * np.hypot(error[: lowest + 1], error[lowest])
+    return smoothed, highest, lowest, bool(fell.any())
 
 
 def require_points(curve: LRCurve) -> LRCurve:

@@ -107,9 +107,9 @@ def _longest_decrease(values: np.ndarray) -> tuple[int, int]:
     """Return the length of the longest strictly decreasing subsequence and its earliest end."""
     tails: list[float] = []  # tails[k]: minus the largest last value of a decrease of k + 1
     longest, end = 0, 0
-    for index, value in enumerate(values):
-        place = bisect_left(tails, -value)
-        tails[place : place + 1] = [-value]
+    for index, negated in enumerate((-values).tolist()):
+        place = bisect_left(tails, negated)
+        tails[place : place + 1] = [negated]
         if place + 1 > longest:
             longest, end = place + 1, index
     return longest, end

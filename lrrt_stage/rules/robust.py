@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from scipy.special import stdtr
 
 from lrrt_stage.curve.lr_curve import LRCurve
 from lrrt_stage.curve.lr_range import LRRange
@@ -214,40 +212,51 @@ def unimodal_regression(values: np.ndarray) -> np.ndarray:
     >>> unimodal_regression(np.array([3.0, 1.0, 2.0, 0.0, 4.0])).tolist()
     [3.0, 1.5, 1.5, 0.0, 4.0]
     """
-    rising = np.asarray(values, dtype=np.float64)
-    falling = -rising
+    falling = -np.asarray(values, dtype=np.float64)
     # A rise read backwards is a fall.
-    errors = _isotonic(falling)[1] + _isotonic(falling[::-1])[1][::-1]
-    turn = int(np.argmin(errors))
-    left, right = _isotonic(falling[:turn])[0], _isotonic(falling[turn:][::-1])[0]
-    return np.concatenate([-left, -right[::-1]])
+    (left, left_errors), (right, right_errors) = _isotonic(falling), _isotonic(falling[::-1])
+    turn = int(np.argmin(left_errors + right_errors[::-1]))
+    return -np.concatenate([_levels(left[turn]), _levels(right[len(falling) - turn])[::-1]])
 
 
-def _isotonic(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the non-decreasing least-squares fit, and the squared error of the fit to each prefix.
+_Block = tuple[float, int, float, "_Block | None"]
+"""Neighbours with the same fitted value: their mean, number, and squared error, and the block
+before them. A tuple, since a long curve has many."""
 
-    Shapes ``[n]`` and ``[n + 1]``, by pooling adjacent violators (Ayer et al. 1955): a value
-    below the previous block joins it, and the joint block takes its mean.
+
+def _isotonic(values: np.ndarray) -> tuple[list[_Block | None], np.ndarray]:
+    """Return the non-decreasing least-squares fit to each prefix, and its squared error.
+
+    Both have n + 1 items for ``values [n]``; a fit is its last block. By pooling adjacent violators
+    (Ayer et al. 1955): a value below the previous block joins it, and the joint block takes its
+    mean. No block is changed, so that the fits to all prefixes share theirs.
     """
-    means: list[float] = []
-    sizes: list[int] = []
-    errors: list[float] = []
-    total, prefix_errors = 0.0, [0.0]
-    for value in values.tolist():
-        mean, size, error = value, 1, 0.0
-        while means and means[-1] > mean:
-            block_mean, block_size, block_error = means.pop(), sizes.pop(), errors.pop()
+    block: _Block | None = None
+    total = 0.0
+    fits, errors = [block], [total]
+    for mean in values.tolist():
+        size, error = 1, 0.0
+        while block is not None and block[0] > mean:
+            block_mean, block_size, block_error, block = block
+            joint_size = block_size + size
             total -= block_error
-            between = (block_mean - mean) ** 2 * block_size * size / (block_size + size)
-            error += block_error + between
-            mean = (block_mean * block_size + mean * size) / (block_size + size)
-            size += block_size
-        means.append(mean)
-        sizes.append(size)
-        errors.append(error)
+            error += block_error + (block_mean - mean) ** 2 * block_size * size / joint_size
+            mean = (block_mean * block_size + mean * size) / joint_size
+            size = joint_size
+        block = (mean, size, error, block)
         total += error
-        prefix_errors.append(total)
-    return np.repeat(np.array(means), np.array(sizes, dtype=int)), np.array(prefix_errors)
+        fits.append(block)
+        errors.append(total)
+    return fits, np.array(errors)
+
+
+def _levels(block: _Block | None) -> np.ndarray:
+    """Return the fitted value at every point of the fit that ends with ``block``, in order."""
+    backwards: list[float] = []
+    while block is not None:
+        mean, size, _, block = block
+        backwards += [mean] * size
+    return np.array(backwards[::-1])
 
 
 def _last_minimum(fit: np.ndarray) -> int:
@@ -261,10 +270,12 @@ def _fell(losses: np.ndarray) -> bool:
     Bonferroni's correction for the number of splits. Ranks, so that a single extreme loss does
     not decide.
     """
+    from scipy.special import stdtr  # takes a tenth of a second to import
+
     n = len(losses)
     if n < 3:
         return False
-    ranks = pd.Series(np.nan_to_num(losses, nan=np.inf, posinf=np.inf)).rank().to_numpy()
+    ranks = _ranks(np.where(np.isnan(losses), np.inf, losses))
     before = np.arange(1, n)
     after = n - before
     sums, squares = ranks.cumsum(), (ranks**2).cumsum()
@@ -275,3 +286,10 @@ def _fell(losses: np.ndarray) -> bool:
     with np.errstate(over="ignore"):
         largest = np.max((early - late) / np.maximum(error, np.finfo(float).tiny), initial=0)
     return bool(stdtr(n - 2, -largest) * (n - 1) < SIGNIFICANCE)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of every value among them, from 1 on; equal ones share their mean rank."""
+    ordered = np.sort(values)
+    below, not_above = np.searchsorted(ordered, values), np.searchsorted(ordered, values, "right")
+    return (below + not_above + 1) / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log10
 
@@ -125,56 +125,77 @@ def assess(
 ) -> dict[str, Suggestion]:
     """Return the suggestions of these rules with the :func:`confidence` in each.
 
-    Every rule is asked once for this curve.
+    Every rule is asked once for this curve. Rules read the same resampled curves, one curve after
+    the other, so that what they have in common is computed once.
     """
+    smoothing = smoothing or Smoothing()
     answers = {rule: ask(curve, rule, smoothing) for rule in rules}
-    fits: dict[str, UnimodalFit] = {}
-    if any(isinstance(answer, LRRange) for answer in answers.values()):
+    ranges = {rule: found for rule, found in answers.items() if isinstance(found, LRRange)}
+    confidences: dict[str, Confidence] = {}
+    if ranges:
         losses = ["loss"] if curve.probe_loss is None else ["loss", "probe_loss"]
         fits = {series: UnimodalFit.from_curve(curve, series) for series in losses}
+        alone = replace(curve, probe_loss=None)
+        without_probe = {rule: ask(alone, rule, smoothing) for rule in ranges}
+        for versions, read_probe in (([alone], False), ([curve, alone], True)):
+            readers = {
+                rule: found
+                for rule, found in ranges.items()
+                if (found != without_probe[rule]) is read_probe
+            }
+            if readers:
+                confidences |= _confidences(versions, readers, smoothing, fits, seed)
     return {
         rule: Suggestion.missing(answer)
         if isinstance(answer, NoSuggestion)
-        else Suggestion(answer, _confidence(curve, rule, smoothing, answer, fits, seed))
+        else Suggestion(answer, confidences[rule])
         for rule, answer in answers.items()
     }
 
 
-def _confidence(
-    curve: LRCurve,
-    rule: str,
-    smoothing: Smoothing | None,
-    answer: LRRange,
+def _confidences(
+    versions: Sequence[LRCurve],
+    ranges: Mapping[str, LRRange],
+    smoothing: Smoothing,
     fits: Mapping[str, UnimodalFit],
     seed: int,
-) -> Confidence:
-    versions = [replace(curve, probe_loss=None)]
-    if curve.probe_loss is not None and ask(versions[0], rule, smoothing) != answer:
-        versions.insert(0, curve)
-    try:
-        recovered = fit_unimodal(versions[0]).recovered
-    except NoSuggestion:
-        # Nothing is known of the rise, although this rule has a suggestion.
-        recovered = 1.0
+) -> dict[str, Confidence]:
+    """Return the confidence in the ``ranges`` of rules that read all of these versions of a curve.
+
+    The ranges are those of the first version.
+    """
+    curve = versions[0]
     generator = np.random.default_rng(seed)
     resampled = (again for version in versions for again in _resampled(version, fits, generator))
-    answers = (ask(again, rule, smoothing) for again in resampled)
-    # Noise may hide a weak descent, so that some have no suggestion.
-    maxima = [answer.max, *(found.max for found in answers if isinstance(found, LRRange))]
-    low, high = np.quantile(maxima, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    # Refitting data generated from a fit is biased steep; widen the interval to include the
-    # estimate.
-    low, high = min(low, answer.max), max(high, answer.max)
+    maxima = {rule: [suggested.max] for rule, suggested in ranges.items()}
+    for again in resampled:
+        for rule, found in maxima.items():
+            answer = ask(again, rule, smoothing)
+            # Noise may hide a weak descent, so that some have no suggestion.
+            if isinstance(answer, LRRange):
+                found.append(answer.max)
+    try:
+        recovered = fit_unimodal(curve).recovered
+    except NoSuggestion:
+        # Nothing is known of the rise, although a rule has a suggestion.
+        recovered = 1.0
     only_one_fell = len({fit.fell for fit in fits.values()}) > 1
-    if curve.stop == "completed" and recovered < 0.5:
-        verdict = Verdict.STILL_FALLING
-    elif log10(high / low) > CLEAR_DECADES or only_one_fell:
-        verdict = Verdict.NOISY
-    elif log10(high / low) + 2 * ramp_movement(curve, rule) > CLEAR_DECADES:
-        verdict = Verdict.RAMP
-    else:
-        verdict = Verdict.CLEAR
-    return Confidence(float(low), float(high), verdict)
+    confidences = {}
+    for rule, (suggested, *more) in maxima.items():
+        low, high = np.quantile([suggested, *more], [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+        # Refitting data generated from a fit is biased steep; widen the interval to include the
+        # estimate.
+        low, high = min(float(low), suggested), max(float(high), suggested)
+        if curve.stop == "completed" and recovered < 0.5:
+            verdict = Verdict.STILL_FALLING
+        elif log10(high / low) > CLEAR_DECADES or only_one_fell:
+            verdict = Verdict.NOISY
+        elif log10(high / low) + 2 * ramp_movement(curve, rule) > CLEAR_DECADES:
+            verdict = Verdict.RAMP
+        else:
+            verdict = Verdict.CLEAR
+        confidences[rule] = Confidence(low, high, verdict)
+    return confidences
 
 
 def _resampled(
