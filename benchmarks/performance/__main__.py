@@ -24,7 +24,7 @@ GROUPS = (
     "steps",
     "confidence",
     "stage",
-    "requests",
+    "server",
     "workers",
     "memory",
     "growth",

@@ -49,7 +49,7 @@ def fastai(
     problem: Problem, loader: DataLoader, iterations: int, folder: Path
 ) -> Callable[[], None]:
     """``Learner.lr_find``, which saves the model to a file, and loads it at the end."""
-    import fastai.callback.schedule  # adds lr_find
+    import fastai.callback.schedule  # noqa: F401 - adds lr_find
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
