@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ GROUPS = (
 """Groups of rows, each a module, in the order in which they are measured."""
 MINUTES = 10
 """What all groups together may take."""
+BUSY = 0.5
+"""Load of the machine, before anything is measured, from which a person is told of it."""
 
 
 def measured(group: str, settings: Settings) -> Iterator[Row]:
@@ -80,6 +83,7 @@ def main(
     The exit code is 1 if a row could not be measured for an error.
     """
     begun, rows = time.monotonic(), []
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory(prefix="lrrt-bench-") as folder:
         settings = Settings(
             Path(folder), rounds, resolve_device(device), threads, begun + 60 * MINUTES
@@ -93,10 +97,12 @@ def main(
             rows += measured(group, replace(settings, folder=own))
     for line in table(rows):
         click.echo(line)
+    if load and load > BUSY:
+        click.echo(f"The load of the machine was {load:.1f} before: other work took part of it.")
     content = {
         "rows": [row.to_json() for row in rows],
         "versions": versions(),
-        "machine": machine(settings.device, threads),
+        "machine": machine(settings.device, threads) | {"load_before": load},
         "seconds": round(time.monotonic() - begun, 1),
     }
     output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

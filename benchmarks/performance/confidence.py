@@ -14,7 +14,7 @@ __all__ = ["rows"]
 TARGET = 0.3
 
 
-def rows(settings: Settings, seconds: float = 25) -> Iterator[Row]:
+def rows(settings: Settings, seconds: float = 15) -> Iterator[Row]:
     """Yield a row for all rules, and one for the rule that is used by default."""
     plan = RangeTestPlan()
     prepared = PreparedTask(Task(), Runtime(device=str(settings.device)))

@@ -33,8 +33,9 @@ def rows(settings: Settings, iterations: int = 100, seconds: float = 90) -> Iter
     """Yield the rows of a CUDA device; without one, they say so."""
     if settings.device.type != "cuda":
         for name in NAMES:
-            reason = "CUDA device was not chosen" if torch.cuda.is_available() else "no CUDA device"
-            yield unmeasured(name, "a range test on a CUDA device", reason)
+            available = torch.cuda.is_available()
+            reason = "a CUDA device was not chosen" if available else "no CUDA device"
+            yield unmeasured(name, "a range test on a CUDA device", reason, unit=_unit(name))
         return
     yield _reads(settings, iterations)
     share = seconds / 5
@@ -50,6 +51,10 @@ def rows(settings: Settings, iterations: int = 100, seconds: float = 90) -> Iter
     compiled.model = torch.compile(compiled.model)  # type: ignore[assignment]
     yield _step("compiled", compiled, {}, {}, settings, iterations, share)
     yield _graph(settings, iterations, share)
+
+
+def _unit(name: str) -> str:
+    return "reads" if name == NAMES[0] else "ms"
 
 
 def _step(
@@ -80,7 +85,7 @@ def _step(
 
 
 def _reads(settings: Settings, iterations: int) -> Row:
-    name, unit = NAMES[0], "reads"
+    name, unit = NAMES[0], _unit(NAMES[0])
     what = (
         f"times that the host waits for the device in {iterations} steps of a range test; "
         "baseline: in a bare loop, which reads its losses at the end"

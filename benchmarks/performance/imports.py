@@ -25,7 +25,7 @@ LINE = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \| ( *)(\S+)")
 SHOWN = 10
 
 
-def rows(settings: Settings, seconds: float = 45) -> Iterator[Row]:
+def rows(settings: Settings, seconds: float = 40) -> Iterator[Row]:
     """Yield a row for the library and one for the hand-off, and the imports of a command."""
     codes = [code for case in CASES.values() for code in case[:2]]
     cases = {code: partial(process, python("-c", code), settings) for code in codes}

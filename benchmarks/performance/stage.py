@@ -20,8 +20,8 @@ MAIN_ROUNDS = 3
 
 def rows(
     settings: Settings,
-    seconds: float = 75,
-    main_seconds: float = 150,
+    seconds: float = 65,
+    main_seconds: float = 110,
     trials: int = 8,
     epochs: int = 20,
 ) -> Iterator[Row]:

@@ -18,7 +18,7 @@ def rows(
     settings: Settings,
     iterations: int = 100,
     resnet_iterations: int = 20,
-    seconds: float = 130,
+    seconds: float = 110,
 ) -> Iterator[Row]:
     """Yield the rows of the built-in CNN on the digits, and of a ResNet-20."""
     share = seconds / 130

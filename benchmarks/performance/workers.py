@@ -19,7 +19,7 @@ WORKERS, TARGET = 2, 1.8
 
 
 def rows(
-    settings: Settings, tests: int = 20, iterations: int = 30, seconds: float = 75
+    settings: Settings, tests: int = 20, iterations: int = 30, seconds: float = 55
 ) -> Iterator[Row]:
     """Yield the row of many tests, and those of the validation; all compute with one thread."""
     runtime = Runtime(device=str(settings.device))

@@ -6,6 +6,7 @@ training, checkpoints, digests and checks. So all of that is in the ratio.
 """
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -193,6 +194,7 @@ def main():
     client = mlflow.MlflowClient()
     train_examples, val_examples = digits()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")  # Optuna marks its figures as experimental
     with (
         mlflow.start_run(run_name="main") as run,
         tempfile.TemporaryDirectory() as name,
