@@ -83,10 +83,10 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Return the timings of ``cases``, of which each is called once in every round.
 
-    The first round warms up and is not counted. Every second round goes through the cases
-    backwards. Rounds end before they would take more than ``seconds``, or more than is left, but
-    one is counted in any case. A case that returns a float has measured itself. One that raises is
-    left out from then on.
+    The first round warms up and is not counted; without ``warm_up``, the caller has done that.
+    Every second round goes through the cases backwards. Rounds end before they would take more than
+    ``seconds``, or more than is left, but one is counted in any case. A case that returns a float
+    has measured itself. One that raises is left out from then on.
     """
     timings = {name: Timing() for name in cases}
     rounds = settings.rounds if rounds is None else min(rounds, settings.rounds)
@@ -97,6 +97,7 @@ def interleaved(
         if number > LEAST_ROUNDS and longest > left:
             break
         names = [*cases] if number % 2 else [*reversed(cases)]
+        gc.collect()
         for name in names:
             timing = timings[name]
             if timing.error:
@@ -113,7 +114,6 @@ def interleaved(
 
 
 def _timed(case: Callable[[], Any], device: torch.device) -> float:
-    gc.collect()
     _finish(device)
     start = time.perf_counter()
     own = case()
