@@ -62,8 +62,7 @@ docs: .venv/installed-docs
 	$(BIN)/mkdocs build --strict
 
 bench: .venv/installed-test
-	$(BIN)/python benchmarks/step_time.py
-	$(BIN)/python benchmarks/studies.py
+	$(BIN)/python -m benchmarks.performance
 
 suggestions: .venv/installed-benchmarks
 	$(BIN)/python -m benchmarks.suggestions

@@ -1,0 +1,1 @@
+"""The work that the project is compared with, written without the project."""
