@@ -186,7 +186,13 @@ if __name__ == "__main__":
     import mlflow.cli
     import mlflow.projects  # noqa: F401
 
-    import mlflow_project.cli.failures  # noqa: F401
+    import mlflow_project.cli.failures
+    import mlflow_project.cli.outcome
+    import mlflow_project.stages.check
+    import mlflow_project.stages.compare
+    import mlflow_project.stages.main
+    import mlflow_project.stages.refine
+    import mlflow_project.stages.study  # noqa: F401
 
     gc.freeze()
     serve(sys.argv[1])

@@ -6,7 +6,6 @@ MLflow.
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -27,6 +26,7 @@ from mlflow_project.cli.options import (
     store_options,
     tracked,
 )
+from mlflow_project.cli.startup import begin_work
 from mlflow_project.stages.options import (
     CheckOptions,
     HandoffOptions,
@@ -254,7 +254,7 @@ def sync_command(path: str | None, **values: Any) -> None:
     from mlflow_project.tracking.kept import sync
     from mlflow_project.tracking.record import use_outage_options
 
-    _collect_again()
+    begin_work()
     use_outage_options(from_values(OutageOptions, values))
     sent = sync(path, values["tracking_uri"])
     console.note("\n".join(f"sent: run {run_id}" for run_id in sent) or "nothing is kept here")
@@ -274,7 +274,7 @@ def _run(
     from mlflow_project.tracking.kept import mark_ended
     from mlflow_project.tracking.record import use_outage_options
 
-    _collect_again()
+    begin_work()
     preset = from_values(RecipeOptions, values).values if "recipe" in values else {}
     options = {
         name: from_values(hint, values, preset)
@@ -288,10 +288,3 @@ def _run(
     connect(values["tracking_uri"], values["experiment"])
     mark_ended()
     return show_result(title, stage(**options, **more), output)
-
-
-def _collect_again() -> None:
-    """Collect garbage from now on, if it was not while the command was imported."""
-    if not gc.isenabled():
-        gc.freeze()  # what is there stays, and need not be looked at again
-        gc.enable()

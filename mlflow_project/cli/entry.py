@@ -12,7 +12,8 @@ import warnings
 from _thread import interrupt_main
 from typing import NoReturn
 
-from mlflow_project.cli.lines import INTERRUPTED, interrupted_line
+from mlflow_project.cli.lines import INTERRUPTED
+from mlflow_project.cli.startup import begin_imports, begin_work, interrupt
 
 __all__ = ["main"]
 
@@ -23,27 +24,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     The exit code is 0, 2 for input that cannot be used, 4 if the work is done but the store has not
     taken all of it, and 130 when interrupted.
     """
-    if arguments is None:
-        # Importing torch and MLflow makes a million objects, all of which stay. To look for garbage
-        # among them takes a fifth of that time; a stage begins without them (`_run`).
-        gc.disable()
-    # What runs in the background may have been started with a signal that is ignored, and stays so.
-    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if not _is_ignored(each)]
-    before = {each: signal.signal(each, _leave) for each in heard}
+    begin_imports()
     _prepare()
-    try:
-        from mlflow_project.cli.failures import run_command
-    except KeyboardInterrupt:  # raised by a module, and not by a signal
-        _leave(signal.SIGINT, None)
-    if signal.SIGINT in before:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-    if signal.SIGTERM in before:
-        signal.signal(signal.SIGTERM, _interrupt)
+    from mlflow_project.cli.failures import run_command
+
     sys.unraisablehook = _interrupt_again
     try:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # once more, while the first one was being told
         code = INTERRUPTED
+    finally:
+        begin_work()  # if it ended before
     if arguments is None:
         # All is done: what Python does at its end is not worth another exit code, and looking for
         # garbage once more would take a second.
@@ -69,22 +60,6 @@ def _has_no_traceback(record: logging.LogRecord) -> bool:
     return record.exc_info is None
 
 
-def _is_ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN
-
-
-def _leave(signum: int, frame: object) -> None:
-    """End at once, while nothing but imports has been done: not every module would let it pass."""
-    os.write(2, f"{interrupted_line(None)}\n".encode())
-    os._exit(INTERRUPTED)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    """Treat the first SIGTERM as Ctrl-C, and let the clean-up that follows finish."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt("terminated")
-
-
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
     """Repeat an interruption that came inside a finalizer or a weak reference's callback.
 
@@ -94,6 +69,6 @@ def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
     if not (in_main and isinstance(ignored.exc_value, KeyboardInterrupt)):
         sys.__unraisablehook__(ignored)
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     # Not at once: what is raised before the callback has returned would be dropped as well.
     threading.Timer(0.1, interrupt_main, [signal.SIGTERM]).start()

@@ -59,4 +59,4 @@ from mlflow_project.cli import main
 main(["lrrt"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted: stopped\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nInterrupted: stopped\n")

@@ -5,6 +5,7 @@ import json
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from functools import wraps
+from importlib import import_module
 
 import click
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_project.cli import commands as cli
-from mlflow_project.cli import entry
+from mlflow_project.cli import entry, outcome
+from mlflow_project.tracking import connection, kept
 from tests.strategies import JSON
 
 COMMANDS = cli.commands.commands
@@ -56,12 +58,15 @@ def calls():
         patch.delenv("MLFLOW_RUN_ID", raising=False)
         for variable in ("LRRT_WORK_DIR", "LRRT_REQUIRE_SIGNATURE"):  # which some options set
             patch.setenv(variable, "")
-        for name in [name for name in vars(cli) if name.endswith("_stage")]:
-            patch.setattr(cli, name, recording(getattr(cli, name)))
-        patch.setattr(cli, "connect", lambda *store: None)
-        patch.setattr(cli, "mark_ended", lambda: None)
-        patch.setattr(cli, "sync", lambda *named: found.append({}) or [])
-        patch.setattr(cli, "show_result", lambda *result: {"fits": True})
+        # Where commands import them from, when they run.
+        for name in ("lrrt", "refine", "train", "main", "check", "compare", "study"):
+            stage = "range_test_stage" if name == "lrrt" else f"{name}_stage"
+            module = import_module(f"mlflow_project.stages.{name}")
+            patch.setattr(module, stage, recording(getattr(module, stage)))
+        patch.setattr(connection, "connect", lambda *store: None)
+        patch.setattr(kept, "mark_ended", lambda: None)
+        patch.setattr(kept, "sync", lambda *named: found.append({}) or [])
+        patch.setattr(outcome, "show_result", lambda *result: {"fits": True})
         yield found
 
 
