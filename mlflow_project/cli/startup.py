@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from functools import cache
 from typing import NoReturn
 
 from mlflow_project.cli.lines import INTERRUPTED, interrupted_line
@@ -37,9 +38,14 @@ def begin_work() -> None:
     if signal.SIGTERM in _before:
         del _before[signal.SIGTERM]
         signal.signal(signal.SIGTERM, interrupt)
-    if not gc.get_freeze_count():  # of the first command of a process
-        gc.freeze()  # what is there stays, and need not be looked at again
+    _keep_imports()
     gc.enable()
+
+
+@cache
+def _keep_imports() -> None:
+    """Look at what is there never again, since it stays; once in a process."""
+    gc.freeze()
 
 
 def interrupt(signum: int, frame: object) -> None:
