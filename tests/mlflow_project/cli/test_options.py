@@ -58,10 +58,12 @@ def calls():
         patch.delenv("MLFLOW_RUN_ID", raising=False)
         for variable in ("LRRT_WORK_DIR", "LRRT_REQUIRE_SIGNATURE"):  # which some options set
             patch.setenv(variable, "")
-        # Where commands import them from, when they run.
-        for name in ("lrrt", "refine", "train", "main", "check", "compare", "study"):
+        # Where commands import them from, when they run. All are imported before any is replaced,
+        # since they import each other's.
+        names = ("lrrt", "refine", "train", "main", "check", "compare", "study")
+        modules = [import_module(f"mlflow_project.stages.{name}") for name in names]
+        for name, module in zip(names, modules, strict=True):
             stage = "range_test_stage" if name == "lrrt" else f"{name}_stage"
-            module = import_module(f"mlflow_project.stages.{name}")
             patch.setattr(module, stage, recording(getattr(module, stage)))
         patch.setattr(connection, "connect", lambda *store: None)
         patch.setattr(kept, "mark_ended", lambda: None)
