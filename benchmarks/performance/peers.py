@@ -5,12 +5,8 @@ None of them stops early here, so that the number of steps is known.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from benchmarks.performance.problems import Problem
+from benchmarks.quiet import quiet
 
 __all__ = ["PEERS", "Peer", "installed"]
 
@@ -160,14 +157,14 @@ class Peer:
         self, problem: Problem, loader: DataLoader, iterations: int, folder: Path
     ) -> Callable[[], None]:
         """Return a function that runs the finder once."""
-        with _quiet():
+        with quiet():
             find = self.make(problem, loader, iterations, folder)
 
-        def quiet() -> None:
-            with _quiet():
+        def quietly() -> None:
+            with quiet():
                 find()
 
-        return quiet
+        return quietly
 
 
 PEERS = {
@@ -182,16 +179,3 @@ PEERS = {
 def installed(name: str) -> bool:
     """Return whether a peer can be imported."""
     return find_spec(PEERS[name].package) is not None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the peers' progress bars and warnings from the terminal."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield

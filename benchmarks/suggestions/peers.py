@@ -7,19 +7,15 @@ Ignite's, which would begin at the optimizer's learning rate and take one epoch,
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from benchmarks.quiet import quiet
 from benchmarks.suggestions.problems import Problem
 from lrrt_stage import seeded
 
@@ -154,19 +150,5 @@ def peer_suggestions(
     peer: str, problem: Problem, seed: int, options: tuple[tuple[str, float], ...] = ()
 ) -> Suggestions:
     """Return what a peer suggests; ``options`` are names and values for its function here."""
-    with _quiet(), seeded(seed):
+    with quiet(), seeded(seed):
         return PEERS[peer](problem, seed, **dict(options))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the peers' progress bars, plots and warnings from the terminal."""
-    os.environ["MPLBACKEND"] = "agg"
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
