@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heappop, heappush, heappushpop
 from itertools import accumulate
 from typing import Any
 
@@ -107,11 +107,15 @@ def finite_length(values: np.ndarray) -> int:
 
 def running_quantile(values: np.ndarray, quantile: float) -> np.ndarray:
     """Return for every point that quantile of the values up to it, rounded down to one of them."""
-    so_far: list[float] = []
+    # Heaps: the values up to the quantile, negated so that the largest is first, and the others.
+    lower: list[float] = []
+    upper: list[float] = []
     quantiles = []
-    for value in values.tolist():
-        insort(so_far, value)
-        quantiles.append(so_far[int(quantile * (len(so_far) - 1))])
+    for before, value in enumerate(values.tolist()):
+        heappush(upper, -heappushpop(lower, -value))
+        if len(lower) <= int(quantile * before):
+            heappush(lower, -heappop(upper))
+        quantiles.append(-lower[0])
     return np.array(quantiles)
 
 
