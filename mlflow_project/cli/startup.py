@@ -31,7 +31,7 @@ def begin_imports() -> None:
 
 def begin_work() -> None:
     """Answer signals as a stage does, and collect garbage, from now on: all is imported."""
-    if not _before and gc.isenabled():
+    if gc.isenabled():  # it has begun, or nothing waits for it
         return
     if signal.SIGINT in _before:
         signal.signal(signal.SIGINT, _before.pop(signal.SIGINT))  # type: ignore[arg-type]

@@ -171,7 +171,7 @@ def _query_server(uri: str) -> None:
 
 def _query_database(uri: str) -> None:
     if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
-        # A server's client does not import SQLAlchemy and Alembic.
+        # With it comes Alembic, which a client of a server does not need.
         from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
 
         engine = create_sqlalchemy_engine(uri)
