@@ -49,6 +49,9 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line():
     script = """
 import os, signal, sys
 
+# Ignored where the tests run in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 class Interrupted:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
