@@ -37,10 +37,11 @@ class LRCurve:
     lr: np.ndarray
     loss: np.ndarray
     probe_loss: np.ndarray | None = field(default=None, kw_only=True)
-    """Loss of one fixed batch at the same weights as ``loss``."""
+    """Loss of one fixed batch at the same weights as ``loss``. NaN where it was not evaluated; if
+    the loss was no number, it is infinite here."""
     probe_baseline: np.ndarray | None = field(default=None, kw_only=True)
     """Loss of that batch if each of its examples got the mean of the model's outputs for them: what
-    an answer gains that tells no example from another."""
+    an answer gains that tells no example from another. NaN where it was not evaluated."""
     val_loss: np.ndarray | None = field(default=None, kw_only=True)
     """Validation loss at the same weights as ``loss``, on a sample or on the full set."""
     full_val_loss: np.ndarray | None = field(default=None, kw_only=True)
@@ -88,8 +89,13 @@ class LRCurve:
         end = finite_length(self.loss)
         return self if end == len(self) else self[:end]
 
-    def __getitem__(self, part: slice) -> LRCurve:
-        """Return a slice of the iterations, with the stop and the epochs of the whole curve."""
+    @property
+    def probed(self) -> LRCurve:
+        """The curve at the iterations where the probe was evaluated; without a probe the whole."""
+        return self if self.probe_loss is None else self[~np.isnan(self.probe_loss)]
+
+    def __getitem__(self, part: slice | np.ndarray) -> LRCurve:
+        """Return some of the iterations, with the stop and the epochs of the whole curve."""
         parts: dict[str, Any] = {name: values[part] for name, values in self._series().items()}
         return LRCurve(**parts, stop=self.stop, epochs=self.epochs)
 

@@ -81,7 +81,7 @@ class Gain:
         enough = max(ceil((1.2533 * noise / (PRECISION * fall)) ** 2), RECENT)
         error = 1.2533 * noise / enough**0.5
         clear = 1.2533 * noise / (PRECISION * RECENT**0.5)
-        done = fit.floor + 1
+        done = int(fit.iterations[fit.floor]) + 1
         distance = float(curve.lr[:done].sum())
         chance = training.start - float(fit.unspecific[fit.floor] - fit.unspecific[0])
         return cls(training.start, fall, chance, done, distance, enough, max(clear, fall), error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,64 +42,65 @@ class LossRecorder:
         self.lr, self.stop_multiple = lr, stop_multiple
         self.first = max(MIN_START, len(lr) // 10)
         self.average = Smoothing("corrected", beta)
-        self.names: list[str] = []
-        self.on_device: list[Tensor] = []
-        self.blocks: list[np.ndarray] = []
-        self.count = 0
+        self.series = {"loss": np.full(len(lr), np.nan)}
+        self.on_device: dict[tuple[str, int], Tensor] = {}
+        self.count = 0  # of the iterations
+        self.known = 0  # of those that were read
         self.length: int | None = None  # of the curve, once the stop rule has ended it
         self.stop: Stop = "completed"
 
     def add(self, loss: Tensor, **evaluations: Tensor) -> None:
         """Record the training loss of an iteration and its evaluations, scalars on the device.
 
-        Evaluations are series of an :class:`LRCurve` by name, the same names at every call.
+        Evaluations are series of an :class:`LRCurve` by name; one that is not given is NaN.
         """
-        self.names = list(evaluations)
-        dtype = torch.promote_types(loss.dtype, torch.float32)
-        values = [value.to(dtype) for value in (loss, *evaluations.values())]
-        self.on_device.append(torch.stack(values))
+        for name, value in {"loss": loss, **evaluations}.items():
+            dtype = torch.promote_types(value.dtype, torch.float32)
+            # A copy, since a compiled model may use its memory again.
+            self.on_device[name, self.count] = value.to(dtype, copy=True)
         self.count += 1
 
     def should_stop(self) -> bool:
         """Return whether the stop rule ends the test; the losses are read only now and then."""
         # Rarer in a long test, where a check reads a long curve.
         due = max(CHECK_EVERY, self.count // 20)
-        if len(self.on_device) >= due or self.count == len(self.lr):
+        if self.count - self.known >= due or self.count == len(self.lr):
             self._read()
             self._apply_stop_rule()
         return self.length is not None
 
     def curve(self, stop: Stop | None = None) -> LRCurve:
         """Return the recorded curve; ``stop`` says why it ends if that was not the stop rule."""
-        if self.on_device:
-            self._read()
-        losses, *evaluations = self._recorded()[:, : self.length]
+        self._read()
+        series: dict[str, Any] = {
+            name: values[: self.known][: self.length] for name, values in self.series.items()
+        }
+        losses, probe = series["loss"], series.get("probe_loss")
         if len(losses) and not isfinite(losses[0]):
             raise LRRTError(
                 f"the loss of the first batch is {losses[0]} at lr={self.lr[0]:g}: check the data "
                 "for NaN or infinity, the initial weights, and the loss function"
             )
-        series = dict(zip(self.names, evaluations, strict=True))
         if np.isnan(series.get("probe_baseline", np.zeros(1))).all():
             series.pop("probe_baseline", None)
-        probe = series.get("probe_loss")
         if probe is not None and len(probe) and not isfinite(probe[0]):
             raise LRRTError(
-                f"the loss of the probe is {probe[0]} at the initial weights: check its examples "
+                "the loss of the probe is not finite at the initial weights: check its examples "
                 "for NaN or infinity"
             )
-        return LRCurve(self.lr[: len(losses)], losses, **series, stop=stop or self.stop)
-
-    def _recorded(self) -> np.ndarray:
-        """Return the series that were read, shape ``[1 + evaluations, iterations]``."""
-        return np.concatenate(self.blocks, axis=1) if self.blocks else np.empty((1, 0))
+        return LRCurve(self.lr[: len(losses)], stop=stop or self.stop, **series)
 
     def _read(self) -> None:
-        self.blocks.append(_read(torch.stack(self.on_device, dim=1)))
-        self.on_device = []
+        if self.on_device:
+            values = _read([*self.on_device.values()])
+            for (name, iteration), value in zip(self.on_device, values, strict=True):
+                if name not in self.series:
+                    self.series[name] = np.full(len(self.lr), np.nan)
+                self.series[name][iteration] = value
+        self.on_device, self.known = {}, self.count
 
     def _apply_stop_rule(self) -> None:
-        losses = self._recorded()[0]
+        losses = self.series["loss"][: self.known]
         finite = losses[: finite_length(losses)]
         first = self.first
         if self.stop_multiple is not None and len(finite) > first:
@@ -121,14 +123,17 @@ def read_losses(losses: Sequence[Tensor | float]) -> list[float]:
     on_device = [loss for loss in losses if isinstance(loss, Tensor)]
     if len(on_device) < len(losses) or not losses:
         return [*map(float, losses)]
-    stacked = torch.stack([loss.reshape(()) for loss in on_device])
-    return [*map(float, _read(stacked.to(torch.promote_types(stacked.dtype, torch.float32))))]
+    return _read(on_device)
 
 
-def _read(block: Tensor) -> np.ndarray:
+def _read(losses: Sequence[Tensor]) -> list[float]:
+    """Return the values of tensors of one number each, in float32 or better."""
+    dtype = max((loss.dtype for loss in losses), key=lambda dtype: dtype.itemsize)
+    dtype = torch.promote_types(dtype, torch.float32)
+    block = torch.stack([loss.reshape(()).to(dtype) for loss in losses])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Every rank must see the same losses; otherwise one rank stops and the others wait.
         torch.distributed.all_reduce(block)
         block /= torch.distributed.get_world_size()
     # An explicit copy, so that this is one read, and visible as one, on every device.
-    return block.to("cpu", copy=True).double().numpy()
+    return block.to("cpu", copy=True).double().tolist()

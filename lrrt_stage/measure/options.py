@@ -39,6 +39,12 @@ class RangeTestOptions(Options):
         "spread of the losses so far; none: never.",
         above=1,
     )
+    probe_every: int | None = setting(
+        None,
+        "Iterations from one evaluation of the probe to the next; none: 3, with small batches up "
+        "to 5, and fewer where the ramp has less than 100.",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from torch.optim import Optimizer
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.errors import unknown_name
-from lrrt_stage.measure.evaluations import Probe, Validation, validation_losses
+from lrrt_stage.measure.evaluations import (
+    Probe,
+    Validation,
+    probe_rhythm,
+    validation_losses,
+)
 from lrrt_stage.measure.loss_recorder import LossRecorder
 from lrrt_stage.measure.options import RangeTestOptions, StepOptions
 from lrrt_stage.measure.ramps import epoch_length
@@ -93,8 +99,9 @@ def range_test(
         ``loss_fn`` cannot describe. It is used in place of ``loss_fn``.
     probe
         A batch that is not trained on, such as 64 validation examples. Its loss is evaluated at
-        every iteration (see :class:`lrrt_stage.measure.evaluations.Probe`), and the rule ``robust``
-        reads it. It costs a forward pass, and does not change the training losses.
+        every third iteration (see :func:`lrrt_stage.measure.evaluations.probe_rhythm`, and the
+        option ``probe_every``), and the rule ``robust`` reads it. It costs a forward pass, and does
+        not change the training losses.
     validation
         What to evaluate at every iteration, at the weights of the training loss. It does not
         change the training losses.
@@ -113,7 +120,8 @@ def range_test(
     -------
     LRCurve
         ``loss[i]`` is the loss of batch i at the weights before step i, which then uses ``lr[i]``;
-        ``val_loss[i]`` is the validation loss at the same weights. Under ``torch.distributed``
+        ``val_loss[i]`` is the validation loss at the same weights; what was not evaluated there
+        is NaN. Under ``torch.distributed``
         losses are averaged over the ranks, so that all ranks stop at the same iteration.
 
     Raises
@@ -165,29 +173,34 @@ def range_test(
         set_training(model)
         take_step = TrainingStep(model, optimizer, batch_loss, step, device)
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
-        evaluate_probe: Callable[[], dict[str, Tensor]] = dict
-        evaluations: Mapping[str, Callable[[int], Tensor]] = {}
-        if probe is not None:
-            with torch.no_grad():
-                probe = take_step.on_device(probe)
-            evaluate_probe = Probe(model, probe, loss_of, others)
-        if validation is not None:
-            with torch.no_grad():
-                sample = [take_step.on_device(batch) for batch in validation.sample]
-            evaluations = validation_losses(model, validation, sample, loss_of, others, len(lr))
         stream = endless(batches)
+        evaluations: list[tuple[int, Callable[[int], dict[str, Tensor]]]] = []
         stop: Stop | None = None
         try:
+            if probe is not None:
+                with torch.no_grad():
+                    probe = take_step.on_device(probe)
+                first = next(stream)
+                stream = chain([first], stream)
+                every = options.probe_every or probe_rhythm(len(lr), probe, first, step.accumulate)
+                evaluations.append((every, Probe(model, probe, loss_of, others)))
+            if validation is not None:
+                with torch.no_grad():
+                    sample = [take_step.on_device(batch) for batch in validation.sample]
+                losses_of = validation_losses(model, validation, sample, loss_of, others, len(lr))
+                evaluations.append((1, losses_of))
             for iteration, value in enumerate(lr.tolist()):
                 for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                     if isinstance(group["lr"], Tensor):
                         group["lr"].fill_(value * ratio)
                     else:
                         group["lr"] = value * ratio
+                due = [evaluate for every, evaluate in evaluations if iteration % every == 0]
+                evaluated: dict[str, Tensor] = {}
                 # Seeded alike at every iteration, so that training draws what it would without.
-                with seeded(0) if probe is not None or evaluations else nullcontext():
-                    evaluated = evaluate_probe()
-                    evaluated |= {name: loss(iteration) for name, loss in evaluations.items()}
+                with seeded(0) if due else nullcontext():
+                    for evaluate in due:
+                        evaluated |= evaluate(iteration)
                 recorder.add(take_step(stream), **evaluated)
                 if progress is not None:
                     progress(iteration + 1, len(lr))

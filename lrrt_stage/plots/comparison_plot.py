@@ -31,7 +31,7 @@ def plot_losses(readings: Mapping[str, Reading], ax: Axes | None = None) -> Axes
     losses = []
     ax.set_prop_cycle(cycler(linestyle=STYLES) * cycler(color=drawing.COLORS))
     for name, reading in readings.items():
-        curve = reading.curve.finite
+        curve = reading.curve.finite.probed if probed else reading.curve.finite
         loss = curve.probe_loss if probed else reading.smoothing(curve.loss)
         assert loss is not None
         losses.append(loss)

@@ -36,8 +36,9 @@ def _draw_losses(curve: LRCurve, smoothing: Smoothing | None, ax: Axes) -> None:
     lines = []
 
     def line(loss: np.ndarray, color: str, label: str, lw: float, ls: str = "-") -> None:
+        evaluated = ~np.isnan(loss)
         lines.append(loss)
-        ax.plot(curve.lr, loss, color=color, lw=lw, ls=ls, label=label)
+        ax.plot(curve.lr[evaluated], loss[evaluated], color=color, lw=lw, ls=ls, label=label)
 
     line(curve.loss, drawing.PALE, "loss of each batch", 1)
     name = f"smoothed ({smoothing.average}, β = {smoothing.beta:g})"

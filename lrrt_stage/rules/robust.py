@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,13 +24,16 @@ SIGNIFICANCE = 0.05
 
 
 def fitted_loss(curve: LRCurve, smoothing: Smoothing) -> tuple[str, np.ndarray]:
-    """Return the name and the values, shape ``[n]``, of the fit that the rule reads."""
+    """Return the name and the values, shape ``[n]``, of the fit that the rule reads.
+
+    Between evaluations of the probe the line is straight.
+    """
     try:
         fit = fit_unimodal(curve)
     except NoSuggestion:
         fit = UnimodalFit.from_curve(curve)
     name = f"fit to the {'training' if fit.series == 'loss' else 'probe'} loss"
-    return name, fit.fit - fit.unspecific
+    return name, np.interp(np.arange(len(curve)), fit.iterations, fit.fit - fit.unspecific)
 
 
 @rule("robust", reads=fitted_loss, pace_decades=0.33, start_decades=0.18)
@@ -55,11 +59,14 @@ def fifth_of_rise(curve: LRCurve, smoothing: Smoothing) -> LRRange:
 class UnimodalFit:
     """The least-squares fit that falls and then rises to the losses of a range test.
 
-    Arrays have the shape ``[n]`` of the curve.
+    Arrays have the shape ``[m]`` of the losses that are fitted.
     """
 
     series: str
     """Which losses are fitted: ``loss``, those of the training, or ``probe_loss``."""
+    iterations: np.ndarray
+    """Which iterations of the curve they are of: all, or those where the probe was evaluated. A
+    training loss that is not finite counts for the probe, too."""
     lr: np.ndarray
     start: float
     """Loss at the initial weights; with a baseline, that of an answer which is alike for all
@@ -86,27 +93,38 @@ class UnimodalFit:
         whatever it gains counts.
         """
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
-        baseline = None if series == "loss" else curve.probe_baseline
-        if baseline is not None and curve.probe_loss is not None and is_finite(baseline[0]):
+        iterations, baseline = np.arange(len(curve)), None
+        if series != "loss" and curve.probe_loss is not None:
+            fitted = ~(np.isnan(curve.probe_loss) & is_finite(curve.loss))
+            fitted[:1] = True
+            iterations, curve = np.flatnonzero(fitted), curve[fitted]
+            baseline = curve.probe_baseline
+        fit_to = partial(cls._fitted, curve, iterations, series)
+        if baseline is not None and is_finite(baseline[0]):
             gained = baseline[0] - baseline
             unspecific = np.where(is_finite(gained), gained, 0).clip(0)
-            fit = cls._fitted(curve, series, unspecific, float(baseline[0]))
+            fit = fit_to(unspecific, float(baseline[0]))
             if fit.fell:
                 return fit
             # What a new head tells apart by luck goes with its scale, which can hide a fall. So it
             # is taken out where the network tells more apart later than it does by luck.
-            specific = np.where(gained >= 0, baseline - curve.probe_loss, 0)
+            specific = np.where(gained >= 0, baseline - getattr(curve, series), 0)
             luck, scale = specific[0], max(float(baseline[0]), unspecific.max())
             if 0 < luck < min(np.nanmax(specific), scale):
                 unspecific = unspecific + luck * (1 - unspecific / scale)
-                fit = cls._fitted(curve, series, unspecific, float(baseline[0]))
+                fit = fit_to(unspecific, float(baseline[0]))
                 if fit.fell:
                     return fit
-        return cls._fitted(curve, series, np.zeros(len(curve)))
+        return fit_to(np.zeros(len(curve)))
 
     @classmethod
     def _fitted(
-        cls, curve: LRCurve, series: str, unspecific: np.ndarray, ignorant: float | None = None
+        cls,
+        curve: LRCurve,
+        iterations: np.ndarray,
+        series: str,
+        unspecific: np.ndarray,
+        ignorant: float | None = None,
     ) -> UnimodalFit:
         losses, least_fall = getattr(curve, series) + unspecific, 0.0
         if ignorant is not None:
@@ -130,11 +148,11 @@ class UnimodalFit:
         read = losses if ignorant is None else clipped
         fell = bool(is_finite(start)) and _fell(read[: _last_minimum(fit) + 1])
         fell = fell and clipped[0] - fit.min() > least_fall
-        return cls(series, curve.lr, start, unspecific, ruined, clipped, fit, fell)
+        return cls(series, iterations, curve.lr, start, unspecific, ruined, clipped, fit, fell)
 
     @property
     def floor(self) -> int:
-        """Index of the last iteration on the floor of the fit."""
+        """Index of the last loss on the floor of the fit, among those that are fitted."""
         return _last_minimum(self.fit)
 
     @property

@@ -208,8 +208,10 @@ def _resampled(
         for series, fit in fits.items():
             losses = getattr(curve, series)
             if losses is not None:
-                resampled = fit.fit + signs * (fit.clipped - fit.fit) - fit.unspecific
-                changed[series] = np.where(fit.ruined, losses, resampled)
+                residuals = signs[fit.iterations] * (fit.clipped - fit.fit)
+                resampled = fit.fit + residuals - fit.unspecific
+                changed[series] = losses.copy()
+                changed[series][fit.iterations[~fit.ruined]] = resampled[~fit.ruined]
         yield replace(curve, **changed)
 
 

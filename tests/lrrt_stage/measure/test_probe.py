@@ -208,7 +208,7 @@ def test_instance_norm_with_running_statistics_can_be_probed():
     ("probe", "words"),
     [
         ((torch.randn(1, 4), torch.randn(1, 1)), "the probe has one example"),
-        ((torch.full((8, 4), torch.nan), torch.randn(8, 1)), "the loss of the probe is nan"),
+        ((torch.full((8, 4), torch.nan), torch.randn(8, 1)), "the loss of the probe is not finite"),
     ],
 )
 def test_a_probe_that_cannot_be_used_is_named(start, probe, words):

@@ -308,7 +308,9 @@ class TestBaseline:
         quantum = 16 * 2.0**-23 * 400
         probe = 400 - np.array([0.0] * 20 + [quantum] * 3 + [0.0] * 4)
         probed = curve(VALLEY, probe_loss=probe, probe_baseline=np.full(27, 400.0))
-        assert not UnimodalFit._fitted(probed, "probe_loss", np.zeros(27), 400.0).fell
+        assert not UnimodalFit._fitted(
+            probed, np.arange(27), "probe_loss", np.zeros(27), 400.0
+        ).fell
 
     def test_a_trained_network_that_is_worse_than_before_has_risen(self):
         # Its baseline is far above what it loses at the end of a completed ramp.
