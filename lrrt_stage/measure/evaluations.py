@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from lrrt_stage.errors import LRRTError, describe, first_line
+from lrrt_stage.measure.options import RangeTestOptions
 from lrrt_stage.measure.step import (
     IN_EVALUATION,
     BatchLoss,
@@ -31,7 +32,7 @@ __all__ = [
     "Validation",
     "evaluated_loss",
     "examples_in",
-    "probe_rhythm",
+    "probe_iterations",
     "tensors_in",
     "validation_losses",
 ]
@@ -40,39 +41,50 @@ MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
 
 
-FEWEST_EVALUATIONS = 33
-"""Evaluations of the probe in a test that has as many iterations or more."""
+FEWEST_EVALUATIONS = 20
+"""Evaluations of the probe in a test of so many iterations or more, those left out in its first
+third included."""
 USUAL_RHYTHM, RAREST_RHYTHM = 3, 5
-"""Iterations from one evaluation of the probe to the next, and the most."""
+"""Iterations from one evaluation of the probe to the next: as a rule, and with small batches."""
 SHARE = 0.8
 """Examples that the probe evaluates on average, as a part of those in a step: at most, if the
 rarest rhythm allows."""
 
 
-def probe_rhythm(iterations: int, probe: Any, batch: Any, accumulate: int = 1) -> int:
-    """Return how many iterations there are from one evaluation of the probe to the next.
+def probe_iterations(
+    options: RangeTestOptions, iterations: int, probe: Any, batch: Any, accumulate: int = 1
+) -> Container[int]:
+    """Return at which of the ``iterations`` of a ramp the probe is evaluated.
 
-    An evaluation takes about as long as half a step with as many examples, so that to evaluate
-    after every step makes a test half as long again, and one with small batches several times as
-    long. Every third step, the suggestion of ``robust`` is another than with an evaluation at every
-    step by less than it is with another probe of 64 examples: 0.05 and 0.09 decades in the median,
-    and 0.10 every fifth.
+    An evaluation takes about half as long as a step with as many examples, so that to evaluate at
+    every step makes a test half as long again, and one with small batches several times as long.
+    Every third step is enough: that moves the suggestion of ``robust`` by less than another probe
+    of 64 examples does (in the median 0.05 and 0.09 decades; every fifth step 0.10). In the first
+    third of the ramp, where the learning rate is too small to change anything, half as many do not
+    move it at all.
 
     Parameters
     ----------
+    options
+        Their ``probe_every`` replaces what is chosen here.
     iterations
-        Of the ramp. A short one has few, and is evaluated more often.
+        Of the ramp. One with few is evaluated more often.
     probe, batch
-        Batches; how many examples they have decides. One of the usual size where that is unknown.
+        Batches; how many examples they have decides. Taken as alike where that is unknown.
     accumulate
         Batches in a step.
     """
+    if options.probe_every is not None:
+        return range(0, iterations, options.probe_every)
     try:
         ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
     except LRRTError:
         ratio = 1.0
-    rhythm = min(max(USUAL_RHYTHM, ceil(ratio / SHARE)), RAREST_RHYTHM)
-    return min(rhythm, max(1, iterations // FEWEST_EVALUATIONS))
+    every = min(max(USUAL_RHYTHM, ceil(ratio / SHARE)), RAREST_RHYTHM)
+    if iterations < FEWEST_EVALUATIONS * every:
+        return range(0, iterations, max(1, iterations // FEWEST_EVALUATIONS))
+    third = iterations // 3 // (2 * every) * (2 * every)
+    return {*range(0, third, 2 * every), *range(third, iterations, every)}
 
 
 class Probe:

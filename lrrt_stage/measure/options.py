@@ -41,8 +41,8 @@ class RangeTestOptions(Options):
     )
     probe_every: int | None = setting(
         None,
-        "Iterations from one evaluation of the probe to the next; none: 3, with small batches up "
-        "to 5, and fewer where the ramp has less than 100.",
+        "Iterations from one evaluation of the probe to the next; none: 3, up to 5 with small "
+        "batches, twice as many in the first third of the ramp, and fewer in a short ramp.",
         minimum=1,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -21,7 +21,7 @@ from lrrt_stage.errors import unknown_name
 from lrrt_stage.measure.evaluations import (
     Probe,
     Validation,
-    probe_rhythm,
+    probe_iterations,
     validation_losses,
 )
 from lrrt_stage.measure.loss_recorder import LossRecorder
@@ -99,7 +99,7 @@ def range_test(
         ``loss_fn`` cannot describe. It is used in place of ``loss_fn``.
     probe
         A batch that is not trained on, such as 64 validation examples. Its loss is evaluated at
-        every third iteration (see :func:`lrrt_stage.measure.evaluations.probe_rhythm`, and the
+        every third iteration (see :func:`lrrt_stage.measure.evaluations.probe_iterations`, and the
         option ``probe_every``), and the rule ``robust`` reads it. It costs a forward pass, and does
         not change the training losses.
     validation
@@ -174,7 +174,7 @@ def range_test(
         take_step = TrainingStep(model, optimizer, batch_loss, step, device)
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
         stream = endless(batches)
-        evaluations: list[tuple[int, Callable[[int], dict[str, Tensor]]]] = []
+        evaluations: list[tuple[Container[int], Callable[[int], dict[str, Tensor]]]] = []
         stop: Stop | None = None
         try:
             if probe is not None:
@@ -182,20 +182,20 @@ def range_test(
                     probe = take_step.on_device(probe)
                 first = next(stream)
                 stream = chain([first], stream)
-                every = options.probe_every or probe_rhythm(len(lr), probe, first, step.accumulate)
-                evaluations.append((every, Probe(model, probe, loss_of, others)))
+                at = probe_iterations(options, len(lr), probe, first, step.accumulate)
+                evaluations.append((at, Probe(model, probe, loss_of, others)))
             if validation is not None:
                 with torch.no_grad():
                     sample = [take_step.on_device(batch) for batch in validation.sample]
                 losses_of = validation_losses(model, validation, sample, loss_of, others, len(lr))
-                evaluations.append((1, losses_of))
+                evaluations.append((range(len(lr)), losses_of))
             for iteration, value in enumerate(lr.tolist()):
                 for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                     if isinstance(group["lr"], Tensor):
                         group["lr"].fill_(value * ratio)
                     else:
                         group["lr"] = value * ratio
-                due = [evaluate for every, evaluate in evaluations if iteration % every == 0]
+                due = [evaluate for at, evaluate in evaluations if iteration in at]
                 evaluated: dict[str, Tensor] = {}
                 # Seeded alike at every iteration, so that training draws what it would without.
                 with seeded(0) if due else nullcontext():
