@@ -13,6 +13,8 @@ __all__ = ["rows"]
 
 WARM_UP = 10
 """Iterations: the fewest that a range test has."""
+PROBE_EVERY = 3
+"""Evaluations of a long test with batches of 64 or more, for one that is too short for it."""
 PER_STEP = "milliseconds per step, everything that is restored included"
 
 
@@ -45,6 +47,7 @@ def rows(
         resnet_iterations,
         50 * share,
         targets=(1.02, 1.1),
+        probe_every=None if resnet_iterations >= iterations else PROBE_EVERY,
     )
 
 
@@ -55,13 +58,14 @@ def _problem_rows(
     iterations: int,
     seconds: float,
     targets: tuple[float | None, float | None],
+    probe_every: int | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of a problem in memory, without and with a probe."""
     probe = problem.probe()
     cases = {
         "bare": problem.bare(iterations),
         "range test": problem.tested(iterations),
-        "with probe": problem.tested(iterations, probe=probe),
+        "with probe": problem.tested(iterations, probe=probe, probe_every=probe_every),
     }
     # A few steps are enough to warm up, and a whole round of slow ones would take too long.
     problem.bare(WARM_UP)()

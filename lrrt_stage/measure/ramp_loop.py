@@ -195,6 +195,8 @@ def range_test(
                         group["lr"].fill_(value * ratio)
                     else:
                         group["lr"] = value * ratio
+                # Before the evaluations, which save the parameters in as much memory.
+                optimizer.zero_grad()
                 due = [evaluate for at, evaluate in evaluations if iteration in at]
                 evaluated: dict[str, Tensor] = {}
                 # Seeded alike at every iteration, so that training draws what it would without.

@@ -264,8 +264,10 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def __call__(self, batches: Iterator[Any]) -> Tensor:
-        """Draw the batches, take the step, and return the loss, a detached scalar on the device."""
-        self.optimizer.zero_grad()
+        """Draw the batches, take the step, and return the loss, a detached scalar on the device.
+
+        The gradients are those that the step adds to: call ``optimizer.zero_grad()`` before.
+        """
         losses = [self._backward(next(batches)) for _ in range(self.options.accumulate)]
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -314,5 +316,6 @@ class TrainingStep:
                 "the loss does not depend on any trainable parameter: check requires_grad, and "
                 "that the loss function neither detaches nor runs under no_grad"
             )
-        self.scaler.scale(loss / self.options.accumulate).backward()
+        part = loss if self.options.accumulate == 1 else loss / self.options.accumulate
+        self.scaler.scale(part).backward()
         return loss.detach().reshape(())

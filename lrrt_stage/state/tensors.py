@@ -34,12 +34,10 @@ class Tensors:
                 if flat is not None:
                     groups[flat.device, flat.dtype].append(flat)
             self.groups = list(groups.values())
-            self.values: list[Any] = [None for _ in self.groups]
             pairs = zip(self.tensors, flats, strict=True)
             self.singular = [tensor for tensor, flat in pairs if flat is None]
         self.gradients = [_gradient(tensor) for tensor in self.tensors]
-        kept = zip(self.groups, self.values, strict=True)
-        self.values = [torch.cat(group, out=values) for group, values in kept]
+        self.values = [torch.cat(group) for group in self.groups]
         self.copies = [(t, t.data, without_repeats(t.data).clone()) for t in self.singular]
 
     def restore(self) -> None:
@@ -54,8 +52,7 @@ class Tensors:
                 stack.callback(_restore_values, without_repeats(memory), values)
             for group, values in zip(self.groups, self.values, strict=True):
                 stack.callback(_restore_group, group, values)
-        # On the CPU, new memory takes longer to get than to fill. A device needs it for training.
-        self.values = [each if each.device.type == "cpu" else None for each in self.values]
+        self.values = []  # the training needs the memory
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -339,11 +339,12 @@ class TestBaseline:
         evaluate = Probe(model, probe, lambda batch: mse_loss(model(batch[0]), batch[1]))
         assert evaluate()["probe_baseline"].item() == pytest.approx(expected.item())
 
-    def test_a_curve_has_it_at_every_iteration(self, start):
+    def test_a_curve_has_it_wherever_the_probe_is_evaluated(self, start):
         model, optimizer, loader, probe = start
         curve = range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
         assert curve.probe_baseline.shape == curve.loss.shape
-        assert np.isfinite(curve.probe_baseline).all()
+        assert np.isfinite(curve.probed.probe_baseline).all()
+        assert np.isnan(curve.probe_baseline).sum() == len(curve) - len(curve.probed) > 0
         assert "forward" not in vars(model)
 
     @pytest.mark.parametrize(
