@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -41,9 +41,8 @@ MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
 
 
-FEWEST_EVALUATIONS = 20
-"""Evaluations of the probe in a test of so many iterations or more, those left out in its first
-third included."""
+SHORT_RAMP = 99
+"""Iterations of a ramp; in one with fewer, every evaluation counts."""
 USUAL_RHYTHM, RAREST_RHYTHM = 3, 5
 """Iterations from one evaluation of the probe to the next: as a rule, and with small batches."""
 SHARE = 0.8
@@ -53,7 +52,7 @@ rarest rhythm allows."""
 
 def probe_iterations(
     options: RangeTestOptions, iterations: int, probe: Any, batch: Any, accumulate: int = 1
-) -> Container[int]:
+) -> set[int]:
     """Return at which of the ``iterations`` of a ramp the probe is evaluated.
 
     An evaluation takes about half as long as a step with as many examples, so that to evaluate at
@@ -74,17 +73,19 @@ def probe_iterations(
     accumulate
         Batches in a step.
     """
+    # The last one, since the loss may rise there for the first time.
+    last = {iterations - 1}
     if options.probe_every is not None:
-        return range(0, iterations, options.probe_every)
+        return last.union(range(0, iterations, options.probe_every))
     try:
         ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
     except LRRTError:
         ratio = 1.0
     every = min(max(USUAL_RHYTHM, ceil(ratio / SHARE)), RAREST_RHYTHM)
-    if iterations < FEWEST_EVALUATIONS * every:
-        return range(0, iterations, max(1, iterations // FEWEST_EVALUATIONS))
+    if iterations < SHORT_RAMP:
+        return last.union(range(0, iterations, max(1, USUAL_RHYTHM * iterations // SHORT_RAMP)))
     third = iterations // 3 // (2 * every) * (2 * every)
-    return {*range(0, third, 2 * every), *range(third, iterations, every)}
+    return last.union(range(0, third, 2 * every), range(third, iterations, every))
 
 
 class Probe:

@@ -81,7 +81,7 @@ def _sign_later(outbox: Outbox, content: Mapping[str, str]) -> None:
         "stage again",
     )
     signed = _encoded(outbox.with_ids(json.loads(message)))
-    outbox.request("tags", values={SIGNATURE: _mac(signed)})
+    outbox.request("log", tags={SIGNATURE: _mac(signed)})
 
 
 SENDERS["signature"] = _sign_later

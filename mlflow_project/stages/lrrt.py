@@ -64,18 +64,20 @@ def range_test_stage(
         finished = {}
         if jobs:
             finished = finished_jobs(same_runs(test_fingerprint, "lrrt", "FAILED", "KILLED"))
-        folder = run.begin_work()
         # Published before the test, so that the weights are kept however it ends.
         digest, device = prepared.data_digest, str(prepared.device)
-        publish_inputs(folder, task, plan, state, digest, device)
-        first = plan.read(measure(plan, folder, partial(prepared.range_test, state, plan)))
-        others = []
-        if jobs:
-            tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
-            others = [_reading(result) for result in tests(jobs)]
-        reading = combined_reading([first, *others], consensus)
-        publish_suggestion(task, task_words(task), plan, reading, folder)
-        sign_run()
+        publish_inputs(run.files, task, plan, state, digest, device)
+        folder = run.begin_work()
+        with run.bundle():
+            first = plan.read(measure(plan, folder, partial(prepared.range_test, state, plan)))
+            others = []
+            if jobs:
+                run.outbox.send()  # others may be looked at while these run
+                tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
+                others = [_reading(result) for result in tests(jobs)]
+            reading = combined_reading([first, *others], consensus)
+            publish_suggestion(task, task_words(task), plan, reading, folder)
+            sign_run()
     return run.run_id
 
 

@@ -115,11 +115,12 @@ def track_range_test(
                 run.log_input(dataset)
             digest = "" if dataset is None else str(dataset.digest)
             state = weights.state_of(model)
+            publish_inputs(run.files, None, plan, state, digest, device, described)
             folder = run.begin_work()
-            publish_inputs(folder, None, plan, state, digest, device, described)
-            reading = plan.read(measure(plan, folder, run_test))
-            publish_suggestion(None, f"`{words}`", plan, reading, folder)
-            sign_run()
+            with run.bundle():
+                reading = plan.read(measure(plan, folder, run_test))
+                publish_suggestion(None, f"`{words}`", plan, reading, folder)
+                sign_run()
         return Handoff(run.run_id, None, digest, device, state, plan, reading)
 
     if not (distributed.is_available() and distributed.is_initialized()):

@@ -134,7 +134,7 @@ def _complete(kept: Outbox) -> None:
         checkpoint = kept.folder / FILES / tags.CHECKPOINT_FILE
         if checkpoint.is_file():
             values[tags.CHECKPOINT] = sha256(checkpoint)
-        kept.keep("tags", values=values)
+        kept.keep("log", tags=values)
     kept.keep_files()
     kept.keep("end", status=state.status, time=get_current_time_millis())
 

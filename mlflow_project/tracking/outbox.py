@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ __all__ = [
     "UNSENT",
     "Outbox",
     "RunState",
+    "joined",
     "run_of_uuid",
     "sha256",
 ]
@@ -108,6 +110,8 @@ class Request:
     """Why the store has not taken it; empty before the first attempt."""
     is_refused: bool = False
     """Whether the same request would fail again: it waits for a person to change something."""
+    is_written: bool = False
+    """Whether its file is as it is."""
 
 
 class NotYet(Exception):
@@ -148,7 +152,7 @@ class Outbox:
                 require(not Path(place, name).is_symlink(), f"{name} is a link: remove it")
         outbox = cls(folder, state)
         for path in sorted((folder / OUTBOX).glob("[0-9]*.json")):  # those that are complete
-            request = Request(**json.loads(path.read_text("utf-8")), path=path)
+            request = Request(**json.loads(path.read_text("utf-8")), path=path, is_written=True)
             is_known = request.kind in SENDERS and isinstance(request.content, dict)
             require(is_known, f"{path.name} is no request")
             outbox.requests.append(request)
@@ -173,7 +177,7 @@ class Outbox:
 
     def unwritten(self) -> list[Request]:
         """Return the requests that are in memory alone."""
-        return [request for request in self.requests if not request.path.is_file()]
+        return [request for request in self.requests if not request.is_written]
 
     def save(self) -> None:
         """Write the state of the run, unless the disk is full, which must not end a training."""
@@ -183,11 +187,6 @@ class Outbox:
     def request(self, kind: str, **content: Any) -> None:
         """Send a request to the store, whatever is kept."""
         SENDERS[kind](self, content)
-
-    def log(self, kind: str, **content: Any) -> None:
-        """Send a request after those that are kept; keep it until the store has taken it."""
-        self.keep(kind, **content)
-        self.send()
 
     def keep_files(self) -> None:
         """Keep a request for every file of the run that was not sent yet, weights first."""
@@ -200,17 +199,25 @@ class Outbox:
                 self.keep("file", name=name)
 
     def keep(self, kind: str, **content: Any) -> None:
-        """Keep a request, which is sent later."""
-        self._number += 1
-        request = Request(kind, content, self.folder / OUTBOX / f"{self._number:06}.json")
-        self.requests.append(request)
+        """Keep a request, which is sent later, or add to the last one what is to be logged."""
+        last = self.requests[-1] if self.requests else None
+        if kind == "log" and last is not None and last.kind == "log" and not last.error:
+            last.content, last.is_written = joined(last.content, content), False
+        else:
+            last = self._new(kind, content)
+            self.requests.append(last)
         # A full disk does not end a training: what is in memory is sent all the same.
         with suppress(OSError):
-            self._write(request)
+            self._write(last)
+
+    def _new(self, kind: str, content: dict[str, Any]) -> Request:
+        self._number += 1
+        return Request(kind, content, self.folder / OUTBOX / f"{self._number:06}.json")
 
     def _write(self, request: Request) -> None:
-        content = {name: value for name, value in vars(request).items() if name != "path"}
-        write_text(request.path, json.dumps(content))
+        names = ("kind", "content", "error", "is_refused")
+        write_text(request.path, json.dumps({name: getattr(request, name) for name in names}))
+        request.is_written = True
 
     def send(self, *, refused: bool = False) -> set[str]:
         """Send what is kept, in order; return the kinds of requests that may succeed later.
@@ -219,7 +226,9 @@ class Outbox:
         ``refused`` requests are sent only if asked.
         """
         failed: set[str] = set()
-        for request in [*self.requests]:
+        waiting = deque(self.requests)
+        while waiting:
+            request = waiting.popleft()
             is_early = request.kind == "end" and len(self.requests) > 1
             if request.kind in failed or is_early or (request.is_refused and not refused):
                 continue
@@ -231,6 +240,9 @@ class Outbox:
             except NotYet as error:
                 request.error = str(error)
             except Exception as error:
+                if parts := [] if is_temporary(error) else self._split(request, kind):
+                    waiting.extendleft(reversed(parts))
+                    continue
                 request.error, request.is_refused = reason_of(error), not is_temporary(error)
                 with suppress(OSError):
                     self._write(request)
@@ -243,19 +255,34 @@ class Outbox:
                 request.path.unlink(missing_ok=True)
         return failed
 
+    def _split(self, request: Request, kind: str) -> list[Request]:
+        """Keep a refused request as its parts, of which the store may take some; return these."""
+        if kind != "log" or len(parts := split(request.content)) < 2:
+            return []
+        requests = [self._new(kind, part) for part in parts]
+        place = self.requests.index(request)
+        self.requests[place : place + 1] = requests
+        with suppress(OSError):
+            for each in requests:
+                self._write(each)
+            request.path.unlink(missing_ok=True)
+        return requests
+
     def _send(self, request: Request) -> None:
         content = request.content = self.with_ids(request.content)
-        if request.kind == "tags":
-            # One that was refused comes after newer ones.
+        if request.kind == "log":
+            # A tag that was refused comes after newer ones.
             now = self.with_ids(self.state.tags)
-            content = {"values": {k: v for k, v in content["values"].items() if now.get(k, v) == v}}
-        if request.error and request.kind == "metrics":
-            # The store may have taken them without an answer. Databases find that out themselves.
-            names = {point[0] for point in content["points"]}
-            history = partial(self._client.get_metric_history, self.state.run_id)
-            logged = {(m.key, m.timestamp, m.step) for name in names for m in history(name)}
-            points = [(n, v, t, s) for n, v, t, s in content["points"] if (n, t, s) not in logged]
-            content = {"points": points}
+            newest = {k: v for k, v in content.get("tags", {}).items() if now.get(k, v) == v}
+            points = content.get("metrics", [])
+            if request.error and points:
+                # The store may have taken them without an answer. Databases find that out
+                # themselves.
+                names = {point[0] for point in points}
+                history = partial(self._client.get_metric_history, self.state.run_id)
+                logged = {(m.key, m.timestamp, m.step) for name in names for m in history(name)}
+                points = [(n, v, t, s) for n, v, t, s in points if (n, t, s) not in logged]
+            content = content | {"tags": newest, "metrics": points}
         SENDERS[request.kind](self, content)
 
     def settle(self) -> None:
@@ -311,18 +338,14 @@ class Outbox:
 
         return json.loads(UNSENT_ID.sub(id_of, json.dumps(content)))
 
-    def _send_tags(self, content: Mapping[str, Any]) -> None:
-        values = [RunTag(name, value) for name, value in content["values"].items()]
-        self._client.log_batch(self.state.run_id, tags=values)
-
-    def _send_params(self, content: Mapping[str, Any]) -> None:
-        values = [Param(name, value) for name, value in content["values"].items()]
-        self._client.log_batch(self.state.run_id, params=values)
-
-    def _send_metrics(self, content: Mapping[str, Any]) -> None:
-        # With the times of the first attempt, by which a database knows what it has already.
-        values = [Metric(*point) for point in content["points"]]
-        self._client.log_batch(self.state.run_id, metrics=values)
+    def _send_log(self, content: Mapping[str, Any]) -> None:
+        self._client.log_batch(
+            self.state.run_id,
+            # With the times of the first attempt, by which a database knows what it has already.
+            metrics=[Metric(*point) for point in content.get("metrics", [])],
+            params=[Param(*each) for each in content.get("params", {}).items()],
+            tags=[RunTag(*each) for each in content.get("tags", {}).items()],
+        )
 
     def _send_input(self, content: Mapping[str, Any]) -> None:
         context = InputTag("mlflow.data.context", "training")
@@ -385,14 +408,14 @@ class Outbox:
         for tag, value in content["lineage"].items():
             client.set_model_version_tag(name, number, tag, value)
         registered = {tags.MODEL: f"models:/{name}/{number}"}
-        self._send_tags({"values": registered})
+        self._send_log({"tags": registered})
         self.state.tags |= registered
 
     def _send_end(self, content: Mapping[str, Any]) -> None:
         if self.state.is_told:  # with an error that says that not everything is sent
             if tags.ERROR in self.state.tags:
                 own = self.with_ids({tags.ERROR: self.state.tags[tags.ERROR]})
-                self.request("tags", values=own)
+                self.request("log", tags=own)
             else:
                 with suppress(MlflowException):
                     self._client.delete_tag(self.state.run_id, tags.ERROR)
@@ -410,7 +433,7 @@ class Outbox:
         text = f"not all that it logged is sent ({self.reason}): see lrrt-stage sync"
         values = {tags.ERROR: text}
         for request in (
-            partial(self.request, "tags", values=values),
+            partial(self.request, "log", tags=values),
             partial(self._tell, "FAILED"),
         ):
             with suppress(Exception):
@@ -418,15 +441,29 @@ class Outbox:
 
 
 SENDERS: dict[str, Callable[[Outbox, Any], None]] = {
-    "tags": Outbox._send_tags,
-    "params": Outbox._send_params,
-    "metrics": Outbox._send_metrics,
+    "log": Outbox._send_log,
     "input": Outbox._send_input,
     "file": Outbox._send_file,
     "model": Outbox._send_model,
     "end": Outbox._send_end,
 }
 """Kind of a request -> how it is sent. Each may be repeated after an attempt that failed."""
+
+
+def joined(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tags, parameters and metrics that are logged one after the other, as one request."""
+    return {
+        "tags": first.get("tags", {}) | then.get("tags", {}),
+        "params": first.get("params", {}) | then.get("params", {}),
+        "metrics": [*first.get("metrics", []), *then.get("metrics", [])],
+    }
+
+
+def split(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of such a request: one for each tag and parameter, and the metrics."""
+    named = [(kind, content.get(kind, {})) for kind in ("tags", "params")]
+    parts = [{kind: {name: value}} for kind, found in named for name, value in found.items()]
+    return [*parts, *([{"metrics": content["metrics"]}] if content.get("metrics") else [])]
 
 
 def sha256(path: Path) -> str:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import store_uri
 from mlflow_project.tracking.environment import WORK_DIR, OutageOptions
-from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, RunState
+from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, RunState, joined
 from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, reason_of
 from pipeline.task.tasks import CACHE
 
@@ -107,6 +107,10 @@ class RunRecord:
         """Whether the folders of children stay until this run ends, which reads files of them."""
         self.is_working: bool = parent is not None and parent.is_working
         """Whether :meth:`begin_work` was called."""
+        self._first: dict[str, Any] = {}
+        """What was logged before the work."""
+        self._bundles = 0
+        """How many blocks of :meth:`bundle` are open."""
         self._is_kept = False
         """Whether all that the run has logged was sent, or is among the requests."""
         self.folder = work_folder() / state.run_id
@@ -178,22 +182,40 @@ class RunRecord:
         return str(self.run.info.run_id).startswith(UNSENT)
 
     def begin_work(self) -> Path:
-        """Keep from now on what the store does not take; return the folder of the files."""
-        self.is_working = True
+        """Send what was logged, and keep from now on what the store does not take.
+
+        Returns the folder of the files.
+        """
+        if not self.is_working:
+            if any(self._first.values()):
+                self._ask("log", self._first)
+            self._first = {}
+            self.is_working = True
         return self.files
+
+    def give_up(self, reason: str) -> None:
+        """Set the tag with the reason for which the stage ends, which may be the store."""
+        self._keep_first()
+        self._bundles = 0
+        self.set_tags({tags.ERROR: reason})
+
+    def _keep_first(self) -> None:
+        first, self._first, self.is_working = self._first, {}, True
+        if any(first.values()):
+            self.outbox.keep("log", **first)
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
         self.outbox.state.tags |= values
         self.outbox.save()
-        self._log("tags", values=dict(values))
+        self._log("log", tags=dict(values))
 
     def log_params(self, values: Mapping[str, str]) -> None:
         """Log parameters, except those that the run has already."""
         new = {name: value for name, value in values.items() if name not in self.params}
         self.params |= new
         if new:
-            self._log("params", values=new)
+            self._log("log", params=new)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Log metrics that have one value."""
@@ -209,7 +231,7 @@ class RunRecord:
         ]
         self.metrics += [Metric(*point) for point in points]
         if points:
-            self._log("metrics", points=points)
+            self._log("log", metrics=points)
 
     def log_input(self, dataset: Dataset) -> None:
         """Log a dataset as what the run trains on."""
@@ -233,19 +255,40 @@ class RunRecord:
         ]
         self.outbox.keep("model", metrics=points, **content)
 
+    @contextmanager
+    def bundle(self) -> Iterator[None]:
+        """Send what is logged in the block when it ends, in as few requests as possible."""
+        self._bundles += 1
+        try:
+            yield
+        finally:
+            self._bundles -= 1
+        # After an error, the end of the run sends it.
+        if self.is_working and not self._bundles:
+            self.outbox.send()
+
     def _log(self, kind: str, **content: Any) -> None:
         if self.is_working:
-            self.outbox.log(kind, **content)
-            return
+            self.outbox.keep(kind, **content)
+            if not self._bundles:
+                self.outbox.send()
+        elif kind == "log":
+            self._first = joined(self._first, content)
+        else:
+            self._ask(kind, content)
+
+    def _ask(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Send a request without which there is no work."""
         try:
             ask(partial(self.outbox.request, kind, **content))
         except Exception as error:
-            raise refused(kind, error) from error
+            raise refused("tag or parameter" if kind == "log" else kind, error) from error
 
     def close(self, status: str) -> None:
         """End the run: send what is left, or keep it."""
         outbox = self.outbox
         try:
+            self._keep_first()
             outbox.state.status = status
             outbox.save()
             outbox.keep_files()

@@ -55,6 +55,8 @@ __all__ = [
 ]
 
 LONGEST_TAG = 5000
+EVALUATED = ("probe_loss", "probe_baseline", "full_val_loss")
+"""Series of a curve that have no value at some iterations."""
 MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 """The form of the names that MLflow makes up."""
 
@@ -140,14 +142,12 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
         status = "KILLED"
         PATIENCE.hurry()
         _clear_frames(interrupt)
-        record.begin_work()
-        record.set_tags({tags.ERROR: str(interrupt) or "interrupted"})
+        record.give_up(str(interrupt) or "interrupted")
         raise
     except (Exception, SystemExit) as error:
         kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
         text = kind + text_of(error)
-        record.begin_work()
-        record.set_tags({tags.ERROR: hide_passwords(" ".join(text.split()))[:LONGEST_TAG]})
+        record.give_up(hide_passwords(" ".join(text.split()))[:LONGEST_TAG])
         raise
     finally:
         try:
@@ -190,7 +190,10 @@ def _open_record(active: Run | None, project: Run | None, stage: str) -> RunReco
     own_id = project.info.run_id if project is not None and _belongs_to(project, stage) else None
     experiment = parent.info.experiment_id if parent is not None else ask(experiment_id)
     record = RunRecord(stage, experiment, outer)
-    options: dict[str, Any] = {"experiment_id": experiment, "tags": {tags.UUID: record.uuid}}
+    options: dict[str, Any] = {
+        "experiment_id": experiment,
+        "tags": {tags.UUID: record.uuid, tags.STAGE: stage},
+    }
     if parent is not None:
         options |= {"nested": True, "parent_run_id": parent.info.run_id}
     tried: list[bool] = []
@@ -287,11 +290,12 @@ def log_training(training: TrainingHistory, first_iteration: int = 0, first_epoc
     record = active_record()
     series = {"lr": training.lr, "train_loss": training.train_loss}
     new = {name: values[first_iteration:] for name, values in series.items()}
-    record.log_series(new, range(first_iteration, len(training.train_loss)))
     epochs = training.epochs[first_epoch:]
     rows = [epoch.values() for epoch in epochs]
     validation = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-    record.log_series(validation, [epoch.iteration for epoch in epochs])
+    with record.bundle():
+        record.log_series(new, range(first_iteration, len(training.train_loss)))
+        record.log_series(validation, [epoch.iteration for epoch in epochs])
 
 
 def read_training(run_id: str) -> TrainingHistory:
@@ -321,22 +325,18 @@ def log_range(name: str, lr_range: LRRange, step: int = 0) -> None:
 
 
 def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
-    """Log learning rates and losses, one value per iteration.
+    """Log learning rates and losses, one value per iteration, evaluations where there are some.
 
     ``log10_lr`` is for the UI's charts, which draw one metric over a different one only on a
     linear axis.
     """
-    frame, record = (
-        curve.to_frame(smoothing).rename(columns={"loss": "train_loss"}),
-        active_record(),
-    )
+    record = active_record()
+    frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"}).set_index("iteration")
     frame["log10_lr"] = np.log10(frame["lr"])
-    steps = frame.pop("iteration")
-    evaluations = frame.pop("full_val_loss").dropna() if "full_val_loss" in frame else None
-    record.log_series({str(name): frame[name].tolist() for name in frame}, steps.tolist())
-    if evaluations is not None:
-        full = {"full_val_loss": evaluations.tolist()}
-        record.log_series(full, steps[evaluations.index].tolist())
+    with record.bundle():
+        for name in map(str, frame):
+            values = frame[name].dropna() if name in EVALUATED else frame[name]
+            record.log_series({name: values.tolist()}, values.index.tolist())
 
 
 def log_reading(reading: Reading) -> None:
