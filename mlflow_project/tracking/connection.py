@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import mlflow
-from mlflow.entities import LifecycleStage, Run
+from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.credentials import get_default_host_creds
@@ -19,13 +21,14 @@ from lrrt_stage.errors import first_line
 from lrrt_stage.files import expanded
 from lrrt_stage.settings import hide_passwords, require
 from mlflow_project.tracking.environment import RUN_ID
-from mlflow_project.tracking.store import ask
+from mlflow_project.tracking.store import PATIENCE, ask, limits
 from pipeline.task.tasks import CACHE
 
 __all__ = [
     "connect",
     "default_storage",
     "experiment_id",
+    "experiment_tags",
     "project_run",
     "store_uri",
 ]
@@ -49,9 +52,9 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         mlflow.set_tracking_uri(tracking_uri)
     uri = mlflow.get_tracking_uri()
     run_id = os.environ.get(RUN_ID)
-    if not (run_id and _is_absent(uri)):
-        _require_reachable(uri)
     if run_id:
+        if not _is_absent(uri):
+            _require_reachable(uri)
         if ask(project_run) is None:
             raise LRRTError(
                 f"run {run_id} of {RUN_ID} is not in {uri}: mlflow run changes the "
@@ -59,13 +62,16 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
                 "sqlite:////FULL/PATH/mlflow.db or http://HOST:PORT"
             )
         return
+    found = None
+    if _is_server(uri):
+        # One request, if all is well.
+        with suppress(Exception), limits(ANSWER_SECONDS):
+            found = _open_experiment(experiment)
+    if found is None:
+        _require_reachable(uri)
     try:
-        try:
-            chosen = _open_experiment(experiment)
-        except MlflowException:
-            # Another process may have made it between MLflow's query and its insertion.
-            chosen = _open_experiment(experiment)
-        found = ask(lambda: mlflow.MlflowClient().get_experiment(chosen))
+        if found is None:
+            found = _opened(experiment)
         require(found.lifecycle_stage == LifecycleStage.ACTIVE, "it was deleted")
     except Exception as error:
         named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "of the environment")
@@ -73,13 +79,40 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
             f"experiment {named!r} in {uri} cannot be used ({first_line(error)}): "
             "name a different one with --experiment, or restore a deleted one"
         ) from error
+    _tags[uri, found.experiment_id] = dict(found.tags)
 
 
-def _open_experiment(name: str | None) -> str:
-    """Return the id of an experiment, which is made if it is not there."""
-    if name:
-        ask(lambda: mlflow.set_experiment(name))
-    return ask(experiment_id)
+def _opened(name: str | None) -> Experiment:
+    """Return an experiment as soon as the store answers."""
+    asked = partial(_open_experiment, name)
+    try:
+        return ask(asked)
+    except MlflowException:
+        # Another process may have made it between MLflow's query and its insertion.
+        return ask(asked)
+
+
+def _open_experiment(name: str | None) -> Experiment:
+    """Return an experiment, which is made if it is not there, and is the one of new runs."""
+    if not name:
+        return mlflow.get_experiment(experiment_id())
+    found = mlflow.set_experiment(name)
+    if experiment_id() != found.experiment_id:
+        # Another process has made it at the same time, and MLflow has not chosen it.
+        mlflow.set_experiment(experiment_id=found.experiment_id)
+    return found
+
+
+_tags: dict[tuple[str, str], dict[str, str]] = {}
+"""Store and id of an experiment -> its tags when this process first saw it, and what it has set."""
+
+
+def experiment_tags(experiment_id: str) -> dict[str, str]:
+    """Return the tags of an experiment, which is looked up once; add those that are set later."""
+    place = mlflow.get_tracking_uri(), experiment_id
+    if place not in _tags:
+        _tags[place] = dict(PATIENCE.attempt(lambda: mlflow.get_experiment(experiment_id)).tags)
+    return _tags[place]
 
 
 def experiment_id() -> str:
@@ -135,6 +168,10 @@ def _sqlite_file(uri: str) -> str:
     return "" if database == ":memory:" else database
 
 
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
 def _is_absent(uri: str) -> bool:
     """Return whether a store is a SQLite file that does not exist, and a query would create it."""
     file = _sqlite_file(uri)
@@ -143,7 +180,7 @@ def _is_absent(uri: str) -> bool:
 
 def _require_reachable(uri: str) -> None:
     """Query a store once, within seconds. MLflow itself would retry for minutes."""
-    is_server = uri.startswith(("http://", "https://"))
+    is_server = _is_server(uri)
     try:
         if is_server:
             _query_server(uri)
