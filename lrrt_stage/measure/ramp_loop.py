@@ -175,6 +175,15 @@ def range_test(
         loss_of = partial(take_step.loss_of, batch_loss=eval_loss)
         stream = endless(batches)
         evaluations: list[tuple[Container[int], Callable[[int], dict[str, Tensor]]]] = []
+        evaluated: dict[str, Tensor] = {}
+
+        def evaluate(iteration: int) -> None:
+            due = [losses_at for at, losses_at in evaluations if iteration in at]
+            # Seeded alike at every iteration, so that training draws what it would without.
+            with seeded(0) if due else nullcontext():
+                for losses_at in due:
+                    evaluated.update(losses_at(iteration))
+
         stop: Stop | None = None
         try:
             if probe is not None:
@@ -195,15 +204,9 @@ def range_test(
                         group["lr"].fill_(value * ratio)
                     else:
                         group["lr"] = value * ratio
-                # Before the evaluations, which save the parameters in as much memory.
-                optimizer.zero_grad()
-                due = [evaluate for at, evaluate in evaluations if iteration in at]
-                evaluated: dict[str, Tensor] = {}
-                # Seeded alike at every iteration, so that training draws what it would without.
-                with seeded(0) if due else nullcontext():
-                    for evaluate in due:
-                        evaluated |= evaluate(iteration)
-                recorder.add(take_step(stream), **evaluated)
+                evaluated.clear()
+                loss = take_step(stream, partial(evaluate, iteration))
+                recorder.add(loss, **evaluated)
                 if progress is not None:
                     progress(iteration + 1, len(lr))
                 if recorder.should_stop():

@@ -263,11 +263,17 @@ class TrainingStep:
         self.dtype = DTYPES[options.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def __call__(self, batches: Iterator[Any]) -> Tensor:
+    def __call__(
+        self, batches: Iterator[Any], before: Callable[[], object] | None = None
+    ) -> Tensor:
         """Draw the batches, take the step, and return the loss, a detached scalar on the device.
 
-        The gradients are those that the step adds to: call ``optimizer.zero_grad()`` before.
+        ``before`` is called at the weights before the step, when the gradients of the last one are
+        gone, whose memory it may need.
         """
+        self.optimizer.zero_grad()
+        if before is not None:
+            before()
         losses = [self._backward(next(batches)) for _ in range(self.options.accumulate)]
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)

@@ -258,7 +258,6 @@ def _run_attempt(
             with errors_of(task):
                 for _ in range(steps_per_epoch):
                     training.lr.append(max(group["lr"] for group in optimizer.param_groups))
-                    optimizer.zero_grad()
                     losses.append(take_step(stream))
                     schedule.step()
                     if is_watched and attempt.watch(losses[-1], training.lr[-1]):

@@ -1,4 +1,4 @@
-"""The probe: a fixed batch that is evaluated at every iteration, and changes nothing."""
+"""The probe: a fixed batch that is evaluated now and then, and changes nothing."""
 
 import copy
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
-from lrrt_stage import LRRTError, Validation, range_test
-from lrrt_stage.measure.evaluations import Probe
+from lrrt_stage import LRRTError, RangeTestOptions, Validation, range_test
+from lrrt_stage.measure.evaluations import Probe, probe_iterations
 
 
 @pytest.fixture
@@ -41,6 +41,79 @@ def test_the_curve_is_the_same_with_it_and_all_is_left_as_it_was(start):
     assert probed.probe_loss.shape == probed.loss.shape
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+class TestRhythm:
+    """How often the probe is evaluated."""
+
+    @staticmethod
+    def of(iterations: int, probe: int = 64, batch: int = 64, **options) -> set[int]:
+        made = RangeTestOptions(**options)
+        return probe_iterations(made, iterations, torch.zeros(probe), torch.zeros(batch))
+
+    def test_every_third_iteration_and_half_as_often_before_anything_is_learned(self):
+        assert sorted(self.of(100)) == [*range(0, 30, 6), *range(30, 100, 3)]
+
+    def test_at_last_since_the_loss_may_rise_there(self):
+        assert 100 in self.of(101)
+        assert 29 in self.of(30, probe_every=7)
+
+    def test_rarer_with_small_batches_whose_steps_are_cheap(self):
+        assert len(self.of(1000, batch=32)) == len(self.of(1000, batch=256)) == 279
+        assert len(self.of(1000, batch=20)) == 210
+        assert len(self.of(1000, batch=16)) == len(self.of(1000, batch=1)) == 168
+
+    def test_batches_that_are_accumulated_count_together(self):
+        made = RangeTestOptions(), 1000, torch.zeros(64), torch.zeros(8)
+        assert probe_iterations(*made, accumulate=8) == self.of(1000)
+
+    def test_more_often_in_a_short_ramp(self):
+        assert self.of(60) == {*range(60)}
+        assert self.of(80) == {*range(0, 80, 2), 79}
+
+    def test_a_batch_of_unknown_length_is_taken_as_a_usual_one(self):
+        found = probe_iterations(RangeTestOptions(), 100, object(), object())
+        assert found == self.of(100)
+
+    def test_the_number_that_is_given_counts(self):
+        assert self.of(100, batch=1, probe_every=1) == {*range(100)}
+
+    def test_where_it_is_not_evaluated_the_curve_has_no_number(self, start):
+        model, optimizer, loader, probe = start
+        curves = [
+            range_test(model, optimizer, mse_loss, loader, probe=probe, probe_every=every)
+            for every in (1, 4)
+        ]
+        each, some = curves
+        evaluated = ~np.isnan(some.probe_loss)
+        assert np.flatnonzero(evaluated).tolist() == [*range(0, len(some), 4)]
+        # As for the validation, the model is restored: nothing depends on how often.
+        assert np.array_equal(some.loss, each.loss)
+        assert np.array_equal(some.probe_loss[evaluated], each.probe_loss[evaluated])
+        assert some.probed == each[evaluated]
+
+    def test_a_loss_that_is_no_number_is_infinite(self, start):
+        model, _, _, probe = start
+        evaluate = Probe(model, probe, lambda batch: model(batch[0]).sum() * torch.nan)
+        assert evaluate()["probe_loss"].item() == np.inf
+
+    def test_gradients_are_forgotten_once_a_step_and_before_it_is_evaluated(
+        self, start, monkeypatch
+    ):
+        model, optimizer, loader, probe = start
+        calls, held = [], []
+        zero_grad, evaluate = optimizer.zero_grad, Probe.__call__
+
+        def recorded(self, iteration):
+            held.extend(each.grad for each in model.parameters())
+            return evaluate(self, iteration)
+
+        optimizer.zero_grad = lambda: (calls.append(1), zero_grad())
+        monkeypatch.setattr(Probe, "__call__", recorded)
+        more = {"probe": probe, "iterations": 20, "stop_multiple": None}
+        range_test(model, optimizer, mse_loss, loader, **more)
+        assert len(calls) == 20
+        assert held == [None] * 20 * len([*model.parameters()])
 
 
 def test_its_loss_is_that_at_the_weights_before_the_step(start):
@@ -341,7 +414,7 @@ class TestBaseline:
 
     def test_a_curve_has_it_wherever_the_probe_is_evaluated(self, start):
         model, optimizer, loader, probe = start
-        curve = range_test(model, optimizer, mse_loss, loader, iterations=40, probe=probe)
+        curve = range_test(model, optimizer, mse_loss, loader, probe=probe, probe_every=3)
         assert curve.probe_baseline.shape == curve.loss.shape
         assert np.isfinite(curve.probed.probe_baseline).all()
         assert np.isnan(curve.probe_baseline).sum() == len(curve) - len(curve.probed) > 0

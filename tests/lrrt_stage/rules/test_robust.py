@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lrrt_stage import (
+    RULES,
     LRCurve,
     LRRange,
     NoSuggestion,
@@ -326,6 +327,40 @@ class TestBaseline:
         plain = curve(noisy, probe_loss=noisy, probe_baseline=np.full(len(VALLEY), noisy[0]))
         lower = curve(noisy, probe_loss=noisy + shift - 2, probe_baseline=noisy[0] - 2 + shift)
         assert confidence(plain).low == pytest.approx(confidence(lower).low, rel=1e-9)
+
+
+class TestEvaluatedNowAndThen:
+    """A probe that was not evaluated at every iteration."""
+
+    @staticmethod
+    def sparse(losses, every: int, **more) -> LRCurve:
+        missing = np.arange(len(losses)) % every > 0
+        probe = np.where(missing, np.nan, losses)
+        baseline = np.where(missing, np.nan, 4.0)
+        return curve(losses, probe_loss=probe, probe_baseline=baseline, **more)
+
+    def test_the_fit_is_that_of_the_evaluations_alone(self):
+        found = UnimodalFit.from_curve(self.sparse(VALLEY, 3))
+        alone = UnimodalFit.from_curve(curve(VALLEY, probe_loss=VALLEY)[::3])
+        assert found.iterations.tolist() == [*range(0, len(VALLEY), 3)]
+        assert found.fit.tolist() == alone.fit.tolist()
+        assert found.rise == alone.rise
+
+    def test_the_interval_and_the_loss_that_is_read_have_a_value_at_every_iteration(self):
+        probed = self.sparse(VALLEY, 3)
+        assert confidence(probed).low <= suggest(probed).max <= confidence(probed).high
+        name, read = RULES["robust"].reads(probed, Smoothing())
+        assert name == "fit to the probe loss"
+        assert np.isfinite(read).all()
+        assert read.shape == probed.loss.shape
+
+    def test_a_training_loss_that_explodes_between_two_evaluations_ends_the_fall(self):
+        fall = [*FALL, 1.0, np.inf]
+        probed = self.sparse(fall, 4, stop="non-finite")
+        fit = UnimodalFit.from_curve(probed)
+        assert fit.iterations[-1] == len(fall) - 1
+        assert fit.rises
+        assert probed.lr[fit.iterations[-2]] < fit.rise < probed.lr[-1]
 
 
 def test_a_fall_without_noise_counts():

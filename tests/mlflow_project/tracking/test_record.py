@@ -119,8 +119,8 @@ def forged(store):
         {"kind": "file", "content": {"name": "link.txt"}},
         {"kind": "file", "content": {"name": "/etc/hostname"}},
         {"kind": "no such kind", "content": {}},
-        {"kind": "tags", "content": {"values": 3}},
-        {"kind": "tags", "content": [1]},
+        {"kind": "log", "content": {"tags": 3}},
+        {"kind": "log", "content": [1]},
         {"kind": "model", "content": {}},
         {"no": "kind"},
         [],
@@ -252,7 +252,7 @@ with runs.stage_run("lrrt"):
 def test_what_a_forged_folder_asks_for_is_not_sent_by_other_commands(store, forged):
     with mlflow.start_run() as run:
         pass
-    asked = [{"kind": "tags", "content": {"values": {"forged": "yes"}}}]
+    asked = [{"kind": "log", "content": {"tags": {"forged": "yes"}}}]
     asked += [{"kind": "model", "content": {"register": "production", "metrics": []}}]
     forged(asked, run_id=run.info.run_id, experiment_id=run.info.experiment_id)
     store.run("lrrt", *store.SMALL)
@@ -332,6 +332,107 @@ def test_a_tag_that_was_refused_does_not_come_after_a_newer_one(store, monkeypat
     assert kept() == []
 
 
+@pytest.fixture
+def batches(monkeypatch):
+    """What ``log_batch`` gets, in order: the names of metrics, parameters and tags."""
+    real, seen = outbox.MlflowClient.log_batch, []
+
+    def counted(client, run_id, metrics=(), params=(), tags=(), **more):
+        seen.append([{each.key for each in kind} for kind in (metrics, params, tags)])
+        return real(client, run_id, metrics, params, tags, **more)
+
+    monkeypatch.setattr(outbox.MlflowClient, "log_batch", counted)
+    return seen
+
+
+def test_what_is_logged_before_the_work_and_in_a_bundle_is_one_request_each(store, batches):
+    with runs.stage_run("lrrt", "a name") as run:
+        run.log_params({"seed": "0"})
+        run.set_tags({"lrrt.first": "1"})
+        assert batches == []
+        run.begin_work()
+        ((metrics, params, tags),) = batches
+        assert (metrics, params) == (set(), {"seed"})
+        assert tags >= {"lrrt.stage", "lrrt.first", "mlflow.runName"}
+        with run.bundle():
+            run.log_metrics({"loss": 1.0})
+            with run.bundle():
+                run.set_tags({"lrrt.second": "2"})
+            run.log_params({"lr": "0.1"})
+            assert len(batches) == 1
+        assert batches[1:] == [[{"loss"}, {"lr"}, {"lrrt.second"}]]
+        run.log_metrics({"loss": 0.5})
+        assert len(batches) == 3
+    logged = mlflow.get_run(run.run_id).data
+    assert (logged.params["seed"], logged.params["lr"]) == ("0", "0.1")
+    assert logged.tags["lrrt.second"] == "2"
+
+
+def test_a_bundle_is_on_disk_before_it_is_sent(store):
+    with runs.stage_run("lrrt") as run:
+        run.begin_work()
+        with run.bundle():
+            run.log_metrics({"loss": 1.0})
+            run.set_tags({"name": "value"})
+            (path,) = (run.folder / "outbox").glob("*.json")
+            content = json.loads(path.read_text())["content"]
+            assert (content["tags"], content["metrics"][0][:2]) == ({"name": "value"}, ["loss", 1])
+
+
+def test_what_a_stage_has_logged_before_an_error_is_sent(store):
+    with pytest.raises(LRRTError), runs.stage_run("lrrt") as run:
+        run.log_params({"seed": "0"})
+        raise LRRTError("before the work")
+    with pytest.raises(LRRTError), runs.stage_run("lrrt") as other:
+        other.begin_work()
+        with other.bundle():
+            other.log_metrics({"loss": 1.0})
+            raise LRRTError("in a bundle")
+    first, second = (mlflow.get_run(each.run_id) for each in (run, other))
+    assert first.data.params["seed"] == "0"
+    assert first.data.tags["lrrt.error"] == "before the work"
+    assert second.data.metrics["loss"] == 1.0
+    assert second.data.tags["lrrt.error"] == "in a bundle"
+
+
+def test_of_a_bundle_that_is_refused_the_parts_are_sent_that_are_not(store, monkeypatch):
+    real = outbox.MlflowClient.log_batch
+
+    def refusing(client, run_id, metrics=(), params=(), tags=(), **more):
+        if any(tag.key == "bad" for tag in tags):
+            raise MlflowException("no", error_code=PERMISSION_DENIED)
+        return real(client, run_id, metrics, params, tags, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox.MlflowClient, "log_batch", refusing)
+        with runs.stage_run("lrrt") as run:
+            run.begin_work()
+            with run.bundle():
+                run.set_tags({"bad": "1", "good": "2"})
+                run.log_params({"lr": "0.1"})
+                run.log_metrics({"loss": 1.0})
+            logged = mlflow.get_run(run.run_id).data
+            assert (logged.tags["good"], logged.params["lr"]) == ("2", "0.1")
+            assert logged.metrics["loss"] == 1.0
+            (path,) = (run.folder / "outbox").glob("*.json")
+            assert json.loads(path.read_text())["content"] == {"tags": {"bad": "1"}}
+    store.run("sync")
+    assert mlflow.get_run(run.run_id).data.tags["bad"] == "1"
+
+
+def test_a_store_that_takes_no_tags_ends_a_stage_before_its_work(store, monkeypatch):
+    def fails(*arguments, **options):
+        raise MlflowException("read only", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(outbox.MlflowClient, "log_batch", fails)
+    worked = []
+    refusal = pytest.raises(LRRTError, match="did not take a tag or parameter")
+    with refusal, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        worked.append(1)
+    assert not worked
+
+
 def test_what_a_full_disk_did_not_keep_is_said_to_be_lost(store, monkeypatch, capfd):
     def fails(*arguments, **options):
         raise OSError("no space")
@@ -341,6 +442,20 @@ def test_what_a_full_disk_did_not_keep_is_said_to_be_lost(store, monkeypatch, ca
         patch.setattr(outbox.MlflowClient, "log_batch", fails)
         patch.setattr(outbox.Outbox, "_write", fails)
         run.log_metrics({"loss": 1.0})
+    assert "2 requests could not be written" in capfd.readouterr().err.replace("\n", " ")
+
+
+def test_a_request_that_grows_when_the_disk_is_full_is_said_to_be_lost(store, monkeypatch, capfd):
+    def fails(*arguments, **options):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        patch.setattr(outbox.MlflowClient, "log_batch", fails)
+        with run.bundle():
+            run.log_metrics({"loss": 1.0})
+            patch.setattr(outbox.Outbox, "_write", fails)
+            run.log_metrics({"loss": 0.5})
     assert "2 requests could not be written" in capfd.readouterr().err.replace("\n", " ")
 
 
