@@ -33,8 +33,10 @@ def _many_tests(
     plan = RangeTestPlan(RangeTestOptions(iterations=iterations))
     jobs = [RangeTestJob(str(seed), Task(seed=seed, data_seed=seed), plan) for seed in range(tests)]
 
+    prepared = PreparedTask(Task(), runtime)
+
     def run(count: int, some: list[RangeTestJob]) -> None:
-        for result in run_jobs(some, runtime, count):
+        for result in run_jobs(some, runtime, count, prepared=prepared):
             if isinstance(result, FailedJob):
                 raise RuntimeError(result.reason)
 

@@ -93,7 +93,9 @@ class JobRuns:
                     console.note(f"{result.job.name} failed: {result.reason}")
 
             try:
-                run_jobs(missing, self.prepared.runtime, self.workers, on_done)
+                run_jobs(
+                    missing, self.prepared.runtime, self.workers, on_done, prepared=self.prepared
+                )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"{len(done)} of {len(jobs)} are finished and kept; the same command continues "

@@ -113,7 +113,10 @@ class Batches:
             order = torch.randperm(self.size, generator=self.generator)
             order = order[: len(self) * self.batch_size]
         if self.tensors is not None:
-            for places in order.to(self.device).split(self.batch_size):
+            order = order.to(self.device)
+            # One after the other: to cut a long order at once takes as long as many steps.
+            for start in range(0, len(order), self.batch_size):
+                places = order[start : start + self.batch_size]
                 yield self._prepared(tensor[places] for tensor in self.tensors)
             return
         self.order[:] = order.tolist()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
+
+import torch
 
 from lrrt_stage import LRCurve, LRRange
 from lrrt_stage.rules.reading import Reading
@@ -27,6 +28,7 @@ __all__ = [
     "JobResult",
     "RangeTestJob",
     "RangeTestResult",
+    "SharedData",
     "TrainingJob",
     "TrainingResult",
 ]
@@ -113,15 +115,46 @@ Job = RangeTestJob | TrainingJob
 JobResult = RangeTestResult | TrainingResult | FailedJob
 
 
+_DataName = tuple[str, str, str]
+"""Name, arguments and folder of a dataset."""
+_loaded: dict[_DataName, Data] = {}
+"""The dataset that the jobs of this process share."""
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """A dataset in memory, for the jobs of a process. Equal ones have the same content."""
+
+    name: _DataName
+    digest: str
+    data: Data = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, prepared: PreparedTask) -> SharedData | None:
+        """Return that of a task, on the CPU; None if it has none, or reads it from a disk."""
+        data = prepared.data
+        if data is None or not all(isinstance(split, tuple) for split in (data.train, data.val)):
+            return None
+        name = _data_name(prepared.task, prepared.runtime)
+        return cls(name, data.digest, data.to(torch.device("cpu")))
+
+    def use(self) -> None:
+        """Have the jobs of this process use it, and not load it."""
+        _loaded.clear()
+        _loaded[self.name] = self.data
+
+
+def _data_name(task: Task, runtime: Runtime) -> _DataName:
+    return task.dataset, json.dumps(task.dataset_args), runtime.data_dir
+
+
 def _prepared(task: Task, runtime: Runtime) -> PreparedTask:
     # As text they would no longer tell where they come from.
     require_trusted_arguments("dataset", task.dataset_args)
-    arguments = json.dumps(task.dataset_args)
-    data = None if task.setup else _data(task.dataset, arguments, runtime.data_dir)
-    return PreparedTask(task, runtime, data)
-
-
-@lru_cache(maxsize=1)
-def _data(dataset: str, arguments: str, data_dir: str) -> Data:
-    """Return the dataset, which the jobs of a process share."""
-    return load_data(dataset, json.loads(arguments), data_dir)
+    if task.setup:
+        return PreparedTask(task, runtime)
+    name = _data_name(task, runtime)
+    if name not in _loaded:
+        data = load_data(task.dataset, json.loads(name[1]), runtime.data_dir)
+        SharedData(name, data.digest, data).use()
+    return PreparedTask(task, runtime, _loaded[name])

@@ -16,7 +16,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from lrrt_stage import LRRTError, resolve_device
 from lrrt_stage.errors import first_line
-from pipeline.jobs.jobs import FailedJob, Job, JobResult
+from pipeline.jobs.jobs import FailedJob, Job, JobResult, SharedData
+from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime
 
 __all__ = ["run_jobs"]
@@ -27,6 +28,7 @@ def run_jobs(
     runtime: Runtime,
     workers: int | None = None,
     on_done: Callable[[JobResult], None] | None = None,
+    prepared: PreparedTask | None = None,
 ) -> list[JobResult]:
     """Run ``jobs`` in ``workers`` processes and return their results in the order of ``jobs``.
 
@@ -36,7 +38,8 @@ def run_jobs(
     ``workers`` of None is one for each core, or for each GPU; one runs the jobs in this process.
     The processes are joblib's: inside ``joblib.parallel_config(backend=…)`` they are those of
     another backend, a cluster's for example. ``on_done`` is called in this process with every
-    result as soon as it is there.
+    result as soon as it is there. If the data of ``prepared`` is in memory, each process gets it
+    once, and does not load it.
     """
     devices = _devices(runtime.device)
     by_default = joblib.cpu_count() if devices == ["cpu"] else len(devices)
@@ -46,7 +49,8 @@ def run_jobs(
         for index, job in enumerate(jobs)
     ]
     results: dict[int, JobResult] = {}
-    for index, result in _results(placed, count):
+    shared = None if prepared is None else SharedData.of(prepared)
+    for index, result in _results(placed, count, shared):
         results[index] = result
         if on_done is not None:
             on_done(result)
@@ -56,11 +60,15 @@ def run_jobs(
 Placed = tuple[int, Job, Runtime]
 
 
-def _results(placed: Sequence[Placed], count: int) -> Iterator[tuple[int, JobResult]]:
+def _results(
+    placed: Sequence[Placed], count: int, shared: SharedData | None
+) -> Iterator[tuple[int, JobResult]]:
     if count == 1:
+        if shared is not None:
+            shared.use()
         yield from map(_run, placed)
         return
-    begin = {"initializer": _begin_worker, "initargs": (os.getpid(), platform.node())}
+    begin = {"initializer": _begin_worker, "initargs": (os.getpid(), platform.node(), shared)}
     pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **begin)
     try:
         yield from pool(joblib.delayed(_run)(each) for each in placed)
@@ -84,8 +92,10 @@ def _run(placed: Placed) -> tuple[int, JobResult]:
         torch.set_num_threads(threads)
 
 
-def _begin_worker(parent: int, machine: str) -> None:
-    """Leave Ctrl-C to the process ``parent``, and end with it, even if it is killed."""
+def _begin_worker(parent: int, machine: str, shared: SharedData | None) -> None:
+    """Take the data, leave Ctrl-C to the process ``parent``, and end with it, even if killed."""
+    if shared is not None:
+        shared.use()
     # Ctrl-C goes to all processes of a terminal: the parent ends its workers, without their noise.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # That of a cluster may be on a different machine. On Windows, os.kill would kill the parent.

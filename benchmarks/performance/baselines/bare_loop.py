@@ -21,8 +21,9 @@ class Shuffled:
         return len(self.targets) // self.batch_size
 
     def __iter__(self):
-        order = torch.randperm(len(self.targets))[: len(self) * self.batch_size]
-        for places in order.to(self.targets.device).split(self.batch_size):
+        order = torch.randperm(len(self.targets)).to(self.targets.device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            places = order[start : start + self.batch_size]
             yield self.inputs[places], self.targets[places]
 
 

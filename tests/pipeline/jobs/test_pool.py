@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import joblib
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from lrrt_stage import LRRange, RangeTestOptions
 from pipeline import RangeTestPlan, Runtime, Task, TrainOptions
 from pipeline.jobs import pool
 from pipeline.jobs.jobs import FailedJob, RangeTestJob, RangeTestResult, TrainingJob
 from pipeline.jobs.pool import run_jobs
+from pipeline.task.prepared import PreparedTask
 
 CPU = Runtime(device="cpu")
 TASK = Task(model="mlp", model_args={"width": 16}, batch_size=32)
@@ -40,6 +43,30 @@ def test_results_do_not_depend_on_the_number_of_workers():
         assert all(torch.equal(v, b.weights[k]) for k, v in a.weights.items())
     assert alone[3].history == together[3].history
     assert len({each.curve.loss[0] for each in alone[:3]}) == 3
+
+
+def loaded_by(job: RangeTestJob) -> tuple[bool, bool]:
+    """Run a job, and return whether its process has imported what reads the digits."""
+    result = job.run(CPU)
+    assert isinstance(result, RangeTestResult)
+    return "sklearn" in sys.modules, "pandas" in sys.modules
+
+
+def test_processes_get_the_data_and_load_nothing(monkeypatch):
+    prepared = PreparedTask(TASK, CPU)
+    monkeypatch.setattr(pool, "_run", lambda placed: (placed[0], loaded_by(placed[1])))
+    # Not those of another test, which may have loaded them.
+    get_reusable_executor().shutdown(wait=True)
+    assert run_jobs(range_tests(2), CPU, 2, prepared=prepared) == [(False, False)] * 2
+
+
+def test_data_that_is_there_is_not_loaded_again(monkeypatch):
+    prepared = PreparedTask(TASK, CPU)
+    expected = run_jobs(range_tests(1), CPU, workers=1)
+    monkeypatch.setattr("pipeline.jobs.jobs._loaded", {})
+    monkeypatch.setattr("pipeline.jobs.jobs.load_data", None)
+    (found,) = run_jobs(range_tests(1), CPU, 1, prepared=prepared)
+    assert found.curve == expected[0].curve
 
 
 @pytest.mark.parametrize("workers", [1, 2])
