@@ -129,9 +129,9 @@ def test_the_rule_is_chosen_by_name_and_the_others_are_logged_all_the_same(store
 
 def test_a_rule_without_an_answer_says_why_and_another_takes_its_place(store):
     # The ramp ends while the loss falls.
-    outcome = store.run("lrrt", *store.SMALL, "--lr-end", 0.3, "--rule", "article")
+    outcome = store.run("lrrt", *store.SMALL, "--lr-end", 0.07, "--rule", "article")
     reason = next(line for line in outcome.err.splitlines() if "article" in line)
-    assert "0.3" in reason
+    assert "0.07" in reason
     assert "lr_end" in reason
     assert "robust" in outcome.err
     run = store.one("lrrt")
