@@ -20,7 +20,7 @@ MAIN_ROUNDS = 3
 
 def rows(
     settings: Settings,
-    seconds: float = 65,
+    seconds: float = 90,
     main_seconds: float = 110,
     trials: int = 8,
     epochs: int = 20,

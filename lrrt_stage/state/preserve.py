@@ -194,11 +194,12 @@ class Evaluation:
             self.first.save()
         added = self.first.added()
         with (
-            preserved_modes([*self.first.modules, *added.modules]),
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),
             self.first,
             added,
+            # Innermost, so that the snapshots find the modes as they were.
+            preserved_modes([*self.first.modules, *added.modules]),
         ):
             for network in self.networks:
                 if isinstance(network, nn.Module):

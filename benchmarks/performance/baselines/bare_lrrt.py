@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 CURVES = ("lr", "train_loss", "smoothed_loss", "log10_lr", "probe_loss", "probe_baseline")
-BATCH_SIZE = 64
+BATCH_SIZE, EVALUATIONS = 64, 29
 
 
 def digits():
@@ -147,6 +147,8 @@ def range_test(examples, steps, parent=None):
             smoothed.append(mean)
         curves = (lrs, losses, smoothed, [math.log10(lr) for lr in lrs], losses, losses)
         series = dict(zip(CURVES, curves, strict=True))
+        for name in ("probe_loss", "probe_baseline"):
+            series[name] = losses[:EVALUATIONS]  # as many as the stage evaluates
         log(client, run_id, tags=11, scalars=10, series=series)
         lines = [",".join(CURVES), *(",".join(map(str, row)) for row in zip(*curves, strict=True))]
         (folder / "curve.csv").write_text("\n".join(lines))
