@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -39,8 +39,6 @@ __all__ = [
 
 MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
-
-
 SHORT_RAMP = 99
 """Iterations of a ramp; in one with fewer, every evaluation counts."""
 USUAL_RHYTHM, RAREST_RHYTHM = 3, 5
@@ -69,7 +67,8 @@ def probe_iterations(
     iterations
         Of the ramp. One with few is evaluated more often.
     probe, batch
-        Batches; how many examples they have decides. Taken as alike where that is unknown.
+        Batches; how many examples they have decides. Taken as alike where that is unknown, and
+        under ``torch.distributed``, where all ranks must evaluate at the same iterations.
     accumulate
         Batches in a step.
     """
@@ -77,10 +76,10 @@ def probe_iterations(
     last = {iterations - 1}
     if options.probe_every is not None:
         return last.union(range(0, iterations, options.probe_every))
-    try:
-        ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
-    except LRRTError:
-        ratio = 1.0
+    ratio = 1.0
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        with suppress(LRRTError):
+            ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
     every = min(max(USUAL_RHYTHM, ceil(ratio / SHARE)), RAREST_RHYTHM)
     if iterations < SHORT_RAMP:
         return last.union(range(0, iterations, max(1, USUAL_RHYTHM * iterations // SHORT_RAMP)))

@@ -134,7 +134,7 @@ class UnimodalFit:
             if rounding > 0:
                 losses = np.round(losses / rounding) * rounding
         losses = np.where(is_finite(losses) | np.isnan(losses), losses, np.inf)
-        # The probe is the same batch at every iteration. The training batches differ, so that
+        # The probe is always the same batch. The training batches differ, so that
         # the first tenth, whose learning rates have no effect yet, counts as its median.
         first = 1 if series == "probe_loss" else max(5, len(curve) // 10)
         initial = float(np.median(losses[:first]))

@@ -12,13 +12,13 @@ from pipeline.task.recipes import RecipeOptions
 __all__ = ["RangeTestPlan", "ValidationOptions"]
 
 LEAST_PROBE = 64
-"""The probe's examples are the same at every iteration, so a few are enough; with fewer than
+"""The probe's examples are always the same, so a few are enough; with fewer than
 this, the suggestion depends on which examples they are."""
 
 
 @dataclass(frozen=True)
 class ValidationOptions(Options):
-    """Held-out examples that a range test evaluates at every iteration.
+    """Held-out examples that a range test evaluates.
 
     ``sample`` evaluates a fixed, stratified sample at every iteration and the full set at two;
     ``full`` the full set at every iteration, as the article did (Fig 8), at many times the cost.
@@ -34,7 +34,7 @@ class ValidationOptions(Options):
     )
     probe: int | None = setting(
         None,
-        "Validation examples whose loss is taken at every iteration, for the rule robust; none: a "
+        "Validation examples whose loss the rule robust reads, see probe_every; none: a "
         "third of a batch, but at least 64; 0: off.",
         minimum=0,
     )
