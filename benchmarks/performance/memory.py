@@ -11,7 +11,6 @@ from benchmarks.performance.rows import Row
 __all__ = ["rows"]
 
 TARGET = 1.0
-CASES = ("range test", "probe")
 NAMES = {"range test": "without a probe", "probe": "with a probe"}
 
 
@@ -22,7 +21,7 @@ def rows(settings: Settings) -> Iterator[Row]:
             bare, error = _resident("bare", optimizer, settings), ""
         except Exception as failure:
             bare, error = {}, reason_of(failure)
-        for case in CASES:
+        for case, name in NAMES.items():
             measured = None
             if not error:
                 try:
@@ -33,7 +32,7 @@ def rows(settings: Settings) -> Iterator[Row]:
                     error = reason_of(failure)
             gigabytes = f" ({bare['copy'] / 1e9:.1f} GB)" if bare else ""
             yield Row(
-                f"memory: {optimizer}, {NAMES[case]}",
+                f"memory: {optimizer}, {name}",
                 "memory at the peak of a range test above that of a bare loop of as many steps, in "
                 f"copies of parameters, buffers and optimizer state{gigabytes}, of a model of 50 "
                 "million parameters",

@@ -73,14 +73,14 @@ def draw(title: str, curve: LRCurve, peaks: Mapping[str, float], regrets: pd.Dat
     ``regrets`` has the columns ``lr`` and ``regret``.
     """
     figure, (tested, trained_at) = drawing.new_figure(columns=2, width=6.0)
-    fit = fit_unimodal(curve)
+    fit, probed = fit_unimodal(curve), curve.probed
     fitted = fit.fit - fit.unspecific
     tested.plot(curve.lr, curve.loss, color=drawing.PALE, lw=1, label="loss of each batch")
-    tested.plot(curve.lr, curve.probe_loss, color=drawing.BLUE, lw=2, label="loss of the probe")
+    tested.plot(probed.lr, probed.probe_loss, color=drawing.BLUE, lw=2, label="loss of the probe")
     if fit.unspecific.any():
         label = "loss of the mean output"
-        tested.plot(curve.lr, curve.probe_baseline, color=drawing.GREY, lw=1.2, label=label)
-    tested.plot(curve.lr, fitted, color=drawing.BLACK, lw=2, ls=":", label="unimodal fit")
+        tested.plot(probed.lr, probed.probe_baseline, color=drawing.GREY, lw=1.2, label=label)
+    tested.plot(fit.lr, fitted, color=drawing.BLACK, lw=2, ls=":", label="unimodal fit")
     drawing.label_axes(tested, "The range test", LR_LABEL, "loss", log="x")
     tested.set_ylim(*drawing.loss_limits(curve.loss, curve.probe_loss, fitted))
     trained_at.plot(regrets["lr"], regrets["regret"], "o-", color=drawing.BLACK, ms=4)

@@ -25,6 +25,7 @@ from lrrt_stage.measure.step import (
     require_scalar,
 )
 from lrrt_stage.settings import require, require_kind
+from lrrt_stage.state.device import is_distributed
 from lrrt_stage.state.preserve import Evaluation, preserved_sources
 
 __all__ = [
@@ -77,7 +78,7 @@ def probe_iterations(
     if options.probe_every is not None:
         return last.union(range(0, iterations, options.probe_every))
     ratio = 1.0
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_distributed():
         with suppress(LRRTError):
             ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
     every = min(max(USUAL_RHYTHM, ceil(ratio / SHARE)), RAREST_RHYTHM)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing, finite_length, running_quantile
 from lrrt_stage.errors import LRRTError
+from lrrt_stage.state.device import is_distributed
 
 __all__ = ["CHECK_EVERY", "LossRecorder", "read_losses"]
 
@@ -131,7 +132,7 @@ def _read(losses: Sequence[Tensor]) -> list[float]:
     dtype = max((loss.dtype for loss in losses), key=lambda dtype: dtype.itemsize)
     dtype = torch.promote_types(dtype, torch.float32)
     block = torch.stack([loss.reshape(()).to(dtype) for loss in losses])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         # Every rank must see the same losses; otherwise one rank stops and the others wait.
         torch.distributed.all_reduce(block)
         block /= torch.distributed.get_world_size()

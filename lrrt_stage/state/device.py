@@ -18,7 +18,7 @@ import torch
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import require
 
-__all__ = ["deterministic", "resolve_device", "to_device"]
+__all__ = ["deterministic", "is_distributed", "resolve_device", "to_device"]
 
 SETTINGS_LOCK = RLock()
 """Held by the thread whose block has changed torch's settings."""
@@ -54,6 +54,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of several ranks, which have to do the same."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 @contextmanager

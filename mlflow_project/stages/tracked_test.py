@@ -25,6 +25,7 @@ from lrrt_stage.errors import describe, first_line
 from lrrt_stage.measure.ramp_loop import require_trainable, with_changes
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
+from lrrt_stage.state.device import is_distributed
 from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import publish_inputs
 from mlflow_project.handoff.signature import sign_run
@@ -123,7 +124,7 @@ def track_range_test(
                 sign_run()
         return Handoff(run.run_id, None, digest, device, state, plan, reading)
 
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_distributed():
         return tracked(run_test)
     return _on_rank_0(tracked, run_test)
 

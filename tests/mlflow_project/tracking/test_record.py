@@ -433,28 +433,26 @@ def test_a_store_that_takes_no_tags_ends_a_stage_before_its_work(store, monkeypa
     assert not worked
 
 
-def test_what_a_full_disk_did_not_keep_is_said_to_be_lost(store, monkeypatch, capfd):
-    def fails(*arguments, **options):
-        raise OSError("no space")
+def no_space(*arguments, **options):
+    raise OSError("no space")
 
+
+def test_what_a_full_disk_did_not_keep_is_said_to_be_lost(store, monkeypatch, capfd):
     with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
         run.begin_work()
-        patch.setattr(outbox.MlflowClient, "log_batch", fails)
-        patch.setattr(outbox.Outbox, "_write", fails)
+        patch.setattr(outbox.MlflowClient, "log_batch", no_space)
+        patch.setattr(outbox.Outbox, "_write", no_space)
         run.log_metrics({"loss": 1.0})
     assert "2 requests could not be written" in capfd.readouterr().err.replace("\n", " ")
 
 
 def test_a_request_that_grows_when_the_disk_is_full_is_said_to_be_lost(store, monkeypatch, capfd):
-    def fails(*arguments, **options):
-        raise OSError("no space")
-
     with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
         run.begin_work()
-        patch.setattr(outbox.MlflowClient, "log_batch", fails)
+        patch.setattr(outbox.MlflowClient, "log_batch", no_space)
         with run.bundle():
             run.log_metrics({"loss": 1.0})
-            patch.setattr(outbox.Outbox, "_write", fails)
+            patch.setattr(outbox.Outbox, "_write", no_space)
             run.log_metrics({"loss": 0.5})
     assert "2 requests could not be written" in capfd.readouterr().err.replace("\n", " ")
 
