@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from lrrt_stage.files import PART, write_text
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.store import PATIENCE, is_temporary, reason_of
+from mlflow_project.tracking.store import PATIENCE, is_of_content, is_temporary, reason_of
 
 __all__ = [
     "FILES",
@@ -44,8 +44,8 @@ __all__ = [
     "STATE",
     "UNSENT",
     "Outbox",
+    "Request",
     "RunState",
-    "joined",
     "run_of_uuid",
     "sha256",
 ]
@@ -111,7 +111,7 @@ class Request:
     is_refused: bool = False
     """Whether the same request would fail again: it waits for a person to change something."""
     is_written: bool = False
-    """Whether its file is as it is."""
+    """Whether its file holds it as it is here."""
 
 
 class NotYet(Exception):
@@ -156,7 +156,7 @@ class Outbox:
             is_known = request.kind in SENDERS and isinstance(request.content, dict)
             require(is_known, f"{path.name} is no request")
             outbox.requests.append(request)
-            outbox._number = int(path.stem)
+            outbox._number = int(path.stem.partition("-")[0])
         return outbox
 
     @property
@@ -198,26 +198,36 @@ class Outbox:
                 self.logged.add(name)
                 self.keep("file", name=name)
 
-    def keep(self, kind: str, **content: Any) -> None:
-        """Keep a request, which is sent later, or add to the last one what is to be logged."""
+    def keep(self, kind: str, *, to: Request | None = None, **content: Any) -> Request:
+        """Keep a request, which is sent later, and return it.
+
+        What is to be logged is added ``to`` a request of this kind, if that is the last and was not
+        sent.
+        """
         last = self.requests[-1] if self.requests else None
-        if kind == "log" and last is not None and last.kind == "log" and not last.error:
-            last.content, last.is_written = joined(last.content, content), False
+        if last is not None and last is to and last.kind == kind == "log" and not last.error:
+            last.content = joined(last.content, content)
         else:
-            last = self._new(kind, content)
+            self._number += 1
+            path = self.folder / OUTBOX / f"{self._number:06}.json"
+            last = Request(kind, content, path)
             self.requests.append(last)
         # A full disk does not end a training: what is in memory is sent all the same.
         with suppress(OSError):
             self._write(last)
-
-    def _new(self, kind: str, content: dict[str, Any]) -> Request:
-        self._number += 1
-        return Request(kind, content, self.folder / OUTBOX / f"{self._number:06}.json")
+        return last
 
     def _write(self, request: Request) -> None:
+        request.is_written = False
         names = ("kind", "content", "error", "is_refused")
         write_text(request.path, json.dumps({name: getattr(request, name) for name in names}))
         request.is_written = True
+
+    def send_first(self) -> None:
+        """Send what is kept before the work, or raise what the store answers."""
+        for request in [*self.requests]:
+            self._send(request)
+            self._forget(request)
 
     def send(self, *, refused: bool = False) -> set[str]:
         """Send what is kept, in order; return the kinds of requests that may succeed later.
@@ -237,13 +247,14 @@ class Outbox:
                 self.open_run()
                 kind = request.kind
                 PATIENCE.attempt(partial(self._send, request), kind)
-            except NotYet as error:
-                request.error = str(error)
             except Exception as error:
-                if parts := [] if is_temporary(error) else self._split(request, kind):
+                request.error = reason_of(error)
+                if kind == "log" and is_of_content(error) and (parts := self._split(request)):
                     waiting.extendleft(reversed(parts))
                     continue
-                request.error, request.is_refused = reason_of(error), not is_temporary(error)
+                if isinstance(error, NotYet):
+                    continue
+                request.is_refused = not is_temporary(error)
                 with suppress(OSError):
                     self._write(request)
                 if is_temporary(error):
@@ -251,15 +262,24 @@ class Outbox:
                 if kind == "create":
                     break
             else:
-                self.requests.remove(request)
-                request.path.unlink(missing_ok=True)
+                self._forget(request)
         return failed
 
-    def _split(self, request: Request, kind: str) -> list[Request]:
-        """Keep a refused request as its parts, of which the store may take some; return these."""
-        if kind != "log" or len(parts := split(request.content)) < 2:
+    def _forget(self, request: Request) -> None:
+        self.requests.remove(request)
+        request.path.unlink(missing_ok=True)
+
+    def _split(self, request: Request) -> list[Request]:
+        """Keep a request as its parts, of which the store may take some; return these.
+
+        It may have taken some already, so they have the error of the whole.
+        """
+        parts = split(request.content)
+        if len(parts) < 2:
             return []
-        requests = [self._new(kind, part) for part in parts]
+        # A later process sends them in the order of these names: where the whole request was.
+        paths = [request.path.with_stem(f"{request.path.stem}-{n:04}") for n in range(len(parts))]
+        requests = [Request("log", *each, request.error) for each in zip(parts, paths, strict=True)]
         place = self.requests.index(request)
         self.requests[place : place + 1] = requests
         with suppress(OSError):
@@ -272,8 +292,9 @@ class Outbox:
         content = request.content = self.with_ids(request.content)
         if request.kind == "log":
             # A tag that was refused comes after newer ones.
-            now = self.with_ids(self.state.tags)
-            newest = {k: v for k, v in content.get("tags", {}).items() if now.get(k, v) == v}
+            given = content.get("tags", {})
+            now = self.with_ids({k: self.state.tags[k] for k in given if k in self.state.tags})
+            newest = {k: v for k, v in given.items() if now.get(k, v) == v}
             points = content.get("metrics", [])
             if request.error and points:
                 # The store may have taken them without an answer. Databases find that out
@@ -460,10 +481,16 @@ def joined(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the parts of such a request: one for each tag and parameter, and the metrics."""
-    named = [(kind, content.get(kind, {})) for kind in ("tags", "params")]
-    parts = [{kind: {name: value}} for kind, found in named for name, value in found.items()]
-    return [*parts, *([{"metrics": content["metrics"]}] if content.get("metrics") else [])]
+    """Return the parts of such a request: one for each tag, parameter, and metric."""
+    parts = [
+        {kind: {name: value}}
+        for kind in ("tags", "params")
+        for name, value in content.get(kind, {}).items()
+    ]
+    points = defaultdict[str, list[Any]](list)
+    for point in content.get("metrics", []):
+        points[point[0]].append(point)
+    return [*parts, *({"metrics": each} for each in points.values())]
 
 
 def sha256(path: Path) -> str:

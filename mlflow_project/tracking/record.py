@@ -40,7 +40,7 @@ from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import store_uri
 from mlflow_project.tracking.environment import WORK_DIR, OutageOptions
-from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, RunState, joined
+from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, Request, RunState
 from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, reason_of
 from pipeline.task.tasks import CACHE
 
@@ -86,8 +86,9 @@ class RunRecord:
     """The run of a stage, and what it logs.
 
     It begins on disk alone, so that a run whose process is killed is found, and becomes that of the
-    store with :meth:`use`. Until :meth:`begin_work`, what the store does not take ends the stage.
-    From then on it is kept in the run's folder.
+    store with :meth:`use`. What is logged before :meth:`begin_work` is sent there, as one request,
+    and a store that does not take it ends the stage. From then on it is sent at once, or at the end
+    of a :meth:`bundle`, and what the store does not take is kept in the run's folder.
     """
 
     def __init__(self, stage: str, experiment_id: str, parent: RunRecord | None) -> None:
@@ -107,10 +108,10 @@ class RunRecord:
         """Whether the folders of children stay until this run ends, which reads files of them."""
         self.is_working: bool = parent is not None and parent.is_working
         """Whether :meth:`begin_work` was called."""
-        self._first: dict[str, Any] = {}
-        """What was logged before the work."""
         self._bundles = 0
         """How many blocks of :meth:`bundle` are open."""
+        self._last: Request | None = None
+        """The last request of the bundle, or of what is logged before the work."""
         self._is_kept = False
         """Whether all that the run has logged was sent, or is among the requests."""
         self.folder = work_folder() / state.run_id
@@ -187,22 +188,17 @@ class RunRecord:
         Returns the folder of the files.
         """
         if not self.is_working:
-            if any(self._first.values()):
-                self._ask("log", self._first)
-            self._first = {}
+            try:
+                ask(self.outbox.send_first)
+            except Exception as error:
+                raise refused("tag or parameter", error) from error
             self.is_working = True
         return self.files
 
     def give_up(self, reason: str) -> None:
         """Set the tag with the reason for which the stage ends, which may be the store."""
-        self._keep_first()
-        self._bundles = 0
+        self.is_working, self._bundles = True, 0
         self.set_tags({tags.ERROR: reason})
-
-    def _keep_first(self) -> None:
-        first, self._first, self.is_working = self._first, {}, True
-        if any(first.values()):
-            self.outbox.keep("log", **first)
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -265,30 +261,27 @@ class RunRecord:
             self._bundles -= 1
         # After an error, the end of the run sends it.
         if self.is_working and not self._bundles:
-            self.outbox.send()
+            self._send()
+
+    def _send(self) -> None:
+        self._last = None  # while the store is away, one request would grow and grow
+        self.outbox.send()
 
     def _log(self, kind: str, **content: Any) -> None:
-        if self.is_working:
-            self.outbox.keep(kind, **content)
-            if not self._bundles:
-                self.outbox.send()
-        elif kind == "log":
-            self._first = joined(self._first, content)
-        else:
-            self._ask(kind, content)
-
-    def _ask(self, kind: str, content: Mapping[str, Any]) -> None:
-        """Send a request without which there is no work."""
+        if self.is_working or kind == "log":
+            self._last = self.outbox.keep(kind, to=self._last, **content)
+            if self.is_working and not self._bundles:
+                self._send()
+            return
         try:
             ask(partial(self.outbox.request, kind, **content))
         except Exception as error:
-            raise refused("tag or parameter" if kind == "log" else kind, error) from error
+            raise refused(kind, error) from error
 
     def close(self, status: str) -> None:
         """End the run: send what is left, or keep it."""
         outbox = self.outbox
         try:
-            self._keep_first()
             outbox.state.status = status
             outbox.save()
             outbox.keep_files()

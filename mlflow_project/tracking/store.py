@@ -31,6 +31,7 @@ __all__ = [
     "Patience",
     "StoreUnavailable",
     "ask",
+    "is_of_content",
     "is_temporary",
     "limits",
     "reason_of",
@@ -47,6 +48,8 @@ ENDING_SECONDS = 5.0
 DELAY_SECONDS = 2.0
 """How long a transaction may delay a signal."""
 TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
+NOT_OF_CONTENT = (401, 403, 404)
+"""Of a login, of rights, and of what is not there."""
 
 
 SIGNS = {
@@ -177,14 +180,25 @@ def is_temporary(error: BaseException) -> bool:
     """Return whether the same request may succeed later: no answer, or an error of the server."""
     if isinstance(found := _of_driver(error), sqlite3.Error):
         return "locked" in str(found)
-    if isinstance(error, MlflowException):
-        status = int(error.get_http_status_code())
-    elif isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
-    else:
+    status = _status(error)
+    if status is None:
         kinds = (requests.RequestException, ConnectionError, TimeoutError, StoreUnavailable)
         return isinstance(error, kinds)
     return status >= SERVER_ERROR or status == TOO_MANY_REQUESTS
+
+
+def is_of_content(error: BaseException) -> bool:
+    """Return whether a request with a part of the content might succeed."""
+    return not is_temporary(error) and _status(error) not in NOT_OF_CONTENT
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the status of an answer that is an error; None for other errors."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return int(error.response.status_code)
+    return None
 
 
 def _of_driver(error: BaseException) -> BaseException | None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -57,13 +58,14 @@ def kept(folder="."):
 
 def holder(path):
     """The process that has a file open."""
+    wanted = str(Path(path).absolute())
     for number in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            opened = [os.readlink(each) for each in Path(f"/proc/{number}/fd").iterdir()]
-        except OSError:
-            continue
-        if str(Path(path).absolute()) in opened:
-            return int(number)
+        # Processes end, and files are closed, while they are looked at.
+        with suppress(OSError):
+            for opened in os.listdir(f"/proc/{number}/fd"):
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{number}/fd/{opened}") == wanted:
+                        return int(number)
     return None
 
 
@@ -137,10 +139,14 @@ def test_the_workers_of_a_killed_study_end_with_it(store):
     study = start("study", *store.SMALL, *options, program=program, PYTHONPATH=str(ROOT))
     parent = until(lambda: next(filter(None, map(holder, Path(".lrrt").glob("*/lock"))), None))
 
+    def line_of(process):
+        with suppress(OSError):  # it has just ended
+            return Path(f"/proc/{process}/cmdline").read_text()
+        return ""
+
     def workers():
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        lines = [(each, Path(f"/proc/{each}/cmdline").read_text()) for each in children]
-        return [int(each) for each, line in lines if "popen_loky" in line]
+        return [int(each) for each in children if "popen_loky" in line_of(each)]
 
     found = until(lambda: len(workers()) == 2 and workers())
     os.kill(parent, signal.SIGKILL)

@@ -12,13 +12,14 @@ import mlflow
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 from torch import nn
 
 from lrrt_stage import LRRTError
 from mlflow_project import load_handoff, track_range_test
 from mlflow_project.tracking import outbox, record, runs, store
 from mlflow_project.tracking.kept import kept_run, mark_ended
+from mlflow_project.tracking.store import PATIENCE
 from tests.mlflow_project.stages.test_killed import kept
 from tests.stores import shell
 
@@ -395,29 +396,124 @@ def test_what_a_stage_has_logged_before_an_error_is_sent(store):
     assert second.data.tags["lrrt.error"] == "in a bundle"
 
 
-def test_of_a_bundle_that_is_refused_the_parts_are_sent_that_are_not(store, monkeypatch):
-    real = outbox.MlflowClient.log_batch
+def test_what_is_logged_before_the_work_is_on_disk_and_a_killed_run_has_it(store):
+    with runs.stage_run("lrrt", "a name") as run:
+        run.log_params({"seed": "0"})
+        run.set_tags({"lrrt.first": "1"})
+        (request,) = outbox.Outbox.load(run.folder).requests
+        assert request.content["params"] == {"seed": "0"}
+        assert request.content["tags"]["lrrt.first"] == "1"
+        assert mlflow.get_run(run.run_id).data.params == {}
+        run.begin_work()
+        assert outbox.Outbox.load(run.folder).requests == []
 
-    def refusing(client, run_id, metrics=(), params=(), tags=(), **more):
-        if any(tag.key == "bad" for tag in tags):
-            raise MlflowException("no", error_code=PERMISSION_DENIED)
+
+def test_requests_do_not_grow_while_the_store_is_away(store, monkeypatch):
+    def away(*arguments, **options):
+        raise ConnectionError("Connection refused")
+
+    monkeypatch.setattr(PATIENCE, "seconds", 0)
+    with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        patch.setattr(outbox.MlflowClient, "log_batch", away)
+        for step in range(4):
+            with run.bundle():
+                run.log_series({"loss": [1.0], "lr": [0.1]}, [step])
+        for step in range(4):
+            run.log_series({"loss": [1.0]}, [step])
+        sizes = [len(each.content["metrics"]) for each in run.outbox.requests]
+        assert sizes == [2] * 4 + [1] * 4
+        run.outbox.requests.clear()
+
+
+def refuse(patch, *names, code=INVALID_PARAMETER_VALUE):
+    """Have the store refuse what has one of these names; return the names of every request."""
+    real, seen = outbox.MlflowClient.log_batch, []
+
+    def log_batch(client, run_id, metrics=(), params=(), tags=(), **more):
+        seen.append([each.key for each in (*metrics, *params, *tags)])
+        if {*names}.intersection(seen[-1]):
+            raise MlflowException("no", error_code=code)
         return real(client, run_id, metrics, params, tags, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(outbox.MlflowClient, "log_batch", refusing)
-        with runs.stage_run("lrrt") as run:
-            run.begin_work()
+    patch.setattr(outbox.MlflowClient, "log_batch", log_batch)
+    return seen
+
+
+@pytest.mark.parametrize("bad", ["tag", "param", "metric"])
+def test_of_a_bundle_that_is_refused_the_parts_are_sent_that_are_not(store, monkeypatch, bad):
+    with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        refuse(patch, bad)
+        with run.bundle():
+            run.set_tags({"tag": "1", "good": "2"})
+            run.log_params({"param": "0.1", "good": "3"})
+            run.log_series({"metric": [1.0, 2.0], "good": [4.0, 5.0]}, [0, 1])
+        logged = mlflow.get_run(run.run_id).data
+        assert (logged.tags["good"], logged.params["good"]) == ("2", "3")
+        assert logged.metrics["good"] == 5.0
+        (path,) = (run.folder / "outbox").glob("*.json")
+        (names,) = json.loads(path.read_text())["content"].values()
+        assert {name[0] if isinstance(name, list) else name for name in names} == {bad}
+    assert mlflow.get_run(run.run_id).info.status == "FAILED"
+    store.run("sync")  # once is enough
+    sent = mlflow.get_run(run.run_id)
+    assert sent.info.status == "FINISHED"
+    assert {
+        "tag",
+        "param",
+        "metric",
+    } <= {*sent.data.tags, *sent.data.params, *sent.data.metrics}
+    assert kept() == []
+
+
+def test_a_refusal_of_the_login_is_one_request(store, monkeypatch):
+    with runs.stage_run("lrrt") as run:
+        run.begin_work()
+        with monkeypatch.context() as patch:
+            requests = refuse(patch, "lr", code=PERMISSION_DENIED)
             with run.bundle():
-                run.set_tags({"bad": "1", "good": "2"})
-                run.log_params({"lr": "0.1"})
-                run.log_metrics({"loss": 1.0})
-            logged = mlflow.get_run(run.run_id).data
-            assert (logged.tags["good"], logged.params["lr"]) == ("2", "0.1")
-            assert logged.metrics["loss"] == 1.0
-            (path,) = (run.folder / "outbox").glob("*.json")
-            assert json.loads(path.read_text())["content"] == {"tags": {"bad": "1"}}
-    store.run("sync")
-    assert mlflow.get_run(run.run_id).data.tags["bad"] == "1"
+                run.log_params({"lr": "0.1", "seed": "0"})
+                run.set_tags({"name": "value"})
+            assert len(requests) == 1
+    assert mlflow.get_run(run.run_id).data.params == {"lr": "0.1", "seed": "0"}
+
+
+def test_points_that_a_refused_bundle_has_logged_are_not_logged_again(tmp_path, monkeypatch):
+    """As in a store of files, which keeps what it took before it found a fault."""
+    real = outbox.MlflowClient.log_batch
+
+    def partly(client, run_id, metrics=(), params=(), tags=(), **more):
+        if tags and metrics:
+            real(client, run_id, metrics)
+            raise MlflowException("no", error_code=INVALID_PARAMETER_VALUE)
+        seen.extend((each.key, each.step) for each in metrics)
+        return real(client, run_id, metrics, params, tags, **more)
+
+    seen = []
+    with runs.stage_run("lrrt") as run:
+        run.begin_work()
+        monkeypatch.setattr(outbox.MlflowClient, "log_batch", partly)
+        with run.bundle():
+            run.log_series({"loss": [1.0, 2.0]}, [0, 1])
+            run.set_tags({"name": "value"})
+    assert seen == []
+    history = mlflow.MlflowClient().get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 2.0)]
+
+
+def test_a_tag_that_names_a_run_that_is_not_sent_holds_nothing_else_back(store):
+    unsent = outbox.UNSENT + "a" * 32
+    with runs.stage_run("lrrt") as run:
+        run.begin_work()
+        with run.bundle():
+            run.set_tags({"lrrt.other": unsent})
+            run.log_metrics({"loss": 1.0})
+        run.log_metrics({"later": 2.0})
+        logged = mlflow.get_run(run.run_id).data.metrics
+        assert (logged["loss"], logged["later"]) == (1.0, 2.0)
+        assert [each.content for each in run.outbox.requests] == [{"tags": {"lrrt.other": unsent}}]
+        run.outbox.requests.clear()
 
 
 def test_a_store_that_takes_no_tags_ends_a_stage_before_its_work(store, monkeypatch):
@@ -441,7 +537,7 @@ def test_what_a_full_disk_did_not_keep_is_said_to_be_lost(store, monkeypatch, ca
     with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
         run.begin_work()
         patch.setattr(outbox.MlflowClient, "log_batch", no_space)
-        patch.setattr(outbox.Outbox, "_write", no_space)
+        patch.setattr(outbox, "write_text", no_space)
         run.log_metrics({"loss": 1.0})
     assert "2 requests could not be written" in capfd.readouterr().err.replace("\n", " ")
 
@@ -452,7 +548,7 @@ def test_a_request_that_grows_when_the_disk_is_full_is_said_to_be_lost(store, mo
         patch.setattr(outbox.MlflowClient, "log_batch", no_space)
         with run.bundle():
             run.log_metrics({"loss": 1.0})
-            patch.setattr(outbox.Outbox, "_write", no_space)
+            patch.setattr(outbox, "write_text", no_space)
             run.log_metrics({"loss": 0.5})
     assert "2 requests could not be written" in capfd.readouterr().err.replace("\n", " ")
 
