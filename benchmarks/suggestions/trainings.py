@@ -108,7 +108,10 @@ def _recorded(
 
 
 def lr_curve(problem: Problem, seed: int, lr_start: float = 1e-7, iterations: int = 100) -> LRCurve:
-    """Return the curve of a range test up to the default ``lr_end``, with a probe."""
+    """Return the curve of a range test up to the default ``lr_end``.
+
+    The probe is evaluated at every iteration, as when the tables were made.
+    """
     model, optimizer, batches = problem.start(seed)
     with seeded(seed):
         return range_test(
@@ -117,6 +120,7 @@ def lr_curve(problem: Problem, seed: int, lr_start: float = 1e-7, iterations: in
             problem.loss_fn,
             batches,
             probe=problem.probe(),
+            probe_every=1,
             lr_start=lr_start,
             iterations=iterations,
         )

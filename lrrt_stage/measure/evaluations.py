@@ -43,7 +43,8 @@ MAX_NESTING = 4
 SHORT_RAMP = 99
 """Iterations of a ramp; in one with fewer, every evaluation counts."""
 USUAL_RHYTHM, RAREST_RHYTHM = 3, 5
-"""Iterations from one evaluation of the probe to the next: as a rule, and with small batches."""
+"""Iterations from one evaluation of the probe to the next: as a rule, and with small batches. In
+the first third of the ramp they are twice as many."""
 SHARE = 0.8
 """Examples that the probe evaluates on average, as a part of those in a step: at most, if the
 rarest rhythm allows."""
@@ -123,8 +124,8 @@ class Probe:
     def __call__(self, iteration: int = 0) -> dict[str, Tensor]:
         """Return loss and baseline, scalars on the device, by their names in a curve.
 
-        The baseline is NaN where the model is not called once, or does not return one tensor with a
-        row for each example.
+        They do not depend on the ``iteration``. The baseline is NaN where the model is not called
+        once, or does not return one tensor with a row for each example.
         """
         outputs: list[Any] = []
         with self.evaluating():

@@ -15,6 +15,9 @@ __all__ = ["RangeTestOptions", "StepOptions"]
 
 MIN_ITERATIONS = 10
 MAX_ITERATIONS = 10**7
+MIN_EVALUATIONS = 15
+"""Evaluations of the probe, except in a ramp with fewer iterations. With 17 of 100, no suggestion
+of the benchmark that reads as clear is off by a factor of two; with 11, one in seven is."""
 MIN_EPOCH_ITERATIONS = 100
 """Iterations of a range test of one epoch whose data set has fewer batches: it is reshuffled."""
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -41,8 +44,9 @@ class RangeTestOptions(Options):
     )
     probe_every: int | None = setting(
         None,
-        "Iterations from one evaluation of the probe to the next; none: 3, up to 5 with small "
-        "batches, twice as many in the first third of the ramp, and fewer in a short ramp.",
+        "Iterations from one evaluation of the probe to the next, at most a fifteenth of the ramp; "
+        "none: 3, up to 5 with small batches, twice as many in the first third of the ramp, and "
+        "fewer in a short ramp.",
         minimum=1,
     )
 
@@ -52,6 +56,13 @@ class RangeTestOptions(Options):
             self.lr_start < self.lr_end,
             f"lr_start={self.lr_start:g} is not below lr_end={self.lr_end:g}: "
             "lower lr_start or raise lr_end",
+        )
+        fewest = MIN_EPOCH_ITERATIONS if self.iterations == "epoch" else self.iterations
+        largest = max(1, fewest // MIN_EVALUATIONS)
+        require(
+            self.probe_every is None or self.probe_every <= largest,
+            f"probe_every={self.probe_every} leaves too few evaluations of the probe in "
+            f"{fewest} iterations to see where its loss rises: give {largest} at most",
         )
 
     def iterations_for(self, batches: Iterable[Any], accumulate: int) -> int:

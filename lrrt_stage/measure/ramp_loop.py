@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -100,8 +99,8 @@ def range_test(
     probe
         A batch that is not trained on, such as 64 validation examples. Its loss is evaluated at
         every third iteration (see :func:`lrrt_stage.measure.evaluations.probe_iterations`, and the
-        option ``probe_every``), and the rule ``robust`` reads it. It costs a forward pass, and does
-        not change the training losses.
+        option ``probe_every``), and the rule ``robust`` reads it. An evaluation costs a forward
+        pass, and the loss twice. It does not change the training losses.
     validation
         What to evaluate at every iteration, at the weights of the training loss. It does not
         change the training losses.
@@ -189,9 +188,9 @@ def range_test(
             if probe is not None:
                 with torch.no_grad():
                     probe = take_step.on_device(probe)
-                first = next(stream)
-                stream = chain([first], stream)
-                at = probe_iterations(options, len(lr), probe, first, step.accumulate)
+                first = [next(stream)]
+                at = probe_iterations(options, len(lr), probe, first[0], step.accumulate)
+                stream = _continued(first, stream)
                 evaluations.append((at, Probe(model, probe, loss_of, others)))
             if validation is not None:
                 with torch.no_grad():
@@ -224,6 +223,13 @@ def range_test(
     if stop is not None:
         raise RangeTestInterrupted(curve)
     return curve
+
+
+def _continued(first: list[Any], stream: Iterator[Any]) -> Iterator[Any]:
+    """Yield ``first`` and then the rest, and hold no batch that was used."""
+    while first:
+        yield first.pop(0)
+    yield from stream
 
 
 def curve_of(error: BaseException | None) -> LRCurve | None:

@@ -52,7 +52,7 @@ class Tensors:
                 stack.callback(_restore_values, without_repeats(memory), values)
             for group, values in zip(self.groups, self.values, strict=True):
                 stack.callback(_restore_group, group, values)
-        self.values = []  # the training needs the memory
+        self.values, self.copies = [], []  # the training needs the memory
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ SERIES = {
     "probe_baseline",
     "full_val_loss",
 }
-"""Metrics with a value for every iteration, of which the last one says nothing."""
+"""Metrics with a value for each iteration or some of them, of which the last says nothing."""
 RANGES = ("suggested", "narrowed", "refined", "trained")
 
 

@@ -64,8 +64,9 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
         return
     found = None
     if _is_server(uri):
-        # One request, if all is well.
-        with suppress(Exception), limits(ANSWER_SECONDS):
+        # No request more than that, if all is well. A silent server is not waited for twice as
+        # long: the next one has more time, and says what is wrong.
+        with suppress(Exception), limits(CONNECT_SECONDS):
             found = _open_experiment(experiment)
     if found is None:
         _require_reachable(uri)

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 LONGEST_TAG = 5000
-EVALUATED = ("probe_loss", "probe_baseline", "full_val_loss")
+SPARSE = ("probe_loss", "probe_baseline", "full_val_loss")
 """Series of a curve that have no value at some iterations."""
 MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 """The form of the names that MLflow makes up."""
@@ -335,7 +335,7 @@ def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
     frame["log10_lr"] = np.log10(frame["lr"])
     with record.bundle():
         for name in map(str, frame):
-            values = frame[name].dropna() if name in EVALUATED else frame[name]
+            values = frame[name].dropna() if name in SPARSE else frame[name]
             record.log_series({name: values.tolist()}, values.index.tolist())
 
 

@@ -154,7 +154,9 @@ def _prepared(task: Task, runtime: Runtime) -> PreparedTask:
     if task.setup:
         return PreparedTask(task, runtime)
     name = _data_name(task, runtime)
-    if name not in _loaded:
+    # Where jobs are threads, another one may load a different dataset meanwhile.
+    data = _loaded.get(name)
+    if data is None:
         data = load_data(task.dataset, json.loads(name[1]), runtime.data_dir)
         SharedData(name, data.digest, data).use()
-    return PreparedTask(task, runtime, _loaded[name])
+    return PreparedTask(task, runtime, data)

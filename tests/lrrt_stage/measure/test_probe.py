@@ -1,6 +1,7 @@
 """The probe: a fixed batch that is evaluated now and then, and changes nothing."""
 
 import copy
+import weakref
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -43,6 +44,24 @@ def test_the_curve_is_the_same_with_it_and_all_is_left_as_it_was(start):
     assert all(module.training for module in model.modules())
 
 
+def test_no_batch_that_was_used_is_held(start):
+    model, optimizer, _, probe = start
+    made, left = [], []
+
+    class Fresh:
+        def __iter__(self):
+            for seed in range(20):
+                inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+                made.append(weakref.ref(inputs))
+                yield inputs, inputs[:, :1]
+
+    def count(done, total):
+        left.append(sum(each() is not None for each in made))
+
+    range_test(model, optimizer, mse_loss, Fresh(), probe=probe, progress=count, iterations=15)
+    assert set(left) == {1}
+
+
 class TestRhythm:
     """How often the probe is evaluated."""
 
@@ -56,7 +75,7 @@ class TestRhythm:
 
     def test_at_last_since_the_loss_may_rise_there(self):
         assert 100 in self.of(101)
-        assert 29 in self.of(30, probe_every=7)
+        assert 29 in self.of(30, probe_every=2)
 
     def test_rarer_with_small_batches_whose_steps_are_cheap(self):
         assert len(self.of(1000, batch=32)) == len(self.of(1000, batch=256)) == 279
@@ -81,6 +100,12 @@ class TestRhythm:
 
     def test_the_number_that_is_given_counts(self):
         assert self.of(100, batch=1, probe_every=1) == {*range(100)}
+
+    @pytest.mark.parametrize(("iterations", "most"), [(10, 1), (30, 2), (100, 6), ("epoch", 6)])
+    def test_so_few_that_the_rise_is_missed_are_refused(self, iterations, most):
+        assert RangeTestOptions(iterations=iterations, probe_every=most).probe_every == most
+        with pytest.raises(LRRTError, match=f"probe_every={most + 1} leaves.* give {most} at most"):
+            RangeTestOptions(iterations=iterations, probe_every=most + 1)
 
     def test_where_it_is_not_evaluated_the_curve_has_no_number(self, start):
         model, optimizer, loader, probe = start

@@ -12,6 +12,7 @@ import mlflow
 import pytest
 
 from mlflow_project import load_handoff
+from mlflow_project.tracking import connection
 from tests.servers import mlflow_server
 from tests.stores import shell
 
@@ -102,6 +103,33 @@ def test_a_server_that_is_not_mlflows_is_named_within_seconds(store, status, pag
     assert time.monotonic() - started < 15
     told = ("without", "HTTPS_PROXY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN")
     outcome.names(address, page, *told, "--allowed-hosts")
+
+
+def test_a_server_that_does_not_answer_is_asked_twice(store, monkeypatch):
+    """First for the experiment, for a short time, and then for its reason."""
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 2)
+    asked, ended = [], threading.Event()
+
+    class Silent(AnyPage):
+        def do_POST(self):
+            asked.append(self.path)
+            ended.wait(20)
+
+        do_GET = do_POST
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started = time.monotonic()
+        outcome = store.run(
+            "lrrt", "--tracking-uri", f"http://127.0.0.1:{server.server_port}", code=2
+        )
+        taken = time.monotonic() - started
+        ended.set()
+        server.shutdown()
+    outcome.names(str(server.server_port), "timed out")
+    assert len(asked) == 2
+    assert 3 <= taken < 8
 
 
 def test_a_server_behind_a_proxy_is_asked_through_it(store, monkeypatch):
