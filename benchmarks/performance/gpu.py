@@ -98,7 +98,8 @@ def _reads(settings: Settings, iterations: int) -> Row:
         return Row(name, what, unit=unit, error=reason_of(error))
     counts = {"range test": tested, "bare": bare}
     measured, baseline = (float(max(each.values(), default=0)) for each in counts.values())
-    return Row(name, what, measured, baseline, unit=unit, rounds=1, listing=counts)
+    ratio = measured / baseline if baseline else None
+    return Row(name, what, measured, baseline, unit=unit, rounds=1, listing=counts, ratio=ratio)
 
 
 def host_reads(run: Callable[[], Any]) -> dict[str, int]:

@@ -78,20 +78,21 @@ def interleaved(
     settings: Settings,
     seconds: float,
     *,
-    rounds: int | None = None,
+    rounds: float = 1,
     warm_up: bool = True,
 ) -> dict[str, Timing]:
     """Return the timings of ``cases``, of which each is called once in every round.
 
     The first round warms up and is not counted; without ``warm_up``, the caller has done that.
-    Every second round goes through the cases backwards. Rounds end before they would take more than
-    ``seconds``, or more than is left, but one is counted in any case. A case that returns a float
-    has measured itself. One that raises is left out from then on.
+    Every second round goes through the cases backwards. There are ``rounds`` times as many as the
+    settings say, but they end before they would take more than ``seconds``, or more than is left;
+    one is counted in any case. A case that returns a float has measured itself. One that raises is
+    left out from then on.
     """
     timings = {name: Timing() for name in cases}
-    rounds = settings.rounds if rounds is None else min(rounds, settings.rounds)
+    most = max(LEAST_ROUNDS, round(rounds * settings.rounds))
     begun, longest = time.monotonic(), 0.0
-    for number in range(0 if warm_up else 1, rounds + 1):
+    for number in range(0 if warm_up else 1, most + 1):
         round_begun = time.monotonic()
         left = min(seconds - (round_begun - begun), settings.left)
         if number > LEAST_ROUNDS and longest > left:

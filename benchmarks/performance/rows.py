@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any, Literal
 
 from benchmarks.performance.rounds import Timing
@@ -32,13 +33,8 @@ class Row:
     error: str = ""
     listing: dict[str, Any] = field(default_factory=dict)
     """What the number is made of."""
-
-    @property
-    def ratio(self) -> float | None:
-        """Measured, divided by the baseline."""
-        if self.measured is None or not self.baseline:
-            return None
-        return self.measured / self.baseline
+    ratio: float | None = None
+    """Measured, divided by the baseline: the median of the rounds, each of which has both."""
 
     @property
     def met(self) -> bool | None:
@@ -51,7 +47,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as an object of ``results.json``."""
-        return asdict(self) | {"ratio": self.ratio, "met": self.met}
+        return asdict(self) | {"met": self.met}
 
 
 def compared(
@@ -79,8 +75,12 @@ def compared(
         )
     factor = scale / per
     single = [factor * value for value in measured.seconds]
-    if compares != "measured" and baseline is not None:
-        single = [a / b for a, b in zip(measured.seconds, baseline.seconds, strict=True)]
+    ratio = None
+    if baseline is not None:
+        # A machine that is slower for some seconds is so for both of a round.
+        ratios = [a / b for a, b in zip(measured.seconds, baseline.seconds, strict=True)]
+        ratio = median(ratios)
+        single = single if compares == "measured" else ratios
     return Row(
         name,
         what,
@@ -91,6 +91,7 @@ def compared(
         len(measured.seconds),
         compares,
         (min(single), max(single)),
+        ratio=ratio,
         **more,
     )
 

@@ -19,12 +19,12 @@ WORKERS, TARGET = 2, 1.8
 
 
 def rows(
-    settings: Settings, tests: int = 20, iterations: int = 30, seconds: float = 85
+    settings: Settings, tests: int = 20, iterations: int = 30, seconds: float = 80
 ) -> Iterator[Row]:
     """Yield the row of many tests, and those of the validation; all compute with one thread."""
     runtime = Runtime(device=str(settings.device))
-    yield _many_tests(settings, runtime, tests, iterations, 0.8 * seconds)
-    yield from _validation(settings, runtime, iterations, 0.2 * seconds)
+    yield _many_tests(settings, runtime, tests, iterations, 0.85 * seconds)
+    yield from _validation(settings, runtime, iterations, 0.15 * seconds)
 
 
 def _many_tests(
