@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from unittest.mock import patch
 
 from benchmarks.performance.peers import PEERS, installed
 from benchmarks.performance.problems import Problem, digits_problem, resnet_problem
@@ -13,9 +15,9 @@ __all__ = ["rows"]
 
 WARM_UP = 10
 """Iterations: the fewest that a range test has."""
-PROBE_EVERY = 3
-"""Where 100 iterations would take too long: a short ramp would be evaluated at every iteration. Of
-45 with this rhythm a third are, and of 100 by default 29 %."""
+RHYTHM = 3
+"""Iterations from one evaluation of the probe to the next, in a test of so few that all would be
+evaluated. Of 100 by default, 29 are."""
 MORE_ROUNDS = 4
 """Times as many of steps, whose targets are close to one."""
 PER_STEP = "milliseconds per step, everything that is restored included"
@@ -24,7 +26,7 @@ PER_STEP = "milliseconds per step, everything that is restored included"
 def rows(
     settings: Settings,
     iterations: int = 100,
-    resnet_iterations: int = 45,
+    resnet_iterations: int = 15,
     seconds: float = 180,
 ) -> Iterator[Row]:
     """Yield the rows of the built-in CNN on the digits, and of a ResNet-20."""
@@ -32,7 +34,7 @@ def rows(
     device = settings.device
     problem = digits_problem(64, device)
     yield from _problem_rows(
-        settings, "cnn, batch 64", problem, iterations, 40 * share, targets=(1.02, 1.25)
+        settings, "cnn, batch 64", problem, iterations, 50 * share, targets=(1.02, 1.25)
     )
     yield from _problem_rows(
         settings,
@@ -42,15 +44,15 @@ def rows(
         25 * share,
         targets=(None, 1.35),
     )
-    yield from _loader_rows(settings, problem, iterations, 25 * share)
+    yield from _loader_rows(settings, problem, iterations // 2, 30 * share)
     yield from _problem_rows(
         settings,
         "resnet20, batch 128",
         resnet_problem(128, device),
         resnet_iterations,
-        90 * share,
+        75 * share,
         targets=(1.02, 1.1),
-        probe_every=None if resnet_iterations >= iterations else PROBE_EVERY,
+        is_short=resnet_iterations < iterations,
     )
 
 
@@ -61,14 +63,15 @@ def _problem_rows(
     iterations: int,
     seconds: float,
     targets: tuple[float | None, float | None],
-    probe_every: int | None = None,
+    is_short: bool = False,
 ) -> Iterator[Row]:
     """Yield the rows of a problem in memory, without and with a probe."""
     probe = problem.probe()
+    probed = problem.tested(iterations, probe=probe)
     cases = {
         "bare": problem.bare(iterations),
         "range test": problem.tested(iterations),
-        "with probe": problem.tested(iterations, probe=probe, probe_every=probe_every),
+        "with probe": partial(_in_rhythm, probed) if is_short else probed,
     }
     # A few steps are enough to warm up, and a whole round of slow ones would take too long.
     problem.bare(WARM_UP)()
@@ -89,6 +92,13 @@ def _problem_rows(
             unit="ms",
             scale=1e3,
         )
+
+
+def _in_rhythm(test: Callable[[], None]) -> None:
+    """Run a short range test that evaluates the probe as often per step as a long one."""
+    name = "lrrt_stage.measure.ramp_loop.probe_iterations"
+    with patch(name, lambda _, iterations, *others: {*range(0, iterations, RHYTHM)}):
+        test()
 
 
 def _loader_rows(
