@@ -26,6 +26,7 @@ PER_STEP = "milliseconds per step, everything that is restored included"
 def rows(
     settings: Settings,
     iterations: int = 100,
+    loader_iterations: int = 50,
     resnet_iterations: int = 15,
     seconds: float = 180,
 ) -> Iterator[Row]:
@@ -44,7 +45,7 @@ def rows(
         25 * share,
         targets=(None, 1.35),
     )
-    yield from _loader_rows(settings, problem, iterations // 2, 30 * share)
+    yield from _loader_rows(settings, problem, loader_iterations, 30 * share)
     yield from _problem_rows(
         settings,
         "resnet20, batch 128",

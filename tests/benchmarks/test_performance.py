@@ -141,7 +141,7 @@ def test_steps_of_every_kind_are_measured(settings, monkeypatch):
     for name in ("digits_problem", "resnet_problem"):
         monkeypatch.setattr(steps, name, lambda batch, device: tiny_problem(256, device))
     monkeypatch.setattr(peers, "find_spec", lambda package: None)
-    found = {row.name: row for row in steps.rows(settings, 10, 10, 1)}
+    found = {row.name: row for row in steps.rows(settings, 12, 10, 10, 1)}
     assert len(found) == 11
     for name, row in found.items():
         if name.partition("DataLoader, ")[2] in peers.PEERS:
