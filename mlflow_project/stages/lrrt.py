@@ -186,9 +186,12 @@ def _notes(task: Task | None, asked: str, reading: Reading) -> Iterator[str]:
         yield f"rule {rule} suggests {_found(reading)}"
     elif not final.confidence.clear:
         yield f"the suggestion is {final.confidence}"
-        # Weights that are given, as file: or run:, are a single initialisation.
-        if final.confidence.verdict is Verdict.NOISY and task and ":" not in task.initial:
-            yield "--tests 3 --vary initializations tests two more initialisations"
+        if task is not None and final.confidence.verdict is Verdict.NOISY:
+            if len(reading.curve.probed) < len(reading.curve):
+                yield "--probe-every 1 evaluates the probe more often, which narrows the interval"
+            # Weights that are given, as file: or run:, are a single initialisation.
+            if ":" not in task.initial:
+                yield "--tests 3 --vary initializations tests two more initialisations"
     if reading.lacks_probe:
         yield (
             f"rule {rule} had no probe and read the training loss, which is noisier: give "

@@ -354,6 +354,26 @@ class TestEvaluatedNowAndThen:
         assert np.isfinite(read).all()
         assert read.shape == probed.loss.shape
 
+    def test_the_interval_says_that_the_rise_is_anywhere_between_two_evaluations(self):
+        # It rises from 1 to the start between iterations 24 and 25, which are evaluated up to 28.
+        steep = [*FALL, 1.0, 1.0, *[9.0] * 8]
+        probed = self.sparse(steep, 4)
+        assert suggest(probed).max == pytest.approx(at(26) / 5)
+        found = confidence(probed)
+        assert (found.low, found.high) == pytest.approx((at(24.5) / 5, at(27.5) / 5))
+        assert suggest(curve(steep)).max == pytest.approx(found.low)
+
+    def test_the_interval_holds_what_is_suggested_when_all_are_evaluated(self):
+        inside = []
+        for seed in range(30):
+            generator, x = np.random.default_rng(seed), np.arange(100)
+            rise, noise = generator.uniform(60, 90), generator.normal(0, 0.1, 100)
+            loss = 4 - 3 / (1 + np.exp((50 - x) / 3)) + np.exp((x - rise) / 2) + noise
+            dense = curve(loss, probe_loss=loss)
+            found = confidence(self.sparse(loss, 5))
+            inside.append(found.low <= suggest(dense).max <= found.high)
+        assert np.mean(inside) >= 0.8
+
     def test_a_training_loss_that_explodes_between_two_evaluations_ends_the_fall(self):
         fall = [*FALL, 1.0, np.inf]
         probed = self.sparse(fall, 4, stop="non-finite")
