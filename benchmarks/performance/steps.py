@@ -17,7 +17,7 @@ WARM_UP = 10
 """Iterations: the fewest that a range test has."""
 RHYTHM = 3
 """Iterations from one evaluation of the probe to the next, in a test of so few that all would be
-evaluated. Of 100 by default, 29 are."""
+evaluated. Of 100 by default, 35 are."""
 MORE_ROUNDS = 4
 """Times as many of steps, whose targets are close to one."""
 PER_STEP = "milliseconds per step, everything that is restored included"
@@ -96,7 +96,7 @@ def _problem_rows(
 
 
 def _in_rhythm(test: Callable[[], None]) -> None:
-    """Run a short range test that evaluates the probe as often per step as a long one."""
+    """Run a short range test that evaluates the probe about as often per step as a long one."""
     name = "lrrt_stage.measure.ramp_loop.probe_iterations"
     with patch(name, lambda _, iterations, *others: {*range(0, iterations, RHYTHM)}):
         test()

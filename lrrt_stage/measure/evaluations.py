@@ -40,11 +40,13 @@ __all__ = [
 
 MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
-SHORT_RAMP = 99
-"""Iterations of a ramp; in one with fewer, every evaluation counts."""
-USUAL_RHYTHM, RAREST_RHYTHM = 3, 5
-"""Iterations from one evaluation of the probe to the next: as a rule, and with small batches. In
-the first third of the ramp they are twice as many."""
+SHORT_RAMP, LONG_RAMP = 99, 1000
+"""Iterations of a ramp. In a shorter one every evaluation counts; in a longer one, more of them
+would tell no more."""
+USUAL_RHYTHM, RAREST_RHYTHM, LATE_RHYTHM = 3, 5, 2
+"""Iterations from one evaluation of the probe to the next: as a rule, and with small batches; and
+in the last two fifths of the ramp, unless batches are small. In the first two fifths they are twice
+as many."""
 SHARE = 0.8
 """Examples that the probe evaluates on average, as a part of those in a step: at most, if the
 rarest rhythm allows."""
@@ -57,10 +59,11 @@ def probe_iterations(
 
     An evaluation takes about half as long as a step with as many examples, so that to evaluate at
     every step makes a test half as long again, and one with small batches several times as long.
-    Every third step is enough: that moves the suggestion of ``robust`` by less than another probe
-    of 64 examples does (in the median 0.05 and 0.09 decades; every fifth step 0.10). In the first
-    third of the ramp, where the learning rate is too small to change anything, half as many do not
-    move it at all.
+    Few are enough where the learning rate is too small to change anything, and more are needed
+    where the loss rises. This moves the suggestion of ``robust`` by less than another probe of 64
+    examples does (in the median 0.05 and 0.09 decades), wherever the rise falls between two of
+    them. Ramps of other kinds are evaluated at every iteration, since most of their learning rates
+    are large.
 
     Parameters
     ----------
@@ -78,15 +81,23 @@ def probe_iterations(
     last = {iterations - 1}
     if options.probe_every is not None:
         return last.union(range(0, iterations, options.probe_every))
+    if options.ramp != "exponential":
+        return {*range(iterations)}
+    if iterations < SHORT_RAMP:
+        return last.union(range(0, iterations, max(1, USUAL_RHYTHM * iterations // SHORT_RAMP)))
     ratio = 1.0
     if not is_distributed():
         with suppress(LRRTError):
             ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
     every = min(max(USUAL_RHYTHM, ceil(ratio / SHARE)), RAREST_RHYTHM)
-    if iterations < SHORT_RAMP:
-        return last.union(range(0, iterations, max(1, USUAL_RHYTHM * iterations // SHORT_RAMP)))
-    third = iterations // 3 // (2 * every) * (2 * every)
-    return last.union(range(0, third, 2 * every), range(third, iterations, every))
+    late = LATE_RHYTHM if every == USUAL_RHYTHM else every
+    slower = max(1, iterations // LONG_RAMP)
+    first, second = 2 * iterations // 5, 3 * iterations // 5
+    return last.union(
+        range(0, first, 2 * every * slower),
+        range(first, second, every * slower),
+        range(second, iterations, late * slower),
+    )
 
 
 class Probe:

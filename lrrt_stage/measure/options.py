@@ -45,8 +45,8 @@ class RangeTestOptions(Options):
     probe_every: int | None = setting(
         None,
         "Iterations from one evaluation of the probe to the next, at most a fifteenth of the ramp; "
-        "none: 3, up to 5 with small batches, twice as many in the first third of the ramp, and "
-        "fewer in a short ramp.",
+        "none: 6, then 3, and 2 in the last two fifths of the ramp; more with small batches and in "
+        "a long ramp, fewer in a short one, and 1 in a linear one.",
         minimum=1,
     )
 

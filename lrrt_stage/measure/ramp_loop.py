@@ -97,9 +97,9 @@ def range_test(
         A function from a batch on the device to its scalar loss, for models and batches that
         ``loss_fn`` cannot describe. It is used in place of ``loss_fn``.
     probe
-        A batch that is not trained on, such as 64 validation examples. Its loss is evaluated at
-        every third iteration (see :func:`lrrt_stage.measure.evaluations.probe_iterations`, and the
-        option ``probe_every``), and the rule ``robust`` reads it. An evaluation costs a forward
+        A batch that is not trained on, such as 64 validation examples. Its loss is evaluated at a
+        third of the iterations (see :func:`lrrt_stage.measure.evaluations.probe_iterations`, and
+        the option ``probe_every``), and the rule ``robust`` reads it. An evaluation costs a forward
         pass, and the loss twice. It does not change the training losses.
     validation
         What to evaluate at every iteration, at the weights of the training loss. It does not

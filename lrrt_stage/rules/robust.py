@@ -95,8 +95,11 @@ class UnimodalFit:
         series = series or ("loss" if curve.probe_loss is None else "probe_loss")
         iterations, baseline = np.arange(len(curve)), None
         if series != "loss" and curve.probe_loss is not None:
-            fitted = ~(np.isnan(curve.probe_loss) & is_finite(curve.loss))
-            fitted[:1] = True
+            evaluated = ~np.isnan(curve.probe_loss)
+            if not evaluated.any():
+                return cls.from_curve(curve, "loss")
+            fitted = evaluated | ~is_finite(curve.loss)
+            fitted[: np.argmax(evaluated)] = False
             iterations, curve = np.flatnonzero(fitted), curve[fitted]
             baseline = curve.probe_baseline
         fit_to = partial(cls._fitted, curve, iterations, series)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from math import isfinite
 
 import mlflow
+import numpy as np
 from mlflow.entities import Run
 from torch import nn
 from torch.optim import Optimizer
@@ -327,6 +328,10 @@ def read_handoff(run: Run, trust: str | Iterable[str] | None = None) -> Handoff:
         curve = replace(curve, stop=ended["stop"], epochs=epochs)
         if inputs["contract_version"] == 1:
             curve = version_1.translate(run, inputs, suggestions, curve)
+        if curve.probe_loss is not None and "probe_every" not in inputs["range_test"]["ramp"]:
+            # Earlier versions evaluated it at every iteration, and kept a loss that was NaN.
+            losses = curve.probe_loss
+            curve = replace(curve, probe_loss=np.where(np.isnan(losses), np.inf, losses))
         for name in ("data_sha256", "device"):
             require(isinstance(inputs[name], str), f"{name} is no text")
         handoff = Handoff(

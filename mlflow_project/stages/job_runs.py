@@ -179,7 +179,11 @@ def _log_result(prepared: PreparedTask, result: JobResult, job_fingerprint: str)
     job = result.job
     stage = "test" if isinstance(job, RangeTestJob) else "training"
     failed = isinstance(result, FailedJob)
-    with suppress(LRRTError) if failed else nullcontext(), stage_run(stage, job.name) as run:
+    with (
+        suppress(LRRTError) if failed else nullcontext(),
+        stage_run(stage, job.name) as run,
+        run.bundle(),
+    ):
         batch = {} if job.task.setup else {"batch_size": job.task.batch_size}
         seeds = {"seed": job.task.seed, "data_seed": job.task.data_seed}
         log_params({**batch, **seeds, **job.labels})

@@ -91,36 +91,38 @@ def train_stage(
         run.begin_work()
         with _resumable(run, checkpoint, handoff, refine_run_id):
             training = _train(run, prepared, handoff, lr_range, options, checkpoint, curve)
-            _keep_weights(run, training)  # before anything else, which may fail
-            save_figure(training_figure(training.joined()), run.files / "training.png")
-            _check_first_loss(run, handoff, prepared, training)
-            if not training.reason:
-                lr_range, epoch = training.range, _kept_epoch(training, options)
-                if epoch is not training.epochs[-1] and training.best_weights is not None:
-                    weights.load_into(training.model, training.best_weights)
-                refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
-                place = handoff.place(lr_range)
-                if training.lost:
-                    place = f"lower than planned, from {handoff.place(handoff.range)}"
-                sentences = (
-                    f"Trained {task_words(prepared.task)} over learning rates from **{lr_range}** "
-                    f"({options.schedule}), {place}{refined}.",
-                    _attempt_words(training),
-                    validation_words(training.epochs[-1].values()),
-                    _kept_words(training, epoch),
-                    "It started from the initial weights of the range test.",
-                )
-                description = f"By {link(run.run_id)}: {' '.join(filter(None, sentences))}"
-                lineage = handoff.lineage | {
-                    "lrrt.suggested_lr_min": repr(handoff.range.min),
-                    "lrrt.suggested_lr_max": repr(handoff.range.max),
-                    "lrrt.trained_lr_min": repr(lr_range.min),
-                    "lrrt.trained_lr_max": repr(lr_range.max),
-                }
-                step = training.joined().starts[-1] + epoch.iteration
-                log_model(training.setup, run_options.register, lineage, description, step)
-                set_description(*filter(None, sentences))
-                sign_run()
+            with run.bundle():
+                _keep_weights(run, training)  # before anything else, which may fail
+                save_figure(training_figure(training.joined()), run.files / "training.png")
+                _check_first_loss(run, handoff, prepared, training)
+                if not training.reason:
+                    lr_range, epoch = training.range, _kept_epoch(training, options)
+                    if epoch is not training.epochs[-1] and training.best_weights is not None:
+                        weights.load_into(training.model, training.best_weights)
+                    refined = f", refined by {link(refine_run_id)}" if refine_run_id else ""
+                    place = handoff.place(lr_range)
+                    if training.lost:
+                        place = f"lower than planned, from {handoff.place(handoff.range)}"
+                    what = task_words(prepared.task)
+                    sentences = (
+                        f"Trained {what} over learning rates from **{lr_range}** "
+                        f"({options.schedule}), {place}{refined}.",
+                        _attempt_words(training),
+                        validation_words(training.epochs[-1].values()),
+                        _kept_words(training, epoch),
+                        "It started from the initial weights of the range test.",
+                    )
+                    description = f"By {link(run.run_id)}: {' '.join(filter(None, sentences))}"
+                    lineage = handoff.lineage | {
+                        "lrrt.suggested_lr_min": repr(handoff.range.min),
+                        "lrrt.suggested_lr_max": repr(handoff.range.max),
+                        "lrrt.trained_lr_min": repr(lr_range.min),
+                        "lrrt.trained_lr_max": repr(lr_range.max),
+                    }
+                    step = training.joined().starts[-1] + epoch.iteration
+                    log_model(training.setup, run_options.register, lineage, description, step)
+                    set_description(*filter(None, sentences))
+                    sign_run()
             checkpoint.unlink(missing_ok=True)  # it may not have fitted on the disk
         if training.reason:
             number = len(training.lost) + 1
@@ -256,10 +258,10 @@ def _keep_weights(run: RunRecord, training: Training) -> None:
     kept = {FINAL_WEIGHTS: (FINAL_WEIGHTS_TAG, weights.state_of(training.model))}
     if training.best_weights is not None:
         kept[BEST_WEIGHTS] = (BEST_WEIGHTS_TAG, training.best_weights)
-    for name, (tag, state) in kept.items():
+    for name, (_, state) in kept.items():
         weights.save(state, run.files / name)
-        run.set_tags({tag: weights.digest(state)})
         run.log_file(name)
+    run.set_tags({tag: weights.digest(state) for tag, state in kept.values()})
     if (best := training.best_epoch) is not None:
         number = training.epochs.index(best) + 1
         values = {f"best_{name}": value for name, value in best.values().items()}

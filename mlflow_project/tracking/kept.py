@@ -118,8 +118,9 @@ def _mark(kept: Outbox) -> None:
         remove_folder(kept.folder)
     elif was_running:
         stage = state.tags.get(tags.STAGE, "stage")
-        resume = f"; {stage} --resume {state.run_id} continues" if stage == "train" else ""
-        console.note(f"{stage} run {state.run_id} was killed, and has left {kept.folder}{resume}")
+        more = "; lrrt-stage sync sends what it had logged" if kept.requests else ""
+        more += f"; {stage} --resume {state.run_id} continues" if stage == "train" else ""
+        console.note(f"{stage} run {state.run_id} was killed, and has left {kept.folder}{more}")
 
 
 def _complete(kept: Outbox) -> None:

@@ -35,7 +35,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from lrrt_stage.files import PART, write_text
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.store import PATIENCE, is_of_content, is_temporary, reason_of
+from mlflow_project.tracking.store import PATIENCE, is_bad_request, is_temporary, reason_of
 
 __all__ = [
     "FILES",
@@ -198,14 +198,14 @@ class Outbox:
                 self.logged.add(name)
                 self.keep("file", name=name)
 
-    def keep(self, kind: str, *, to: Request | None = None, **content: Any) -> Request:
+    def keep(self, kind: str, *, extend: Request | None = None, **content: Any) -> Request:
         """Keep a request, which is sent later, and return it.
 
-        What is to be logged is added ``to`` a request of this kind, if that is the last and was not
+        What is to be logged is added to the request ``extend``, if that is the last and was not
         sent.
         """
         last = self.requests[-1] if self.requests else None
-        if last is not None and last is to and last.kind == kind == "log" and not last.error:
+        if last is not None and last is extend and last.kind == kind == "log" and not last.error:
             last.content = joined(last.content, content)
         else:
             self._number += 1
@@ -224,9 +224,14 @@ class Outbox:
         request.is_written = True
 
     def send_first(self) -> None:
-        """Send what is kept before the work, or raise what the store answers."""
+        """Send what was logged before the work, or raise what the store answers."""
         for request in [*self.requests]:
             self._send(request)
+            self._forget(request)
+
+    def drop_refused(self) -> None:
+        """Forget what the store has refused."""
+        for request in [request for request in self.requests if request.is_refused]:
             self._forget(request)
 
     def send(self, *, refused: bool = False) -> set[str]:
@@ -249,7 +254,8 @@ class Outbox:
                 PATIENCE.attempt(partial(self._send, request), kind)
             except Exception as error:
                 request.error = reason_of(error)
-                if kind == "log" and is_of_content(error) and (parts := self._split(request)):
+                may_have_parts = isinstance(error, NotYet) or is_bad_request(error)
+                if kind == "log" and may_have_parts and (parts := self._split(request)):
                     waiting.extendleft(reversed(parts))
                     continue
                 if isinstance(error, NotYet):

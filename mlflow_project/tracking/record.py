@@ -87,8 +87,9 @@ class RunRecord:
 
     It begins on disk alone, so that a run whose process is killed is found, and becomes that of the
     store with :meth:`use`. What is logged before :meth:`begin_work` is sent there, as one request,
-    and a store that does not take it ends the stage. From then on it is sent at once, or at the end
-    of a :meth:`bundle`, and what the store does not take is kept in the run's folder.
+    and a store that does not take it ends the stage, unless the work of an outer stage has begun.
+    From then on it is sent at once, or at the end of a :meth:`bundle`, and what the store does not
+    take is kept in the run's folder.
     """
 
     def __init__(self, stage: str, experiment_id: str, parent: RunRecord | None) -> None:
@@ -107,7 +108,9 @@ class RunRecord:
         self.keeps_children = False
         """Whether the folders of children stay until this run ends, which reads files of them."""
         self.is_working: bool = parent is not None and parent.is_working
-        """Whether :meth:`begin_work` was called."""
+        """Whether :meth:`begin_work` was called, of this run or of an outer one."""
+        self._has_begun = False
+        """Whether it was called of this run."""
         self._bundles = 0
         """How many blocks of :meth:`bundle` are open."""
         self._last: Request | None = None
@@ -187,18 +190,23 @@ class RunRecord:
 
         Returns the folder of the files.
         """
-        if not self.is_working:
+        if self.is_working:
+            self._send()
+        else:
             try:
                 ask(self.outbox.send_first)
             except Exception as error:
                 raise refused("tag or parameter", error) from error
-            self.is_working = True
+        self.is_working = self._has_begun = True
         return self.files
 
     def give_up(self, reason: str) -> None:
         """Set the tag with the reason for which the stage ends, which may be the store."""
-        self.is_working, self._bundles = True, 0
+        is_early, self._last = not self.is_working, None
+        self.is_working = self._has_begun = True
         self.set_tags({tags.ERROR: reason})
+        if is_early:  # no work depends on it, and the reason counts
+            self.outbox.drop_refused()
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -269,8 +277,8 @@ class RunRecord:
 
     def _log(self, kind: str, **content: Any) -> None:
         if self.is_working or kind == "log":
-            self._last = self.outbox.keep(kind, to=self._last, **content)
-            if self.is_working and not self._bundles:
+            self._last = self.outbox.keep(kind, extend=self._last, **content)
+            if self._has_begun and not self._bundles:
                 self._send()
             return
         try:

@@ -31,7 +31,7 @@ __all__ = [
     "Patience",
     "StoreUnavailable",
     "ask",
-    "is_of_content",
+    "is_bad_request",
     "is_temporary",
     "limits",
     "reason_of",
@@ -48,8 +48,7 @@ ENDING_SECONDS = 5.0
 DELAY_SECONDS = 2.0
 """How long a transaction may delay a signal."""
 TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
-NOT_OF_CONTENT = (401, 403, 404)
-"""Of a login, of rights, and of what is not there."""
+BAD_REQUEST, TOO_LARGE = 400, 413
 
 
 SIGNS = {
@@ -187,9 +186,9 @@ def is_temporary(error: BaseException) -> bool:
     return status >= SERVER_ERROR or status == TOO_MANY_REQUESTS
 
 
-def is_of_content(error: BaseException) -> bool:
-    """Return whether a request with a part of the content might succeed."""
-    return not is_temporary(error) and _status(error) not in NOT_OF_CONTENT
+def is_bad_request(error: BaseException) -> bool:
+    """Return whether the content of the request was refused, of which a part might be taken."""
+    return _status(error) in (BAD_REQUEST, TOO_LARGE)
 
 
 def _status(error: BaseException) -> int | None:

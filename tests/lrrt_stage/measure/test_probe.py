@@ -70,17 +70,18 @@ class TestRhythm:
         made = RangeTestOptions(**options)
         return probe_iterations(made, iterations, torch.zeros(probe), torch.zeros(batch))
 
-    def test_every_third_iteration_and_half_as_often_before_anything_is_learned(self):
-        assert sorted(self.of(100)) == [*range(0, 30, 6), *range(30, 100, 3)]
+    def test_the_more_often_the_closer_the_rise(self):
+        expected = [*range(0, 40, 6), *range(40, 60, 3), *range(60, 100, 2), 99]
+        assert sorted(self.of(100)) == expected
 
     def test_at_last_since_the_loss_may_rise_there(self):
         assert 100 in self.of(101)
         assert 29 in self.of(30, probe_every=2)
 
     def test_rarer_with_small_batches_whose_steps_are_cheap(self):
-        assert len(self.of(1000, batch=32)) == len(self.of(1000, batch=256)) == 279
-        assert len(self.of(1000, batch=20)) == 210
-        assert len(self.of(1000, batch=16)) == len(self.of(1000, batch=1)) == 168
+        assert len(self.of(1000, batch=32)) == len(self.of(1000, batch=256)) == 335
+        assert len(self.of(1000, batch=20)) == 201
+        assert len(self.of(1000, batch=16)) == len(self.of(1000, batch=1)) == 161
 
     def test_batches_that_are_accumulated_count_together(self):
         made = RangeTestOptions(), 1000, torch.zeros(64), torch.zeros(8)
@@ -89,6 +90,12 @@ class TestRhythm:
     def test_more_often_in_a_short_ramp(self):
         assert self.of(60) == {*range(60)}
         assert self.of(80) == {*range(0, 80, 2), 79}
+
+    def test_no_more_in_a_long_ramp(self):
+        assert len(self.of(1_000_000)) == len(self.of(10_000)) == len(self.of(1000))
+
+    def test_always_in_a_ramp_whose_learning_rates_are_large_at_once(self):
+        assert self.of(200, ramp="linear") == {*range(200)}
 
     def test_a_batch_of_unknown_length_is_taken_as_a_usual_one(self):
         found = probe_iterations(RangeTestOptions(), 100, object(), object())

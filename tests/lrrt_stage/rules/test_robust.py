@@ -95,9 +95,8 @@ def test_one_outlier_neither_makes_a_descent_nor_hides_one():
 
 
 def test_a_probe_that_is_not_finite_at_the_start_has_no_answer():
-    for start in (np.nan, np.inf):
-        with pytest.raises(NoSuggestion, match="never fell"):
-            suggest(curve(VALLEY, probe_loss=[start, *VALLEY[1:]]))
+    with pytest.raises(NoSuggestion, match="never fell"):
+        suggest(curve(VALLEY, probe_loss=[np.inf, *VALLEY[1:]]))
 
 
 def test_a_constant_loss_never_fell():
@@ -345,6 +344,19 @@ class TestEvaluatedNowAndThen:
         assert found.iterations.tolist() == [*range(0, len(VALLEY), 3)]
         assert found.fit.tolist() == alone.fit.tolist()
         assert found.rise == alone.rise
+
+    def test_it_begins_with_the_first_evaluation(self):
+        losses = [*FALL, 1.0, 1.0, 2.0, 4.0, 9.0, 9.0]
+        whole = self.sparse(losses, 2)
+        late = curve(losses, probe_loss=[np.nan, *whole.probe_loss[1:]])
+        fit = UnimodalFit.from_curve(late)
+        assert (fit.iterations[0], fit.start) == (2, 4.0)
+        assert suggest(late) == suggest(whole)
+
+    def test_without_any_evaluation_the_training_losses_are_read(self):
+        never = curve(VALLEY, probe_loss=np.full(len(VALLEY), np.nan))
+        assert suggest(never) == suggest(curve(VALLEY))
+        assert confidence(never).clear
 
     def test_the_interval_and_the_loss_that_is_read_have_a_value_at_every_iteration(self):
         probed = self.sparse(VALLEY, 3)

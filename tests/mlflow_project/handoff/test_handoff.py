@@ -160,6 +160,20 @@ def test_content_that_cannot_be_read_is_one_line(store, run, name, content):
 
 
 @pytest.mark.starts_with("lrrt")
+def test_a_loss_of_the_probe_that_was_nan_in_an_earlier_version_is_infinite(run):
+    assert np.isnan(load_handoff().curve.probe_loss).any()  # where it was not evaluated
+    path = stored(run, "task.json")
+    content = json.loads(path.read_text("utf-8"))
+    del content["range_test"]["ramp"]["probe_every"]
+    path.write_text(json.dumps(content), "utf-8")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    mlflow.MlflowClient().set_tag(run.info.run_id, TAGS["task.json"], digest)
+    losses = load_handoff().curve.probe_loss
+    assert np.isinf(losses).any()
+    assert not np.isnan(losses).any()
+
+
+@pytest.mark.starts_with("lrrt")
 def test_weights_that_were_cut_short_name_the_run(store, run):
     path = stored(run, "initial_weights.safetensors")
     path.write_bytes(path.read_bytes()[:100])

@@ -369,6 +369,24 @@ def test_what_is_logged_before_the_work_and_in_a_bundle_is_one_request_each(stor
     assert logged.tags["lrrt.second"] == "2"
 
 
+def test_what_a_stage_inside_another_logs_before_its_work_is_one_request(store, batches):
+    with runs.stage_run("main") as outer:
+        outer.begin_work()
+        batches.clear()
+        with runs.stage_run("lrrt") as run:
+            run.log_params({"seed": "0"})
+            run.set_tags({"lrrt.first": "1"})
+            assert batches == []
+            run.begin_work()
+            ((_, params, tags),) = batches
+            assert (params, "lrrt.first" in tags) == ({"seed"}, True)
+        with runs.stage_run("trial"):
+            runs.active_record().log_params({"trial": "0"})
+            runs.active_record().set_tags({"lrrt.trial_state": "complete"})
+        assert len(batches) == 2
+    assert kept() == []
+
+
 def test_a_bundle_is_on_disk_before_it_is_sent(store):
     with runs.stage_run("lrrt") as run:
         run.begin_work()
@@ -527,6 +545,20 @@ def test_a_store_that_takes_no_tags_ends_a_stage_before_its_work(store, monkeypa
         run.begin_work()
         worked.append(1)
     assert not worked
+    assert mlflow.get_run(run.run_id).info.status == "FAILED"
+    assert kept() == []
+
+
+def test_what_is_refused_before_the_work_is_the_reason_and_nothing_is_kept(store, capfd):
+    with pytest.raises(LRRTError, match="bad"), runs.stage_run("lrrt") as run:
+        run.log_params({"bad?name": "1", "seed": "0"})
+        run.begin_work()
+    sent = mlflow.get_run(run.run_id)
+    assert sent.info.status == "FAILED"
+    assert "did not take a tag or parameter" in sent.data.tags["lrrt.error"]
+    assert sent.data.params == {"seed": "0"}
+    assert kept() == []
+    assert capfd.readouterr().err == ""
 
 
 def no_space(*arguments, **options):
