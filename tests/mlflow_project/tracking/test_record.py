@@ -414,16 +414,27 @@ def test_what_a_stage_has_logged_before_an_error_is_sent(store):
     assert second.data.tags["lrrt.error"] == "in a bundle"
 
 
-def test_what_is_logged_before_the_work_is_on_disk_and_a_killed_run_has_it(store):
-    with runs.stage_run("lrrt", "a name") as run:
-        run.log_params({"seed": "0"})
-        run.set_tags({"lrrt.first": "1"})
-        (request,) = outbox.Outbox.load(run.folder).requests
-        assert request.content["params"] == {"seed": "0"}
-        assert request.content["tags"]["lrrt.first"] == "1"
-        assert mlflow.get_run(run.run_id).data.params == {}
-        run.begin_work()
-        assert outbox.Outbox.load(run.folder).requests == []
+def test_what_is_logged_before_the_work_is_on_disk_and_a_killed_run_has_it(store, capfd):
+    script = """
+import os, signal
+from mlflow_project.tracking import runs
+with runs.stage_run("lrrt", "a name") as run:
+    run.log_params({"seed": "0"})
+    run.set_tags({"lrrt.first": "1"})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    chosen = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_NAME": "test"}
+    done = shell(Path.cwd(), sys.executable, "-c", script, **chosen)
+    assert done.returncode == -signal.SIGKILL
+    mark_ended()
+    (run,) = store.runs()
+    assert (run.info.status, run.data.params) == ("KILLED", {})
+    assert "lrrt-stage sync sends what it had logged" in capfd.readouterr().err.replace("\n", " ")
+    store.run("sync")
+    sent = store.one("lrrt")
+    assert (sent.info.status, sent.data.params) == ("KILLED", {"seed": "0"})
+    assert sent.data.tags["lrrt.first"] == "1"
+    assert kept() == []
 
 
 def test_requests_do_not_grow_while_the_store_is_away(store, monkeypatch):
