@@ -149,7 +149,11 @@ class UnimodalFit:
         fit = unimodal_regression(clipped)
         # Above the start of a baseline, a loss may fall without telling one example from another.
         read = losses if ignorant is None else clipped
-        fell = bool(is_finite(start)) and _fell(read[: _last_minimum(fit) + 1])
+        # An evaluation stands for the iterations up to the next one, so that a slow descent does
+        # not have to be evaluated often in order to count.
+        stands_for = np.diff(iterations, append=iterations[-1:] + 1)
+        falling = slice(_last_minimum(fit) + 1)
+        fell = bool(is_finite(start)) and _fell(np.repeat(read[falling], stands_for[falling]))
         fell = fell and clipped[0] - fit.min() > least_fall
         return cls(series, iterations, curve.lr, start, unspecific, ruined, clipped, fit, fell)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from math import isfinite
+from math import inf, isfinite
 
 import mlflow
-import numpy as np
 from mlflow.entities import Run
 from torch import nn
 from torch.optim import Optimizer
@@ -330,8 +329,9 @@ def read_handoff(run: Run, trust: str | Iterable[str] | None = None) -> Handoff:
             curve = version_1.translate(run, inputs, suggestions, curve)
         if curve.probe_loss is not None and "probe_every" not in inputs["range_test"]["ramp"]:
             # Earlier versions evaluated it at every iteration, and kept a loss that was NaN.
-            losses = curve.probe_loss
-            curve = replace(curve, probe_loss=np.where(np.isnan(losses), np.inf, losses))
+            losses = curve.probe_loss.copy()
+            losses[losses != losses] = inf
+            curve = replace(curve, probe_loss=losses)
         for name in ("data_sha256", "device"):
             require(isinstance(inputs[name], str), f"{name} is no text")
         handoff = Handoff(

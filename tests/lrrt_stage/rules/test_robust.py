@@ -345,6 +345,15 @@ class TestEvaluatedNowAndThen:
         assert found.fit.tolist() == alone.fit.tolist()
         assert found.rise == alone.rise
 
+    def test_a_weak_descent_counts_however_often_it_is_evaluated(self):
+        fallen = dict.fromkeys((1, 3, 5), 0)
+        for seed in range(40):
+            walk = 4 + np.cumsum(np.random.default_rng(seed).normal(-0.002, 0.02, 40))
+            for every in fallen:
+                probed = self.sparse([*[4.0] * 5, *walk, *[9.0] * 10], every)
+                fallen[every] += UnimodalFit.from_curve(probed).fell
+        assert min(fallen.values()) >= 38
+
     def test_it_begins_with_the_first_evaluation(self):
         losses = [*FALL, 1.0, 1.0, 2.0, 4.0, 9.0, 9.0]
         whole = self.sparse(losses, 2)
