@@ -19,8 +19,9 @@ from mlflow.entities import Run
 
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.outbox import SENDERS, UNSENT, Outbox
+from mlflow_project.tracking.outbox import UNSENT, Outbox
 from mlflow_project.tracking.record import active_record
+from mlflow_project.tracking.senders import SENDERS
 
 __all__ = [
     "KEY",

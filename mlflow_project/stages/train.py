@@ -30,7 +30,6 @@ from mlflow_project.stages.shared import open_handoff, task_words, validation_wo
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.kept import forget, held, kept_run
 from mlflow_project.tracking.logged_model import log_model, require_deployable
-from mlflow_project.tracking.outbox import FILES
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.record import RunRecord, active_record, get_run
 from mlflow_project.tracking.runs import (
@@ -40,6 +39,7 @@ from mlflow_project.tracking.runs import (
     require_resumable,
     stage_run,
 )
+from mlflow_project.tracking.senders import FILES
 from mlflow_project.tracking.store import PATIENCE, uninterrupted
 from mlflow_project.tracking.views import link, set_description
 from pipeline import Epoch, Narrowing, PreparedTask, Runtime, Training, TrainOptions, train

@@ -15,8 +15,9 @@ from lrrt_stage.errors import excerpt, first_line
 from lrrt_stage.settings import require
 from mlflow_project.tracking import console, tags
 from mlflow_project.tracking.connection import store_uri
-from mlflow_project.tracking.outbox import FILES, STATE, UNSENT, Outbox, RunState, sha256
+from mlflow_project.tracking.outbox import STATE, UNSENT, Outbox, RunState, sha256
 from mlflow_project.tracking.record import InUse, hold, remove_folder, work_folder
+from mlflow_project.tracking.senders import FILES
 from mlflow_project.tracking.store import PATIENCE, reason_of
 
 __all__ = ["forget", "held", "kept_run", "mark_ended", "sync"]

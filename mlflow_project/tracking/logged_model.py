@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import require
 from mlflow_project.tracking import console
-from mlflow_project.tracking.outbox import MODEL
 from mlflow_project.tracking.record import active_record
+from mlflow_project.tracking.senders import MODEL
 from mlflow_project.tracking.store import ask
 from pipeline import PreparedTask, Setup
 from pipeline.task.prepared import errors_of

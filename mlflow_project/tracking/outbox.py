@@ -7,20 +7,16 @@ import json
 import os
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from mlflow import MlflowClient
 from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
     LifecycleStage,
-    LoggedModelOutput,
     Metric,
     Param,
     Run,
@@ -28,19 +24,15 @@ from mlflow.entities import (
     RunInfo,
     RunTag,
 )
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from lrrt_stage.files import PART, write_text
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
+from mlflow_project.tracking.senders import FILES, SENDERS
 from mlflow_project.tracking.store import PATIENCE, is_bad_request, is_temporary, reason_of
 
 __all__ = [
-    "FILES",
-    "MODEL",
-    "SENDERS",
     "STATE",
     "UNSENT",
     "Outbox",
@@ -50,7 +42,7 @@ __all__ = [
     "sha256",
 ]
 
-STATE, FILES, MODEL, OUTBOX = "run.json", "files", "model", "outbox"
+STATE, OUTBOX = "run.json", "outbox"
 FIRST_FILES = (".safetensors", ".json", ".csv")
 """Kinds of files that are sent before others, which are pictures and reports."""
 FIRST_TAGS = re.compile(rf"{re.escape(tags.UUID)}|mlflow\.(?!note)")
@@ -130,7 +122,7 @@ class Outbox:
         self.requests: list[Request] = []
         self.logged: set[str] = set()
         """Names of the files that were sent, or are kept to be sent."""
-        self._client, self._number = MlflowClient(), 0
+        self.client, self._number = MlflowClient(), 0
 
     @classmethod
     def load(cls, folder: Path) -> Outbox:
@@ -306,7 +298,7 @@ class Outbox:
                 # The store may have taken them without an answer. Databases find that out
                 # themselves.
                 names = {point[0] for point in points}
-                history = partial(self._client.get_metric_history, self.state.run_id)
+                history = partial(self.client.get_metric_history, self.state.run_id)
                 logged = {(m.key, m.timestamp, m.step) for name in names for m in history(name)}
                 points = [(n, v, t, s) for n, v, t, s in points if (n, t, s) not in logged]
             content = content | {"tags": newest, "metrics": points}
@@ -337,7 +329,7 @@ class Outbox:
         if state.run_id.startswith(UNSENT):
             own = {name: value for name, value in state.tags.items() if FIRST_TAGS.match(name)}
             self._use(
-                self._client.create_run(state.experiment_id, state.start_time, self.with_ids(own))
+                self.client.create_run(state.experiment_id, state.start_time, self.with_ids(own))
             )
 
     def _use(self, run: Run) -> None:
@@ -365,91 +357,9 @@ class Outbox:
 
         return json.loads(UNSENT_ID.sub(id_of, json.dumps(content)))
 
-    def _send_log(self, content: Mapping[str, Any]) -> None:
-        self._client.log_batch(
-            self.state.run_id,
-            # With the times of the first attempt, by which a database knows what it has already.
-            metrics=[Metric(*point) for point in content.get("metrics", [])],
-            params=[Param(*each) for each in content.get("params", {}).items()],
-            tags=[RunTag(*each) for each in content.get("tags", {}).items()],
-        )
-
-    def _send_input(self, content: Mapping[str, Any]) -> None:
-        context = InputTag("mlflow.data.context", "training")
-        dataset = DatasetInput(Dataset(**content["dataset"]), [context])
-        try:
-            self._client.log_inputs(self.state.run_id, [dataset])
-        except MlflowException as error:
-            if error.error_code != "BAD_REQUEST":
-                raise
-            # Another run has added the same dataset between MLflow's query and its insertion.
-            self._client.log_inputs(self.state.run_id, [dataset])
-
-    def _send_file(self, content: Mapping[str, Any]) -> None:
-        folder = str(PurePosixPath(content["name"]).parent)
-        path, files = self.folder / FILES / content["name"], self.folder / FILES
-        require(
-            path.resolve().is_relative_to(files.resolve()),
-            f"{content['name']} is no file of the run: remove the link",
-        )
-        self._client.log_artifact(self.state.run_id, str(path), None if folder == "." else folder)
-
-    def _send_model(self, content: dict[str, Any]) -> None:
-        """Log the saved model as that of the run, and register it."""
-        client, folder, experiment = self._client, self.folder / MODEL, self.state.experiment_id
-        run = client.get_run(self.state.run_id)
-        run_id = run.info.run_id
-        # What an earlier attempt has done, perhaps without an answer, is not repeated.
-        made = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
-        model = (
-            made[0]
-            if made
-            else client.create_logged_model(experiment, "model", run_id, params=run.data.params)
-        )
-        outputs = [] if run.outputs is None else run.outputs.model_outputs
-        if model.model_id not in [each.model_id for each in outputs]:
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        saved = Model.load(str(folder))
-        saved.model_uuid = saved.model_id = model.model_id
-        saved.run_id, saved.artifact_path = run_id, model.artifact_location
-        saved.save(str(folder / "MLmodel"))
-        client.log_model_artifacts(model.model_id, str(folder))
-        last = [Metric(n, v, t, s, model.model_id) for n, v, t, s in content["metrics"]]
-        client.log_batch(run_id, metrics=last)  # the run has them already
-        client.finalize_logged_model(model.model_id, "READY")
-        if content["register"] is not None:
-            self._register(model.model_id, content)
-
-    def _register(self, model_id: str, content: Mapping[str, Any]) -> None:
-        client, name, source = self._client, content["register"], f"models:/{model_id}"
-        with suppress(MlflowException):  # it is there already, or the version is refused below
-            client.create_registered_model(name)
-        versions = client.search_model_versions(f"name = '{name}'")
-        number = next((each.version for each in versions if each.source == source), None)
-        if number is None:
-            made = client.create_model_version(
-                name, source, self.state.run_id, model_id=model_id, await_creation_for=0
-            )
-            number = made.version
-        client.update_model_version(name, number, content["description"])
-        for tag, value in content["lineage"].items():
-            client.set_model_version_tag(name, number, tag, value)
-        registered = {tags.MODEL: f"models:/{name}/{number}"}
-        self._send_log({"tags": registered})
-        self.state.tags |= registered
-
-    def _send_end(self, content: Mapping[str, Any]) -> None:
-        if self.state.is_told:  # with an error that says that not everything is sent
-            if tags.ERROR in self.state.tags:
-                own = self.with_ids({tags.ERROR: self.state.tags[tags.ERROR]})
-                self.request("log", tags=own)
-            else:
-                with suppress(MlflowException):
-                    self._client.delete_tag(self.state.run_id, tags.ERROR)
-        self._tell(content["status"], content["time"])
-
-    def _tell(self, status: str, time: int | None = None) -> None:
-        self._client.set_terminated(self.state.run_id, status, time)
+    def tell(self, status: str, time: int | None = None) -> None:
+        """Tell the store that the run has ended."""
+        self.client.set_terminated(self.state.run_id, status, time)
         self.state.is_told = True
         self.save()
 
@@ -461,20 +371,10 @@ class Outbox:
         values = {tags.ERROR: text}
         for request in (
             partial(self.request, "log", tags=values),
-            partial(self._tell, "FAILED"),
+            partial(self.tell, "FAILED"),
         ):
             with suppress(Exception):
                 PATIENCE.attempt(request, "end")
-
-
-SENDERS: dict[str, Callable[[Outbox, Any], None]] = {
-    "log": Outbox._send_log,
-    "input": Outbox._send_input,
-    "file": Outbox._send_file,
-    "model": Outbox._send_model,
-    "end": Outbox._send_end,
-}
-"""Kind of a request -> how it is sent. Each may be repeated after an attempt that failed."""
 
 
 def joined(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
 from mlflow_project.tracking.connection import store_uri
 from mlflow_project.tracking.environment import WORK_DIR, OutageOptions
-from mlflow_project.tracking.outbox import FILES, UNSENT, Outbox, Request, RunState
+from mlflow_project.tracking.outbox import UNSENT, Outbox, Request, RunState
+from mlflow_project.tracking.senders import FILES
 from mlflow_project.tracking.store import PATIENCE, StoreUnavailable, ask, reason_of
 from pipeline.task.tasks import CACHE
 
