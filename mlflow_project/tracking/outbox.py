@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -239,6 +239,8 @@ class Outbox:
             is_early = request.kind == "end" and len(self.requests) > 1
             if request.kind in failed or is_early or (request.is_refused and not refused):
                 continue
+            if not refused:
+                request = self._without_refused(request)
             kind = "create"
             try:
                 self.open_run()
@@ -267,14 +269,39 @@ class Outbox:
         self.requests.remove(request)
         request.path.unlink(missing_ok=True)
 
-    def _split(self, request: Request) -> list[Request]:
-        """Keep a request as its parts, of which the store may take some; return these.
+    def _without_refused(self, request: Request) -> Request:
+        """Keep apart what the store has refused under the same name; return the rest.
 
-        It may have taken some already, so they have the error of the whole.
+        So a metric that is refused in every epoch is not sent again before the end.
         """
+        refused = {
+            _name(part): each.error
+            for each in self.requests
+            if each.is_refused and each.kind == "log"
+            for part in split(each.content)
+        }
+        parts = split(request.content) if refused and request.kind == "log" else []
+        taken = [part for part in parts if _name(part) not in refused]
+        if not taken or len(taken) == len(parts):
+            return request
+        apart = [part for part in parts if _name(part) in refused]
+        rest, *others = self._replace(request, [reduce(joined, taken), *apart])
+        for other, part in zip(others, apart, strict=True):
+            other.error, other.is_refused = refused[_name(part)], True
+            with suppress(OSError):
+                self._write(other)
+        return rest
+
+    def _split(self, request: Request) -> list[Request]:
+        """Keep a request as its parts, of which the store may take some; return these."""
         parts = split(request.content)
-        if len(parts) < 2:
-            return []
+        return self._replace(request, parts) if len(parts) > 1 else []
+
+    def _replace(self, request: Request, parts: Sequence[dict[str, Any]]) -> list[Request]:
+        """Keep the parts of a request in its place, and return them.
+
+        The store may have taken some already, so they have the error of the whole.
+        """
         # A later process sends them in the order of these names: where the whole request was.
         paths = [request.path.with_stem(f"{request.path.stem}-{n:04}") for n in range(len(parts))]
         requests = [Request("log", *each, request.error) for each in zip(parts, paths, strict=True)]
@@ -397,6 +424,12 @@ def split(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     for point in content.get("metrics", []):
         points[point[0]].append(point)
     return [*parts, *({"metrics": each} for each in points.values())]
+
+
+def _name(part: Mapping[str, Any]) -> tuple[str, str]:
+    """Return of which kind a part is, and the name of its tag, parameter or metric."""
+    ((kind, values),) = part.items()
+    return kind, values[0][0] if kind == "metrics" else next(iter(values))
 
 
 def sha256(path: Path) -> str:

@@ -524,12 +524,14 @@ class TestAttempts:
             assert lost.train_loss[0] == training.train_loss[0] == curve.loss[0]
             assert 71 < len(lost.train_loss) == len(lost.lr) < 110
         # After every epoch, and where an attempt is lost.
-        expected = []
-        for number, lost in enumerate(training.lost, 1):
-            epochs = len(lost.epochs)
-            expected += [(number, epoch, "") for epoch in range(1, epochs + 1)]
-            expected.append((number, epochs, lost.reason))
-        assert seen == [*expected, *[(3, epoch, "") for epoch in (1, 2, 3, 4, 5)]]
+        reasons = [lost.reason for lost in training.lost]
+        assert seen == [
+            *[(1, epoch, "") for epoch in (1, 2, 3, 4)],
+            (1, 4, reasons[0]),
+            *[(2, epoch, "") for epoch in (1, 2, 3, 4)],
+            (2, 4, reasons[1]),
+            *[(3, epoch, "") for epoch in (1, 2, 3, 4, 5)],
+        ]
 
     def test_joined_they_are_one_history(self, guarded):
         training, _ = guarded
