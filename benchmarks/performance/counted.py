@@ -37,7 +37,9 @@ def main(address: str, iterations: int) -> None:
 
     requests.Session.send = timed  # type: ignore[method-assign, assignment]
     connect(address, "lrrt")
-    plan = RangeTestPlan(RangeTestOptions(iterations=iterations))
+    # One that reaches its last iteration, which has the most to log.
+    options = RangeTestOptions(iterations=iterations, lr_end=1.0, stop_multiple=None)
+    plan = RangeTestPlan(options)
     range_test_stage(Task(model="mlp"), Runtime(device="cpu"), plan, ConsensusOptions())
     print(json.dumps(made))
 

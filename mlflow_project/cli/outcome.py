@@ -19,8 +19,9 @@ from lrrt_stage.files import write_text
 from mlflow_project.cli.options import OutputOptions
 from mlflow_project.handoff.artifacts import CONTRACT_VERSION
 from mlflow_project.tracking import console, tags
+from mlflow_project.tracking.connection import known_experiment
 from mlflow_project.tracking.record import get_run
-from mlflow_project.tracking.store import StoreUnavailable, ask
+from mlflow_project.tracking.store import StoreUnavailable
 from mlflow_project.tracking.views import page, view_page
 
 __all__ = ["result_of", "show_result"]
@@ -109,7 +110,7 @@ def show_result(title: str, run_id: str, output: OutputOptions) -> dict[str, Any
 def _experiment_name(experiment_id: str) -> str | None:
     """Return the name of an experiment; None while the store is away."""
     with suppress(StoreUnavailable, MlflowException):
-        return str(ask(lambda: mlflow.get_experiment(experiment_id)).name)
+        return str(known_experiment(experiment_id).name)
     return None
 
 

@@ -28,7 +28,7 @@ __all__ = [
     "connect",
     "default_storage",
     "experiment_id",
-    "experiment_tags",
+    "known_experiment",
     "project_run",
     "store_uri",
 ]
@@ -80,7 +80,7 @@ def connect(tracking_uri: str | None, experiment: str | None) -> None:
             f"experiment {named!r} in {uri} cannot be used ({first_line(error)}): "
             "name a different one with --experiment, or restore a deleted one"
         ) from error
-    _tags[uri, found.experiment_id] = dict(found.tags)
+    _experiments[uri, found.experiment_id] = found
 
 
 def _opened(name: str | None) -> Experiment:
@@ -104,16 +104,16 @@ def _open_experiment(name: str | None) -> Experiment:
     return found
 
 
-_tags: dict[tuple[str, str], dict[str, str]] = {}
-"""Store and id of an experiment -> its tags when this process first saw it, and what it has set."""
+_experiments: dict[tuple[str, str], Experiment] = {}
+"""Store and id of an experiment -> what this process first saw of it, with the tags it has set."""
 
 
-def experiment_tags(experiment_id: str) -> dict[str, str]:
-    """Return the tags of an experiment, which is looked up once; add those that are set later."""
+def known_experiment(experiment_id: str) -> Experiment:
+    """Return an experiment, which is looked up once; add the tags that are set later."""
     place = mlflow.get_tracking_uri(), experiment_id
-    if place not in _tags:
-        _tags[place] = dict(PATIENCE.attempt(lambda: mlflow.get_experiment(experiment_id)).tags)
-    return _tags[place]
+    if place not in _experiments:
+        _experiments[place] = PATIENCE.attempt(lambda: mlflow.get_experiment(experiment_id))
+    return _experiments[place]
 
 
 def experiment_id() -> str:

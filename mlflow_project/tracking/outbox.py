@@ -122,6 +122,8 @@ class Outbox:
         self.requests: list[Request] = []
         self.logged: set[str] = set()
         """Names of the files that were sent, or are kept to be sent."""
+        self.artifact_uri = ""
+        """The run's folder in the artifact store, where that is known without a request."""
         self.client, self._number = MlflowClient(), 0
 
     @classmethod
@@ -362,6 +364,7 @@ class Outbox:
     def _use(self, run: Run) -> None:
         uuid = self.state.run_id.removeprefix(UNSENT)
         self.state.run_id = _sent[uuid] = run.info.run_id
+        self.artifact_uri = run.info.artifact_uri or ""
         self.save()
 
     def with_ids(self, content: Any) -> Any:

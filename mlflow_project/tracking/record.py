@@ -136,6 +136,7 @@ class RunRecord:
         """Use the run that the store has opened; its id is then the name of the folder."""
         self.run, self.params, info = run, dict(run.data.params), run.info
         state = self.outbox.state
+        self.outbox.artifact_uri = info.artifact_uri or ""
         state.run_id, state.experiment_id = info.run_id, info.experiment_id
         state.run_name, state.start_time = info.run_name or "", info.start_time
         state.tags = dict(run.data.tags)

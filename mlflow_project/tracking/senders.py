@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
 from lrrt_stage.settings import require
 from mlflow_project.tracking import tags
@@ -60,7 +64,18 @@ def _send_file(outbox: Outbox, content: Mapping[str, Any]) -> None:
         path.resolve().is_relative_to(files.resolve()),
         f"{content['name']} is no file of the run: remove the link",
     )
-    outbox.client.log_artifact(outbox.state.run_id, str(path), None if folder == "." else folder)
+    arguments = str(path), None if folder == "." else folder
+    if outbox.artifact_uri:
+        _artifacts(outbox.artifact_uri, outbox.client.tracking_uri).log_artifact(*arguments)
+    else:
+        outbox.client.log_artifact(outbox.state.run_id, *arguments)
+
+
+@lru_cache(maxsize=16)
+def _artifacts(artifact_uri: str, tracking_uri: str) -> ArtifactRepository:
+    """Return what a client makes of a run's folder, without the request by which it asks for it."""
+    uri = add_databricks_profile_info_to_artifact_uri(artifact_uri, tracking_uri)
+    return get_artifact_repository(uri, tracking_uri=tracking_uri)
 
 
 def _send_model(outbox: Outbox, content: dict[str, Any]) -> None:

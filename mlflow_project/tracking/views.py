@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.connection import experiment_tags
+from mlflow_project.tracking.connection import known_experiment
 from mlflow_project.tracking.record import active_record, known_record
 from mlflow_project.tracking.store import PATIENCE, StoreUnavailable
 
@@ -91,7 +91,7 @@ def save_view(experiment_id: str) -> None:
     tag = json.dumps(view | {"state": f"deflate;{packed}"})
     # A server may let a user create runs but not change the experiment, or be away.
     with contextlib.suppress(MlflowException, StoreUnavailable):
-        known = experiment_tags(experiment_id)
+        known = known_experiment(experiment_id).tags
         if TAG not in known:
             PATIENCE.attempt(lambda: client.set_experiment_tag(experiment_id, TAG, tag))
             known[TAG] = tag

@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from safetensors.numpy import load_file, save_file
 
 from lrrt_stage import RULES
@@ -100,14 +101,16 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(store):
 
 def test_hundreds_of_iterations_are_logged_in_a_few_calls(store, monkeypatch):
     calls = []
-    for name in ("log_batch", "log_metric", "log_param", "log_artifact", "log_artifacts"):
-        real = getattr(MlflowClient, name)
+    methods = [(MlflowClient, name) for name in ("log_batch", "log_metric", "log_param")]
+    methods += [(LocalArtifactRepository, name) for name in ("log_artifact", "log_artifacts")]
+    for kind, name in methods:
+        real = getattr(kind, name)
 
         def counted(*args, _real=real, _name=name, **kwargs):
             calls.append(_name)
             return _real(*args, **kwargs)
 
-        monkeypatch.setattr(MlflowClient, name, counted)
+        monkeypatch.setattr(kind, name, counted)
     options = ("--iterations", 300, "--stop-multiple", "none", "--lr-end", 0.1)
     store.run("lrrt", *store.SMALL, *options)
     steps, _ = store.history(store.one("lrrt"), "smoothed_loss")

@@ -136,6 +136,19 @@ def test_what_was_made_without_an_answer_is_not_made_again(store, faulty, path):
     client.delete_registered_model("digits")
 
 
+def test_a_range_test_of_a_thousand_iterations_makes_ten_requests(store, faulty):
+    faulty.requests.clear()
+    whole = ("--iterations", 1000, "--lr-end", 1, "--stop-multiple", "none")
+    store.run("lrrt", *store.SMALL, *whole)
+    made = [path for _, path in faulty.requests]
+    run = store.runs("lrrt")[0]
+    assert store.history(run, "train_loss")[0][-1] == 999
+    uploads = [path for path in made if "mlflow-artifacts" in path]
+    assert made[-1].startswith("/api/2.0/mlflow/runs/get")  # what the command shows at its end
+    assert len(made[:-1]) - len(uploads) <= 10
+    assert sorted(path.rpartition("/")[2] for path in uploads) == sorted(store.artifacts(run))
+
+
 def test_what_is_refused_is_not_sent_again_after_every_epoch(store, faulty):
     faulty.fault = lambda method, path, body: (
         400 if path.endswith("log-batch") and b"val_accuracy" in body else None

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from torch import nn
 
 from lrrt_stage import LRRTError
@@ -163,7 +164,7 @@ def test_a_long_transfer_to_a_store_of_ones_own_is_interrupted(store, monkeypatc
     """A database is not interrupted in a transaction, but the files beside it take long."""
     monkeypatch.setattr("mlflow_project.tracking.store.DELAY_SECONDS", 0.3)
 
-    def upload(client, run_id, path, folder=None):
+    def upload(repository, path, folder=None):
         threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
         # After the first SIGTERM others are ignored, and another file may follow.
         again = threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT])
@@ -175,7 +176,7 @@ def test_a_long_transfer_to_a_store_of_ones_own_is_interrupted(store, monkeypatc
 
     # A shell starts what runs in the background with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(outbox.MlflowClient, "log_artifact", upload)
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", upload)
     began = time.monotonic()
     try:
         store.run("lrrt", *store.SMALL, code=130)
@@ -301,7 +302,7 @@ def test_an_error_comes_back_when_everything_is_sent(store, monkeypatch):
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(outbox.MlflowClient, "log_artifact", fails)
+        patch.setattr(LocalArtifactRepository, "log_artifact", fails)
         with pytest.raises(LRRTError, match="the reason"), runs.stage_run("lrrt") as run:
             (run.begin_work() / "file.txt").write_text("all of it")
             raise LRRTError("the reason")
