@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -43,13 +42,12 @@ MAX_NESTING = 4
 SHORT_RAMP, LONG_RAMP = 99, 1000
 """Iterations of a ramp. In a shorter one every evaluation counts; in a longer one, more of them
 would tell no more."""
-USUAL_RHYTHM, RAREST_RHYTHM, LATE_RHYTHM = 3, 5, 2
-"""Iterations from one evaluation of the probe to the next: as a rule, and with small batches; and
-in the last two fifths of the ramp, unless batches are small. In the first two fifths they are twice
-as many."""
-SHARE = 0.8
-"""Examples that the probe evaluates on average, as a part of those in a step: at most, if the
-rarest rhythm allows."""
+USUAL_RHYTHM, RARE_RHYTHM = (6, 3, 2), (20, 5, 3)
+"""Iterations from one evaluation of the probe to the next, in the first two fifths of the ramp, the
+third, and the last two: as a rule, and where the probe is large."""
+LARGE_PROBE = 2.5
+"""Examples of a probe, as a multiple of those in a step: an evaluation then takes longer than a
+step does."""
 
 
 def probe_iterations(
@@ -83,21 +81,17 @@ def probe_iterations(
         return last.union(range(0, iterations, options.probe_every))
     if options.ramp != "exponential":
         return {*range(iterations)}
-    if iterations < SHORT_RAMP:
-        return last.union(range(0, iterations, max(1, USUAL_RHYTHM * iterations // SHORT_RAMP)))
     ratio = 1.0
     if not is_distributed():
         with suppress(LRRTError):
             ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
-    every = min(max(USUAL_RHYTHM, ceil(ratio / SHARE)), RAREST_RHYTHM)
-    late = LATE_RHYTHM if every == USUAL_RHYTHM else every
-    slower = max(1, iterations // LONG_RAMP)
-    first, second = 2 * iterations // 5, 3 * iterations // 5
-    return last.union(
-        range(0, first, 2 * every * slower),
-        range(first, second, every * slower),
-        range(second, iterations, late * slower),
-    )
+    early, middle, late = USUAL_RHYTHM if ratio < LARGE_PROBE else RARE_RHYTHM
+    if iterations < SHORT_RAMP:
+        early = middle = late = max(1, 3 * iterations // SHORT_RAMP)
+    length = min(iterations, LONG_RAMP)
+    first, second = 2 * length // 5, 3 * length // 5
+    places = [*range(0, first, early), *range(first, second, middle), *range(second, length, late)]
+    return last.union(place * iterations // length for place in places)
 
 
 class Probe:

@@ -58,11 +58,12 @@ class RangeTestOptions(Options):
             "lower lr_start or raise lr_end",
         )
         fewest = MIN_EPOCH_ITERATIONS if self.iterations == "epoch" else self.iterations
+        few = ", which an epoch may have" if self.iterations == "epoch" else ""
         largest = max(1, fewest // MIN_EVALUATIONS)
         require(
             self.probe_every is None or self.probe_every <= largest,
             f"probe_every={self.probe_every} leaves too few evaluations of the probe in "
-            f"{fewest} iterations to see where its loss rises: give {largest} at most",
+            f"{fewest} iterations{few}, to see where its loss rises: give {largest} at most",
         )
 
     def iterations_for(self, batches: Iterable[Any], accumulate: int) -> int:

@@ -152,7 +152,10 @@ class UnimodalFit:
         # An evaluation stands for the iterations up to the next one, so that a slow descent does
         # not have to be evaluated often in order to count.
         stands_for = np.diff(iterations, append=iterations[-1:] + 1)
-        falling = slice(_last_minimum(fit) + 1)
+        # The descent ends before the next one: halfway, for all that is known.
+        floor = _last_minimum(fit)
+        stands_for[floor] = (stands_for[floor] + 1) // 2
+        falling = slice(floor + 1)
         fell = bool(is_finite(start)) and _fell(np.repeat(read[falling], stands_for[falling]))
         fell = fell and clipped[0] - fit.min() > least_fall
         return cls(series, iterations, curve.lr, start, unspecific, ruined, clipped, fit, fell)

@@ -16,7 +16,7 @@ from lrrt_stage import (
     Verdict,
 )
 from lrrt_stage.measure.ramp_loop import curve_of
-from lrrt_stage.rules.uncertainty import ramp_movement
+from lrrt_stage.rules.uncertainty import CLEAR_DECADES, ramp_movement
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.handoff.artifacts import find_run, read_weights
@@ -187,7 +187,8 @@ def _notes(task: Task | None, asked: str, reading: Reading) -> Iterator[str]:
     elif not final.confidence.clear:
         yield f"the suggestion is {final.confidence}"
         if task is not None and final.confidence.verdict is Verdict.NOISY:
-            if len(reading.curve.probed) < len(reading.curve):
+            is_wide = final.confidence.decades > CLEAR_DECADES
+            if is_wide and len(reading.curve.probed) < len(reading.curve):
                 yield "--probe-every 1 evaluates the probe more often, which narrows the interval"
             # Weights that are given, as file: or run:, are a single initialisation.
             if ":" not in task.initial:

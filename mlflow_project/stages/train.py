@@ -40,7 +40,7 @@ from mlflow_project.tracking.runs import (
     stage_run,
 )
 from mlflow_project.tracking.senders import FILES
-from mlflow_project.tracking.store import PATIENCE, uninterrupted
+from mlflow_project.tracking.store import PATIENCE, ask, uninterrupted
 from mlflow_project.tracking.views import link, set_description
 from pipeline import Epoch, Narrowing, PreparedTask, Runtime, Training, TrainOptions, train
 from pipeline.training.checkpoint import read_checkpoint
@@ -305,6 +305,7 @@ def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Path
         load_artifact(resumed, CHECKPOINT, partial(copyfile, dst=checkpoint), CHECKPOINT_TAG)
     else:
         with held(folder) as kept:
+            ask(kept.open_run)  # whose id becomes a tag of this one
             resumed, found = kept.state.as_run(), folder / FILES / CHECKPOINT
             require_resumable(resumed, run_fingerprint)
             require(found.is_file(), f"run {name} has no checkpoint yet: leave resume out")

@@ -106,8 +106,8 @@ def _mark(kept: Outbox) -> None:
         # A folder may name any run: only one that it knows, and that nobody has ended, is marked.
         is_own = run.data.tags.get(tags.UUID) == state.tags.get(tags.UUID)
         if is_own and run.info.status == "RUNNING":
-            PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
             PATIENCE.attempt(lambda: client.set_terminated(state.run_id, "KILLED"))
+            PATIENCE.attempt(lambda: client.set_tag(state.run_id, tags.ERROR, reason))
     if was_running:
         state.status = "KILLED"
     else:
@@ -188,7 +188,7 @@ def sync(path: str | None, tracking_uri: str | None) -> list[str]:
         first, reason = next(iter(reasons.items()))
         raise LRRTError(
             f"{len(reasons)} of {len(found)} runs are not sent ({first}: {reason}): they are kept; "
-            "start the store, or correct tracking_uri, and send them again"
+            "remove the reason, or correct tracking_uri, and send them again"
         )
     return sent
 

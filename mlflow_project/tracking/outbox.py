@@ -242,7 +242,7 @@ class Outbox:
             if request.kind in failed or is_early or (request.is_refused and not refused):
                 continue
             if not refused:
-                request = self._without_refused(request)
+                self._keep_refused_apart(request)
             kind = "create"
             try:
                 self.open_run()
@@ -269,30 +269,35 @@ class Outbox:
 
     def _forget(self, request: Request) -> None:
         self.requests.remove(request)
-        request.path.unlink(missing_ok=True)
+        # A disk that went away does not end a training; the store takes a request twice.
+        with suppress(OSError):
+            request.path.unlink(missing_ok=True)
 
-    def _without_refused(self, request: Request) -> Request:
-        """Keep apart what the store has refused under the same name; return the rest.
+    def _keep_refused_apart(self, request: Request) -> None:
+        """Add what the store has refused under the same name to that; leave the rest.
 
-        So a metric that is refused in every epoch is not sent again before the end.
+        So a metric that is refused in every epoch, beside others, is not sent again before the end.
         """
+        if request.kind != "log":
+            return
         refused = {
-            _name(part): each.error
+            _name(part): each
             for each in self.requests
             if each.is_refused and each.kind == "log"
             for part in split(each.content)
         }
-        parts = split(request.content) if refused and request.kind == "log" else []
+        parts = split(request.content) if refused else []
         taken = [part for part in parts if _name(part) not in refused]
         if not taken or len(taken) == len(parts):
-            return request
-        apart = [part for part in parts if _name(part) in refused]
-        rest, *others = self._replace(request, [reduce(joined, taken), *apart])
-        for other, part in zip(others, apart, strict=True):
-            other.error, other.is_refused = refused[_name(part)], True
-            with suppress(OSError):
-                self._write(other)
-        return rest
+            return
+        for part in parts:
+            if (other := refused.get(_name(part))) is not None:
+                other.content = joined(other.content, part)
+                with suppress(OSError):
+                    self._write(other)
+        request.content = reduce(joined, taken)
+        with suppress(OSError):
+            self._write(request)
 
     def _split(self, request: Request) -> list[Request]:
         """Keep a request as its parts, of which the store may take some; return these."""
@@ -335,9 +340,8 @@ class Outbox:
 
     def settle(self) -> None:
         """Send what is kept, again and again while it may succeed and there is time to wait."""
-        failed = self.send(refused=True)
-        while failed and PATIENCE.wait(failed):
-            failed = self.send()
+        while (failed := self.send(refused=True)) and PATIENCE.wait(failed):
+            pass
 
     def open_run(self) -> None:
         """Open the run in the store, if it was opened here while the store was away."""
@@ -373,15 +377,17 @@ class Outbox:
         Raises
         ------
         NotYet
-            If the store has no id for a run yet.
+            If the store has no id yet for a run that is kept.
         """
 
         def id_of(match: re.Match[str]) -> str:
             uuid = match[1]
             if uuid not in _sent:
                 run = run_of_uuid(uuid, self.state.experiment_id)
-                if run is None:
+                if run is None and (self.folder.parent / match[0]).is_dir():
                     raise NotYet(f"run {match[0]} is not sent yet")
+                if run is None:  # a run that was given up, or a text like an id
+                    return match[0]
                 _sent[uuid] = run.info.run_id
             return _sent[uuid]
 
@@ -398,13 +404,10 @@ class Outbox:
         if self.state.run_id.startswith(UNSENT):
             return
         text = f"not all that it logged is sent ({self.reason}): see lrrt-stage sync"
-        values = {tags.ERROR: text}
-        for request in (
-            partial(self.request, "log", tags=values),
-            partial(self.tell, "FAILED"),
-        ):
-            with suppress(Exception):
-                PATIENCE.attempt(request, "end")
+        # The tag last: it is removed from a run of which it is known that the status was taken.
+        with suppress(Exception):
+            PATIENCE.attempt(partial(self.tell, "FAILED"), "end")
+            PATIENCE.attempt(partial(self.request, "log", tags={tags.ERROR: text}), "end")
 
 
 def joined(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:

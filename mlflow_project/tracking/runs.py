@@ -334,8 +334,10 @@ def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
     frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"}).set_index("iteration")
     frame["log10_lr"] = np.log10(frame["lr"])
     with record.bundle():
-        for name in map(str, frame):
-            values = frame[name].dropna() if name in SPARSE else frame[name]
+        whole = [name for name in map(str, frame) if name not in SPARSE]
+        record.log_series({name: frame[name].tolist() for name in whole}, frame.index.tolist())
+        for name in frame.columns.intersection(SPARSE):
+            values = frame[name].dropna()
             record.log_series({name: values.tolist()}, values.index.tolist())
 
 

@@ -55,6 +55,7 @@ SIGNS = {
     "connection refused": "Connection refused",
     "no answer": "(?i)timed? ?out",
     "connection closed without an answer": "Connection (aborted|reset)|RemoteDisconnected",
+    "errors in place of answers": "too many [0-9]+ error responses",
     "unknown host": "(?i)name resolution|name or service not known",
 }
 """Reason -> pattern of the texts of errors that have it."""

@@ -79,9 +79,9 @@ class TestRhythm:
         assert 29 in self.of(30, probe_every=2)
 
     def test_rarer_with_small_batches_whose_steps_are_cheap(self):
-        assert len(self.of(1000, batch=32)) == len(self.of(1000, batch=256)) == 335
-        assert len(self.of(1000, batch=20)) == 201
-        assert len(self.of(1000, batch=16)) == len(self.of(1000, batch=1)) == 161
+        assert len(self.of(1000, batch=26)) == len(self.of(1000, batch=256)) == 335
+        assert len(self.of(1000, batch=25)) == len(self.of(1000, batch=1)) == 194
+        assert sorted(self.of(100, batch=16)) == [0, 20, *range(40, 60, 5), *range(60, 100, 3)]
 
     def test_batches_that_are_accumulated_count_together(self):
         made = RangeTestOptions(), 1000, torch.zeros(64), torch.zeros(8)
@@ -92,7 +92,9 @@ class TestRhythm:
         assert self.of(80) == {*range(0, 80, 2), 79}
 
     def test_no_more_in_a_long_ramp(self):
-        assert len(self.of(1_000_000)) == len(self.of(10_000)) == len(self.of(1000))
+        numbers = [1_000, 1_001, 1_999, 2_000, 10_000, 1_000_000]
+        assert {len(self.of(number)) for number in numbers} <= {335, 336}
+        assert sorted(self.of(2_000))[:3] == [0, 12, 24]
 
     def test_always_in_a_ramp_whose_learning_rates_are_large_at_once(self):
         assert self.of(200, ramp="linear") == {*range(200)}

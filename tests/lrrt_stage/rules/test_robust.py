@@ -354,6 +354,12 @@ class TestEvaluatedNowAndThen:
                 fallen[every] += UnimodalFit.from_curve(probed).fell
         assert min(fallen.values()) >= 38
 
+    @pytest.mark.parametrize("every", [1, 2, 3])
+    def test_a_single_low_evaluation_is_no_descent(self, every):
+        losses = [4.0 + 0.01 * (-1) ** number for number in range(60)]
+        losses[48] = 3.9
+        assert not UnimodalFit.from_curve(self.sparse([*losses, *[9.0] * 10], every)).fell
+
     def test_it_begins_with_the_first_evaluation(self):
         losses = [*FALL, 1.0, 1.0, 2.0, 4.0, 9.0, 9.0]
         whole = self.sparse(losses, 2)
