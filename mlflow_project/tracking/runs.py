@@ -336,7 +336,9 @@ def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
     with record.bundle():
         whole = [name for name in map(str, frame) if name not in SPARSE]
         record.log_series({name: frame[name].tolist() for name in whole}, frame.index.tolist())
-        for name in frame.columns.intersection(SPARSE):
+        for name in SPARSE:
+            if name not in frame:
+                continue
             values = frame[name].dropna()
             record.log_series({name: values.tolist()}, values.index.tolist())
 

@@ -55,7 +55,7 @@ SIGNS = {
     "connection refused": "Connection refused",
     "no answer": "(?i)timed? ?out",
     "connection closed without an answer": "Connection (aborted|reset)|RemoteDisconnected",
-    "errors in place of answers": "too many [0-9]+ error responses",
+    r"status \1 in place of an answer": "too many ([0-9]+) error responses",
     "unknown host": "(?i)name resolution|name or service not known",
 }
 """Reason -> pattern of the texts of errors that have it."""
@@ -172,7 +172,8 @@ def reason_of(error: BaseException) -> str:
     """
     error = _of_driver(error) or error
     text = text_of(error)
-    known = next((words for words, sign in SIGNS.items() if re.search(sign, text)), None)
+    found = ((words, re.search(sign, text)) for words, sign in SIGNS.items())
+    known = next((match.expand(words) for words, match in found if match is not None), None)
     return known or hide_passwords(first_line(error))[:LONGEST_REASON]
 
 

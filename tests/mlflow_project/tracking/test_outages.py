@@ -1,6 +1,9 @@
 """A store that goes away while a stage works: what was computed is kept, and sent later, once."""
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -11,7 +14,7 @@ from mlflow_project import load_handoff
 from mlflow_project.handoff.handoff import source_of
 from mlflow_project.tracking import record
 from tests.faulty_store import proxy
-from tests.mlflow_project.stages.test_killed import kept, start, until
+from tests.mlflow_project.stages.test_killed import holder, kept, start, until
 from tests.servers import mlflow_server
 
 pytestmark = pytest.mark.slow
@@ -257,6 +260,27 @@ def test_an_error_for_good_of_one_kind_of_requests_holds_up_no_other(store, faul
     assert new.info.status == "FINISHED"
     assert store.history(new, "train_loss") == store.history(whole, "train_loss")
     assert store.artifacts(new) == store.artifacts(whole)
+
+
+def test_a_killed_training_that_the_store_has_never_heard_of_is_resumed(store, faulty):
+    def fault(method, path, body):
+        tested.append(b"smoothed_loss" in body)
+        return "gone" if path.endswith("runs/create") and any(tested) else None
+
+    tested, options = [], ("--epochs", 60)
+    faulty.fault = fault
+    chosen = {NAME: experiment()}
+    training = start("main", *store.SMALL, *options, "--max-wait", 1, **chosen)
+    files = until(lambda: next(Path(".lrrt").glob("unsent-*/files/checkpoint.safetensors"), None))
+    folder = files.parents[1]
+    os.kill(holder(folder / "lock"), signal.SIGKILL)
+    training.communicate(timeout=30)
+    faulty.answer()
+    store.run("train", *options, "--resume", folder.name)
+    resumed = store.runs("train")[0]
+    assert resumed.info.status == "FINISHED"
+    sync(store)
+    assert mlflow.get_run(resumed.data.tags["lrrt.resumed_run_id"]).info.status == "KILLED"
 
 
 def test_a_metric_that_is_refused_ends_no_training(store, faulty):

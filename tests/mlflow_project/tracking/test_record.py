@@ -12,7 +12,11 @@ import mlflow
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    TEMPORARILY_UNAVAILABLE,
+)
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from torch import nn
 
@@ -532,8 +536,94 @@ def test_points_that_a_refused_bundle_has_logged_are_not_logged_again(tmp_path, 
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 2.0)]
 
 
-def test_a_tag_that_names_a_run_that_is_not_sent_holds_nothing_else_back(store):
+def test_what_is_refused_in_every_epoch_is_one_request_at_the_end(store, monkeypatch):
+    with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        refuse(patch, "bad")
+        for step in range(5):
+            run.log_series({"bad": [float(step)], "good": [1.0]}, [step])
+        (kept_back,) = run.outbox.requests
+        (path,) = (run.folder / "outbox").glob("*.json")
+        assert len(kept_back.content["metrics"]) == 5
+        written = json.loads(path.read_text())["content"]["metrics"]
+        assert [(name, step) for name, _, _, step in written] == [("bad", n) for n in range(5)]
+    store.run("sync")
+    history = mlflow.MlflowClient().get_metric_history(run.run_id, "bad")
+    assert [(point.step, point.value) for point in history] == [(n, float(n)) for n in range(5)]
+
+
+def test_one_sync_is_enough_when_the_store_is_busy_at_first(store, monkeypatch):
+    with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        refuse(patch, "bad", "worse")
+        run.log_metrics({"good": 1.0})
+        run.log_metrics({"bad": 1.0})
+        run.log_metrics({"worse": 1.0})
+    real, busy = outbox.MlflowClient.log_batch, [True]
+
+    def log_batch(*arguments, **options):
+        if busy:
+            busy.clear()
+            raise MlflowException("busy", error_code=TEMPORARILY_UNAVAILABLE)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(outbox.MlflowClient, "log_batch", log_batch)
+    store.run("sync")
+    assert {"bad", "worse"} <= {*mlflow.get_run(run.run_id).data.metrics}
+    assert kept() == []
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_finished_run_has_no_error_when_its_first_end_was_lost(store, monkeypatch, answers):
+    real = outbox.MlflowClient.set_terminated
+
+    def fails(*arguments, **options):
+        if answers:
+            real(*arguments, **options)
+        raise ConnectionError("Connection aborted")
+
+    with monkeypatch.context() as patch, runs.stage_run("lrrt") as run:
+        run.begin_work()
+        refuse(patch, "bad")
+        patch.setattr(outbox.MlflowClient, "set_terminated", fails)
+        patch.setattr(PATIENCE, "_limit", 0)
+        run.log_metrics({"bad": 1.0})
+    store.run("sync")
+    sent = mlflow.get_run(run.run_id)
+    assert (sent.info.status, sent.data.metrics["bad"]) == ("FINISHED", 1.0)
+    assert "lrrt.error" not in sent.data.tags
+
+
+def test_a_disk_from_which_nothing_can_be_removed_ends_no_training(store, monkeypatch):
+    real = Path.unlink
+
+    def unlink(path, missing_ok=False):
+        if path.parent.name == "outbox":
+            raise OSError("Read-only file system")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with runs.stage_run("lrrt") as run:
+        run.begin_work()
+        run.log_metrics({"loss": 1.0})
+    sent = mlflow.get_run(run.run_id)
+    assert (sent.info.status, sent.data.metrics["loss"]) == ("FINISHED", 1.0)
+
+
+def test_a_text_like_the_id_of_a_run_that_is_not_sent_is_one(store):
     unsent = outbox.UNSENT + "a" * 32
+    with runs.stage_run("lrrt") as run:
+        run.log_params({"note": unsent})
+        run.begin_work()
+        run.set_tags({"lrrt.other": unsent})
+    sent = mlflow.get_run(run.run_id)
+    assert (sent.data.params["note"], sent.data.tags["lrrt.other"]) == (unsent, unsent)
+    assert kept() == []
+
+
+def test_a_tag_that_names_a_run_that_is_not_sent_holds_nothing_else_back(store, forged):
+    unsent = outbox.UNSENT + "a" * 32
+    forged().rename(Path(".lrrt", unsent))
     with runs.stage_run("lrrt") as run:
         run.begin_work()
         with run.bundle():
