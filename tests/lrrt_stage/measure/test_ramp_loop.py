@@ -412,11 +412,7 @@ def _average_over_ranks(rank, folder):
 
 
 def test_all_ranks_of_a_distributed_run_stop_together(tmp_path):
-    # A fork has torch imported already, but cannot use a CUDA device.
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    torch.multiprocessing.start_processes(
-        _average_over_ranks, (str(tmp_path),), nprocs=2, start_method=method
-    )
+    torch.multiprocessing.spawn(_average_over_ranks, (str(tmp_path),), nprocs=2)
     first, second = torch.load(tmp_path / "0"), torch.load(tmp_path / "1")
     assert first == second
     assert first[1] == "diverged"
