@@ -42,9 +42,10 @@ MAX_NESTING = 4
 SHORT_RAMP, LONG_RAMP = 99, 1000
 """Iterations of a ramp. In a shorter one every evaluation counts; in a longer one, more of them
 would tell no more."""
-USUAL_RHYTHM, RARE_RHYTHM = (6, 3, 2), (20, 5, 3)
-"""Iterations from one evaluation of the probe to the next, in the first two fifths of the ramp, the
-third, and the last two: as a rule, and where the probe is large."""
+USUAL_RHYTHM = {2: 6, 3: 3, 5: 2}
+RARE_RHYTHM = {2: 20, 3: 5, 4: 3, 5: 5}
+"""Up to which fifth of the ramp -> iterations from one evaluation of the probe to the next: as a
+rule, and where the probe is large."""
 LARGE_PROBE = 2.5
 """Examples of a probe, as a multiple of those in a step: an evaluation then takes longer than a
 step does."""
@@ -85,12 +86,15 @@ def probe_iterations(
     if not is_distributed():
         with suppress(LRRTError):
             ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
-    early, middle, late = USUAL_RHYTHM if ratio < LARGE_PROBE else RARE_RHYTHM
     if iterations < SHORT_RAMP:
-        early = middle = late = max(1, 3 * iterations // SHORT_RAMP)
+        return last.union(range(0, iterations, max(1, 3 * iterations // SHORT_RAMP)))
+    rhythm = USUAL_RHYTHM if ratio < LARGE_PROBE else RARE_RHYTHM
     length = min(iterations, LONG_RAMP)
-    first, second = 2 * length // 5, 3 * length // 5
-    places = [*range(0, first, early), *range(first, second, middle), *range(second, length, late)]
+    places, begin = set[int](), 0
+    for fifth, every in rhythm.items():
+        end = fifth * length // 5
+        places.update(range(begin, end, every))
+        begin = end
     return last.union(place * iterations // length for place in places)
 
 

@@ -10,7 +10,9 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from safetensors.numpy import load_file, save_file
 
-from lrrt_stage import RULES
+from lrrt_stage import RULES, LRCurve, Reading, Verdict
+from mlflow_project.stages.lrrt import _notes
+from pipeline import Task
 
 # The names are a contract with other projects: written out here, not imported.
 ARTIFACTS = {
@@ -253,3 +255,17 @@ def test_runs_go_to_the_experiment_that_is_named(store, tmp_path):
     )
     assert len(store.runs("lrrt")) == 1
     assert mlflow.get_experiment_by_name("another") is not None
+
+
+@pytest.mark.parametrize(("scale", "helps"), [(0.0, False), (3.0, True)])
+def test_more_evaluations_are_advised_where_they_narrow_the_interval(scale, helps):
+    """Not where the doubt is another one: here, that only the probe fell."""
+    x = np.arange(100)
+    noise = np.random.default_rng(3).normal(0, scale, 100)
+    losses = 4 - 3 / (1 + np.exp((50 - x) / 3)) + np.exp(np.minimum(x - 80, 20) / 4) + noise
+    probe = np.where(x % 2, np.nan, losses)
+    reading = Reading.from_curve(LRCurve(10 ** (-7 + x / 10), np.full(100, 4.0), probe_loss=probe))
+    assert reading.final.confidence.verdict is Verdict.NOISY
+    notes = " ".join(_notes(Task(), "robust", reading))
+    assert ("--probe-every 1" in notes) is helps
+    assert "--vary initializations" in notes
