@@ -82,12 +82,13 @@ def probe_iterations(
         return last.union(range(0, iterations, options.probe_every))
     if options.ramp != "exponential":
         return {*range(iterations)}
+    if iterations < SHORT_RAMP:
+        # At every iteration of up to 65, and then at every second one.
+        return last.union(range(0, iterations, max(1, 3 * iterations // SHORT_RAMP)))
     ratio = 1.0
     if not is_distributed():
         with suppress(LRRTError):
             ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
-    if iterations < SHORT_RAMP:
-        return last.union(range(0, iterations, max(1, 3 * iterations // SHORT_RAMP)))
     rhythm = USUAL_RHYTHM if ratio < LARGE_PROBE else RARE_RHYTHM
     length = min(iterations, LONG_RAMP)
     places, begin = set[int](), 0
