@@ -22,7 +22,7 @@ from lrrt_stage.files import write_text
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
 from mlflow_project.tracking import tags
-from mlflow_project.tracking.connection import experiment_id
+from mlflow_project.tracking.connection import experiment_id, known_experiment
 from mlflow_project.tracking.outbox import sha256
 from mlflow_project.tracking.record import get_run, local_file
 from mlflow_project.tracking.runs import find_runs
@@ -59,7 +59,7 @@ def find_run(run_id: str, *stages: str) -> Run:
         for stage in stages:
             found += find_runs({tags.STAGE: stage}, finished=True, limit=1)
         if not found:
-            name = mlflow.get_experiment(experiment_id()).name
+            name = known_experiment(experiment_id()).name
             raise LRRTError(
                 f"experiment {name!r} in {mlflow.get_tracking_uri()} has no "
                 f"finished {stages[0]} run: run {stages[0]} first, or name the experiment that has "

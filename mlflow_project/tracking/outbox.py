@@ -300,15 +300,13 @@ class Outbox:
             self._write(request)
 
     def _split(self, request: Request) -> list[Request]:
-        """Keep a request as its parts, of which the store may take some; return these."""
-        parts = split(request.content)
-        return self._replace(request, parts) if len(parts) > 1 else []
-
-    def _replace(self, request: Request, parts: Sequence[dict[str, Any]]) -> list[Request]:
-        """Keep the parts of a request in its place, and return them.
+        """Keep the parts of a request in its place, and return them, if there are several.
 
         The store may have taken some already, so they have the error of the whole.
         """
+        parts = split(request.content)
+        if len(parts) < 2:
+            return []
         # A later process sends them in the order of these names: where the whole request was.
         paths = [request.path.with_stem(f"{request.path.stem}-{n:04}") for n in range(len(parts))]
         requests = [Request("log", *each, request.error) for each in zip(parts, paths, strict=True)]

@@ -334,11 +334,9 @@ def log_curve(curve: LRCurve, smoothing: Smoothing) -> None:
     frame = curve.to_frame(smoothing).rename(columns={"loss": "train_loss"}).set_index("iteration")
     frame["log10_lr"] = np.log10(frame["lr"])
     with record.bundle():
-        whole = [name for name in map(str, frame) if name not in SPARSE]
-        record.log_series({name: frame[name].tolist() for name in whole}, frame.index.tolist())
-        for name in SPARSE:
-            if name not in frame:
-                continue
+        whole = {name: frame[name].tolist() for name in map(str, frame) if name not in SPARSE}
+        record.log_series(whole, frame.index.tolist())
+        for name in filter(frame.__contains__, SPARSE):
             values = frame[name].dropna()
             record.log_series({name: values.tolist()}, values.index.tolist())
 
