@@ -3,6 +3,7 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import replace
+from math import inf
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_cases_take_turns_and_an_error_of_one_loses_none_of_the_others(settings)
             raise ValueError("no more")
 
     cases = {name: lambda name=name: case(name) for name in ("good", "bad", "last")}
-    timings = interleaved(cases, replace(settings, rounds=2), 10)
+    timings = interleaved(cases, replace(settings, rounds=2), inf)
     # Backwards in every second round, the first of which warms up.
     assert called == ["last", "bad", "good", "good", "bad", "last", "last", "good"]
     assert {name: len(timing.seconds) for name, timing in timings.items()} == {
@@ -106,9 +107,9 @@ def test_rounds_end_in_time_but_one_is_counted(settings):
     settings = replace(settings, rounds=5)
     timings = interleaved({"slow": lambda: time.sleep(0.05)}, settings, 0.01)
     assert len(timings["slow"].seconds) == 1
-    measured = interleaved({"own": lambda: 7.0}, settings, 10)
+    measured = interleaved({"own": lambda: 7.0}, settings, inf)
     assert measured["own"].seconds == [7.0] * 5
-    assert len(interleaved({"own": lambda: 7.0}, settings, 10, rounds=2)["own"].seconds) == 10
+    assert len(interleaved({"own": lambda: 7.0}, settings, inf, rounds=2)["own"].seconds) == 10
 
 
 def test_a_process_must_end_as_expected(settings):
