@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from lrrt_stage.measure.step import (
     require_scalar,
 )
 from lrrt_stage.settings import require, require_kind
-from lrrt_stage.state.device import is_distributed
+from lrrt_stage.state.device import summed_over_ranks
 from lrrt_stage.state.preserve import Evaluation, preserved_sources
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "validation_losses",
 ]
 
+CPU = torch.device("cpu")
 MAX_NESTING = 4
 """Depth at which the tensors of a batch are looked for."""
 SHORT_RAMP, LONG_RAMP = 99, 1000
@@ -71,8 +73,8 @@ def probe_iterations(
     iterations
         Of the ramp. One with few is evaluated more often.
     probe, batch
-        Batches; how many examples they have decides. Taken as alike where that is unknown, and
-        under ``torch.distributed``, where all ranks must evaluate at the same iterations.
+        Batches; how many examples they have decides, those of the batches on all ranks. Taken as
+        alike where that is unknown.
     accumulate
         Batches in a step.
     """
@@ -85,10 +87,13 @@ def probe_iterations(
     if iterations < SHORT_RAMP:
         # At every iteration of up to 65, and then at every second one.
         return last.union(range(0, iterations, max(1, 3 * iterations // SHORT_RAMP)))
-    ratio = 1.0
-    if not is_distributed():
-        with suppress(LRRTError):
-            ratio = examples_in(probe) / max(1, examples_in(batch) * accumulate)
+    part = nan  # of a step's examples to those of the probe
+    with suppress(LRRTError):
+        part = max(1, examples_in(batch) * accumulate) / examples_in(probe)
+    # A step takes the batches of all ranks, which must evaluate at the same iterations.
+    device = next((x.device for x in tensors_in(probe) if isinstance(x, Tensor)), CPU)
+    part = float(summed_over_ranks(torch.tensor(part, device=device)))
+    ratio = 1 / part if part > 0 else 1.0
     rhythm = USUAL_RHYTHM if ratio < LARGE_PROBE else RARE_RHYTHM
     length = min(iterations, LONG_RAMP)
     places, begin = set[int](), 0

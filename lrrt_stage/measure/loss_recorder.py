@@ -13,7 +13,7 @@ from torch import Tensor
 from lrrt_stage.curve.lr_curve import LRCurve, Stop
 from lrrt_stage.curve.smoothing import Smoothing, finite_length, running_quantile
 from lrrt_stage.errors import LRRTError
-from lrrt_stage.state.device import is_distributed
+from lrrt_stage.state.device import is_distributed, summed_over_ranks
 
 __all__ = ["CHECK_EVERY", "LossRecorder", "read_losses"]
 
@@ -71,8 +71,13 @@ class LossRecorder:
         return self.length is not None
 
     def curve(self, stop: Stop | None = None) -> LRCurve:
-        """Return the recorded curve; ``stop`` says why it ends if that was not the stop rule."""
-        self._read()
+        """Return the recorded curve; ``stop`` says why it ends if that was not the stop rule.
+
+        Where this rank is the only one that was stopped, or has failed, the curve ends with the
+        losses that it has read together with the others.
+        """
+        if stop is None or not is_distributed():
+            self._read()
         series: dict[str, Any] = {
             name: values[: self.known][: self.length] for name, values in self.series.items()
         }
@@ -134,7 +139,6 @@ def _read(losses: Sequence[Tensor]) -> list[float]:
     block = torch.stack([loss.reshape(()).to(dtype) for loss in losses])
     if is_distributed():
         # Every rank must see the same losses; otherwise one rank stops and the others wait.
-        torch.distributed.all_reduce(block)
-        block /= torch.distributed.get_world_size()
+        block = summed_over_ranks(block) / torch.distributed.get_world_size()
     # An explicit copy, so that this is one read, and visible as one, on every device.
     return block.to("cpu", copy=True).double().tolist()

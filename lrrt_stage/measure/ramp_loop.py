@@ -294,7 +294,8 @@ def _check_modules(
         for network in networks
         if id(network) not in inner
         and getattr(network, "training", False)
-        and [*network.state_dict()]
+        # A wrapper, such as DDP, has the tensors of the model.
+        and any(id(each) not in parts for each in network.state_dict(keep_vars=True).values())
     ]
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     if count := sum(id(parameter) not in parts for parameter in optimized):

@@ -18,7 +18,7 @@ import torch
 from lrrt_stage.errors import LRRTError, describe, first_line
 from lrrt_stage.settings import require
 
-__all__ = ["deterministic", "is_distributed", "resolve_device", "to_device"]
+__all__ = ["deterministic", "is_distributed", "resolve_device", "summed_over_ranks", "to_device"]
 
 SETTINGS_LOCK = RLock()
 """Held by the thread whose block has changed torch's settings."""
@@ -59,6 +59,13 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 def is_distributed() -> bool:
     """Return whether this process is one of several ranks, which have to do the same."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def summed_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the sums of the values of all ranks, which become those of the tensor."""
+    if is_distributed():
+        torch.distributed.all_reduce(values)
+    return values
 
 
 @contextmanager

@@ -72,6 +72,8 @@ def preserved(
         If an iterator is among the parts of the model, of ``others``, or of the optimizer, or one
         of these or their functions know a network with a parameter without a shape.
     """
+    parted = _parted([model, *others])
+    _let_go(parted)
     parts = parts_of([model, *others, optimizer])
     for part in filter(_has_position, parts):
         raise LRRTError(
@@ -104,6 +106,7 @@ def preserved(
         for loader in loaders:
             stack.callback(setattr, loader, "_iterator", loader._iterator)
             loader._iterator = None
+        stack.callback(_let_go, parted)
         yield
 
 
@@ -182,11 +185,13 @@ class Evaluation:
 
     def __init__(self, networks: Iterable[Any]) -> None:
         self.networks = list(networks)
+        self.parted = _parted(self.networks)
         self.first: Snapshot | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Evaluate in the block."""
+        _let_go(self.parted)
         if self.first is None:
             parts = parts_of(self.networks)
             self.first = Snapshot(parts, known_to_functions(parts), keep_records=False)
@@ -204,7 +209,25 @@ class Evaluation:
             for network in self.networks:
                 if isinstance(network, nn.Module):
                     network.eval()
-            yield
+            try:
+                yield
+            finally:
+                _let_go(self.parted)
+
+
+def _parted(networks: Iterable[Any]) -> list[Any]:
+    """Return the modules of which FSDP has given a part to each rank."""
+    modules = (each for each in networks if isinstance(each, nn.Module))
+    return [part for module in modules for part in module.modules() if hasattr(part, "reshard")]
+
+
+def _let_go(parted: Iterable[Any]) -> None:
+    """Let go of the parameters that FSDP has gathered for a forward pass.
+
+    Until then, its modules hold others in place of those that the optimizer has.
+    """
+    for module in parted:
+        module.reshard()
 
 
 @contextmanager

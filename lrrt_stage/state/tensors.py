@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Tensors", "bits_of", "without_repeats"]
+__all__ = ["Tensors", "bits_of", "part_like", "whole", "without_repeats"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
@@ -29,7 +29,7 @@ class Tensors:
         if forms != self.forms:
             self.forms, self.memory = forms, [tensor.data for tensor in self.tensors]
             groups = defaultdict(list)
-            flats = [_flat(memory) for memory in self.memory]
+            flats = [_flat(_local(memory)) for memory in self.memory]
             for flat in flats:
                 if flat is not None:
                     groups[flat.device, flat.dtype].append(flat)
@@ -38,7 +38,7 @@ class Tensors:
             self.singular = [tensor for tensor, flat in pairs if flat is None]
         self.gradients = [_gradient(tensor) for tensor in self.tensors]
         self.values = [torch.cat(group) for group in self.groups]
-        self.copies = [(t, t.data, without_repeats(t.data).clone()) for t in self.singular]
+        self.copies = [(t, t.data, without_repeats(_local(t.data)).clone()) for t in self.singular]
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
@@ -49,7 +49,7 @@ class Tensors:
                     stack.callback(_restore_form, tensor, form, memory, gradient)
             for tensor, memory, values in self.copies:
                 stack.callback(setattr, tensor, "data", memory)
-                stack.callback(_restore_values, without_repeats(memory), values)
+                stack.callback(_restore_values, without_repeats(_local(memory)), values)
             for group, values in zip(self.groups, self.values, strict=True):
                 stack.callback(_restore_group, group, values)
         self.values, self.copies = [], []  # the training needs the memory
@@ -60,7 +60,33 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     flags = (tensor.is_leaf, tensor.requires_grad, tensor.dtype, tensor.layout)
     if tensor.layout is not torch.strided or tensor.is_nested:
         return flags  # nothing tells
-    return *flags, tensor.data_ptr(), tensor.shape, tensor.stride()
+    return *flags, _local(tensor.detach()).data_ptr(), tensor.shape, tensor.stride()
+
+
+def is_parted(tensor: Tensor) -> bool:
+    """Return whether each of several ranks holds a part of a tensor, as with FSDP."""
+    # By its method: to import the class takes half a second.
+    return hasattr(tensor, "to_local")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds."""
+    return tensor.to_local() if is_parted(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with its parts on all ranks, which all have to call this."""
+    return tensor.full_tensor() if is_parted(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def part_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a whole tensor, which every rank has, in parts like those of an ``other``."""
+    if not is_parted(other) or is_parted(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = other.device_mesh, other.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor.to(other.device), mesh, placements)
 
 
 def _gradient(tensor: Tensor) -> Tensor | None:

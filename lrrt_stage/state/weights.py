@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from lrrt_stage.errors import LRRTError, excerpt, first_line, unknown_name
@@ -20,7 +21,7 @@ from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes, require_no_lazy
 from lrrt_stage.state.snapshot import Snapshot
-from lrrt_stage.state.tensors import bits_of, without_repeats
+from lrrt_stage.state.tensors import bits_of, part_like, whole, without_repeats
 
 __all__ = [
     "INITIALIZERS",
@@ -125,16 +126,25 @@ def _assign(layer: nn.Module, name: str, drawn: Tensor) -> None:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of the parameters and persistent buffers, on the CPU, contiguous.
 
+    The names are those of the model itself, also where DDP wraps it. Where FSDP has given each rank
+    a part, all ranks have to call this, and get all of them.
+
     Raises
     ------
     LRRTError
         If this is no model, or an entry of its ``state_dict`` is not a dense tensor.
     """
     require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
-    return {name: _dense(name, tensor) for name, tensor in model.state_dict().items()}
+    return {name: _dense(name, tensor) for name, tensor in _unwrapped(model).state_dict().items()}
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that DDP wraps."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _dense(name: str, value: Any) -> Tensor:
+    value = whole(value) if isinstance(value, Tensor) else value
     dense = isinstance(value, Tensor) and value.layout is torch.strided
     require(
         dense and not (value.is_nested or value.is_quantized or value.is_meta),
@@ -194,6 +204,8 @@ def load(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, state: State) -> None:
     """Copy ``state`` into ``model``, which keeps its device and layout.
 
+    Where FSDP has given each rank a part of the model, all ranks have to call this.
+
     A tensor that ``expand`` made, whose elements share memory, gets memory for each of them.
 
     Raises
@@ -201,7 +213,8 @@ def load_into(model: nn.Module, state: State) -> None:
     LRRTError
         With the first differences, if names, dtypes or shapes differ.
     """
-    own = state_of(model)
+    model = _unwrapped(model)
+    own = model.state_dict()
     differences = [
         f"{excerpt(name, 80)} is {_kind(state.get(name))} in the weights, "
         f"{_kind(own.get(name))} in the model"
@@ -219,7 +232,7 @@ def load_into(model: nn.Module, state: State) -> None:
         if without_repeats(tensor).shape != tensor.shape:
             tensor.data = tensor.data.clone()
     try:
-        model.load_state_dict(dict(state))
+        model.load_state_dict({name: part_like(state[name], own[name]) for name in own})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise LRRTError(f"the weights cannot be loaded: {reason}") from error

@@ -16,6 +16,7 @@ import rich_click as click
 from lrrt_stage.curve.smoothing import Smoothing
 from lrrt_stage.measure.options import RangeTestOptions
 from lrrt_stage.rules.registry import SuggestionOptions
+from lrrt_stage.settings import require
 from mlflow_project.cli.options import (
     OptionType,
     OutputOptions,
@@ -37,6 +38,7 @@ from mlflow_project.stages.options import (
 from mlflow_project.tracking import console
 from mlflow_project.tracking.environment import OutageOptions
 from pipeline.decide.options import ConsensusOptions
+from pipeline.ranks.options import RankOptions, launched_size
 from pipeline.studies.options import StudyOptions
 from pipeline.task.plan import ValidationOptions
 from pipeline.task.recipes import RecipeOptions
@@ -77,7 +79,7 @@ def commands() -> None:
 @options_of("Task", Task)
 @options_of("Range test", RangeTestOptions, ValidationOptions)
 @options_of("Suggestion", SuggestionOptions, Smoothing, ConsensusOptions)
-@options_of("Where it runs", Runtime)
+@options_of("Where it runs", Runtime, RankOptions)
 @tracked
 def lrrt_command(**values: Any) -> None:
     """Run the range test on seeded initial weights; publish weights, curve and suggestions."""
@@ -99,7 +101,7 @@ def lrrt_command(**values: Any) -> None:
 @options_of("Search", RefineOptions)
 @options_of("Training that follows", ScheduleOptions)
 @options_of("Task (taken from the range test)", Task, defaults=False)
-@options_of("Where it runs", Runtime)
+@options_of("Where it runs", Runtime, RankOptions)
 @tracked
 def refine_command(**values: Any) -> None:
     """Search the peak learning rate inside the suggested range, from the same weights."""
@@ -125,7 +127,7 @@ def refine_command(**values: Any) -> None:
 @options_of("Narrowing", Narrowing)
 @options_of("Training", TrainOptions, TrainRunOptions)
 @options_of("Task (taken from the range test)", Task, defaults=False)
-@options_of("Where it runs", Runtime)
+@options_of("Where it runs", Runtime, RankOptions)
 @tracked
 def train_command(**values: Any) -> None:
     """Train from the weights of a range test, in the range that it suggests."""
@@ -150,7 +152,7 @@ def train_command(**values: Any) -> None:
 @options_of("Narrowing", Narrowing)
 @options_of("Search", RefineOptions)
 @options_of("Training", TrainOptions)
-@options_of("Where it runs", Runtime)
+@options_of("Where it runs", Runtime, RankOptions)
 @tracked
 def main_command(**values: Any) -> None:
     """Run range test, optional refinement, and training as children of one run."""
@@ -171,7 +173,7 @@ def main_command(**values: Any) -> None:
 @options_of("Check", CheckOptions)
 @options_of("Several tests (taken from the baseline)", ConsensusOptions, defaults=False)
 @options_of("Task (taken from the baseline)", Task, defaults=False)
-@options_of("Where it runs", Runtime)
+@options_of("Where it runs", Runtime, RankOptions)
 @tracked
 def check_command(**values: Any) -> int:
     """Check whether the learning rate in use still fits today's code and data. Exit code 0 or 3.
@@ -273,6 +275,7 @@ def _run(
     from mlflow_project.tracking.connection import connect
     from mlflow_project.tracking.kept import mark_ended
     from mlflow_project.tracking.record import use_outage_options
+    from pipeline.ranks.launch import ranks_of
 
     begin_work()
     preset = from_values(RecipeOptions, values).values if "recipe" in values else {}
@@ -285,6 +288,15 @@ def _run(
         os.environ[REQUIRED] = "true"  # also of the runs that a step finds by itself
     output = from_values(OutputOptions, values)
     use_outage_options(from_values(OutageOptions, values))
-    connect(values["tracking_uri"], values["experiment"])
-    mark_ended()
-    return show_result(title, stage(**options, **more), output)
+    require(
+        "processes" in values or launched_size() == 1,
+        f"{title.lower()} runs its tests side by side, and not on several ranks: start it without "
+        "a launcher",
+    )
+    ranks = from_values(RankOptions, values) if "processes" in values else RankOptions()
+    context = click.get_current_context()
+    assert context is not None
+    with ranks_of(ranks, context.find_root().obj or ()):
+        connect(values["tracking_uri"], values["experiment"])
+        mark_ended()
+        return show_result(title, stage(**options, **more), output)

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mlflow_project.cli.lines import INTERRUPTED
 from mlflow_project.cli.startup import begin_imports, begin_work, interrupt
+from pipeline.ranks.options import launched_rank, launched_size
 
 __all__ = ["main"]
 
@@ -24,13 +25,22 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     The exit code is 0, 2 for input that cannot be used, 4 if the work is done but the store has not
     taken all of it, and 130 when interrupted.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if launched_rank() > 0:  # rank 0 is the one that runs the command
+        from pipeline.ranks.launch import follow
+
+        follow(given)
     begin_imports()
     _prepare()
     from mlflow_project.cli.failures import run_command
 
     sys.unraisablehook = _interrupt_again
     try:
-        code = run_command(sys.argv[1:] if arguments is None else arguments)
+        code = run_command(given)
+        if code == 0 and launched_size() > 1:
+            from pipeline.ranks.launch import dismiss
+
+            dismiss()
     except KeyboardInterrupt:  # once more, while the first one was being told
         code = INTERRUPTED
     finally:

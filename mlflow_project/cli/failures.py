@@ -31,7 +31,7 @@ names, since a command that has not imported them does not fail with them."""
 def run_command(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; print what ended it as one line."""
     try:
-        code = commands.main(arguments, standalone_mode=False)
+        code = commands.main(arguments, standalone_mode=False, obj=list(arguments))
     except LRRTError as error:
         return _fail(arguments, str(error))
     except click.ClickException as error:

@@ -14,6 +14,7 @@ from lrrt_stage.errors import LRRTError, loader_error
 from lrrt_stage.settings import require
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.splits import Data, checked_examples, split_size
+from pipeline.ranks.share import Share
 
 __all__ = ["Batches", "Preprocessing"]
 
@@ -53,6 +54,9 @@ class Batches:
     last batch that is not full is dropped. Validation batches come in order, all of them. Inputs
     go through :class:`Preprocessing`. Batches of a split on disk are checked before they go to the
     device.
+
+    Of training batches of ``batch_size``, each is the part that is ``share``; what is not read for
+    another rank's part costs nothing.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Batches:
         augment: str = "none",
         normalize: bool = True,
         loader_workers: int = 0,
+        share: Share = Share(),  # noqa: B008 - it is frozen
     ) -> None:
         self.split, split = ("train", data.train) if train else ("val", data.val)
         self.size = split_size(split)
@@ -80,7 +85,7 @@ class Batches:
                 f"of shape {data.input_shape}: use none"
             )
         self.batch_size, self.device, self.train = batch_size, device, train
-        self.data = data
+        self.data, self.share = data, share
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
         self.preprocessing = Preprocessing(data, normalize).to(device)
@@ -93,10 +98,10 @@ class Batches:
             self.order: list[int] = []
             self.loader: DataLoader = DataLoader(
                 split,
-                batch_size,
+                batch_size // share.size if train else batch_size,
                 sampler=self.order,
-                # For the seeds of the workers.
-                generator=torch.Generator().manual_seed(seed),
+                # For the seeds of the workers, who read other examples on every rank.
+                generator=torch.Generator().manual_seed(seed + share.rank),
                 num_workers=loader_workers,
                 pin_memory=device.type == "cuda",
                 persistent_workers=loader_workers > 0,
@@ -108,20 +113,23 @@ class Batches:
         return whole if self.train else whole + (rest > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.arange(self.size)
+        order, size = torch.arange(self.size), self.batch_size
         if self.train:
             order = torch.randperm(self.size, generator=self.generator)
             order = order[: len(self) * self.batch_size]
+            if self.share.size > 1:
+                order = self.share.of(order.view(len(self), -1).T).T.flatten()
+                size = self.batch_size // self.share.size
         if self.tensors is not None:
             order = order.to(self.device)
             # One after the other: to cut a long order at once takes as long as many steps.
-            for start in range(0, len(order), self.batch_size):
-                places = order[start : start + self.batch_size]
+            for start in range(0, len(order), size):
+                places = order[start : start + size]
                 yield self._prepared(tensor[places] for tensor in self.tensors)
             return
         self.order[:] = order.tolist()
         batches = iter(self.loader)
-        for places in order.split(self.batch_size):
+        for places in order.split(size):
             yield self._prepared(self._read(batches, places.tolist()))
 
     def representative(self, size: int) -> tuple[Tensor, Tensor]:
@@ -160,6 +168,6 @@ class Batches:
         targets = targets.to(self.device, non_blocking=True)
         inputs = inputs.to(self.device, non_blocking=True)
         if self.augment is not None:
-            inputs = self.augment(inputs, self.generator)
+            inputs = self.augment(inputs, self.generator, self.share)
         targets = targets.float() if self.data.num_classes is None else targets.long()
         return self.preprocessing(inputs), targets

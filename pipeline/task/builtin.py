@@ -20,6 +20,7 @@ from pipeline.data.splits import Data
 from pipeline.models.losses import LOSSES
 from pipeline.models.networks import build_model
 from pipeline.models.optimizers import build_optimizer
+from pipeline.ranks.share import Share
 from pipeline.task.setup import Deployed, Setup
 from pipeline.task.tasks import BuiltinOptions
 
@@ -32,8 +33,11 @@ def builtin_setup(
     device: torch.device,
     data_seed: int = 0,
     loader_workers: int = 0,
+    share: Share = Share(),  # noqa: B008 - it is frozen
 ) -> Setup:
     """Return the setup of ``options`` on ``data``, whose splits in memory are on ``device``.
+
+    Of its training batches, each is the part ``share``.
 
     The training loss is that of ``loss``; with ``l2`` above 0, plus ``l2`` times the sum of squares
     of all trainable weights of linear and convolutional layers, as Keras' kernel regularisers add
@@ -59,6 +63,7 @@ def builtin_setup(
         augment=options.augment,
         normalize=options.normalize,
         loader_workers=loader_workers,
+        share=share,
     )
 
     def penalised(model: nn.Module, batch: Any) -> Tensor:

@@ -25,6 +25,8 @@ from pipeline.data.factories import call, cause_of, load_factory
 from pipeline.data.splits import Data
 from pipeline.data.trust import NAMES, NameFromRun, require_trusted
 from pipeline.models.networks import check_output
+from pipeline.ranks.group import current, on_all_ranks
+from pipeline.ranks.share import Share, is_shared
 from pipeline.task.builtin import builtin_setup
 from pipeline.task.plan import RangeTestPlan, ValidationOptions
 from pipeline.task.setup import Setup
@@ -34,6 +36,8 @@ __all__ = ["PreparedTask", "errors_of"]
 
 FULL_EVALUATIONS = 2
 """Of the full validation set in a test with a sample: enough to see how far the sample is off."""
+RANK_SEEDS = 1_000_003
+"""How far the seeds of two ranks are apart: farther than people choose theirs."""
 COMPARED_BATCHES = 4
 """Of two calls of a factory: what draws from outside the seed shows in the first few."""
 
@@ -54,9 +58,29 @@ class PreparedTask:
     ) -> None:
         runtime = runtime or Runtime()
         self.task, self.runtime, self._validated = task, runtime, False
+        self.ranks, self._some_unused = current(), False
         # All of them first, so that nothing is imported or read before one is refused.
         for kind in NAMES:
             require_trusted(kind, getattr(task, kind))
+        if self.ranks is None or not self.ranks.is_first or self.ranks.is_calling:
+            self._prepare(data)
+            return
+        if task.setup is None:
+            self.ranks.options.require_divided(task.batch_size)
+        with self.ranks.calling(_prepared_again, (task, runtime), {}):
+            self._prepare(data)
+
+    def _prepare(self, data: Data | None) -> None:
+        task, runtime = self.task, self.runtime
+        require(
+            self.ranks is None or ":" not in runtime.device,
+            f"device={runtime.device!r} is one device, and several processes need one each: give "
+            "its kind, such as cuda",
+        )
+        require(
+            self.ranks is None or self.ranks.options.strategy == "ddp" or task.precision != "fp16",
+            "strategy=fsdp does not scale the loss that precision=fp16 needs: use bf16",
+        )
         self.device = resolve_device(runtime.device)
         if task.setup is None:
             with errors_of(task):
@@ -79,10 +103,18 @@ class PreparedTask:
         with errors_of(task):
             self.data_digest, self.batch_size = self._check_setup()
 
-    def setup(self) -> Setup:
-        """Return a new setup, its model on the CPU with the weights that the task's seed gives."""
+    def __reduce__(self) -> Any:
+        """Stand for the same task on another rank."""
+        return _prepared_again, (self.task, self.runtime)
+
+    def setup(self, share: Share | None = None) -> Setup:
+        """Return a new setup, its model on the CPU with the weights that the task's seed gives.
+
+        The batches of the built-in one are the part ``share`` of each.
+        """
+        shared = {} if share is None or self.task.setup is not None else {"share": share}
         with seeded(self.task.seed), errors_of(self.task):
-            made = self._make()
+            made = self._make(**shared)
         require(
             isinstance(made, Setup),
             f"setup {self.task.setup!r} returned {describe(made)}: return pipeline.Setup(model=…, "
@@ -110,15 +142,44 @@ class PreparedTask:
     def start(self, state: weights.State | None = None) -> Setup:
         """Return a setup whose model is on the device and has the weights ``state``; None: its own.
 
-        Every call returns an equal start, so that experiments differ only in what follows.
+        Every call returns an equal start, so that experiments differ only in what follows. Where
+        several ranks take part, each has its own start, and their training loss is one.
         """
-        setup = self.setup()
+        ranks = self.ranks
+        setup = self.setup(None if ranks is None else ranks.share)
         with errors_of(self.task):
             if state is not None:
                 weights.load_into(setup.model, state)
             setup.to(self.device, layout_of(self.task))
+            if ranks is not None:
+                found = weights.digest(weights.state_of(setup.model))
+                ranks.require_equal("initial weights", found)
+                setup.share_with(ranks, self._some_unused)
         return setup
 
+    def whole(self, setup: Setup) -> Setup:
+        """Return a setup that one process can use, with the weights of one that ranks share.
+
+        All ranks have to call this where each has a part of the model.
+        """
+        if self.ranks is None or not self.ranks.options.changes_model:
+            return setup
+        state = weights.state_of(setup.model)
+        alone = self.setup()
+        weights.load_into(alone.model, state)
+        alone.to(self.device, layout_of(self.task))
+        return alone
+
+    @property
+    def seed_of_steps(self) -> int:
+        """Seed of what the steps draw, such as dropout: each rank draws its own.
+
+        With a setup of the user's all ranks draw the same, since its batches may be drawn as well.
+        """
+        rank = 0 if self.ranks is None or self.task.setup else self.ranks.share.rank
+        return (self.task.data_seed + rank * RANK_SEEDS) % 2**63
+
+    @on_all_ranks
     def range_test(
         self,
         state: weights.State,
@@ -140,7 +201,7 @@ class PreparedTask:
                 held_out = self._held_out(start, size, plan.validation.probe)
                 probe = held_out if examples_in(held_out) > 1 else None  # batch norm needs two
             validation = self._validation(start, plan.validation)
-        with seeded(self.task.data_seed), errors_of(self.task):
+        with seeded(self.seed_of_steps), errors_of(self.task):
             return range_test(
                 start.model,
                 start.optimizer,
@@ -161,14 +222,20 @@ class PreparedTask:
 
         The model is restored: the training that follows is the same as without.
         """
+        ranks = self.ranks
+        if ranks is not None:
+            ranks.agree_on_buffers(setup.model)
+            if ranks.options.strategy == "fsdp":  # a forward pass takes all ranks
+                ranks = None
         evaluating = Evaluation([setup.model, *setup.losses])
         with evaluating(), errors_of(self.task):
-            return setup.evaluate(self.on_device)
+            return setup.evaluate(self.on_device, ranks)
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the device, in the layout of the task."""
         return to_device(batch, self.device, layout_of(self.task))
 
+    @on_all_ranks
     def check_validation(self, start: Setup | None = None) -> None:
         """Evaluate a setup, and begin again, so that errors are raised before a training.
 
@@ -248,12 +315,27 @@ class PreparedTask:
                 setup.model, setup.optimizer, setup.training_loss, options, self.device
             )
             take_step(iter([batch]))
+            trained = [p for p in setup.model.parameters() if p.requires_grad]
+            self._some_unused = any(parameter.grad is None for parameter in trained)
             # After the step, in which an error of both modes is found first.
             with Evaluation([setup.model, *setup.losses])():
                 self._check_output(setup, batch)
                 for each in held:
                     evaluated_loss("val_batches", setup.evaluation_loss, self.on_device(each))
-        return setup.data_digest or _content([batch, *held]), size
+        digest = setup.data_digest or _content([batch, *held])
+        if self.ranks is not None:
+            size = self._agreed_size(setup, size, digest, batches)
+        return digest, size
+
+    def _agreed_size(self, setup: Setup, size: int, digest: str, batches: list[Any]) -> int:
+        """Return the size of the batch that the ranks divide, and which all of them have drawn."""
+        assert self.ranks is not None
+        if is_shared(setup.train_batches):
+            self.ranks.require_equal("data", setup.data_digest or "")
+            return size * self.ranks.share.size
+        self.ranks.options.require_divided(size, "a batch of the setup")
+        self.ranks.require_equal("data", f"{digest} {_content(batches)}")
+        return size
 
     def _check_output(self, setup: Setup, batch: Any) -> None:
         if self.data is not None:
@@ -277,6 +359,19 @@ class PreparedTask:
             "two calls with one seed gave different first batches: shuffle by torch's global "
             "random state, or by a generator that the factory makes and seeds",
         )
+
+
+_prepared: list[PreparedTask] = []
+"""What this process, which is not rank 0, has prepared."""
+
+
+def _prepared_again(task: Task, runtime: Runtime) -> PreparedTask:
+    """Return a prepared task that is equal to that of another rank, and is made once."""
+    for prepared in _prepared:
+        if (prepared.task, prepared.runtime) == (task, runtime):
+            return prepared
+    _prepared.append(PreparedTask(task, runtime))
+    return _prepared[-1]
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from lrrt_stage.measure.step import (
 )
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import move_optimizer
+from pipeline.ranks.group import Ranks
+from pipeline.ranks.share import Share, SharedBatches, is_shared
 
 __all__ = ["Deployed", "Metric", "Setup", "SetupFactory"]
 
@@ -80,6 +82,7 @@ class Setup:
     probe: Callable[[int], Any] | None = None
     data_digest: str | None = None
     deployed: Callable[[nn.Module], Deployed] | None = None
+    _shared_loss: BatchLoss | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("loss_fn", "batch_loss", "probe", "deployed"):
@@ -128,9 +131,30 @@ class Setup:
         for loss in self.loss_modules:
             loss.to(device)
 
+    def share_with(self, ranks: Ranks, some_unused: bool) -> None:
+        """Train the model together with the other ranks, each on its part of the batches.
+
+        ``some_unused`` says whether some parameters have no gradient.
+        """
+        # FSDP takes a second to import, which a process that is alone does not need.
+        from pipeline.ranks.model import share_model, with_synchronised_norms
+
+        device = next(self.model.parameters()).device
+        if ranks.options.sync_batchnorm:
+            self.model = with_synchronised_norms(self.model, device)
+        if not is_shared(self.train_batches):
+            agree = ranks.agree_on_randomness
+            self.train_batches = SharedBatches(self.train_batches, ranks.share, agree)
+        self._shared_loss = share_model(
+            ranks, self.model, self.optimizer, self._loss(), self.loss_modules, some_unused
+        )
+
     @property
     def training_loss(self) -> BatchLoss:
         """The loss that is minimised, from a batch on the device."""
+        return self._shared_loss or self._loss()
+
+    def _loss(self) -> BatchLoss:
         if self.batch_loss is None:
             return self.evaluation_loss
         model, batch_loss = self.model, self.batch_loss
@@ -140,24 +164,33 @@ class Setup:
     def evaluation_loss(self) -> BatchLoss:
         """The loss of held-out batches: that of training, without a penalty."""
         if self.batch_loss is not None and self.loss_fn is None:
-            return self.training_loss
+            return self._loss()
         return batch_loss_of(self.model, self.loss_fn)
 
-    def evaluate(self, on_device: Callable[[Any], Any]) -> tuple[float, dict[str, float]]:
+    def evaluate(
+        self,
+        on_device: Callable[[Any], Any],
+        ranks: Ranks | None = None,
+    ) -> tuple[float, dict[str, float]]:
         """Return mean loss and metrics over the validation batches, at the model's weights.
 
         The loss and plain functions are means over the batches, weighted by their examples. The
-        device is waited for once, at the end. Modes are the caller's.
+        device is waited for once, at the end. Modes are the caller's. Each of the ``ranks``
+        evaluates some of the batches, and all return the means over all.
         """
+        share = Share() if ranks is None else ranks.share
         assert self.val_batches is not None
         device = next(self.model.parameters()).device
-        total, count = torch.zeros((), device=device), 0
+        total, count = torch.zeros((), device=device), 0  # type: Tensor, Any
         sums: dict[str, Any] = dict.fromkeys(self.metrics, 0.0)
         functions = {name: _function(metric) for name, metric in self.metrics.items()}
         for metric in filter(_has_state, functions.values()):
             metric.to(device).reset()
+            metric.sync_on_compute = share.size > 1
         with torch.no_grad():
-            for each in self.val_batches:
+            for index, each in enumerate(self.val_batches):
+                if index % share.size != share.rank:
+                    continue
                 batch = on_device(each)
                 examples = examples_in(batch)
                 loss, output, target = self._loss_and_output(batch)
@@ -168,6 +201,9 @@ class Setup:
                     else:
                         value = _one_number(name, function(output, target))
                         sums[name] = sums[name] + value * examples
+            if ranks is not None:
+                total, count, *summed = ranks.summed([total, count, *sums.values()], device)
+                sums = dict(zip(sums, summed, strict=True))
             if count == 0:
                 raise none_left("validation batches")
             means = {

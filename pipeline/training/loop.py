@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map_only
 
 from lrrt_stage import (
     Attempt,
@@ -30,11 +31,14 @@ from lrrt_stage import (
     seeded,
 )
 from lrrt_stage.errors import first_line
+from lrrt_stage.measure.loss_recorder import read_losses
 from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.state import weights
 from lrrt_stage.state.preserve import generators, set_training
+from lrrt_stage.state.tensors import part_like, whole
 from lrrt_stage.state.weights import State
+from pipeline.ranks.group import Ranks, following, on_all_ranks
 from pipeline.task.prepared import PreparedTask, errors_of
 from pipeline.task.setup import Setup
 from pipeline.training.checkpoint import read_checkpoint, write_checkpoint
@@ -148,6 +152,7 @@ class Training(TrainingHistory):
         return f"Training({number}{steps}, {len(self.epochs)} epochs, val_loss {self.val_loss:.4g})"
 
 
+@on_all_ranks
 def train(
     prepared: PreparedTask,
     state: State,
@@ -199,7 +204,7 @@ def train(
         guard = Guard(curve, lr_range, options.attempts)
     start: Setup | None = prepared.start(state)
     prepared.check_validation(start)
-    kept = read_checkpoint(checkpoint) if checkpoint is not None and checkpoint.exists() else None
+    kept = _kept(prepared, checkpoint)
     lost = [] if kept is None else _lost_attempts(kept)
     training: Training | None = None
     with suppress(AttemptsSpent):
@@ -222,7 +227,16 @@ def train(
             f"the checkpoint has {len(lost)} attempts that were lost, and attempts="
             f"{options.attempts} allows no other: raise it"
         )
+    training.setup = prepared.whole(training.setup)
     return training
+
+
+def _kept(prepared: PreparedTask, checkpoint: Path | None) -> dict[str, Any] | None:
+    """Return the content of a checkpoint, which rank 0 has, if it is there."""
+    ranks, kept = prepared.ranks, None
+    if checkpoint is not None and checkpoint.exists() and (ranks is None or ranks.is_first):
+        kept = read_checkpoint(checkpoint)
+    return kept if ranks is None else ranks.tell(kept)
 
 
 def _run_attempt(
@@ -244,12 +258,12 @@ def _run_attempt(
     take_step = TrainingStep(setup.model, optimizer, setup.training_loss, task, prepared.device)
     is_watched = attempt.gain is not None
     set_training(setup.model)
-    with deterministic(), seeded(task.data_seed), warnings.catch_warnings():
+    with deterministic(), seeded(prepared.seed_of_steps), warnings.catch_warnings():
         # torch warns when a schedule counts a step that the optimizer did not take: fp16 skips
         # steps that overflow, and a resumed schedule counts up to where it was.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         if kept is not None:
-            _load_checkpoint(kept, training, take_step, schedule)
+            _load_checkpoint(kept, training, take_step, schedule, prepared.ranks)
             for loss, lr in zip(training.train_loss, training.lr, strict=True):
                 attempt.watch(loss, lr)
         while len(training.epochs) < options.epochs and not attempt.is_lost:
@@ -262,16 +276,17 @@ def _run_attempt(
                     schedule.step()
                     if is_watched and attempt.watch(losses[-1], training.lr[-1]):
                         break
-            training.train_loss += torch.stack(losses).tolist()
+            training.train_loss += read_losses(losses)
             if not attempt.is_lost:
                 _end_epoch(training, attempt, prepared)
                 if len(training.epochs) == options.epochs:
                     attempt.read()
             training.reason = attempt.reason
             if checkpoint is not None and not attempt.is_lost:
-                _save_checkpoint(checkpoint, training, take_step)
-            if on_epoch is not None:
-                on_epoch(training)
+                _save_checkpoint(checkpoint, training, take_step, prepared.ranks)
+            with following():
+                if on_epoch is not None:
+                    on_epoch(training)
 
 
 def _end_epoch(training: Training, attempt: Attempt, prepared: PreparedTask) -> None:
@@ -294,28 +309,42 @@ def _lost_attempts(kept: dict[str, Any]) -> list[LostAttempt]:
     ]
 
 
-def _save_checkpoint(path: Path, training: Training, take_step: TrainingStep) -> None:
+def _save_checkpoint(
+    path: Path, training: Training, take_step: TrainingStep, ranks: Ranks | None
+) -> None:
     setup = training.setup
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     model = setup.model.state_dict()
+    drawn = _random_state()
     content = {
         "lost": [(*_packed(each), astuple(each.range), each.reason) for each in training.lost],
         "history": _packed(training),
         "best": training.best_weights,
-        "model": (model, getattr(model, "_metadata", {})),
+        "model": (_whole(dict(model)), getattr(model, "_metadata", {})),
         "losses": [loss.state_dict() for loss in setup.loss_modules],
-        "optimizer": setup.optimizer.state_dict(),
+        "optimizer": _whole(setup.optimizer.state_dict()),
         "scaler": take_step.scaler.state_dict(),
         "batches": [generator.get_state() for generator in generators(setup.train_batches)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "torch": [drawn] if ranks is None else ranks.gathered(drawn),
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
         "python": random.getstate(),
     }
+    if ranks is not None and not ranks.is_first:
+        return
     try:
         write_checkpoint(path, content)
     except (OSError, SafetensorError) as error:  # the disk is full: the training is worth more
         warnings.warn(f"no checkpoint is kept: {first_line(error)}", stacklevel=2)
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    """Return what torch draws from here on, on the CPU and on GPUs."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return torch.get_rng_state(), cuda
+
+
+def _whole(state: Any) -> Any:
+    return tree_map_only(Tensor, whole, state)
 
 
 def _packed(history: TrainingHistory) -> tuple[Tensor, Tensor, list[tuple]]:
@@ -330,7 +359,11 @@ def _unpacked(lr: Tensor, train_loss: Tensor, epochs: list[tuple]) -> tuple[list
 
 
 def _load_checkpoint(
-    content: dict[str, Any], training: Training, take_step: TrainingStep, schedule: LRScheduler
+    content: dict[str, Any],
+    training: Training,
+    take_step: TrainingStep,
+    schedule: LRScheduler,
+    ranks: Ranks | None,
 ) -> None:
     setup = training.setup
     training.lr, training.train_loss, training.epochs = _unpacked(*content["history"])
@@ -338,19 +371,27 @@ def _load_checkpoint(
     for _ in training.lr:
         schedule.step()
     state, versions = content["model"]
-    model = OrderedDict(state)
+    own = setup.model.state_dict()
+    model = OrderedDict((n, part_like(value, own.get(n, value))) for n, value in state.items())
     model._metadata = versions  # type: ignore[attr-defined]
     setup.model.load_state_dict(model)
     for loss, state in zip(setup.loss_modules, content["losses"], strict=True):
         loss.load_state_dict(state)
     # After the schedule, so that the learning rates are bit-equal.
     setup.optimizer.load_state_dict(content["optimizer"])
+    for parameter, values in setup.optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = part_like(value, parameter)
     take_step.scaler.load_state_dict(content["scaler"])
     sources = generators(setup.train_batches)
     for generator, generated in zip(sources, content["batches"], strict=True):
         generator.set_state(generated)
-    torch.set_rng_state(content["torch"])
-    if content["cuda"]:
-        torch.cuda.set_rng_state_all(content["cuda"])
+    rank = 0 if ranks is None else ranks.share.rank
+    if rank < len(content["torch"]):  # others have their seed: there were fewer then
+        cpu, cuda = content["torch"][rank]
+        torch.set_rng_state(cpu)
+        if len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
     np.random.set_state(content["numpy"])  # noqa: NPY002
     random.setstate(content["python"])

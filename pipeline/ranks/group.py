@@ -1,0 +1,262 @@
+"""The ranks of this process: what rank 0 calls, all run; and an error of one ends all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from lrrt_stage.errors import LRRTError, first_line
+from pipeline.ranks.options import RankOptions
+from pipeline.ranks.share import Share
+
+__all__ = ["Left", "Ranks", "current", "following", "on_all_ranks"]
+
+FAILED, ENDED = "lrrt/failed", "lrrt/ended"
+"""Keys of the ranks' store: why a rank has failed, and that rank 0 has ended."""
+WATCH_SECONDS, GRACE_SECONDS, NOTICE_SECONDS = 0.5, 20.0, 3.0
+"""How often a rank looks whether another one has failed; how long rank 0 may take to notice by
+itself; and how long the reason of a connection that broke may take to arrive."""
+OF_CONNECTIONS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""What the errors of a connection between ranks say."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Left(Exception):
+    """Rank 0 has left a call that the other ranks are in."""
+
+
+@dataclass
+class Ranks:
+    """The ranks that this process belongs to."""
+
+    share: Share
+    options: RankOptions
+    store: Any
+    """Torch's, by which they tell each other what is not computed."""
+    control: Any
+    """The group in which rank 0 tells the others what to do. It has no time limit: rank 0 may wait
+    for a tracking store meanwhile."""
+    ended_processes: Callable[[], list[int]] = list
+    """Returns the ranks of the processes that this one has started and that have ended."""
+    is_calling: bool = field(default=False, init=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which runs the stages."""
+        return self.share.rank == 0
+
+    def tell(self, value: Any) -> Any:
+        """Return the value of rank 0, on all ranks."""
+        shared = [value]
+        distributed.broadcast_object_list(shared, src=0, group=self.control)
+        return shared[0]
+
+    def require_equal(self, what: str, value: str) -> None:
+        """Raise LRRTError on all ranks unless they have the same ``value``."""
+        values = self.gathered(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise LRRTError(
+                    f"rank {rank} has other {what} than rank 0: give all ranks the same code, "
+                    "options and data, and seed everything that is drawn"
+                )
+
+    @contextmanager
+    def calling(
+        self, function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]
+    ) -> Iterator[None]:
+        """Have the other ranks call a function, which rank 0 calls in the block."""
+        self.is_calling = True
+        try:
+            self.tell((function, args, options))
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            self._explain(error)
+            raise
+        finally:
+            self.is_calling = False
+
+    def _explain(self, error: BaseException) -> None:
+        """Raise what has happened on the other ranks, if an error of this one comes from that."""
+        if not _is_of_connection(error):
+            return
+        deadline = time.monotonic() + NOTICE_SECONDS
+        while (failure := self.failure()) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if failure is None:
+            ended = self.ended_processes()
+            which = f"rank {ended[0]}" if ended else "another rank"
+            raise LRRTError(
+                f"{which} was ended from outside, perhaps for want of memory: start again, with "
+                "fewer processes or smaller batches"
+            ) from error
+        if failure["interrupted"]:
+            raise KeyboardInterrupt(f"rank {failure['rank']} was stopped") from None
+        raise LRRTError(f"on rank {failure['rank']}: {failure['reason']}") from error
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return which rank has failed first, and why; None if none has."""
+        return json.loads(self.store.get(FAILED)) if self.store.check([FAILED]) else None
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks why this one ends, unless another one has told them before."""
+        failed = {
+            "rank": self.share.rank,
+            "reason": first_line(error),
+            "interrupted": isinstance(error, KeyboardInterrupt),
+        }
+        with suppress(Exception):
+            if not self.store.check([FAILED]):
+                self.store.set(FAILED, json.dumps(failed))
+
+    def agree_on_buffers(self, model: nn.Module) -> None:
+        """Have the buffers of rank 0, such as running statistics, on all ranks."""
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, src=0)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order."""
+        values: list[Any] = [None] * self.share.size
+        distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def summed(self, values: Iterable[Any], device: torch.device) -> list[Tensor]:
+        """Return numbers, each the sum of those of all ranks, on the device."""
+        block = torch.stack(
+            [torch.as_tensor(v, dtype=torch.float64, device=device) for v in values]
+        )
+        distributed.all_reduce(block)
+        return list(block)
+
+    def agree_on_randomness(self) -> None:
+        """Have the random states of rank 0 on all ranks, so that they draw the same order."""
+        python, numpy, cpu = self.tell(
+            (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
+        )
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+
+    def follow(self) -> None:
+        """Call what rank 0 calls, until it has ended."""
+        while (call := self.tell(None)) is not None:
+            function, args, options = call
+            with suppress(Left):
+                function(*args, **options)
+
+    def watch(self) -> None:
+        """End this process, from a thread, when another rank has failed, and nothing else does."""
+        since = 0.0
+        while True:
+            time.sleep(WATCH_SECONDS)
+            try:
+                failure, ended = self.failure(), self.store.check([ENDED])
+            except Exception:  # the store has gone, and rank 0 with it
+                failure, ended = None, True
+            if self.is_first and ended:
+                return
+            if self.is_first:
+                is_stuck = failure is not None and self.is_calling
+                since = (since or time.monotonic()) if is_stuck else 0.0
+                if failure and is_stuck and time.monotonic() - since > GRACE_SECONDS:
+                    _leave(f"Error: on rank {failure['rank']}: {failure['reason']}\n", 2)
+            elif failure or ended:
+                time.sleep(0 if failure else NOTICE_SECONDS)  # it may be about to end by itself
+                _leave("", 1)
+
+
+_current: list[Ranks] = []
+
+
+def current() -> Ranks | None:
+    """Return the ranks that this process belongs to; None where it is alone."""
+    return _current[-1] if _current else None
+
+
+@contextmanager
+def joined(ranks: Ranks) -> Iterator[Ranks]:
+    """Belong to ``ranks`` in the block."""
+    _current.append(ranks)
+    threading.Thread(target=ranks.watch, daemon=True).start()
+    try:
+        yield ranks
+    finally:
+        _current.remove(ranks)
+
+
+def on_all_ranks(function: Function) -> Function:
+    """Have all ranks run ``function`` when rank 0 calls it, with the same arguments.
+
+    Functions among the arguments, such as that for the progress, are called by rank 0 alone. Where
+    this process is alone, or inside of such a call, it is called as usual.
+    """
+
+    @wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        ranks = current()
+        if ranks is None or not ranks.is_first or ranks.is_calling:
+            return function(*args, **options)
+        told = [None if callable(each) else each for each in args]
+        named = {name: None if callable(each) else each for name, each in options.items()}
+        with ranks.calling(called, told, named):
+            return function(*args, **options)
+
+    return called  # type: ignore[return-value]
+
+
+@contextmanager
+def following() -> Iterator[None]:
+    """Let rank 0 leave a call by an exception of this block, which the others do not run into.
+
+    Raises
+    ------
+    Left
+        On the other ranks, if it has.
+    """
+    ranks = current()
+    if ranks is None:
+        yield
+    elif ranks.is_first:
+        try:
+            yield
+        except Exception:
+            ranks.tell(False)
+            raise
+        ranks.tell(True)
+    else:
+        yield
+        if not ranks.tell(None):
+            raise Left
+
+
+def _is_of_connection(error: BaseException | None) -> bool:
+    while error is not None:
+        text = str(error)
+        if isinstance(error, distributed.DistError) or (
+            isinstance(error, RuntimeError) and any(word in text for word in OF_CONNECTIONS)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    """End this process at once: its main thread waits for a rank that has gone."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        os.write(2, line.encode())
+    os._exit(code)

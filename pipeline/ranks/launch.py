@@ -1,0 +1,297 @@
+"""How ranks start, find each other, and end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import distributed
+
+import lrrt_stage
+from lrrt_stage.errors import LRRTError, excerpt
+from lrrt_stage.settings import hide_passwords, require
+from pipeline.ranks.group import ENDED, Ranks, joined
+from pipeline.ranks.options import RankOptions, launched_rank, launched_size
+from pipeline.ranks.share import Share
+
+__all__ = ["dismiss", "follow", "ranks_of"]
+
+FOLDER = "LRRT_RANKS"
+"""Environment variable with the folder by which the processes of one machine find each other."""
+START_SECONDS = 600
+"""How long ranks may differ in their start: one of them may be on a machine that reads slowly."""
+PATIENCE = timedelta(days=365)
+HELLO, GO = "lrrt/hello/{}", "lrrt/go"
+
+
+@contextmanager
+def ranks_of(options: RankOptions, arguments: Sequence[str]) -> Iterator[Ranks | None]:
+    """Run the block as rank 0 of so many processes, or of those that a launcher has started.
+
+    ``arguments`` are those of the command, which have to be the same on all ranks.
+
+    Raises
+    ------
+    LRRTError
+        If there are not as many devices; if a process does not start, or runs other code or has
+        other options than this one.
+    """
+    size = launched_size()
+    if size == 1 and options.processes == 1:
+        yield None
+        return
+    require(
+        size == 1 or options.processes in (1, size),
+        f"processes={options.processes}, but the launcher has started {size}: leave it out",
+    )
+    if size == 1:
+        _require_devices(options.processes)
+    options = RankOptions(max(size, options.processes), options.strategy, options.sync_batchnorm)
+    with _followers(options, arguments) if size == 1 else _launched() as ended:
+        store = _store(0, options.processes)
+        try:
+            _greet(store, 0, arguments)
+            _compare(store, options.processes, ended)
+            store.set(GO, json.dumps([options.processes, options.strategy, options.sync_batchnorm]))
+            with _connected(store, Share(0, options.processes), options, ended) as ranks:
+                try:
+                    yield ranks
+                except BaseException as error:
+                    ranks.fail(error)
+                    raise
+                with suppress(RuntimeError):  # all is done, whatever has become of the others
+                    ranks.tell(None)
+        finally:
+            with suppress(Exception):
+                store.set(ENDED, "")
+
+
+def follow(arguments: Sequence[str]) -> NoReturn:
+    """Do what rank 0 does, as one of the other ranks, and exit.
+
+    Nothing is printed: an error is told to rank 0.
+    """
+    rank, size = launched_rank(), launched_size()
+    warnings.simplefilter("ignore")  # rank 0 shows them
+    if FOLDER in os.environ:
+        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    store = _store(rank, size)
+    _greet(store, rank, arguments)
+    deadline = time.monotonic() + START_SECONDS
+    while not store.check([GO]):
+        if store.check([ENDED]) or time.monotonic() > deadline:
+            os._exit(0)
+        time.sleep(0.05)
+    options = RankOptions(*json.loads(store.get(GO)))
+    with _connected(store, Share(rank, size), options) as ranks:
+        threading.Thread(target=_stop_when_asked, args=[ranks, _asked()], daemon=True).start()
+        try:
+            ranks.follow()
+        except BaseException as error:
+            ranks.fail(error)
+            os._exit(1)  # at once: what it holds may wait for ranks that have gone
+    sys.exit(0)
+
+
+def _asked() -> int:
+    """Return a file from which a byte can be read as soon as this process is asked to end.
+
+    Python would call a handler only after the main thread has finished waiting for other ranks.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: None)
+    return reader
+
+
+def _stop_when_asked(ranks: Ranks, asked: int) -> NoReturn:
+    os.read(asked, 1)
+    ranks.fail(KeyboardInterrupt())
+    os._exit(130)
+
+
+def dismiss() -> None:
+    """Let the other ranks of a launcher end, where the command needed none."""
+    store = _store(0, launched_size())
+    if not store.check([GO]):
+        store.set(ENDED, "")
+
+
+def _require_devices(processes: int) -> None:
+    cuda = torch.cuda.is_available()
+    count = torch.cuda.device_count() if cuda else len(_cores())
+    kind = "GPUs" if cuda else "cores"
+    require(
+        processes <= count,
+        f"processes={processes} is more than the {count} {kind} of this machine: use {count} or "
+        "fewer, or torchrun on several machines",
+    )
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return [*os.sched_getaffinity(0)]
+    return [*range(os.cpu_count() or 1)]
+
+
+@contextmanager
+def _launched() -> Iterator[Callable[[], list[int]]]:
+    """Belong to the processes that a launcher has started, and ends."""
+    yield list
+
+
+@contextmanager
+def _followers(options: RankOptions, arguments: Sequence[str]) -> Iterator[Callable[[], list[int]]]:
+    """Start the other processes on this machine, and end them with the block."""
+    folder = tempfile.mkdtemp(prefix="lrrt-ranks-")
+    threads, size = max(1, torch.get_num_threads() // options.processes), options.processes
+    of_all = {
+        FOLDER: folder,
+        "WORLD_SIZE": str(size),
+        # They find each other by a file, and not at an address.
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+        "OMP_NUM_THREADS": str(threads),
+        # Where a module of the user's is found here, it is there.
+        "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path),
+    }
+    before = torch.get_num_threads()
+    processes: list[subprocess.Popen] = []
+    os.environ[FOLDER] = folder
+    torch.set_num_threads(threads)
+    try:
+        for rank in range(1, size):
+            with open(Path(folder, f"{rank}.log"), "w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "pipeline.ranks", *arguments],
+                        env={**os.environ, **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=log,
+                        # Ctrl-C is for rank 0, which ends the others.
+                        start_new_session=True,
+                    )
+                )
+        yield partial(_ended, processes)
+    finally:
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0 if sys.exc_info()[0] else 10)
+            process.kill()
+            process.wait()
+        torch.set_num_threads(before)
+        del os.environ[FOLDER]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ended(processes: Sequence[subprocess.Popen]) -> list[int]:
+    return [rank for rank, each in enumerate(processes, start=1) if each.poll() is not None]
+
+
+def _store(rank: int, size: int) -> Any:
+    """Return the store by which ranks tell each other what is not computed."""
+    if folder := os.environ.get(FOLDER):
+        return distributed.FileStore(str(Path(folder, "store")), size)  # type: ignore[attr-defined]
+    store, *_ = next(distributed.rendezvous("env://", rank, size))  # type: ignore[attr-defined]
+    return store
+
+
+def _greet(store: Any, rank: int, arguments: Sequence[str]) -> None:
+    """Tell the other ranks what this one runs."""
+    found = {
+        "options": hide_passwords(" ".join(arguments)),
+        "code": _code(),
+        "version of torch": torch.__version__,
+        "version of Python": platform.python_version(),
+    }
+    store.set(HELLO.format(rank), json.dumps(found))
+
+
+def _code() -> str:
+    """Return a digest of the sources of these packages."""
+    sha = hashlib.sha256()
+    folders = [Path(__file__).parents[1], Path(lrrt_stage.__file__).parent]
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.py"))):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def _compare(store: Any, size: int, ended: Callable[[], list[int]]) -> None:
+    """Wait until all ranks are there; raise LRRTError unless they run the same."""
+    deadline = time.monotonic() + START_SECONDS
+    own = json.loads(store.get(HELLO.format(0)))
+    for rank in range(1, size):
+        while not store.check([HELLO.format(rank)]):
+            if rank in ended():
+                log = Path(os.environ[FOLDER], f"{rank}.log").read_text(errors="replace")
+                last = excerpt((log.strip() or "without a word").splitlines()[-1])
+                raise LRRTError(f"process {rank} could not start ({last}): use fewer processes")
+            require(
+                time.monotonic() < deadline,
+                f"rank {rank} of {size} has not started within {START_SECONDS} s: look into its "
+                "output, and start all ranks with one address",
+            )
+            time.sleep(0.02)
+        for what, other in json.loads(store.get(HELLO.format(rank))).items():
+            shown = f" {other!r}, not {own[what]!r}" if what != "code" else ""
+            require(
+                other == own[what],
+                f"rank {rank} has other {what}{shown}: start all ranks with the same command and "
+                "the same installation",
+            )
+
+
+@contextmanager
+def _connected(
+    store: Any,
+    share: Share,
+    options: RankOptions,
+    ended: Callable[[], list[int]] = list,
+) -> Iterator[Ranks]:
+    """Be one of the ranks in the block."""
+    if FOLDER in os.environ:  # no other machine takes part
+        own = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", own[0])
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=store,
+        rank=share.rank,
+        world_size=share.size,
+    )
+    try:
+        control: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        with joined(Ranks(share, options, store, control, ended)) as ranks:
+            yield ranks
+    finally:
+        distributed.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """End this process with the one that has started it, even if that is killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

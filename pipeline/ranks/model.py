@@ -1,0 +1,111 @@
+"""A model that several ranks train: all of it on each of them, or a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lrrt_stage.measure.step import BatchLoss
+from lrrt_stage.settings import require
+from pipeline.ranks.group import Ranks
+
+__all__ = ["share_model", "with_synchronised_norms"]
+
+
+class _LossOfModel(nn.Module):
+    """The training loss as a module, of which DDP sees the whole forward pass.
+
+    A loss may call parts of the model, or read its attributes, and still has the model itself.
+    """
+
+    def __init__(self, model: nn.Module, losses: Iterable[nn.Module], batch_loss: BatchLoss):
+        super().__init__()
+        self.model, self.losses, self.batch_loss = model, nn.ModuleList(losses), batch_loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.batch_loss(batch)
+
+
+def share_model(
+    ranks: Ranks,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch_loss: BatchLoss,
+    losses: Iterable[nn.Module] = (),
+    some_unused: bool = False,
+) -> BatchLoss:
+    """Have the ranks train ``model`` together; return the loss of a rank's part of a batch.
+
+    With ``ddp`` the model stays as it is, and the gradients of the returned loss are means over the
+    ranks. With ``fsdp`` its parameters become parts of them, also in the optimizer. ``some_unused``
+    says whether some parameters have no gradient.
+
+    Raises
+    ------
+    LRRTError
+        For ``fsdp``, if the optimizer has parameters outside of the model, or a state already.
+    """
+    if ranks.options.strategy == "ddp":
+        whole = _LossOfModel(model, losses, batch_loss)
+        parallel = DistributedDataParallel(whole, find_unused_parameters=some_unused)
+        return lambda batch: parallel(batch)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    require(
+        all(id(parameter) in names for parameter in optimized) and not optimizer.state,
+        f"strategy=fsdp cannot share a {type(optimizer).__name__} that has a state already, or "
+        "parameters outside of the model: use strategy=ddp",
+    )
+    device = next(model.parameters()).device
+    mesh = init_device_mesh(device.type, (ranks.share.size,))
+    for unit in _units(model):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    parts = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [parts[names[id(parameter)]] for parameter in group["params"]]
+    return batch_loss
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of a model that are gathered one after the other: the blocks in its lists.
+
+    transformers names the classes of its blocks. Otherwise these are the entries of the outermost
+    ``ModuleList`` and ``Sequential`` objects in the model.
+    """
+    if named := getattr(model, "_no_split_modules", None):
+        return [module for module in model.modules() if type(module).__name__ in named]
+    found: list[nn.Module] = []
+
+    def search(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(child, (nn.ModuleList, nn.Sequential)):
+                found.extend(block for block in child if any(block.parameters()))
+            else:
+                search(child)
+
+    search(model)
+    return found
+
+
+def with_synchronised_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with batch norms that take the statistics of all ranks' parts.
+
+    Raises
+    ------
+    LRRTError
+        On a CPU, for which torch has none.
+    """
+    require(
+        device.type == "cuda",
+        f"sync_batchnorm=true needs a GPU, and the device is {device}: leave it out, and each "
+        "process normalises over its part of the batch",
+    )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
