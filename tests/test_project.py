@@ -49,19 +49,20 @@ ROOMS = {
         ("matplotlib", "numpy", "pandas"),
     ),
     "lrrt_stage.adapters": (("errors", "settings", "state", "measure"), ("torch", *FRAMEWORKS)),
+    "pipeline.ranks": ((), ("lrrt_stage", "numpy", "torch")),
     "pipeline.data": (
-        (),
+        ("ranks",),
         ("lazy_loader", "lrrt_stage", "numpy", "skimage", "sklearn", "torch", "torchvision"),
     ),
     "pipeline.models": (("data",), ("lrrt_stage", "torch", "torchvision")),
-    "pipeline.task": (("data", "models"), ("lrrt_stage", "numpy", "torch")),
+    "pipeline.task": (("ranks", "data", "models"), ("lrrt_stage", "numpy", "torch")),
     "pipeline.training": (
-        ("data", "models", "task"),
+        ("ranks", "data", "models", "task"),
         ("lrrt_stage", "matplotlib", "numpy", "optuna", "safetensors", "torch"),
     ),
     "pipeline.jobs": (("data", "models", "task", "training"), ("lrrt_stage", "joblib", "torch")),
     "pipeline.decide": (
-        ("data", "models", "task", "training", "jobs"),
+        ("ranks", "data", "models", "task", "training", "jobs"),
         ("lrrt_stage", "matplotlib", "numpy"),
     ),
     "pipeline.studies": (

@@ -134,23 +134,28 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     LRRTError
         If this is no model, or an entry of its ``state_dict`` is not a dense tensor.
     """
-    require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
     return {name: _dense(name, tensor) for name, tensor in _unwrapped(model).state_dict().items()}
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model that DDP wraps."""
+    """Return a model, or the one that DDP wraps."""
+    require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _dense(name: str, value: Any) -> Tensor:
-    value = whole(value) if isinstance(value, Tensor) else value
+def _require_dense(name: str, value: Any) -> None:
     dense = isinstance(value, Tensor) and value.layout is torch.strided
     require(
         dense and not (value.is_nested or value.is_quantized or value.is_meta),
         f"{name!r} in the model's state is no dense tensor with values ({type(value).__name__}), "
         "which can be neither identified nor saved: keep it out of the state_dict",
     )
+
+
+def _dense(name: str, value: Any) -> Tensor:
+    """Return a copy on the CPU, of which all ranks have all."""
+    _require_dense(name, value)
+    value = whole(value)
     return value.detach().to("cpu", copy=True).resolve_conj().resolve_neg().contiguous()
 
 
@@ -215,6 +220,8 @@ def load_into(model: nn.Module, state: State) -> None:
     """
     model = _unwrapped(model)
     own = model.state_dict()
+    for name, value in own.items():
+        _require_dense(name, value)
     differences = [
         f"{excerpt(name, 80)} is {_kind(state.get(name))} in the weights, "
         f"{_kind(own.get(name))} in the model"

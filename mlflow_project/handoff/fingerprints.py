@@ -22,20 +22,30 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(
-    stage: str, prepared: PreparedTask, *, threads: int | None = None, **inputs: Any
+    stage: str,
+    prepared: PreparedTask,
+    *,
+    threads: int | None = None,
+    to_the_bit: bool = True,
+    **inputs: Any,
 ) -> str:
     """Return a SHA-256 over all that the stage's result depends on.
 
     That is the task, the data, the device, torch's version, the source of this project and of
     the user's factory modules, a weights file to start from, and ``inputs``: options
-    (dataclasses), and ids of upstream runs. ``threads`` is for jobs, which run with one thread.
+    (dataclasses), and ids of upstream runs. ``threads`` is for jobs, which run with one thread. How
+    many threads and processes there are changes the last bits alone: without ``to_the_bit`` they
+    do not count.
     """
+    exact: dict[str, Any] = {"threads": threads or torch.get_num_threads()}
+    if prepared.ranks is not None:
+        exact["ranks"] = asdict(prepared.ranks.options)
     content = {
         "stage": stage,
         "task": asdict(prepared.task),
         "data": prepared.data_digest,
         "device": str(prepared.device),
-        "threads": threads or torch.get_num_threads(),
+        **(exact if to_the_bit else {}),
         "torch": torch.__version__,
         "files": _files(prepared.task),
         **{k: asdict(v) if is_dataclass(v) else v for k, v in inputs.items()},  # type: ignore

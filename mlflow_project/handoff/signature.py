@@ -38,7 +38,14 @@ SIGNATURE = "lrrt.signature"
 SHORTEST = 16
 """Characters of a key: fewer could be guessed."""
 DIGESTS = "_sha256"
-DECISIVE = (tags.STAGE, tags.SOURCE, tags.MISMATCH, tags.FINGERPRINT, *tags.STEPS.values())
+DECISIVE = (
+    tags.STAGE,
+    tags.SOURCE,
+    tags.MISMATCH,
+    tags.FINGERPRINT,
+    tags.RESUMES,
+    *tags.STEPS.values(),
+)
 """Tags that decide which run is used, and for what."""
 RATES = ("trained_lr_max", "refined_lr_max", "lr_in_use")
 """Metrics that decide which learning rate is checked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from mlflow.entities import Run
 
@@ -120,14 +121,14 @@ def main_stage(
                 ),
             )
             _, lr_range = load_refined(refine_id, handoff)
-        same_training = train_fingerprint(prepared, handoff, lr_range, train_options)
-        resume = interrupted_training(same_training) if options.reuse else None
+        same = partial(train_fingerprint, prepared, handoff, lr_range, train_options)
+        resume = interrupted_training(same(to_the_bit=False)) if options.reuse else None
         if resume is not None:
             console.note(f"train: continuing run {resume}")
         run_options = TrainRunOptions(refine_id, options.register, resume)
         train_id = step(
             "train",
-            same_training,
+            same(),
             lambda: train_stage(
                 source, runtime, narrowing, train_options, run_options, prepared=prepared
             ),

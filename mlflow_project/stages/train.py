@@ -77,14 +77,15 @@ def train_stage(
             )
             run.set_tags({tags.STEPS["refine"]: refine_run_id})
         require_deployable(prepared, run_options.register)
-        run_fingerprint = train_fingerprint(prepared, handoff, lr_range, options)
-        run.set_tags({tags.FINGERPRINT: run_fingerprint})
+        same = partial(train_fingerprint, prepared, handoff, lr_range, options)
+        resumes = same(to_the_bit=False)
+        run.set_tags({tags.FINGERPRINT: same(), tags.RESUMES: resumes})
         log_options(prepared.task, narrowing, options, rule=handoff.rule)
         log_range("trained", lr_range)
         checkpoint = run.files / CHECKPOINT
         resumed = None
         if run_options.resume:
-            resumed = _fetch_checkpoint(run_options.resume, run_fingerprint, checkpoint)
+            resumed = _fetch_checkpoint(run_options.resume, resumes, checkpoint)
         curve = _curve_to_watch_by(run, handoff, lr_range, options)
         if curve is None:
             options = replace(options, attempts=1)
@@ -138,15 +139,24 @@ def train_stage(
 
 
 def train_fingerprint(
-    prepared: PreparedTask, handoff: Handoff, lr_range: LRRange, options: TrainOptions
+    prepared: PreparedTask,
+    handoff: Handoff,
+    lr_range: LRRange,
+    options: TrainOptions,
+    *,
+    to_the_bit: bool = True,
 ) -> str:
     """Return the fingerprint of trainings that would give the same model."""
-    return fingerprint("train", prepared, source=handoff.uuid, lr_range=lr_range, train=options)
+    inputs: dict[str, Any] = {"source": handoff.uuid, "lr_range": lr_range, "train": options}
+    return fingerprint("train", prepared, to_the_bit=to_the_bit, **inputs)
 
 
-def interrupted_training(run_fingerprint: str) -> str | None:
-    """Return the newest training of this fingerprint that ended early, and has a checkpoint."""
-    for run in find_runs({tags.FINGERPRINT: run_fingerprint, tags.STAGE: "train"}):
+def interrupted_training(resumes: str) -> str | None:
+    """Return the newest training that ended early, has a checkpoint, and can be gone on with.
+
+    ``resumes`` is its fingerprint but for the last bits.
+    """
+    for run in find_runs({tags.RESUMES: resumes, tags.STAGE: "train"}):
         folder = kept_run(run.info.run_id)
         if run.info.status in ("KILLED", "FAILED") and (
             CHECKPOINT_TAG in run.data.tags
@@ -292,7 +302,7 @@ def _attempt_words(training: Training) -> str:
     return f"It is attempt {len(lost) + 1}; lost were those {', and '.join(lost)}." if lost else ""
 
 
-def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Path | None:
+def _fetch_checkpoint(name: str, resumes: str, checkpoint: Path) -> Path | None:
     """Copy the checkpoint of an interrupted training from its folder, or download it.
 
     Returns that folder, if the training is kept here.
@@ -300,14 +310,14 @@ def _fetch_checkpoint(name: str, run_fingerprint: str, checkpoint: Path) -> Path
     folder = kept_run(name)
     if folder is None:
         resumed = get_run(name)
-        require_resumable(resumed, run_fingerprint)
+        require_resumable(resumed, resumes, tags.RESUMES)
         check_signature(resumed)
         load_artifact(resumed, CHECKPOINT, partial(copyfile, dst=checkpoint), CHECKPOINT_TAG)
     else:
         with held(folder) as kept:
             ask(kept.open_run)  # whose id becomes a tag of this one
             resumed, found = kept.state.as_run(), folder / FILES / CHECKPOINT
-            require_resumable(resumed, run_fingerprint)
+            require_resumable(resumed, resumes, tags.RESUMES)
             require(found.is_file(), f"run {name} has no checkpoint yet: leave resume out")
             copyfile(found, checkpoint)
     active_record().set_tags({"lrrt.resumed_run_id": resumed.info.run_id})
@@ -330,5 +340,5 @@ def _check_first_loss(
     ):
         console.note(
             f"the first loss {first!r} is not the range test's {expected!r}, on the same device: "
-            "a different version of torch or number of threads changes the last digits"
+            "a different version of torch or number of threads or processes changes the last digits"
         )

@@ -8,6 +8,7 @@ import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -61,8 +62,11 @@ MADE_UP_NAME = re.compile("[a-z]+-[a-z]+-[0-9]+", re.IGNORECASE)
 """The form of the names that MLflow makes up."""
 
 
-def require_resumable(run: Run, fingerprint: str) -> None:
-    """Raise LRRTError unless the active run can continue a run that did not finish."""
+def require_resumable(run: Run, fingerprint: str, tag: str = tags.FINGERPRINT) -> None:
+    """Raise LRRTError unless the active run can continue a run that did not finish.
+
+    ``tag`` is the one that has the ``fingerprint``.
+    """
     run_id = run.info.run_id
     found, stage = run.data.tags.get(tags.STAGE), active_record().tags[tags.STAGE]
     require(
@@ -71,7 +75,7 @@ def require_resumable(run: Run, fingerprint: str) -> None:
         f"interrupted {stage}; objects in hand become a {stage} by --setup package.module:factory",
     )
     require(
-        run.data.tags.get(tags.FINGERPRINT) == fingerprint,
+        run.data.tags.get(tag) == fingerprint,
         f"run {run_id} cannot be resumed: it was not started with these options and this code; "
         "give the options that it was started with",
     )
@@ -365,6 +369,8 @@ def log_reading(reading: Reading) -> None:
 def log_prepared(prepared: PreparedTask) -> None:
     """Log the device as a parameter, and the training data, by name and digest, as an input."""
     log_params({"device": str(prepared.device)})
+    if prepared.ranks is not None:
+        log_params(asdict(prepared.ranks.options))
     task = prepared.task
     source = CodeDatasetSource(tags={"dataset": task.setup or shown(task.dataset)})
     # MLflow keeps 36 characters of a digest.

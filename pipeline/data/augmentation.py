@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.ranks.share import Share
+from pipeline.ranks.share import ALONE, Share
 
 __all__ = ["AUGMENTATIONS"]
 
@@ -26,7 +26,7 @@ Augmentation = Callable[[Tensor, torch.Generator, Share], Tensor]
 of which part it is."""
 
 
-def crop_flip(images: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+def crop_flip(images: Tensor, generator: torch.Generator, share: Share = ALONE) -> Tensor:
     """Reflect-pad by 4, crop at random, flip left-right half of the time; ``[n, c, h, w]``."""
     n, _, height, width = images.shape
     rows = _reflected(_shifts(n, PADDING, generator, share) + torch.arange(height), height)
@@ -34,7 +34,7 @@ def crop_flip(images: Tensor, generator: torch.Generator, share: Share) -> Tenso
     return _picked(images, rows, columns, generator, share)
 
 
-def shift_flip(images: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+def shift_flip(images: Tensor, generator: torch.Generator, share: Share = ALONE) -> Tensor:
     """Shift by up to 10 %, repeat the edge, flip left-right half of the time; ``[n, c, h, w]``.
 
     Shifts are whole pixels, at most a tenth of height and width rounded down, so an image of

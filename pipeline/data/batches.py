@@ -14,7 +14,7 @@ from lrrt_stage.errors import LRRTError, loader_error
 from lrrt_stage.settings import require
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.data.splits import Data, checked_examples, split_size
-from pipeline.ranks.share import Share
+from pipeline.ranks.share import ALONE, Share
 
 __all__ = ["Batches", "Preprocessing"]
 
@@ -70,7 +70,7 @@ class Batches:
         augment: str = "none",
         normalize: bool = True,
         loader_workers: int = 0,
-        share: Share = Share(),  # noqa: B008 - it is frozen
+        share: Share = ALONE,
     ) -> None:
         self.split, split = ("train", data.train) if train else ("val", data.val)
         self.size = split_size(split)

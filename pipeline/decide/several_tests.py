@@ -11,6 +11,7 @@ from lrrt_stage.rules.reading import Reading
 from lrrt_stage.settings import require
 from pipeline.decide.options import ConsensusOptions
 from pipeline.jobs.jobs import RangeTestJob
+from pipeline.ranks.group import current
 from pipeline.task.plan import RangeTestPlan
 from pipeline.task.tasks import Task
 
@@ -65,6 +66,10 @@ def further_jobs(task: Task, plan: RangeTestPlan, options: ConsensusOptions) -> 
     """
     if options.tests == 1:
         return []
+    require(
+        current() is None,
+        f"tests={options.tests} run side by side, one process each: use processes=1, or tests=1",
+    )
     require(
         not task.initial.startswith("run:"),
         f"init={task.init!r} with tests={options.tests}: further tests draw their own weights: "

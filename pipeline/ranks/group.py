@@ -158,24 +158,21 @@ class Ranks:
             with suppress(Left):
                 function(*args, **options)
 
-    def watch(self) -> None:
+    def watch(self, until: threading.Event) -> None:
         """End this process, from a thread, when another rank has failed, and nothing else does."""
         since = 0.0
-        while True:
-            time.sleep(WATCH_SECONDS)
+        while not until.wait(WATCH_SECONDS):
             try:
                 failure, ended = self.failure(), self.store.check([ENDED])
             except Exception:  # the store has gone, and rank 0 with it
                 failure, ended = None, True
-            if self.is_first and ended:
-                return
             if self.is_first:
                 is_stuck = failure is not None and self.is_calling
                 since = (since or time.monotonic()) if is_stuck else 0.0
                 if failure and is_stuck and time.monotonic() - since > GRACE_SECONDS:
                     _leave(f"Error: on rank {failure['rank']}: {failure['reason']}\n", 2)
-            elif failure or ended:
-                time.sleep(0 if failure else NOTICE_SECONDS)  # it may be about to end by itself
+            # Where rank 0 has ended, this one may be about to.
+            elif (failure or ended) and not until.wait(0 if failure else NOTICE_SECONDS):
                 _leave("", 1)
 
 
@@ -191,11 +188,15 @@ def current() -> Ranks | None:
 def joined(ranks: Ranks) -> Iterator[Ranks]:
     """Belong to ``ranks`` in the block."""
     _current.append(ranks)
-    threading.Thread(target=ranks.watch, daemon=True).start()
+    until = threading.Event()
+    watch = threading.Thread(target=ranks.watch, args=[until], daemon=True)
+    watch.start()
     try:
         yield ranks
     finally:
         _current.remove(ranks)
+        until.set()
+        watch.join()  # torch does not bear a thread in its store while Python ends
 
 
 def on_all_ranks(function: Function) -> Function:

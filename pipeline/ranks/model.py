@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -16,7 +15,7 @@ from lrrt_stage.measure.step import BatchLoss
 from lrrt_stage.settings import require
 from pipeline.ranks.group import Ranks
 
-__all__ = ["share_model", "with_synchronised_norms"]
+__all__ = ["share_model"]
 
 
 class _LossOfModel(nn.Module):
@@ -93,19 +92,3 @@ def _units(model: nn.Module) -> list[nn.Module]:
 
     search(model)
     return found
-
-
-def with_synchronised_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model with batch norms that take the statistics of all ranks' parts.
-
-    Raises
-    ------
-    LRRTError
-        On a CPU, for which torch has none.
-    """
-    require(
-        device.type == "cuda",
-        f"sync_batchnorm=true needs a GPU, and the device is {device}: leave it out, and each "
-        "process normalises over its part of the batch",
-    )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -43,6 +43,14 @@ class RankOptions(Options):
         """Whether the model of each process is another one than that of a process alone."""
         return self.processes > 1 and (self.strategy == "fsdp" or self.sync_batchnorm)
 
+    def require_device(self, kind: str) -> None:
+        """Raise LRRTError unless torch can do this on such a device."""
+        require(
+            not self.sync_batchnorm or kind == "cuda",
+            f"sync_batchnorm=true needs GPUs, and the device is {kind}: leave it out, and each "
+            "process normalises over its part of the batch",
+        )
+
     def require_divided(self, batch_size: int, name: str = "batch_size") -> None:
         """Raise LRRTError unless a batch of so many examples divides among the processes."""
         below = batch_size - batch_size % self.processes

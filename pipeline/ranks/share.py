@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from lrrt_stage.errors import LRRTError, describe
 from lrrt_stage.measure.evaluations import examples_in
 
-__all__ = ["Share", "SharedBatches", "is_shared"]
+__all__ = ["ALONE", "Share", "SharedBatches", "is_shared"]
 
 Part = TypeVar("Part")
 
@@ -31,6 +31,10 @@ class Share:
         """Return the rank's part of a tensor or a list of examples; those beyond a multiple go."""
         count = len(examples) // self.size  # type: ignore[arg-type]
         return examples[self.rank * count : (self.rank + 1) * count]  # type: ignore[index]
+
+
+ALONE = Share()
+"""All of a batch."""
 
 
 class SharedBatches:
@@ -63,7 +67,7 @@ class SharedBatches:
 def is_shared(batches: Any) -> bool:
     """Return whether batches are of this rank's examples already, as with a sampler of torch's."""
     sampler = batches.sampler if isinstance(batches, DataLoader) else None
-    is_part = getattr(batches, "share", Share()).size > 1
+    is_part = getattr(batches, "share", ALONE).size > 1
     return is_part or isinstance(sampler, DistributedSampler)
 
 

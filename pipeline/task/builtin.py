@@ -20,7 +20,7 @@ from pipeline.data.splits import Data
 from pipeline.models.losses import LOSSES
 from pipeline.models.networks import build_model
 from pipeline.models.optimizers import build_optimizer
-from pipeline.ranks.share import Share
+from pipeline.ranks.share import ALONE, Share
 from pipeline.task.setup import Deployed, Setup
 from pipeline.task.tasks import BuiltinOptions
 
@@ -33,7 +33,7 @@ def builtin_setup(
     device: torch.device,
     data_seed: int = 0,
     loader_workers: int = 0,
-    share: Share = Share(),  # noqa: B008 - it is frozen
+    share: Share = ALONE,
 ) -> Setup:
     """Return the setup of ``options`` on ``data``, whose splits in memory are on ``device``.
 

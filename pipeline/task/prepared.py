@@ -82,6 +82,8 @@ class PreparedTask:
             "strategy=fsdp does not scale the loss that precision=fp16 needs: use bf16",
         )
         self.device = resolve_device(runtime.device)
+        if self.ranks is not None:
+            self.ranks.options.require_device(self.device.type)
         if task.setup is None:
             with errors_of(task):
                 data = data or load_data(task.dataset, task.dataset_args, runtime.data_dir)

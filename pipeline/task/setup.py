@@ -25,7 +25,7 @@ from lrrt_stage.measure.step import (
 from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.preserve import move_optimizer
 from pipeline.ranks.group import Ranks
-from pipeline.ranks.share import Share, SharedBatches, is_shared
+from pipeline.ranks.share import ALONE, SharedBatches, is_shared
 
 __all__ = ["Deployed", "Metric", "Setup", "SetupFactory"]
 
@@ -137,11 +137,10 @@ class Setup:
         ``some_unused`` says whether some parameters have no gradient.
         """
         # FSDP takes a second to import, which a process that is alone does not need.
-        from pipeline.ranks.model import share_model, with_synchronised_norms
+        from pipeline.ranks.model import share_model
 
-        device = next(self.model.parameters()).device
         if ranks.options.sync_batchnorm:
-            self.model = with_synchronised_norms(self.model, device)
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if not is_shared(self.train_batches):
             agree = ranks.agree_on_randomness
             self.train_batches = SharedBatches(self.train_batches, ranks.share, agree)
@@ -178,7 +177,7 @@ class Setup:
         device is waited for once, at the end. Modes are the caller's. Each of the ``ranks``
         evaluates some of the batches, and all return the means over all.
         """
-        share = Share() if ranks is None else ranks.share
+        share = ALONE if ranks is None else ranks.share
         assert self.val_batches is not None
         device = next(self.model.parameters()).device
         total, count = torch.zeros((), device=device), 0  # type: Tensor, Any

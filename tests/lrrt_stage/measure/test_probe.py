@@ -104,9 +104,12 @@ class TestRhythm:
         found = probe_iterations(RangeTestOptions(), 100, object(), object())
         assert found == self.of(100)
 
-    def test_alike_on_all_ranks_whose_batches_may_differ(self, monkeypatch):
+    def test_the_batches_of_all_ranks_count(self, monkeypatch):
+        """As with a process alone that has the whole batch."""
+        small = self.of(1000, batch=8)
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        assert self.of(1000, batch=1) == self.of(1000, batch=64)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(8))
+        assert small != self.of(1000, batch=8) == self.of(1000, batch=64)
 
     def test_the_number_that_is_given_counts(self):
         assert self.of(100, batch=1, probe_every=1) == {*range(100)}
