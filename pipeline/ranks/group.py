@@ -85,18 +85,24 @@ class Ranks:
             self.tell((function, args, options))
             yield
         except (Exception, KeyboardInterrupt) as error:
-            self._explain(error)
+            self.explain(error)
             raise
         finally:
             self.is_calling = False
 
-    def _explain(self, error: BaseException) -> None:
-        """Raise what has happened on the other ranks, if an error of this one comes from that."""
-        if not _is_of_connection(error):
-            return
-        deadline = time.monotonic() + NOTICE_SECONDS
-        while (failure := self.failure()) is None and time.monotonic() < deadline:
+    def explain(self, error: BaseException) -> None:
+        """Raise what has happened on the other ranks, if an error of this one comes from that.
+
+        A launcher asks this rank to end where another one has failed.
+        """
+        is_of_connection = _is_of_connection(error)
+        deadline = time.monotonic() + (NOTICE_SECONDS if is_of_connection else 0)
+        while (failure := self.failure()) is None and not self.ended_processes():
+            if time.monotonic() >= deadline:
+                break
             time.sleep(0.05)
+        if not is_of_connection and (failure is None or not isinstance(error, KeyboardInterrupt)):
+            return
         if failure is None:
             ended = self.ended_processes()
             which = f"rank {ended[0]}" if ended else "another rank"
@@ -171,8 +177,8 @@ class Ranks:
                 since = (since or time.monotonic()) if is_stuck else 0.0
                 if failure and is_stuck and time.monotonic() - since > GRACE_SECONDS:
                     _leave(f"Error: on rank {failure['rank']}: {failure['reason']}\n", 2)
-            # Where rank 0 has ended, this one may be about to.
-            elif (failure or ended) and not until.wait(0 if failure else NOTICE_SECONDS):
+            # This rank may be about to end by itself.
+            elif (failure or ended) and not until.wait(NOTICE_SECONDS):
                 _leave("", 1)
 
 

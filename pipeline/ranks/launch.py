@@ -75,6 +75,7 @@ def ranks_of(options: RankOptions, arguments: Sequence[str]) -> Iterator[Ranks |
                 try:
                     yield ranks
                 except BaseException as error:
+                    ranks.explain(error)  # once more: a launcher may have stopped what followed
                     ranks.fail(error)
                     raise
                 with suppress(RuntimeError):  # all is done, whatever has become of the others
@@ -294,4 +295,5 @@ def _end_with(parent: int) -> None:
     """End this process with the one that has started it, even if that is killed."""
     while os.getppid() == parent:
         time.sleep(1)
+    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
     os._exit(1)
