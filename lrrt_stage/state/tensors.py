@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Tensors", "bits_of", "part_like", "whole", "without_repeats"]
+__all__ = ["Tensors", "bits_of", "is_parted", "part_like", "whole", "without_repeats"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""

@@ -21,7 +21,7 @@ from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes, require_no_lazy
 from lrrt_stage.state.snapshot import Snapshot
-from lrrt_stage.state.tensors import bits_of, part_like, whole, without_repeats
+from lrrt_stage.state.tensors import bits_of, is_parted, part_like, whole, without_repeats
 
 __all__ = [
     "INITIALIZERS",
@@ -29,10 +29,12 @@ __all__ = [
     "State",
     "digest",
     "initialize",
+    "is_shared",
     "load",
     "load_into",
     "save",
     "state_of",
+    "unwrapped",
 ]
 
 KERNEL_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -127,17 +129,28 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of the parameters and persistent buffers, on the CPU, contiguous.
 
     The names are those of the model itself, also where DDP wraps it. Where FSDP has given each rank
-    a part, all ranks have to call this, and get all of them.
+    a part, all ranks have to call this: rank 0 gets the whole, one tensor after the other, and the
+    others get nothing, since a machine may not have the memory for more than one.
 
     Raises
     ------
     LRRTError
         If this is no model, or an entry of its ``state_dict`` is not a dense tensor.
     """
-    return {name: _dense(name, tensor) for name, tensor in _unwrapped(model).state_dict().items()}
+    own = unwrapped(model).state_dict()
+    if not is_shared(model) or torch.distributed.get_rank() == 0:
+        return {name: _dense(name, tensor) for name, tensor in own.items()}
+    for name, tensor in own.items():
+        _dense(name, tensor)
+    return {}
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def is_shared(model: nn.Module) -> bool:
+    """Return whether each of several ranks has a part of the model's tensors, as with FSDP."""
+    return any(map(is_parted, unwrapped(model).state_dict().values()))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return a model, or the one that DDP wraps."""
     require_kind(isinstance(model, nn.Module), "the model", model, "pass an instance of nn.Module")
     return model.module if isinstance(model, DistributedDataParallel) else model
@@ -209,7 +222,8 @@ def load(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, state: State) -> None:
     """Copy ``state`` into ``model``, which keeps its device and layout.
 
-    Where FSDP has given each rank a part of the model, all ranks have to call this.
+    Where FSDP has given each rank a part of the model, all ranks have to call this, and rank 0 has
+    the ``state``.
 
     A tensor that ``expand`` made, whose elements share memory, gets memory for each of them.
 
@@ -218,10 +232,12 @@ def load_into(model: nn.Module, state: State) -> None:
     LRRTError
         With the first differences, if names, dtypes or shapes differ.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     own = model.state_dict()
     for name, value in own.items():
         _require_dense(name, value)
+    if is_shared(model) and torch.distributed.get_rank() > 0:  # what rank 0 sends has this form
+        state = {name: torch.empty(each.shape, dtype=each.dtype) for name, each in own.items()}
     differences = [
         f"{excerpt(name, 80)} is {_kind(state.get(name))} in the weights, "
         f"{_kind(own.get(name))} in the model"

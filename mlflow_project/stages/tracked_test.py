@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any
 
 import mlflow
@@ -13,7 +12,6 @@ from torch.optim import Optimizer
 
 from lrrt_stage import (
     LRCurve,
-    LRRTError,
     RangeTestOptions,
     Smoothing,
     StepOptions,
@@ -21,7 +19,7 @@ from lrrt_stage import (
     range_test,
     resolve_device,
 )
-from lrrt_stage.errors import describe, first_line
+from lrrt_stage.errors import describe
 from lrrt_stage.measure.ramp_loop import require_trainable, with_changes
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
@@ -30,6 +28,7 @@ from mlflow_project.handoff.handoff import Handoff
 from mlflow_project.handoff.publishing import publish_inputs
 from mlflow_project.handoff.signature import sign_run
 from mlflow_project.stages.lrrt import measure, publish_suggestion
+from mlflow_project.stages.on_rank_0 import Progress, on_rank_0, require_equal_weights
 from mlflow_project.tracking.connection import connect
 from mlflow_project.tracking.params import log_options
 from mlflow_project.tracking.runs import stage_run
@@ -81,7 +80,8 @@ def track_range_test(
     Returns
     -------
     Handoff
-        Under ``torch.distributed`` rank 0 publishes, and all ranks get the same hand-off.
+        Under ``torch.distributed`` all ranks call this, rank 0 publishes, and all ranks get the
+        same hand-off. Of a model that FSDP shares, rank 0 alone gets the weights.
 
     Raises
     ------
@@ -103,19 +103,21 @@ def track_range_test(
         more = {"step": step, "smoothing": plan.smoothing, "progress": progress, **arguments}
         return range_test(model, optimizer, loss_fn, batches, options, **more)
 
+    unwrapped = weights.unwrapped(model)
+    state = weights.state_of(model)
+    words = f"{type(unwrapped).__name__} {type(optimizer).__name__}"
+
     def tracked(run_test: Callable[[Progress], LRCurve]) -> Handoff:
         if mlflow.active_run() is None:
             connect(None, None)
-        words = f"{type(model).__name__} {type(optimizer).__name__}"
         with stage_run("lrrt", name or words) as run:
             device = arguments.get("device") or next(model.parameters()).device
             device = str(resolve_device(device))
-            described = _described(model, optimizer, loss_fn, batches)
+            described = _described(unwrapped, optimizer, loss_fn, batches)
             log_options(plan, step, **described, device=device)
             if dataset is not None:
                 run.log_input(dataset)
             digest = "" if dataset is None else str(dataset.digest)
-            state = weights.state_of(model)
             publish_inputs(run.files, None, plan, state, digest, device, described)
             folder = run.begin_work()
             with run.bundle():
@@ -126,51 +128,13 @@ def track_range_test(
 
     if not is_distributed():
         return tracked(run_test)
-    return _on_rank_0(tracked, run_test)
+    if not weights.is_shared(model):
+        require_equal_weights(state)
+    return on_rank_0(tracked, run_test, state)
 
 
-Progress = Callable[[int, int], None]
 CHANGES = frozenset([*RangeTestOptions.__dataclass_fields__, *StepOptions.__dataclass_fields__])
 """Options that can be passed by name."""
-
-
-def _on_rank_0(
-    tracked: Callable[[Callable[[Progress], LRCurve]], Handoff],
-    run_test: Callable[..., LRCurve],
-) -> Handoff:
-    """Publish on rank 0 while the other ranks take part in the test; return its hand-off."""
-    if distributed.get_rank() > 0:
-        _broadcast(None)  # before the test, which rank 0 may not reach
-        own = None
-        try:
-            run_test()
-        except Exception as error:
-            own = error
-        handoff = _broadcast(None)
-        if own is not None:
-            raise own
-        return handoff
-
-    def begin(progress: Progress) -> LRCurve:
-        _broadcast(None)
-        return run_test(progress)
-
-    try:
-        handoff = tracked(begin)
-    except BaseException as error:  # told to the other ranks, which would wait
-        with suppress(Exception):
-            _broadcast(LRRTError(f"on rank 0: {first_line(error)}"))
-        raise
-    return _broadcast(handoff)
-
-
-def _broadcast(value: Any) -> Any:
-    """Return the value of rank 0; raise it if it is an error."""
-    shared = [value]
-    distributed.broadcast_object_list(shared, src=0)
-    if isinstance(shared[0], Exception) and distributed.get_rank() > 0:
-        raise shared[0]
-    return shared[0]
 
 
 def _described(
@@ -180,11 +144,13 @@ def _described(
     first = optimizer.param_groups[0]
     plain = {k: v for k, v in first.items() if type(v) in (int, float) and "lr" not in k}
     batch_size = getattr(batches, "batch_size", None)
+    ranks = distributed.get_world_size() if is_distributed() else 1
     return {
         "model": type(model).__name__,
         "optimizer": type(optimizer).__name__,
         "loss": "own" if loss_fn is None else getattr(loss_fn, "__name__", type(loss_fn).__name__),
-        **({"batch_size": batch_size} if isinstance(batch_size, int) else {}),
+        **({"batch_size": batch_size * ranks} if isinstance(batch_size, int) else {}),
+        **({"processes": ranks} if ranks > 1 else {}),
         "parameter_groups": len(optimizer.param_groups),
         **{f"optimizer.{name}": value for name, value in plain.items()},
     }

@@ -160,13 +160,15 @@ class PreparedTask:
         return setup
 
     def whole(self, setup: Setup) -> Setup:
-        """Return a setup that one process can use, with the weights of one that ranks share.
+        """Return a setup that rank 0 can use alone, with the weights of one that all ranks share.
 
-        All ranks have to call this where each has a part of the model.
+        All of them have to call this.
         """
         if self.ranks is None or not self.ranks.options.changes_model:
             return setup
         state = weights.state_of(setup.model)
+        if not self.ranks.is_first:
+            return setup
         alone = self.setup()
         weights.load_into(alone.model, state)
         alone.to(self.device, layout_of(self.task))

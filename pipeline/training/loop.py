@@ -36,7 +36,7 @@ from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.state import weights
 from lrrt_stage.state.preserve import generators, set_training
-from lrrt_stage.state.tensors import part_like, whole
+from lrrt_stage.state.tensors import is_parted, part_like, whole
 from lrrt_stage.state.weights import State
 from pipeline.ranks.group import Ranks, following, on_all_ranks
 from pipeline.task.prepared import PreparedTask, errors_of
@@ -320,9 +320,9 @@ def _save_checkpoint(
         "lost": [(*_packed(each), astuple(each.range), each.reason) for each in training.lost],
         "history": _packed(training),
         "best": training.best_weights,
-        "model": (_whole(dict(model)), getattr(model, "_metadata", {})),
+        "model": (_whole(dict(model), ranks), getattr(model, "_metadata", {})),
         "losses": [loss.state_dict() for loss in setup.loss_modules],
-        "optimizer": _whole(setup.optimizer.state_dict()),
+        "optimizer": _whole(setup.optimizer.state_dict(), ranks),
         "scaler": take_step.scaler.state_dict(),
         "batches": [generator.get_state() for generator in generators(setup.train_batches)],
         "torch": [drawn] if ranks is None else ranks.gathered(drawn),
@@ -343,8 +343,19 @@ def _random_state() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), cuda
 
 
-def _whole(state: Any) -> Any:
-    return tree_map_only(Tensor, whole, state)
+def _whole(state: Any, ranks: Ranks | None) -> Any:
+    """Return a state with its parts on all ranks, on the CPU; on other ranks than 0, none of them.
+
+    One tensor after the other: a device may have no memory for more.
+    """
+
+    def gathered(tensor: Tensor) -> Tensor | None:
+        if not is_parted(tensor):
+            return tensor
+        full = whole(tensor)
+        return full.cpu() if ranks is None or ranks.is_first else None
+
+    return tree_map_only(Tensor, gathered, state)
 
 
 def _packed(history: TrainingHistory) -> tuple[Tensor, Tensor, list[tuple]]:
