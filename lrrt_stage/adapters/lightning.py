@@ -46,6 +46,8 @@ STEP_HOOKS = (
     "freeze_before_training",
 )
 """Hooks of a module or a callback that can change a step."""
+DDP = "DDPStrategy"
+"""Strategy of a Trainer whose processes average their gradients."""
 STEP_CALLBACKS = {
     "BackboneFinetuning",
     "BatchSizeFinder",
@@ -73,6 +75,7 @@ def from_lightning(
     that are in evaluation mode train in it. During these calls a ``Trainer`` that does not run is
     attached. Its logger, ``self.log``, ``self.log_dict`` and ``self.print`` do nothing.
 
+    In the ``fit`` of several processes with the strategy ``ddp``, the test takes steps as they do.
     Schedulers, callbacks, and the other hooks of a Trainer are not run. A warning names those that
     can change a step, and the arguments of ``trainer`` that have no effect.
 
@@ -174,6 +177,9 @@ def from_lightning(
         warnings.simplefilter("ignore")  # it uses what torch deprecates
         train = train if isinstance(train, kind) else kind(train, "max_size_cycle")
         val = val if isinstance(val, kind) else kind([] if val is None else val)
+    if inside_fit and trainer is not None and type(trainer.strategy).__name__ == DDP:
+        # By the wrapper, whose forward pass has the gradients averaged.
+        step_loss.training_step = trainer.strategy.training_step
     several = isinstance(train.iterables, (dict, list, tuple))
     first_val = None if several else next(iter(val.flattened), None)
     step_loss.batches = _CombinedLoader(train)
@@ -239,6 +245,7 @@ class _StepLoss:
         self, module: Any, datamodule: Any | None, trainer: Any, train: Any, val: Any
     ) -> None:
         self.module, self.datamodule, self.trainer = module, datamodule, trainer
+        self.training_step: Callable[..., Any] = module.training_step
         with self.attached():
             # For `estimated_stepping_batches`, which many schedulers are made with.
             self.trainer.strategy.connect(module)
@@ -256,7 +263,7 @@ class _StepLoss:
             batch = self.module._apply_batch_transfer_handler(batch, device)
             takes = inspect.signature(self.module.training_step).parameters.values()
             only_batch = len(takes) == 1 and all(p.kind != p.VAR_POSITIONAL for p in takes)
-            output = self.module.training_step(*([batch] if only_batch else [batch, index]))
+            output = self.training_step(*([batch] if only_batch else [batch, index]))
         loss = output.get("loss") if isinstance(output, Mapping) else output
         require(
             isinstance(loss, torch.Tensor),
@@ -331,7 +338,7 @@ def _step_options(trainer: Any | None, inside_fit: bool) -> tuple[StepOptions, l
         "gradient_clip_algorithm='value'": by_value and trainer.gradient_clip_val,
         f"precision={precision!r}": precision not in PRECISIONS,
         plugin.__name__: not plugin.__module__.startswith(PACKAGES),
-        strategy: strategy != "SingleDeviceStrategy",
+        strategy: strategy not in ("SingleDeviceStrategy", DDP if inside_fit else ""),
         # 1.0 is all batches, and 1 is one batch.
         "limit_train_batches": repr(trainer.limit_train_batches) != "1.0",
         "overfit_batches": trainer.overfit_batches != 0,

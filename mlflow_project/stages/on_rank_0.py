@@ -21,8 +21,8 @@ Progress = Callable[[int, int], None]
 PUBLISHING = timedelta(days=1)
 """How long rank 0 may take to publish, as it waits for a tracking store that does not answer."""
 FAILING = timedelta(seconds=20)
-"""How long two ranks may be apart that fail alike. One that fails alone may not wait for ranks which
-wait for it: it ends, and so do they."""
+"""How far apart two ranks may fail alike. One that fails alone ends then, and with it the others,
+which wait for it."""
 
 
 def require_equal_weights(state: weights.State) -> None:

@@ -105,7 +105,8 @@ def track_range_test(
 
     unwrapped = weights.unwrapped(model)
     state = weights.state_of(model)
-    words = f"{type(unwrapped).__name__} {type(optimizer).__name__}"
+    described = _described(unwrapped, optimizer, loss_fn, batches)
+    words = f"{described['model']} {described['optimizer']}"
 
     def tracked(run_test: Callable[[Progress], LRCurve]) -> Handoff:
         if mlflow.active_run() is None:
@@ -113,7 +114,6 @@ def track_range_test(
         with stage_run("lrrt", name or words) as run:
             device = arguments.get("device") or next(model.parameters()).device
             device = str(resolve_device(device))
-            described = _described(unwrapped, optimizer, loss_fn, batches)
             log_options(plan, step, **described, device=device)
             if dataset is not None:
                 run.log_input(dataset)
@@ -143,13 +143,18 @@ def _described(
     """Return what the objects are, as parameters of the run."""
     first = optimizer.param_groups[0]
     plain = {k: v for k, v in first.items() if type(v) in (int, float) and "lr" not in k}
-    batch_size = getattr(batches, "batch_size", None)
     ranks = distributed.get_world_size() if is_distributed() else 1
+    batch_size = getattr(batches, "batch_size", None)
+    batch_size = batch_size * ranks if isinstance(batch_size, int) else None
+    # Of a loader that Accelerate has prepared, which names the size of all ranks.
+    batch_size = getattr(batches, "total_batch_size", batch_size)
+    inner = getattr(optimizer, "optimizer", None)
+    name = type(model).__name__
     return {
-        "model": type(model).__name__,
-        "optimizer": type(optimizer).__name__,
+        "model": name.removeprefix("FSDP") if weights.is_shared(model) else name,
+        "optimizer": type(inner if isinstance(inner, Optimizer) else optimizer).__name__,
         "loss": "own" if loss_fn is None else getattr(loss_fn, "__name__", type(loss_fn).__name__),
-        **({"batch_size": batch_size * ranks} if isinstance(batch_size, int) else {}),
+        **({"batch_size": batch_size} if isinstance(batch_size, int) else {}),
         **({"processes": ranks} if ranks > 1 else {}),
         "parameter_groups": len(optimizer.param_groups),
         **{f"optimizer.{name}": value for name, value in plain.items()},
