@@ -46,11 +46,12 @@ SHORTER = {
     r" train": "--epochs 1",
     r" refine": "--trial-epochs 1",
 }
-# What installs; what runs these very tests; and what tests/browser, tests/examples and
+# What installs; what runs these very tests; what needs Docker or a cluster, and is checked by
+# tests/test_deploy.py; and what tests/browser, tests/examples and
 # tests/mlflow_project/stages/test_optuna_dashboard.py run.
 LEFT_OUT = (
     r"pip install|python3 -m venv|\. \.venv|make test|mlflow ui|optuna-dashboard|dvc |"
-    r".*pipeline\.sh"
+    r".*pipeline\.sh|docker |kubectl |sbatch |mlflow run deploy/kubernetes "
 )
 PROJECT_RUN = re.compile(r"mlflow run \. -e (\w+) --env-manager local(.*)")
 MAKE_RUN = re.search(r"mlflow run .*", (ROOT / "Makefile").read_text("utf-8"))[0]
