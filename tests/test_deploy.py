@@ -309,6 +309,7 @@ def submit(store, monkeypatch):
             parameters=parameters,
             backend="kubernetes",
             backend_config="deploy/kubernetes/backend.json",
+            storage_dir="downloads",
             synchronous=False,
         )
         return asked.pop(), submitted.run_id
