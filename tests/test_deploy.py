@@ -431,12 +431,11 @@ def test_one_process_is_the_stage_itself_with_its_exit_code(cluster, code):
 @pytest.mark.parametrize(
     ("variables", "nodes", "processes"),
     [
-        ({"SLURM_GPUS_ON_NODE": "4"}, 1, 4),
         ({"SLURM_JOB_NUM_NODES": "2"}, 2, 1),
         ({"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "PROCESSES": "3"}, 2, 3),
     ],
 )
-def test_several_processes_are_started_by_torchrun(cluster, variables, nodes, processes):
+def test_processes_on_several_nodes_are_started_by_torchrun(cluster, variables, nodes, processes):
     code, called, error = cluster.submit("lrrt", "--seed", "3", **variables)
     assert code == 0, error
     line = next(line for line in called if line.startswith("torchrun "))
@@ -448,6 +447,14 @@ def test_several_processes_are_started_by_torchrun(cluster, variables, nodes, pr
     assert (known.module, known.training_script) == (True, "mlflow_project")
     parse(known.training_script_args)
     assert known.training_script_args == ["lrrt", "--seed", "3"]
+
+
+@pytest.mark.parametrize(("command", "more"), [("lrrt", " --processes 4"), ("study", "")])
+def test_processes_on_one_node_are_started_by_the_stage(cluster, command, more):
+    code, called, error = cluster.submit(command, SLURM_GPUS_ON_NODE="4", ends=4)
+    assert code == 4, error
+    assert called[0] == f"srun lrrt-stage {command}{more}"
+    parse(called[0].split()[2:])
 
 
 @pytest.mark.parametrize(
