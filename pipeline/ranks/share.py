@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lrrt_stage.errors import LRRTError, describe
-from lrrt_stage.measure.evaluations import examples_in
+from lrrt_stage.measure.evaluations import examples_in, tensors_in
 
 __all__ = ["ALONE", "Share", "SharedBatches", "is_shared"]
 
@@ -55,7 +55,7 @@ class SharedBatches:
     def __iter__(self) -> Iterator[Any]:
         self.agree()
         for batch in self.batches:
-            count = examples_in(batch)
+            count = _count(batch)
             if count < self.share.size:
                 raise LRRTError(
                     f"a batch of {count} examples does not divide among {self.share.size} "
@@ -72,17 +72,18 @@ def is_shared(batches: Any) -> bool:
 
 
 def _part(batch: Any, count: int, share: Share) -> Any:
-    """Return the part of a batch of ``count`` examples; what is not one for each stays whole."""
+    """Return the part of a batch of ``count`` examples, in its form."""
     if isinstance(batch, (Tensor, np.ndarray)):
-        return share.of(batch) if batch.ndim and len(batch) == count else batch
+        if batch.ndim and len(batch) != count:  # whole on every rank, it might be wrong
+            raise _undivided(f"{describe(batch)} beside {count} examples", share)
+        return share.of(batch) if batch.ndim else batch
     if isinstance(batch, Mapping):
         result: Any = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         for key, value in batch.items():
             result[key] = _part(value, count, share)
         return result
     if isinstance(batch, (tuple, list)):
-        of_examples = len(batch) == count and not isinstance(batch[0], (Tensor, np.ndarray))
-        if of_examples and isinstance(batch, list):
+        if _holds_examples(batch, count):
             return share.of(batch)
         parts = [_part(part, count, share) for part in batch]
         return parts if isinstance(batch, list) else getattr(batch, "_make", type(batch))(parts)
@@ -93,7 +94,25 @@ def _part(batch: Any, count: int, share: Share) -> Any:
         return result
     if batch is None or isinstance(batch, (bool, int, float, str)):
         return batch
-    raise LRRTError(
-        f"a batch holds {describe(batch)}, which cannot be divided among {share.size} processes: "
-        "give tensors, or a DataLoader with a DistributedSampler"
+    raise _undivided(describe(batch), share)
+
+
+def _count(batch: Any) -> int:
+    """Return the number of examples: the length of all tensors, where they have one length."""
+    lengths = {len(each) for each in tensors_in(batch) if each.ndim}
+    return lengths.pop() if len(lengths) == 1 else examples_in(batch)
+
+
+def _holds_examples(batch: tuple | list, count: int) -> bool:
+    """Return whether a sequence has an entry for each example, such as images of several sizes."""
+    if len(batch) != count or hasattr(batch, "_make"):
+        return False
+    first = batch[0]
+    return not (isinstance(first, (Tensor, np.ndarray)) and first.ndim and len(first) == count)
+
+
+def _undivided(what: str, share: Share) -> LRRTError:
+    return LRRTError(
+        f"a batch holds {what}, which cannot be divided among {share.size} processes: give tensors "
+        "with a row for each example, or a DataLoader with a DistributedSampler"
     )
