@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from lrrt_stage.errors import LRRTError, describe
 from lrrt_stage.measure.evaluations import examples_in, tensors_in
 
-__all__ = ["ALONE", "Share", "SharedBatches", "is_shared"]
+__all__ = ["ALONE", "Share", "SharedBatches", "count_examples", "is_shared"]
 
 Part = TypeVar("Part")
 
@@ -55,7 +55,7 @@ class SharedBatches:
     def __iter__(self) -> Iterator[Any]:
         self.agree()
         for batch in self.batches:
-            count = _count(batch)
+            count = count_examples(batch)
             if count < self.share.size:
                 raise LRRTError(
                     f"a batch of {count} examples does not divide among {self.share.size} "
@@ -97,7 +97,7 @@ def _part(batch: Any, count: int, share: Share) -> Any:
     raise _undivided(describe(batch), share)
 
 
-def _count(batch: Any) -> int:
+def count_examples(batch: Any) -> int:
     """Return the number of examples: the length of all tensors, where they have one length."""
     lengths = {len(each) for each in tensors_in(batch) if each.ndim}
     return lengths.pop() if len(lengths) == 1 else examples_in(batch)

@@ -26,7 +26,7 @@ from pipeline.data.splits import Data
 from pipeline.data.trust import NAMES, NameFromRun, require_trusted
 from pipeline.models.networks import check_output
 from pipeline.ranks.group import current, on_all_ranks
-from pipeline.ranks.share import Share, is_shared
+from pipeline.ranks.share import Share, SharedBatches, count_examples, is_shared
 from pipeline.task.builtin import builtin_setup
 from pipeline.task.plan import RangeTestPlan, ValidationOptions
 from pipeline.task.setup import Setup
@@ -337,7 +337,9 @@ class PreparedTask:
         if is_shared(setup.train_batches):
             self.ranks.require_equal("data", setup.data_digest or "")
             return size * self.ranks.share.size
+        size = count_examples(batches[0])
         self.ranks.options.require_divided(size, "a batch of the setup")
+        next(iter(SharedBatches(batches, self.ranks.share)))  # raises if it cannot be divided
         self.ranks.require_equal("data", f"{digest} {_content(batches)}")
         return size
 
