@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ from torch import distributed
 import lrrt_stage
 from lrrt_stage.errors import LRRTError, excerpt
 from lrrt_stage.settings import hide_passwords, require
-from pipeline.ranks.group import ENDED, Ranks, joined
+from pipeline.ranks.group import ENDED, NOTICE_SECONDS, WATCH_SECONDS, Ranks, joined
 from pipeline.ranks.options import RankOptions, launched_rank, launched_size
 from pipeline.ranks.share import Share
 
@@ -36,6 +37,8 @@ __all__ = ["dismiss", "follow", "ranks_of"]
 
 FOLDER = "LRRT_RANKS"
 """Environment variable with the folder by which the processes of one machine find each other."""
+FIRST = "LRRT_RANK_0"
+"""Environment variable with the process that has started this one."""
 START_SECONDS = 600
 """How long ranks may differ in their start: one of them may be on a machine that reads slowly."""
 PATIENCE = timedelta(days=365)
@@ -93,7 +96,7 @@ def follow(arguments: Sequence[str]) -> NoReturn:
     rank, size = launched_rank(), launched_size()
     warnings.simplefilter("ignore")  # rank 0 shows them
     if FOLDER in os.environ:
-        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        threading.Thread(target=_end_with_rank_0, daemon=True).start()
     store = _store(rank, size)
     _greet(store, rank, arguments)
     deadline = time.monotonic() + START_SECONDS
@@ -108,6 +111,8 @@ def follow(arguments: Sequence[str]) -> NoReturn:
             ranks.follow()
         except BaseException as error:
             ranks.fail(error)
+            if FOLDER in os.environ:
+                _end_with_rank_0(NOTICE_SECONDS)
             os._exit(1)  # at once: what it holds may wait for ranks that have gone
     sys.exit(0)
 
@@ -168,6 +173,7 @@ def _followers(options: RankOptions, arguments: Sequence[str]) -> Iterator[Calla
     threads, size = max(1, torch.get_num_threads() // options.processes), options.processes
     of_all = {
         FOLDER: folder,
+        FIRST: str(os.getpid()),
         "WORLD_SIZE": str(size),
         # They find each other by a file, and not at an address.
         "MASTER_ADDR": "localhost",
@@ -291,9 +297,16 @@ def _connected(
         distributed.destroy_process_group()
 
 
-def _end_with(parent: int) -> None:
-    """End this process with the one that has started it, even if that is killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
-    os._exit(1)
+def _end_with_rank_0(seconds: float = inf) -> None:
+    """End this process with the one that has started it, if that ends in so many seconds.
+
+    If it was killed, it has left the folder.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and os.name == "posix":  # elsewhere this would kill it
+        try:
+            os.kill(int(os.environ[FIRST]), 0)
+        except OSError:  # no such process
+            shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
+            os._exit(1)
+        time.sleep(WATCH_SECONDS)

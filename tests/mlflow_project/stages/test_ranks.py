@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import mlflow_project.stages.train  # noqa: F401 - a test interrupts it
 from lrrt_stage import digest
 from lrrt_stage.state import weights
 from tests.stores import ROOT, interrupted_after_epoch, search_path
@@ -160,9 +161,7 @@ def test_a_hand_off_of_one_process_trains_on_two_and_the_reverse(store, strategy
         assert run.data.metrics["first_loss"] == pytest.approx(
             run.data.metrics["range_test_first_loss"], rel=1e-6
         )
-    final = [
-        weights.load(store.file(run, "final_weights.safetensors")) for run in (on_two, alone)
-    ]
+    final = [weights.load(store.file(run, "final_weights.safetensors")) for run in (on_two, alone)]
     assert final[0].keys() == final[1].keys()
     assert all(torch.allclose(final[0][k], final[1][k], atol=1e-4) for k in final[0])
     # The model is logged, and takes what the dataset holds.
@@ -301,7 +300,7 @@ class TestSetups:
         assert time.monotonic() - began < 40
         if code < 0:
             return
-        (line,) = done.stderr.splitlines()
+        (line,) = filter(None, done.stderr.splitlines())
         if rank == 1:
             assert "rank 1" in line
         if fault == "raise":
