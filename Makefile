@@ -14,17 +14,21 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist load
 
 # All install into one environment.
 .NOTPARALLEL:
-.PHONY: run test test-fast test-oldest soak audit lint docs bench suggestions clean
+.PHONY: run test test-fast test-scale test-oldest soak audit lint docs bench suggestions clean
 
 run: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e main --env-manager local --experiment-name lrrt
 
 test: .venv/installed-test lint
-	$(PYTEST) --durations=10
+	$(PYTEST) -m "not scale" --durations=10
+
+# Several processes, clusters and databases, up to 5 minutes. What is not installed here is skipped.
+test-scale: .venv/installed-scale
+	$(PYTEST) -m scale --dist load -ra --durations=10
 
 # What to run at every change: the range test, tasks and data, and one run through each command.
 test-fast: .venv/installed-test
-	$(PYTEST) -m "not slow" tests/lrrt_stage tests/pipeline/data tests/pipeline/models \
+	$(PYTEST) -m "not slow and not scale" tests/lrrt_stage tests/pipeline/data tests/pipeline/models \
 		tests/pipeline/task tests/pipeline/decide tests/test_project.py \
 		tests/mlflow_project/test_every_command.py \
 		--ignore tests/lrrt_stage/adapters --ignore tests/lrrt_stage/plots
@@ -78,7 +82,9 @@ clean:
 .venv/installed-test: EXTRA := [test]
 .venv/installed-docs: EXTRA := [docs]
 .venv/installed-benchmarks: EXTRA := [benchmarks]
-.venv/installed .venv/installed-test .venv/installed-docs .venv/installed-benchmarks: \
+.venv/installed-scale: EXTRA := [scale]
+.venv/installed .venv/installed-test .venv/installed-docs .venv/installed-benchmarks \
+.venv/installed-scale: \
 		pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "installing (torch with CUDA is about 5 GB, a few minutes)"
 	$(PIP) --editable ".$(EXTRA)"

@@ -164,6 +164,8 @@ def become(
 def run() -> int:
     """Run what ``sys.argv`` names, as Python does; return the exit code."""
     try:
+        if sys.argv[0] == "-u":  # as torchrun starts it
+            sys.argv = sys.argv[1:]
         if sys.argv[0] == "-m":
             sys.argv = sys.argv[1:]
             if not hasattr(sys.modules.get(sys.argv[0]), "__path__"):

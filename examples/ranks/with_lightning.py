@@ -1,7 +1,9 @@
 """Lightning on several processes: the range test when ``fit`` starts, and training with the result.
 
-python examples/ranks/with_lightning.py
+python examples/ranks/with_lightning.py 2
 """
+
+import sys
 
 import mlflow
 import torch
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mlflow_project.callbacks.lightning import LRRangeTest
 
-EPOCHS, BATCH, PROCESSES = 3, 64, 2
+EPOCHS, BATCH = 3, 64
 
 
 class Digits(LightningModule):
@@ -39,6 +41,7 @@ class Digits(LightningModule):
 
 
 if __name__ == "__main__":
+    processes = int(sys.argv[1])
     seed_everything(0)
     train, held_out = splits()
     test = LRRangeTest(name="digits by Lightning")
@@ -46,7 +49,7 @@ if __name__ == "__main__":
         max_epochs=EPOCHS,
         accelerator="cpu",
         strategy="ddp",
-        devices=PROCESSES,
+        devices=processes,
         callbacks=[test],
         logger=False,
         enable_checkpointing=False,
@@ -57,8 +60,8 @@ if __name__ == "__main__":
         mlflow.set_experiment("digits")
     trainer.fit(
         Digits(),
-        DataLoader(train, BATCH // PROCESSES, shuffle=True, drop_last=True),
-        DataLoader(held_out, BATCH // PROCESSES),
+        DataLoader(train, BATCH // processes, shuffle=True, drop_last=True),
+        DataLoader(held_out, BATCH // processes),
     )
     if trainer.is_global_zero:
         print(test.handoff, f"accuracy {trainer.callback_metrics['accuracy']:.4f}")

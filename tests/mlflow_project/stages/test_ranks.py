@@ -143,6 +143,7 @@ def test_the_curve_is_that_of_one_process_with_the_same_batches(store, strategy)
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.scale
 @pytest.mark.starts_with("lrrt")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_hand_off_of_one_process_trains_on_two_and_the_reverse(store, strategy):
@@ -171,6 +172,7 @@ def test_a_hand_off_of_one_process_trains_on_two_and_the_reverse(store, strategy
     assert model.status == "READY"
 
 
+@pytest.mark.scale
 @pytest.mark.starts_with("lrrt")
 @pytest.mark.parametrize(
     ("first", "then"),
@@ -195,6 +197,7 @@ def test_a_training_resumes_with_another_number_of_processes(store, first, then)
         assert digest(weights.load(files[0])) == digest(weights.load(files[1]))
 
 
+@pytest.mark.scale
 @pytest.mark.starts_with("lrrt")
 def test_main_goes_on_after_an_interruption(store):
     main = ("main", *store.SMALL, "--epochs", 3)
@@ -205,6 +208,7 @@ def test_main_goes_on_after_an_interruption(store):
     assert train.data.tags["lrrt.resumed_run_id"] == interrupted.info.run_id
 
 
+@pytest.mark.scale
 @pytest.mark.starts_with("lrrt")
 def test_a_search_on_two_processes_prunes_on_both(store):
     search = ("refine", "--trials", 6, "--trial-epochs", 4)
@@ -222,6 +226,7 @@ def test_a_search_on_two_processes_prunes_on_both(store):
     )
 
 
+@pytest.mark.scale
 def test_batch_norm_is_that_of_each_process(store):
     """The part of a batch has other statistics: said in the help of sync_batchnorm."""
     cnn = ("lrrt", "--batch-size", 128, "--device", "cpu")
@@ -233,6 +238,7 @@ def test_batch_norm_is_that_of_each_process(store):
     outcome.names("sync_batchnorm=true", "GPUs", "cpu")
 
 
+@pytest.mark.scale
 class TestSetups:
     """A setup of the user's: its batches are divided, or come from a sampler for ranks."""
 
