@@ -51,7 +51,8 @@ SHORTER = {
 # tests/mlflow_project/stages/test_optuna_dashboard.py run.
 LEFT_OUT = (
     r"pip install|python3 -m venv|\. \.venv|make test|mlflow ui|optuna-dashboard|dvc |"
-    r".*pipeline\.sh|docker |kubectl |sbatch |mlflow run deploy/kubernetes "
+    r".*pipeline\.sh|docker |kubectl |sbatch |mlflow run deploy/kubernetes |"
+    r"torchrun |python examples/ranks/"
 )
 PROJECT_RUN = re.compile(r"mlflow run \. -e (\w+) --env-manager local(.*)")
 MAKE_RUN = re.search(r"mlflow run .*", (ROOT / "Makefile").read_text("utf-8"))[0]
