@@ -52,7 +52,10 @@ ROOMS = {
     "pipeline.ranks": ((), ("lrrt_stage", "numpy", "torch")),
     "pipeline.data": (
         ("ranks",),
-        ("lazy_loader", "lrrt_stage", "numpy", "skimage", "sklearn", "torch", "torchvision"),
+        (
+            *("filelock", "lazy_loader", "lrrt_stage", "numpy"),
+            *("skimage", "sklearn", "torch", "torchvision"),
+        ),
     ),
     "pipeline.models": (("data",), ("lrrt_stage", "torch", "torchvision")),
     "pipeline.task": (("ranks", "data", "models"), ("lrrt_stage", "numpy", "torch")),

@@ -296,7 +296,8 @@ def _run(
     ranks = from_values(RankOptions, values) if "processes" in values else RankOptions()
     context = click.get_current_context()
     assert context is not None
-    with ranks_of(ranks, context.find_root().obj or ()):
+    arguments = context.find_root().obj or ()
+    with ranks_of(ranks, arguments, values.get("device", "auto")):
         connect(values["tracking_uri"], values["experiment"])
         mark_ended()
         return show_result(title, stage(**options, **more), output)

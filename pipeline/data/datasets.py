@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -159,7 +161,9 @@ def _torchvision(class_name: str, data_dir: str) -> Data:
     for train in (True, False):
         try:
             # torchvision downloads missing files, and those that fail its MD5 check.
-            split = getattr(torchvision.datasets, class_name)(data_dir, train=train, download=True)
+            with _one_at_a_time(data_dir):
+                dataset = getattr(torchvision.datasets, class_name)
+                split = dataset(data_dir, train=train, download=True)
         except Exception as error:  # from a socket, an archive, or a parser of damaged files
             raise LRRTError(
                 f"{class_name} in {data_dir} is missing or damaged, and could not be downloaded "
@@ -171,6 +175,16 @@ def _torchvision(class_name: str, data_dir: str) -> Data:
         splits.append((images.contiguous(), torch.as_tensor(split.targets)))
     train_split, val_split = splits
     return Data(train_split, val_split, len(split.classes), *channel_statistics(train_split[0]))
+
+
+@contextmanager
+def _one_at_a_time(folder: str) -> Iterator[None]:
+    """Let one process of several download; where no file can be made, none of them can."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(Path(folder, ".download.lock")))
+        yield
 
 
 DATASETS: dict[str, Callable[..., Data]] = {

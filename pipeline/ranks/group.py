@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lrrt_stage.errors import LRRTError, first_line
+from lrrt_stage.settings import hide_passwords
 from pipeline.ranks.options import RankOptions
 from pipeline.ranks.share import Share
 
@@ -95,13 +96,15 @@ class Ranks:
 
         A launcher asks this rank to end where another one has failed.
         """
-        is_of_connection = _is_of_connection(error)
-        deadline = time.monotonic() + (NOTICE_SECONDS if is_of_connection else 0)
+        is_asked = isinstance(error, KeyboardInterrupt)
+        if not is_asked and not _is_of_connection(error):
+            return
+        deadline = time.monotonic() + (0 if is_asked else NOTICE_SECONDS)
         while (failure := self.failure()) is None and not self.ended_processes():
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.05)
-        if not is_of_connection and (failure is None or not isinstance(error, KeyboardInterrupt)):
+        if is_asked and (failure is None or failure["interrupted"]):
             return
         if failure is None:
             ended = self.ended_processes()
@@ -122,7 +125,7 @@ class Ranks:
         """Tell the other ranks why this one ends, unless another one has told them before."""
         failed = {
             "rank": self.share.rank,
-            "reason": first_line(error),
+            "reason": hide_passwords(first_line(error)),
             "interrupted": isinstance(error, KeyboardInterrupt),
         }
         with suppress(Exception):

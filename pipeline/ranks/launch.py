@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from math import inf
@@ -46,10 +47,13 @@ HELLO, GO = "lrrt/hello/{}", "lrrt/go"
 
 
 @contextmanager
-def ranks_of(options: RankOptions, arguments: Sequence[str]) -> Iterator[Ranks | None]:
+def ranks_of(
+    options: RankOptions, arguments: Sequence[str], device: str = "auto"
+) -> Iterator[Ranks | None]:
     """Run the block as rank 0 of so many processes, or of those that a launcher has started.
 
-    ``arguments`` are those of the command, which have to be the same on all ranks.
+    ``arguments`` are those of the command, which have to be the same on all ranks, and ``device``
+    is that of its tasks.
 
     Raises
     ------
@@ -65,20 +69,23 @@ def ranks_of(options: RankOptions, arguments: Sequence[str]) -> Iterator[Ranks |
         size == 1 or options.processes in (1, size),
         f"processes={options.processes}, but the launcher has started {size}: leave it out",
     )
+    on_gpus = torch.cuda.is_available() and device.startswith(("auto", "cuda"))
     if size == 1:
-        _require_devices(options.processes)
-    options = RankOptions(max(size, options.processes), options.strategy, options.sync_batchnorm)
+        _require_devices(options.processes, on_gpus)
+    options = replace(options, processes=max(size, options.processes))
     with _followers(options, arguments) if size == 1 else _launched() as ended:
         store = _store(0, options.processes)
         try:
             _greet(store, 0, arguments)
             _compare(store, options.processes, ended)
-            store.set(GO, json.dumps([options.processes, options.strategy, options.sync_batchnorm]))
-            with _connected(store, Share(0, options.processes), options, ended) as ranks:
+            store.set(GO, json.dumps([asdict(options), on_gpus]))
+            share = Share(0, options.processes)
+            with _connected(store, share, options, on_gpus, ended) as ranks:
                 try:
                     yield ranks
                 except BaseException as error:
-                    ranks.explain(error)  # once more: a launcher may have stopped what followed
+                    if isinstance(error, KeyboardInterrupt):
+                        ranks.explain(error)
                     ranks.fail(error)
                     raise
                 with suppress(RuntimeError):  # all is done, whatever has become of the others
@@ -104,8 +111,8 @@ def follow(arguments: Sequence[str]) -> NoReturn:
         if store.check([ENDED]) or time.monotonic() > deadline:
             os._exit(0)
         time.sleep(0.05)
-    options = RankOptions(*json.loads(store.get(GO)))
-    with _connected(store, Share(rank, size), options) as ranks:
+    given, on_gpus = json.loads(store.get(GO))
+    with _connected(store, Share(rank, size), RankOptions(**given), on_gpus) as ranks:
         threading.Thread(target=_stop_when_asked, args=[ranks, _asked()], daemon=True).start()
         try:
             ranks.follow()
@@ -143,10 +150,9 @@ def dismiss() -> None:
         store.set(ENDED, "")
 
 
-def _require_devices(processes: int) -> None:
-    cuda = torch.cuda.is_available()
-    count = torch.cuda.device_count() if cuda else len(_cores())
-    kind = "GPUs" if cuda else "cores"
+def _require_devices(processes: int, on_gpus: bool) -> None:
+    count = torch.cuda.device_count() if on_gpus else len(_cores())
+    kind = "GPUs" if on_gpus else "cores"
     require(
         processes <= count,
         f"processes={processes} is more than the {count} {kind} of this machine: use {count} or "
@@ -274,21 +280,19 @@ def _connected(
     store: Any,
     share: Share,
     options: RankOptions,
+    on_gpus: bool,
     ended: Callable[[], list[int]] = list,
 ) -> Iterator[Ranks]:
     """Be one of the ranks in the block."""
     if FOLDER in os.environ:  # no other machine takes part
-        own = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", own[0])
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=store,
-        rank=share.rank,
-        world_size=share.size,
-    )
+        for _, name in socket.if_nameindex():
+            if name.startswith("lo"):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if on_gpus:
+        place = int(os.environ.get("LOCAL_RANK", share.rank))
+        torch.cuda.set_device(place % torch.cuda.device_count())
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    distributed.init_process_group(backend, store=store, rank=share.rank, world_size=share.size)
     try:
         control: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
         with joined(Ranks(share, options, store, control, ended)) as ranks:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -77,15 +78,17 @@ def make(rank=-1, fault="raise", sampler=False, batch=32, other=""):
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left(tmp_path, monkeypatch):
     """No process of a test may be there after it, and no folder by which they find each other."""
-    before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("lrrt-ranks-*"))
+    monkeypatch.setenv("LRRT_TEST", str(os.getpid()))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield
     deadline = time.monotonic() + 10
     while left := list(followers()):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("lrrt-ranks-*")) <= before
+    assert not [*tmp_path.glob("lrrt-ranks-*")]
 
 
 def followers():
@@ -102,14 +105,8 @@ def followers():
 def setups(store, tmp_path, monkeypatch):
     (tmp_path / "two_ranks.py").write_text(SETUP)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("LRRT_TEST", str(os.getpid()))
     yield
     sys.modules.pop("two_ranks", None)
-
-
-@pytest.fixture(autouse=True)
-def marked(monkeypatch):
-    monkeypatch.setenv("LRRT_TEST", str(os.getpid()))
 
 
 def losses(store, run, name="train_loss"):
