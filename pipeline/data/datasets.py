@@ -180,10 +180,11 @@ def _torchvision(class_name: str, data_dir: str) -> Data:
 @contextmanager
 def _one_at_a_time(folder: str) -> Iterator[None]:
     """Let one process of several download; where no file can be made, none of them can."""
+    place = Path(os.path.expanduser(folder))
     with ExitStack() as stack:
         with suppress(OSError):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(Path(folder, ".download.lock")))
+            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(place / ".download.lock"))
         yield
 
 
