@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Tensors", "bits_of", "is_parted", "part_like", "whole", "without_repeats"]
+__all__ = ["Tensors", "apart", "bits_of", "is_parted", "part_like", "whole", "without_repeats"]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
@@ -28,12 +29,13 @@ class Tensors:
         forms = [_form(tensor) for tensor in self.tensors]
         if forms != self.forms:
             self.forms, self.memory = forms, [tensor.data for tensor in self.tensors]
-            groups = defaultdict(list)
+            groups: dict[Any, dict[Any, Tensor]] = defaultdict(dict)
             flats = [_flat(_local(memory)) for memory in self.memory]
             for flat in flats:
                 if flat is not None:
-                    groups[flat.device, flat.dtype].append(flat)
-            self.groups = list(groups.values())
+                    # The same memory once: FSDP holds a part, and tensors made of it.
+                    groups[flat.device, flat.dtype][flat.data_ptr(), len(flat)] = flat
+            self.groups = [list(group.values()) for group in groups.values()]
             pairs = zip(self.tensors, flats, strict=True)
             self.singular = [tensor for tensor, flat in pairs if flat is None]
         self.gradients = [_gradient(tensor) for tensor in self.tensors]
@@ -116,6 +118,23 @@ def bits_of(tensor: Tensor) -> Tensor:
     """Return the values of a dense tensor as bytes, contiguous."""
     dense = tensor.resolve_conj().resolve_neg().contiguous()
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU that share no memory, which safetensors refuses.
+
+    Only those are copied that do, or that are on another device.
+    """
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() > tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        found[name] = tensor
+    return found
 
 
 def without_repeats(tensor: Tensor) -> Tensor:

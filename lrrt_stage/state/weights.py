@@ -21,7 +21,7 @@ from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes, require_no_lazy
 from lrrt_stage.state.snapshot import Snapshot
-from lrrt_stage.state.tensors import bits_of, is_parted, part_like, whole, without_repeats
+from lrrt_stage.state.tensors import apart, bits_of, is_parted, part_like, whole, without_repeats
 
 __all__ = [
     "INITIALIZERS",
@@ -192,11 +192,12 @@ def digest(state: State) -> str:
 
 def save(state: State, path: str | Path) -> Path:
     """Write ``state`` as a safetensors file, which holds plain data and no code."""
-    # Tied weights are saved once per name: safetensors refuses tensors that share memory.
-    copies = {name: _dense(name, tensor) for name, tensor in state.items()}
+    for name, tensor in state.items():
+        _require_dense(name, tensor)
     try:
         with replacing(Path(path)) as part:
-            save_file(copies, part, metadata={"format": "pt"})
+            # Tied weights are saved once per name.
+            save_file(apart(state), part, metadata={"format": "pt"})
     except KeyError as error:
         raise LRRTError(
             f"safetensors cannot hold weights of {error}: convert them, for instance with "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrrt_stage.errors import LRRTError, describe
 from lrrt_stage.files import replacing
+from lrrt_stage.state.tensors import apart
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -33,7 +34,7 @@ def write_checkpoint(path: Path, content: Any) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_packed(content, tensors))
     with replacing(path) as part:
-        save_file(_apart(tensors), part, metadata={CONTENT: text})
+        save_file(apart(tensors), part, metadata={CONTENT: text})
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -69,17 +70,3 @@ def _unpacked(value: Any, tensor: Any) -> Any:
         return tensor(content)
     parts = [_unpacked({"list": part} if kind == "dict" else part, tensor) for part in content]
     return {"list": list, "tuple": tuple, "dict": dict}[kind](parts)
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors on the CPU that share no memory, which safetensors refuses."""
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() > tensor.nbytes:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        found[name] = tensor
-    return found
