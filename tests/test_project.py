@@ -61,7 +61,7 @@ ROOMS = {
     "pipeline.task": (("ranks", "data", "models"), ("lrrt_stage", "numpy", "torch")),
     "pipeline.training": (
         ("ranks", "data", "models", "task"),
-        ("lrrt_stage", "matplotlib", "numpy", "optuna", "safetensors", "torch"),
+        ("lrrt_stage", "matplotlib", "numpy", "optuna", "safetensors", "sqlalchemy", "torch"),
     ),
     "pipeline.jobs": (("data", "models", "task", "training"), ("lrrt_stage", "joblib", "torch")),
     "pipeline.decide": (

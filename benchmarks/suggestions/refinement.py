@@ -17,7 +17,7 @@ from benchmarks.suggestions.regrets import Key, Problems
 from benchmarks.suggestions.trainings import Recorded, recorded
 from benchmarks.suggestions.work import Work
 from lrrt_stage import Guard, LRCurve, LRRange
-from pipeline.training.refinement import best_range, median_pruner, peak_range, propose
+from pipeline.training.refinement import PeakSampler, best_range, median_pruner, peak_range
 
 __all__ = ["SEARCHES", "Search", "refined", "searched"]
 
@@ -128,10 +128,12 @@ def _search(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Hyperband chooses the bracket of a trial by the name, which is random if none is given.
-        study = optuna.create_study(study_name="search", pruner=PRUNERS[search.pruner](epochs))
-        for _ in range(search.trials):
-            propose(study, lr_range, seed=0)
-            study.optimize(objective, n_trials=1)
+        study = optuna.create_study(
+            study_name="search",
+            pruner=PRUNERS[search.pruner](epochs),
+            sampler=PeakSampler(lr_range, seed=0),
+        )
+        study.optimize(objective, n_trials=search.trials)
     best = best_range(study, lr_range)
     if epochs == problem.epochs and best is not None:
         record = train(best, epochs)

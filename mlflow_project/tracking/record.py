@@ -93,11 +93,17 @@ class RunRecord:
     take is kept in the run's folder.
     """
 
-    def __init__(self, stage: str, experiment_id: str, parent: RunRecord | None) -> None:
+    def __init__(
+        self,
+        stage: str,
+        experiment_id: str,
+        parent: RunRecord | None,
+        parent_run_id: str | None = None,
+    ) -> None:
         self.uuid, self.parent = uuid4().hex, parent
         first = {tags.UUID: self.uuid, MLFLOW_RUN_NAME: stage}
         if parent is not None:
-            first[MLFLOW_PARENT_RUN_ID] = parent.run_id
+            first[MLFLOW_PARENT_RUN_ID] = parent_run_id or parent.run_id
         state = RunState(
             *(f"{UNSENT}{self.uuid}", experiment_id, stage, get_current_time_millis()),
             store_uri(),

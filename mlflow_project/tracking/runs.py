@@ -18,6 +18,8 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lrrt_stage import Consensus, LRCurve, LRRange, LRRTError, Reading, Smoothing
 from lrrt_stage.errors import text_of
@@ -118,13 +120,16 @@ def find_runs(
 
 
 @contextmanager
-def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> Iterator[RunRecord]:
+def stage_run(
+    stage: str, name: str = "", *, keeps_children: bool = False, parent_run_id: str | None = None
+) -> Iterator[RunRecord]:
     """Open the run of a stage: that of ``mlflow run`` where there is one, else a new one.
 
     Inside the run of a different stage, or where ``mlflow run`` runs an entry point of a different
     project, it is a child of that run. It ends FINISHED, KILLED on Ctrl-C, or FAILED with the
     reason as the tag ``lrrt.error``. ``name`` is that of :func:`name_run`. With ``keeps_children``,
     files of its child runs stay on disk until it ends, so that it can read them at any time.
+    A run inside another one is a child of ``parent_run_id`` in the store, where that is given.
     """
     if enclosing_record() is None:
         begin_anew()
@@ -133,7 +138,7 @@ def stage_run(stage: str, name: str = "", *, keeps_children: bool = False) -> It
     of_project = os.environ.get(RUN_ID)
     if active or project:
         os.environ.pop(RUN_ID, None)  # else start_run() would resume that run
-    record = _open_record(active, project, stage)
+    record = _open_record(active, project, stage, parent_run_id)
     status = "FAILED"
     try:
         record.keeps_children = keeps_children
@@ -188,12 +193,15 @@ def _note_unsent() -> None:
             )
 
 
-def _open_record(active: Run | None, project: Run | None, stage: str) -> RunRecord:
+def _open_record(
+    active: Run | None, project: Run | None, stage: str, parent_run_id: str | None
+) -> RunRecord:
     """Open the run in the store; inside a stage whose store is away, on disk alone."""
     outer, parent = enclosing_record(), active or project
     own_id = project.info.run_id if project is not None and _belongs_to(project, stage) else None
     experiment = parent.info.experiment_id if parent is not None else ask(experiment_id)
-    record = RunRecord(stage, experiment, outer)
+    record = RunRecord(stage, experiment, outer, parent_run_id)
+    is_elsewhere = outer is not None and parent_run_id not in (None, outer.run_id)
     options: dict[str, Any] = {
         "experiment_id": experiment,
         "tags": {tags.UUID: record.uuid, tags.STAGE: stage},
@@ -212,6 +220,11 @@ def _open_record(active: Run | None, project: Run | None, stage: str) -> RunReco
             return mlflow.start_run(own_id)
         run_id = made()
         tried.append(True)
+        if is_elsewhere and run_id is None:
+            # MLflow itself makes children of the active run alone.
+            parts = options["tags"] | {MLFLOW_PARENT_RUN_ID: parent_run_id}
+            client = mlflow.MlflowClient()
+            run_id = client.create_run(experiment, tags=resolve_tags(parts)).info.run_id
         return mlflow.start_run(run_id, **options)
 
     try:

@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from math import inf, isfinite, isnan
+from typing import Any, cast
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
 
 from lrrt_stage import LRCurve, LRRange, LRRTError
-from lrrt_stage.errors import first_line, unknown_name
-from lrrt_stage.settings import hide_passwords, require
+from lrrt_stage.errors import unknown_name
+from lrrt_stage.settings import require
 from lrrt_stage.state.weights import State
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.setup import Direction
 from pipeline.training.loop import Training, train
 from pipeline.training.options import RefineOptions, ScheduleOptions, TrainOptions
+from pipeline.training.search import PLACE, Search, open_search
 
 __all__ = [
     "AfterEpoch",
+    "PeakSampler",
+    "TrialLost",
     "best_range",
+    "best_trial",
     "direction_of",
     "median_pruner",
     "peak_range",
-    "propose",
     "refine",
 ]
 
 FIRST_PEAKS = (0, 1 / 3, 2 / 3)
 """Peaks of the first trials, as parts of the log range below its maximum: spread evenly, where
 random ones may lie close together. Then TPE models the loss, and the pruner may stop a trial."""
-HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 120
-"""A running trial says this often that it is alive, and fails after so long without a sign."""
+WAIT_SECONDS = 0.5
+"""How often a worker that waits for others looks what they have done."""
 FINGERPRINT = "lrrt.fingerprint"
 """User attribute of the Optuna study: what its trials' losses depend on."""
 
 
 AfterEpoch = Callable[[Training, bool], None]
 OnTrial = Callable[[int, LRRange], AbstractContextManager[AfterEpoch]]
+
+
+class TrialLost(LRRTError):
+    """A trial of this worker was taken for lost, and another worker repeats it."""
+
+
+class _NoPlace(Exception):
+    """There is no place for a trial: others have taken all of them."""
 
 
 def refine(
@@ -55,6 +69,8 @@ def refine(
     fingerprint: str | None = None,
     curve: LRCurve | None = None,
     on_trial: OnTrial | None = None,
+    on_open: Callable[[Search], None] | None = None,
+    on_wait: Callable[[int, int], None] | None = None,
 ) -> optuna.Study:
     """Search the peak LR (log scale) for the best validation; return the Optuna study.
 
@@ -66,14 +82,20 @@ def refine(
     those that fall behind in the second half of their schedule. A trial that diverges has the worst
     value, an infinite one; so has one that is being ruined, by the ``curve`` of the range test of
     these weights, as soon as it is noticed. An interrupted search that is run again proposes what
-    it would have proposed. Searches may share an Optuna study at the same time. Without a storage,
-    it is in ``optuna.db`` in the current folder.
+    it would have proposed. Without a storage, it is in ``optuna.db`` in the current folder.
+
+    Any number of workers, processes that call this with the same storage and the same options,
+    share the search. There are as many trials as ``options.trials`` over all of them. The trial of
+    a worker that was killed is repeated, at the same peak, by one of the others. A worker for which
+    nothing is left waits for the trials of the others, so that all end with the same trials.
 
     ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
 
     ``on_trial(number, range)`` is a context manager around each trial. It yields a function that
     is called after every epoch with the training so far and whether the trial is pruned now.
+    ``on_open(search)`` is called before the first trial. ``on_wait(finished, running)`` is called
+    again and again while there are only trials of others to wait for, with their numbers.
 
     Raises
     ------
@@ -88,24 +110,32 @@ def refine(
     worst = -inf if direction == "max" else inf
     around_trial = on_trial or (lambda *_: nullcontext(lambda *_: None))
 
+    number, problem = -1, cast("BaseException | None", None)  # of this worker's last trial
+
     def value_of(training: Training) -> float:
         if training.reason:
             return worst
         value = training.epochs[-1].values()[f"val_{metric}"]
         return worst if isnan(value) else value
 
-    def objective(trial: optuna.Trial) -> float:
+    def trained(trial: optuna.Trial, place: int) -> float:
         peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(
             **asdict(schedule or ScheduleOptions()), epochs=trial_epochs, attempts=1
         )
-        with around_trial(_finished(trial.study), lr_range) as after_epoch:
+        with around_trial(place, lr_range) as after_epoch:
 
             def on_epoch(training: Training) -> None:
                 ended = len(training.epochs) == trial_epochs or training.reason != ""
                 if not training.reason:
-                    trial.report(value_of(training), len(training.epochs))
+                    try:
+                        trial.report(value_of(training), len(training.epochs))
+                    except UpdateFinishedTrialError as error:
+                        raise TrialLost(
+                            f"trial {place} had shown no sign of life for long, and was given to "
+                            "another worker: nothing of it counts"
+                        ) from error
                 pruned = not ended and trial.should_prune()
                 after_epoch(training, pruned)
                 if pruned:
@@ -118,37 +148,122 @@ def refine(
                 )
         raise optuna.TrialPruned
 
+    def objective(trial: optuna.Trial) -> float:
+        nonlocal number, problem
+        number, problem = trial.number, None
+        place = search.take_place(trial, options.trials)
+        if place is None:
+            raise _NoPlace
+        try:
+            return trained(trial, place)
+        except BaseException as error:
+            problem = error
+            raise
+
+    def run_trial() -> None:
+        try:
+            search.optuna_study.optimize(objective, n_trials=1, catch=(_NoPlace,))
+        except (ValueError, UpdateFinishedTrialError):
+            # Optuna's: this worker was out for so long that others have failed its trial.
+            is_lost = problem is None or isinstance(problem, TrialLost)
+            if not (is_lost and search.has_failed(number)):
+                raise
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's for the heartbeat
-        optuna_study = _open_optuna_study(study_name, options, direction)
+        search = open_search(
+            study_name,
+            options.storage or "sqlite:///optuna.db",
+            direction,
+            PeakSampler(narrowed, options.search_seed),
+            median_pruner(trial_epochs),
+        )
         if fingerprint is not None:
-            _check_fingerprint(optuna_study, fingerprint)
-        while _finished(optuna_study) < options.trials:
-            propose(optuna_study, narrowed, options.search_seed)
-            # Before the trial it fails those of searches that were killed.
-            optuna_study.optimize(objective, n_trials=1)
-    return optuna_study
+            _check_fingerprint(search, fingerprint)
+        search.fail_lost()
+        if on_open is not None:
+            on_open(search)
+        while (finished := search.finished(options.trials)) < options.trials:
+            if search.free(options.trials) > 0:
+                run_trial()
+            else:
+                if on_wait is not None:
+                    on_wait(finished, search.running())
+                time.sleep(WAIT_SECONDS)
+            search.fail_lost()
+    return search.optuna_study
 
 
-def propose(optuna_study: optuna.Study, narrowed: LRRange, seed: int) -> None:
-    """Let the next trial of an Optuna study have the peak that follows from those which ended."""
-    done = _finished(optuna_study)
-    waiting = optuna_study.get_trials(deepcopy=False, states=[TrialState.WAITING])
-    if done < len(FIRST_PEAKS) and not waiting:
-        peak = narrowed.max * (narrowed.min / narrowed.max) ** FIRST_PEAKS[done]
-        optuna_study.enqueue_trial({"peak_lr": peak})
-    # A sampler for every trial, so that an interrupted search continues as it would have.
-    optuna_study.sampler = optuna.samplers.TPESampler(
-        n_startup_trials=len(FIRST_PEAKS), seed=seed + done
-    )
+class PeakSampler(optuna.samplers.BaseSampler):
+    """Proposes the peak of a trial by its place in the search: first fixed ones, then TPE's.
+
+    A trial that failed, as its worker was killed for example, is repeated at its peak.
+    A trial without a place has that of its number.
+    """
+
+    def __init__(self, narrowed: LRRange, seed: int) -> None:
+        self.narrowed, self.seed = narrowed, seed
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return no parameter: a trial is asked for before it has a place."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return no parameter."""
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> float:
+        """Return the peak."""
+        place = trial.user_attrs.get(PLACE, trial.number)
+        for failed in reversed(study.get_trials(deepcopy=False, states=[TrialState.FAIL])):
+            is_same = failed.distributions.get(param_name) == param_distribution
+            if is_same and failed.user_attrs.get(PLACE) == place:
+                return float(failed.params[param_name])
+        if place < len(FIRST_PEAKS):
+            return float(
+                self.narrowed.max * (self.narrowed.min / self.narrowed.max) ** FIRST_PEAKS[place]
+            )
+        # One for every trial, so that an interrupted search continues as it would have. It takes
+        # the trials that others run for bad ones, and looks elsewhere.
+        tpe = optuna.samplers.TPESampler(
+            n_startup_trials=len(FIRST_PEAKS), seed=self.seed + place, constant_liar=True
+        )
+        space = tpe.infer_relative_search_space(study, trial)
+        proposed = tpe.sample_relative(study, trial, space)
+        if param_name not in proposed:
+            return float(tpe.sample_independent(study, trial, param_name, param_distribution))
+        return float(proposed[param_name])
+
+
+def best_trial(optuna_study: optuna.Study) -> FrozenTrial | None:
+    """Return the best trial, the first of equal ones; None if every one diverged or was pruned."""
+    complete = optuna_study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    values = {
+        each.number: each.value
+        for each in complete
+        if each.value is not None and isfinite(each.value)
+    }
+    if not values:
+        return None
+    sign = -1 if optuna_study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    best = min(values, key=lambda number: (sign * values[number], number))
+    return next(each for each in complete if each.number == best)
 
 
 def best_range(optuna_study: optuna.Study, narrowed: LRRange) -> LRRange | None:
     """Return the range of the best trial, or None if every trial diverged or was pruned."""
-    complete = optuna_study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    if not any(trial.value is not None and isfinite(trial.value) for trial in complete):
-        return None
-    return peak_range(optuna_study.best_trial.params["peak_lr"], narrowed)
+    best = best_trial(optuna_study)
+    return None if best is None else peak_range(best.params["peak_lr"], narrowed)
 
 
 def peak_range(peak: float, narrowed: LRRange) -> LRRange:
@@ -161,31 +276,6 @@ def median_pruner(trial_epochs: int) -> optuna.pruners.MedianPruner:
     return optuna.pruners.MedianPruner(
         n_startup_trials=len(FIRST_PEAKS), n_warmup_steps=-(-trial_epochs // 2)
     )
-
-
-def _open_optuna_study(
-    study_name: str, options: RefineOptions, direction: Direction
-) -> optuna.Study:
-    try:
-        storage = optuna.storages.RDBStorage(
-            options.storage or "sqlite:///optuna.db",
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-        )
-        return optuna.create_study(
-            study_name=study_name,
-            storage=storage,
-            load_if_exists=True,
-            pruner=median_pruner(options.epochs_per_trial()),
-            direction=f"{direction}imize",
-        )
-    except Exception as error:  # SQLAlchemy's, a driver's, Optuna's
-        raise LRRTError(
-            hide_passwords(
-                f"storage {options.storage!r} cannot be used ({first_line(error)}): give an Optuna "
-                "storage URL such as sqlite:///optuna.db"
-            )
-        ) from error
 
 
 def direction_of(prepared: PreparedTask, metric: str | None) -> Direction:
@@ -209,16 +299,12 @@ def direction_of(prepared: PreparedTask, metric: str | None) -> Direction:
     return setup.directions[metric]
 
 
-def _check_fingerprint(optuna_study: optuna.Study, fingerprint: str) -> None:
-    if not optuna_study.get_trials(deepcopy=False) and FINGERPRINT not in optuna_study.user_attrs:
-        optuna_study.set_user_attr(FINGERPRINT, fingerprint)
+def _check_fingerprint(search: Search, fingerprint: str) -> None:
+    optuna_study = search.optuna_study
+    if not search.trials:
+        search.claim(FINGERPRINT, fingerprint)
     require(
         optuna_study.user_attrs.get(FINGERPRINT) == fingerprint,
         f"Optuna study {optuna_study.study_name!r} belongs to a different range test, options, or "
         "code: give a different study_name, or none for a name of its own",
     )
-
-
-def _finished(optuna_study: optuna.Study) -> int:
-    states = [TrialState.COMPLETE, TrialState.PRUNED]
-    return len(optuna_study.get_trials(deepcopy=False, states=states))

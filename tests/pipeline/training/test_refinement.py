@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from lrrt_stage import LRRange
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
-from pipeline.training import refinement
+from pipeline.training import search
 from pipeline.training.loop import Training
 from pipeline.training.options import RefineOptions, ScheduleOptions
 from pipeline.training.refinement import best_range, peak_range, refine
@@ -208,7 +208,7 @@ def test_a_trial_of_a_search_that_was_killed_fails_and_its_proposal_is_made_agai
 ):
     expected = run(prepared, tmp_path / "whole", trials=4)
     left = leave_running(run(prepared, tmp_path / "broken", trials=2))
-    monkeypatch.setattr(refinement, "GRACE_SECONDS", 1)
+    monkeypatch.setattr(search, "GRACE_SECONDS", 1)
     time.sleep(2.1)
     study = run(prepared, tmp_path / "broken", trials=4)
 
