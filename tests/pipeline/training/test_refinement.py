@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from lrrt_stage import LRRange
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime, Task
-from pipeline.training import search
+from pipeline.training import refinement, search
 from pipeline.training.loop import Training
 from pipeline.training.options import RefineOptions, ScheduleOptions
 from pipeline.training.refinement import best_range, peak_range, refine
@@ -217,13 +217,74 @@ def test_a_trial_of_a_search_that_was_killed_fails_and_its_proposal_is_made_agai
     assert peaks(study) == peaks(expected)
 
 
-def test_a_trial_of_a_search_that_runs_is_left_to_it(prepared, tmp_path):
-    expected = run(prepared, tmp_path / "whole", trials=4)
-    other = leave_running(run(prepared, tmp_path / "shared", trials=2))
-    study = run(prepared, tmp_path / "shared", trials=4)
+def test_a_trial_of_a_search_that_runs_is_left_to_it_and_waited_for(
+    prepared, tmp_path, monkeypatch
+):
+    study = run(prepared, tmp_path, trials=2)
+    other, waited = study.ask(), []
+    other.set_user_attr("lrrt.place", 2)
+    study._storage.record_heartbeat(other._trial_id)
+    before = len(study.trials)
 
-    assert study.trials[other].state == TrialState.RUNNING
-    assert peaks(study) == peaks(expected)
+    def sleep(seconds: float) -> None:
+        waited.append([trial.state for trial in study.trials])
+        study.tell(other, 0.5)
+
+    monkeypatch.setattr(refinement.time, "sleep", sleep)
+    done = run(prepared, tmp_path, trials=4)
+
+    states = [TrialState.COMPLETE] * 2 + [TrialState.RUNNING, TrialState.COMPLETE]
+    assert waited == [states]
+    assert len(done.trials) == before + 1 == 4
+    assert done.trials[2].value == 0.5
+
+
+def test_a_trial_that_another_worker_took_for_lost_does_not_count_and_is_made_again(
+    prepared, tmp_path
+):
+    expected = run(prepared, tmp_path / "whole", trials=3)
+    study = optuna.create_study(
+        study_name="study", storage=f"sqlite:///{Path(tmp_path, 'lost').absolute()}.db"
+    )
+    lost = []
+
+    @contextmanager
+    def follow(number: int, lr_range: LRRange) -> Iterator:
+        def after_epoch(training: Training, pruned: bool) -> None:
+            if number == 1 and not lost:
+                study.tell(1, state=TrialState.FAIL)
+                lost.append(lr_range.max)
+
+        yield after_epoch
+
+    found = refine(
+        prepared,
+        prepared.initial_weights(),
+        NARROWED,
+        RefineOptions(trials=3, trial_epochs=2, storage=f"sqlite:///{tmp_path}/lost.db"),
+        study_name="study",
+        on_trial=follow,
+    )
+
+    assert lost
+    assert [t.state for t in found.trials].count(TrialState.FAIL) == 1
+    assert peaks(found) == peaks(expected)
+    assert len({t.user_attrs["lrrt.place"] for t in finished(found)}) == 3
+
+
+def test_the_peaks_are_those_of_fixed_trials_and_a_tpe_sampler_of_its_own_for_each(done):
+    study, _ = done
+    plain = optuna.create_study(pruner=refinement.median_pruner(4))
+    for place, trial in enumerate(study.trials):
+        if place < 3:
+            peak = 0.2 * (1e-4 / 0.2) ** (place / 3)
+            plain.enqueue_trial({"peak_lr": peak})
+        plain.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=place)
+        again = plain.ask()
+        assert again.suggest_float("peak_lr", 1e-4, 0.2, log=True) == trial.params["peak_lr"]
+        for epoch, value in trial.intermediate_values.items():
+            again.report(value, epoch)
+        plain.tell(again, trial.value if trial.state == TrialState.COMPLETE else None, trial.state)
 
 
 def test_a_study_is_continued_with_its_own_fingerprint_only(prepared, tmp_path, complains):
