@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, table
@@ -52,8 +52,10 @@ class Search:
     storage: RDBStorage
     is_new: bool
     """Whether this worker has made the study."""
-    _undecided: dict[int, float] = field(default_factory=dict)
-    """Number of a running trial without a place -> when this worker first saw it."""
+    _undecided: int | None = None
+    """Number of the first running trial without a place."""
+    _since: float = 0.0
+    """When this worker first saw that."""
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -125,12 +127,14 @@ class Search:
         Optuna does not do so with a trial whose worker was killed before its first sign of life.
         """
         optuna.storages.fail_stale_trials(self.optuna_study)
-        now, undecided = time.monotonic(), [each.number for each in _undecided(self.trials)]
-        self._undecided = {number: self._undecided.get(number, now) for number in undecided}
-        for number, since in self._undecided.items():
-            if now - since > GRACE_SECONDS:
-                with suppress(ValueError):  # another worker has done so
-                    self.optuna_study.tell(number, state=TrialState.FAIL)
+        # The first one decides at once; the others may have waited for it.
+        first = min((each.number for each in _undecided(self.trials)), default=None)
+        if first is None or first != self._undecided:
+            self._undecided, self._since = first, time.monotonic()
+        elif time.monotonic() - self._since > GRACE_SECONDS:
+            # Another worker may have done so.
+            with suppress(ValueError, UpdateFinishedTrialError):
+                self.optuna_study.tell(first, state=TrialState.FAIL)
 
     def has_failed(self, number: int) -> bool:
         """Return whether a trial has failed, perhaps since another worker took it for lost."""

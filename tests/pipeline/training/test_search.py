@@ -90,7 +90,8 @@ def test_a_worker_that_was_killed_before_its_first_sign_of_life_holds_nobody_up(
     _, place = begin(found, 1)
 
     assert place == 0
-    assert time.monotonic() - begun >= 0.3
+    assert 0.3 <= time.monotonic() - begun < 10
+    assert not found.has_failed(lost.number + 1)
     assert found.has_failed(lost.number)
 
 
@@ -101,7 +102,7 @@ def test_a_trial_that_somebody_enqueued_comes_first_and_takes_a_place(tmp_path):
 
     assert found.take_place(late, 2) == 0
     trial, place = begin(found, 2)
-    assert (trial.system_attrs["fixed_params"], place) == ({"peak_lr": 0.5}, 1)
+    assert (trial.suggest_float("peak_lr", 0, 1), place) == (0.5, 1)
 
 
 def test_trials_of_other_programs_count(tmp_path):
