@@ -5,6 +5,7 @@ Importing this imports neither torch nor Optuna.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from lrrt_stage.settings import Options, require, setting
 
 __all__ = ["RefineOptions", "ScheduleOptions", "TrainOptions"]
 
-IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
-"""Databases of which every thread sees its own."""
+IN_MEMORY = re.compile(r"sqlite(\+\w+)?:/{0,3}(\?.*)?|sqlite.*(:memory:|mode=memory).*")
+"""Addresses of databases of which every thread sees its own."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class RefineOptions(Options):
     """How much is searched, and where the Optuna study is stored."""
 
     trials: int = setting(
-        4, "Trials of the search, including those of an interrupted search.", minimum=1
+        4, "Trials of the search, over all its workers and interruptions.", minimum=1
     )
     trial_epochs: int | None = setting(
         None,
@@ -85,7 +86,7 @@ class RefineOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.storage not in IN_MEMORY,
+            self.storage is None or IN_MEMORY.fullmatch(self.storage) is None,
             f"storage={self.storage!r} is in memory, where a search can neither be continued nor "
             "say that it is alive: give a file, sqlite:///optuna.db",
         )

@@ -416,7 +416,16 @@ def test_a_seed_that_the_sampler_cannot_take_is_refused(complains):
         RefineOptions(search_seed=2**32)
 
 
-@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite+pysqlite:///:memory:",
+        "sqlite:///file:s?mode=memory&uri=true",
+    ],
+)
 def test_a_storage_in_memory_is_refused(complains, storage):
     with complains(f"storage='{storage}' is in memory", "sqlite:///optuna.db"):
         RefineOptions(storage=storage)

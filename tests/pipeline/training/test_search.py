@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from pathlib import Path
@@ -136,14 +137,16 @@ def test_of_several_claims_one_succeeds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("storage", "words"),
+    ("storage", "module", "words"),
     [
-        ("postgresql+pg8000://me@127.0.0.1/s", ("pg8000", "pip install pg8000")),
-        ("mysql+pymysql://me:word@127.0.0.1/s", ("pymysql", "***@", "pip install pymysql")),
+        ("postgresql+psycopg://me:word@h/s", "psycopg", ("***@", "'lrrt-stage[postgresql]'")),
+        ("postgresql+psycopg2://me@h/s", "psycopg2", ("pip install psycopg2-binary",)),
+        ("mysql+pymysql://me:word@h/s", "pymysql", ("***@", "pip install pymysql")),
     ],
 )
-def test_a_driver_that_is_not_installed_is_named(complains, storage, words):
-    with complains("driver", *words):
+def test_a_driver_that_is_not_installed_is_named(complains, monkeypatch, storage, module, words):
+    monkeypatch.setitem(sys.modules, module, None)
+    with complains("driver", module, *words):
         open_search(
             "s", storage, "min", optuna.samplers.RandomSampler(), optuna.pruners.NopPruner()
         )
