@@ -12,15 +12,16 @@ from optuna.trial import TrialState
 
 from pipeline.training import search
 from pipeline.training.search import PLACE, Search, open_search
+from tests.postgresql import postgresql_address  # noqa: F401
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
 
 
-def opened(folder: Path, name: str = "s") -> Search:
+def opened(storage: Path | str, name: str = "s") -> Search:
     return open_search(
         name,
-        f"sqlite:///{folder}/s.db",
+        storage if isinstance(storage, str) else f"sqlite:///{storage}/s.db",
         "min",
         optuna.samplers.RandomSampler(),
         optuna.pruners.NopPruner(),
@@ -50,12 +51,23 @@ def test_the_place_of_a_trial_that_failed_is_taken_again(tmp_path):
 
 
 def test_workers_that_begin_at_once_take_every_place_once(tmp_path):
-    places, taken, errors = 12, [], []
+    take_all_places_at_once(tmp_path, workers=4, places=12)
+
+
+@pytest.mark.scale
+def test_twelve_workers_that_begin_at_once_on_postgresql(postgresql_address):  # noqa: F811
+    take_all_places_at_once(postgresql_address, workers=12, places=40)
+
+
+def take_all_places_at_once(storage: Path | str, workers: int, places: int) -> None:
+    """Workers take places and fail now and then; the tables are made by all of them at once."""
+    taken: list[int] = []
+    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
         chance = random.Random(seed)
         try:
-            found = opened(tmp_path)
+            found = opened(storage)
             while found.finished(places) < places:
                 if found.free(places) <= 0:
                     time.sleep(0.01)
@@ -69,7 +81,7 @@ def test_workers_that_begin_at_once_take_every_place_once(tmp_path):
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(workers)]
     for each in threads:
         each.start()
     for each in threads:
@@ -77,7 +89,7 @@ def test_workers_that_begin_at_once_take_every_place_once(tmp_path):
 
     assert errors == []
     assert sorted(taken) == [*range(places)]
-    complete = opened(tmp_path).optuna_study.get_trials(states=[TrialState.COMPLETE])
+    complete = opened(storage).optuna_study.get_trials(states=[TrialState.COMPLETE])
     assert sorted(each.user_attrs[PLACE] for each in complete) == [*range(places)]
 
 
