@@ -74,14 +74,18 @@ def _endpoint(path: str) -> str:
 
 
 @contextmanager
-def mlflow_server(settings: Settings) -> Iterator[str]:
-    """Run an MLflow server with one worker on a free port, and give its address."""
+def mlflow_server(settings: Settings, store: str | None = None, workers: int = 1) -> Iterator[str]:
+    """Run an MLflow server on a free port, and give its address; it serves the files as well.
+
+    The store is a SQLite file, unless an address is given.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     address, folder = f"http://127.0.0.1:{port}", settings.folder
     command = python("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port)
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    store = store or f"sqlite:///{folder / 'server.db'}"
+    command += ["--workers", str(workers), "--backend-store-uri", store, "--serve-artifacts"]
     command += ["--artifacts-destination", str(folder / "server-files")]
     # Processes for evaluations of language models, which nobody asks for here.
     variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
