@@ -63,7 +63,10 @@ ROOMS = {
         ("ranks", "data", "models", "task"),
         ("lrrt_stage", "matplotlib", "numpy", "optuna", "safetensors", "sqlalchemy", "torch"),
     ),
-    "pipeline.jobs": (("data", "models", "task", "training"), ("lrrt_stage", "joblib", "torch")),
+    "pipeline.jobs": (
+        ("data", "models", "task", "training"),
+        ("lrrt_stage", "joblib", "ray", "torch"),
+    ),
     "pipeline.decide": (
         ("ranks", "data", "models", "task", "training", "jobs"),
         ("lrrt_stage", "matplotlib", "numpy"),

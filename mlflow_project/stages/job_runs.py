@@ -43,6 +43,7 @@ from pipeline.jobs.jobs import (
     RangeTestResult,
     TrainingResult,
 )
+from pipeline.jobs.options import PoolOptions
 from pipeline.jobs.pool import run_jobs
 from pipeline.training.loop import Epoch, TrainingHistory
 
@@ -58,7 +59,7 @@ class JobRuns:
     run: RunRecord
     prepared: PreparedTask
     title: str
-    workers: int | None
+    pool: PoolOptions
     finished: Mapping[str, Run]
     """The finished runs of earlier jobs, by fingerprint."""
     results: list[JobResult] = field(default_factory=list)
@@ -94,7 +95,13 @@ class JobRuns:
 
             try:
                 run_jobs(
-                    missing, self.prepared.runtime, self.workers, on_done, prepared=self.prepared
+                    missing,
+                    self.prepared.runtime,
+                    self.pool.workers,
+                    on_done,
+                    self.prepared,
+                    backend=self.pool.backend,
+                    gpus_per_test=self.pool.gpus_per_test,
                 )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +72,7 @@ def range_test_stage(
             others = []
             if jobs:
                 run.outbox.send()  # others may be looked at while these run
-                tests = JobRuns(run, prepared, "tests", consensus.workers, finished)
+                tests = JobRuns(run, prepared, "tests", consensus, finished)
                 others = [_reading(result) for result in tests(jobs)]
             reading = combined_reading([first, *others], consensus)
             publish_suggestion(task, task_words(task), plan, reading, folder)
@@ -85,9 +84,7 @@ def lrrt_fingerprint(
     prepared: PreparedTask, plan: RangeTestPlan, consensus: ConsensusOptions
 ) -> str:
     """Return the fingerprint of range tests that would give the same curve and suggestion."""
-    # Nothing depends on how many tests run at a time.
-    consensus = replace(consensus, workers=None)
-    return fingerprint("lrrt", prepared, plan=plan, consensus=consensus)
+    return fingerprint("lrrt", prepared, plan=plan, consensus=consensus.without_place())
 
 
 def _initial_weights(prepared: PreparedTask) -> weights.State:

@@ -65,16 +65,16 @@ def study_stage(
         same = fingerprint(
             "study",
             prepared,
-            # None of the three changes what is found; the tests run with one thread each.
+            # The tests run with one thread each, wherever they do.
             threads=1,
-            options=replace(options, workers=None, resume=None),
+            options=replace(options.without_place(), resume=None),
             plan=plan,
             training=training,
         )
         finished = _finished_tests(same, options.resume)
         run.set_tags({tags.FINGERPRINT: same, KIND_TAG: options.kind})
         folder = run.begin_work()
-        tests = JobRuns(run, prepared, options.kind, options.workers, finished)
+        tests = JobRuns(run, prepared, options.kind, options, finished)
         study = Study(task, plan, options, training, tests)
         try:
             findings = study.findings()

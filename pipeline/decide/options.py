@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lrrt_stage.settings import Options, setting
+from lrrt_stage.settings import setting
 from pipeline.jobs import MAX_TESTS
+from pipeline.jobs.options import PoolOptions
 
 __all__ = ["VARIED", "ConsensusOptions"]
 
@@ -17,7 +18,7 @@ VARIED = {
 
 
 @dataclass(frozen=True)
-class ConsensusOptions(Options):
+class ConsensusOptions(PoolOptions):
     """How many tests are run for a suggestion, and how many of them have to agree."""
 
     tests: int = setting(
@@ -36,10 +37,4 @@ class ConsensusOptions(Options):
         "Share of the tests for which the range has to be safe: 0.6 for most, 1 for all.",
         above=0,
         maximum=1,
-    )
-    workers: int | None = setting(
-        None,
-        "Tests at a time, after the first; none: one per core, or per GPU. It does not change the "
-        "results.",
-        minimum=1,
     )

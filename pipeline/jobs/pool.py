@@ -7,16 +7,19 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from lrrt_stage import LRRTError, resolve_device
-from lrrt_stage.errors import first_line
+from lrrt_stage import resolve_device
+from lrrt_stage.settings import require
+from pipeline.jobs.cluster import results_on_ray
 from pipeline.jobs.jobs import FailedJob, Job, JobResult, SharedData
+from pipeline.jobs.placed import TRIES, Placed, run_placed
 from pipeline.task.prepared import PreparedTask
 from pipeline.task.tasks import Runtime
 
@@ -29,67 +32,92 @@ def run_jobs(
     workers: int | None = None,
     on_done: Callable[[JobResult], None] | None = None,
     prepared: PreparedTask | None = None,
+    *,
+    backend: str | None = None,
+    gpus_per_test: float | None = None,
 ) -> list[JobResult]:
     """Run ``jobs`` in ``workers`` processes and return their results in the order of ``jobs``.
 
     On the CPU each job computes with one thread, so that its result is the same bit for bit with
-    any number of workers. Several GPUs are taken in turn. A job that fails does not end the others.
+    any number of workers. Several GPUs are taken in turn, each by one job at a time, or by as many
+    as ``gpus_per_test`` leaves room for. A job that fails does not end the others, nor does a
+    worker that is killed: its job is run again, and fails if that happens every time.
 
     ``workers`` of None is one for each core, or for each GPU; one runs the jobs in this process.
     The processes are joblib's: inside ``joblib.parallel_config(backend=…)`` they are those of
-    another backend, a cluster's for example. ``on_done`` is called in this process with every
-    result as soon as it is there. If the data of ``prepared`` is in memory, each process gets it
-    once, and does not load it.
+    another backend. With the ``backend`` ``ray`` or ``ray://HOST:PORT`` they are those of a Ray
+    cluster. ``on_done`` is called in this process with every result as soon as it is there. If the
+    data of ``prepared`` is in memory, each process gets it once, and does not load it.
+
+    Raises
+    ------
+    LRRTError
+        If there is no such device, or the cluster cannot be used.
     """
     devices = _devices(runtime.device)
-    by_default = joblib.cpu_count() if devices == ["cpu"] else len(devices)
-    count = min(workers or by_default, max(len(jobs), 1))
-    placed = [
-        (index, job, replace(runtime, device=devices[index % len(devices)]))
-        for index, job in enumerate(jobs)
-    ]
-    results: dict[int, JobResult] = {}
+    on_gpu = devices[0].startswith("cuda")
+    require(
+        on_gpu or gpus_per_test is None,
+        f"gpus_per_test={gpus_per_test}, and the tests run on {devices[0]}: leave it out, or give "
+        "device=cuda",
+    )
     shared = None if prepared is None else SharedData.of(prepared)
-    for index, result in _results(placed, count, shared):
-        results[index] = result
-        if on_done is not None:
-            on_done(result)
+    results: dict[int, JobResult] = {}
+    if not jobs:
+        return []
+    if backend is not None:
+        # Of the GPUs of a machine, a worker sees those that Ray has given it.
+        here = replace(runtime, device="cuda" if on_gpu else devices[0])
+        placed = [(index, job, here) for index, job in enumerate(jobs)]
+        gpus = (gpus_per_test or 1.0) if on_gpu else 0.0
+        found = results_on_ray(placed, backend, workers, gpus, shared)
+    else:
+        by_default = len(devices) * int(1 / (gpus_per_test or 1)) if on_gpu else joblib.cpu_count()
+        count = min(workers or by_default, len(jobs))
+        placed = [
+            (index, job, replace(runtime, device=devices[index % len(devices)]))
+            for index, job in enumerate(jobs)
+        ]
+        found = _results(placed, count, shared)
+    with closing(found):
+        for index, result in found:
+            results[index] = result
+            if on_done is not None:
+                on_done(result)
     return [results[index] for index in range(len(jobs))]
-
-
-Placed = tuple[int, Job, Runtime]
 
 
 def _results(
     placed: Sequence[Placed], count: int, shared: SharedData | None
-) -> Iterator[tuple[int, JobResult]]:
+) -> Generator[tuple[int, JobResult]]:
     if count == 1:
         if shared is not None:
             shared.use()
-        yield from map(_run, placed)
+        yield from map(run_placed, placed)
         return
+    missing = {index: (index, job, runtime) for index, job, runtime in placed}
+    for _ in range(TRIES - 1):
+        try:
+            for index, result in _side_by_side([*missing.values()], count, shared):
+                del missing[index]
+                yield index, result
+            return
+        except TerminatedWorkerError:  # which of those that ran has done that is not known
+            pass
+    for each in [*missing.values()]:
+        try:
+            yield from _side_by_side([each], 2, shared)
+        except TerminatedWorkerError:
+            reason = f"its worker was ended {TRIES} times, perhaps for want of memory"
+            yield each[0], FailedJob(each[1], reason)
+
+
+def _side_by_side(
+    placed: Sequence[Placed], count: int, shared: SharedData | None
+) -> Iterator[tuple[int, JobResult]]:
     begin = {"initializer": _begin_worker, "initargs": (os.getpid(), platform.node(), shared)}
     pool = joblib.Parallel(n_jobs=count, return_as="generator_unordered", **begin)
-    try:
-        yield from pool(joblib.delayed(_run)(each) for each in placed)
-    except TerminatedWorkerError:
-        raise LRRTError(
-            f"one of {count} worker processes was ended from outside, perhaps for want of memory: "
-            "what is finished is kept, run again with fewer workers"
-        ) from None
-
-
-def _run(placed: Placed) -> tuple[int, JobResult]:
-    index, job, runtime = placed
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return index, job.run(runtime)
-    except Exception as error:  # one bad test must not end a study
-        kind = "" if isinstance(error, LRRTError) else f"{type(error).__name__}: "
-        return index, FailedJob(job, kind + first_line(error))
-    finally:
-        torch.set_num_threads(threads)
+    yield from pool(joblib.delayed(run_placed)(each) for each in placed)
 
 
 def _begin_worker(parent: int, machine: str, shared: SharedData | None) -> None:

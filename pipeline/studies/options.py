@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrrt_stage.errors import LRRTError
-from lrrt_stage.settings import Options, require, setting
+from lrrt_stage.settings import require, setting
 from pipeline.jobs import MAX_TESTS
+from pipeline.jobs.options import PoolOptions
 
 __all__ = ["KINDS", "StudyOptions"]
 
@@ -24,7 +25,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class StudyOptions(Options):
+class StudyOptions(PoolOptions):
     """Which study, and how large."""
 
     kind: str = setting("initializations", "What is studied.", choices=KINDS)
@@ -37,11 +38,6 @@ class StudyOptions(Options):
     )
     batch_sizes: str = setting("16,32,64,128,256", "Batch sizes of kind batch-size.")
     betas: str = setting("0.9,0.95,0.98,0.99", "Smoothing factors of kind smoothing.")
-    workers: int | None = setting(
-        None,
-        "Tests at a time; none: one per core, or per GPU. Results do not depend on it.",
-        minimum=1,
-    )
     resume: str | None = setting(
         None,
         "Study that was cut off without notice, to go on with; others are found by themselves.",

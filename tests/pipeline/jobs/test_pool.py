@@ -54,7 +54,7 @@ def loaded_by(job: RangeTestJob) -> tuple[bool, bool]:
 
 def test_processes_get_the_data_and_load_nothing(monkeypatch):
     prepared = PreparedTask(TASK, CPU)
-    monkeypatch.setattr(pool, "_run", lambda placed: (placed[0], loaded_by(placed[1])))
+    monkeypatch.setattr(pool, "run_placed", lambda placed: (placed[0], loaded_by(placed[1])))
     # Not those of another test, which may have loaded them.
     get_reusable_executor().shutdown(wait=True)
     assert run_jobs(range_tests(2), CPU, 2, prepared=prepared) == [(False, False)] * 2
@@ -83,10 +83,17 @@ def test_a_job_that_fails_is_told_in_one_line_and_the_others_go_on(workers):
     assert all(any(each is result for each in seen) for result in results)
 
 
-def test_a_worker_that_is_ended_from_outside_is_named(complains):
+def test_a_job_that_ends_its_worker_fails_alone():
     ends_its_process = {"dataset": "os:_exit", "dataset_args": {"status": 1}}
-    with complains("worker processes was ended from outside", "fewer workers"):
-        run_jobs(range_tests(2, **ends_its_process), CPU, workers=2)
+    jobs = range_tests(4)
+    jobs[1] = replace(jobs[1], task=replace(TASK, **ends_its_process))
+    seen = []
+    results = run_jobs(jobs, CPU, 2, seen.append)
+    kinds = [type(result) for result in results]
+    assert kinds == [RangeTestResult, FailedJob, RangeTestResult, RangeTestResult]
+    assert results[1].reason == "its worker was ended 3 times, perhaps for want of memory"
+    assert sorted(each.job.name for each in seen) == [each.name for each in jobs]
+    assert results[2].curve == run_jobs(jobs[2:3], CPU, workers=1)[0].curve
 
 
 def test_another_backend_of_joblib_can_be_plugged_in():
