@@ -218,7 +218,9 @@ class Evaluation:
 def _parted(networks: Iterable[Any]) -> list[Any]:
     """Return the modules of which FSDP has given a part to each rank."""
     modules = (each for each in networks if isinstance(each, nn.Module))
-    return [part for module in modules for part in module.modules() if hasattr(part, "reshard")]
+    # By its name: to import the class takes half a second.
+    parts = (part for module in modules for part in module.modules())
+    return [part for part in parts if any(c.__name__ == "FSDPModule" for c in type(part).__mro__)]
 
 
 def _let_go(parted: Iterable[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import distributed
 
-from lrrt_stage import LRCurve, LRRTError
+from lrrt_stage import LRCurve, LRRTError, NoSuggestion
 from lrrt_stage.errors import first_line
 from lrrt_stage.state import weights
 from mlflow_project.handoff.handoff import Handoff
@@ -72,8 +72,12 @@ def on_rank_0(
     try:
         handoff = tracked(begin)
     except Exception as error:  # told to the other ranks, which would wait
+        line = f"on rank 0: {first_line(error)}"
+        told = LRRTError(line)
+        if isinstance(error, NoSuggestion):
+            told = NoSuggestion(line, error.verdict)
         with suppress(Exception):
-            _shared(LRRTError(f"on rank 0: {first_line(error)}"), group)
+            _shared(told, group)
         raise
     _shared(replace(handoff, weights={}), published)
     return handoff

@@ -48,12 +48,13 @@ class Ranks:
     options: RankOptions
     store: Any
     """Torch's, by which they tell each other what is not computed."""
-    control: Any
-    """The group in which rank 0 tells the others what to do. It has no time limit: rank 0 may wait
-    for a tracking store meanwhile."""
     ended_processes: Callable[[], list[int]] = list
     """Returns the ranks of the processes that this one has started and that have ended."""
+    control: Any = field(default=None, init=False)
+    """The group in which rank 0 tells the others what to do. It has no time limit: rank 0 may wait
+    for a tracking store meanwhile."""
     is_calling: bool = field(default=False, init=False)
+    """Whether rank 0 needs the others just now."""
 
     @property
     def is_first(self) -> bool:
@@ -106,20 +107,14 @@ class Ranks:
             time.sleep(0.05)
         if is_asked and (failure is None or failure["interrupted"]):
             return
-        if failure is None:
-            ended = self.ended_processes()
-            which = f"rank {ended[0]}" if ended else "another rank"
-            raise LRRTError(
-                f"{which} was ended from outside, perhaps for want of memory: start again, with "
-                "fewer processes or smaller batches"
-            ) from error
-        if failure["interrupted"]:
+        if failure is not None and failure["interrupted"]:
             raise KeyboardInterrupt(f"rank {failure['rank']} was stopped") from None
-        raise LRRTError(f"on rank {failure['rank']}: {failure['reason']}") from error
+        raise LRRTError(self.reason()) from error
 
-    def failure(self) -> dict[str, Any] | None:
+    def failure(self, store: Any = None) -> dict[str, Any] | None:
         """Return which rank has failed first, and why; None if none has."""
-        return json.loads(self.store.get(FAILED)) if self.store.check([FAILED]) else None
+        store = store or self.store
+        return json.loads(store.get(FAILED)) if store.check([FAILED]) else None
 
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks why this one ends, unless another one has told them before."""
@@ -170,19 +165,32 @@ class Ranks:
     def watch(self, until: threading.Event) -> None:
         """End this process, from a thread, when another rank has failed, and nothing else does."""
         since = 0.0
+        # Of its own, since the main thread may wait in the other one.
+        store = self.store.clone() if hasattr(self.store, "clone") else self.store
         while not until.wait(WATCH_SECONDS):
             try:
-                failure, ended = self.failure(), self.store.check([ENDED])
+                has_failed, has_ended = store.check([FAILED]), store.check([ENDED])
             except Exception:  # the store has gone, and rank 0 with it
-                failure, ended = None, True
+                has_failed, has_ended = False, True
             if self.is_first:
-                is_stuck = failure is not None and self.is_calling
+                is_stuck = self.is_calling and (has_failed or bool(self.ended_processes()))
                 since = (since or time.monotonic()) if is_stuck else 0.0
-                if failure and is_stuck and time.monotonic() - since > GRACE_SECONDS:
-                    _leave(f"Error: on rank {failure['rank']}: {failure['reason']}\n", 2)
+                if is_stuck and time.monotonic() - since > GRACE_SECONDS:
+                    _leave(f"Error: {self.reason(store)}\n", 2)
             # This rank may be about to end by itself.
-            elif (failure or ended) and not until.wait(NOTICE_SECONDS):
+            elif (has_failed or has_ended) and not until.wait(NOTICE_SECONDS):
                 _leave("", 1)
+
+    def reason(self, store: Any = None) -> str:
+        """Return what has happened on the other ranks, in a line."""
+        if failure := self.failure(store):
+            return f"on rank {failure['rank']}: {failure['reason']}"
+        ended = self.ended_processes()
+        which = f"rank {ended[0]}" if ended else "another rank"
+        return (
+            f"{which} was ended from outside, perhaps for want of memory: start again, with fewer "
+            "processes or smaller batches"
+        )
 
 
 _current: list[Ranks] = []

@@ -42,6 +42,8 @@ FIRST = "LRRT_RANK_0"
 """Environment variable with the process that has started this one."""
 START_SECONDS = 600
 """How long ranks may differ in their start: one of them may be on a machine that reads slowly."""
+ENDING_SECONDS = 10
+"""How long the other ranks have to end by themselves."""
 PATIENCE = timedelta(days=365)
 HELLO, GO = "lrrt/hello/{}", "lrrt/go"
 
@@ -79,8 +81,8 @@ def ranks_of(
             _greet(store, 0, arguments)
             _compare(store, options.processes, ended)
             store.set(GO, json.dumps([asdict(options), on_gpus]))
-            share = Share(0, options.processes)
-            with _connected(store, share, options, on_gpus, ended) as ranks:
+            ranks = Ranks(Share(0, options.processes), options, store, ended)
+            with _connected(ranks, on_gpus):
                 try:
                     yield ranks
                 except BaseException as error:
@@ -109,18 +111,19 @@ def follow(arguments: Sequence[str]) -> NoReturn:
     deadline = time.monotonic() + START_SECONDS
     while not store.check([GO]):
         if store.check([ENDED]) or time.monotonic() > deadline:
-            os._exit(0)
+            os._exit(int(not store.check([ENDED])))
         time.sleep(0.05)
     given, on_gpus = json.loads(store.get(GO))
-    with _connected(store, Share(rank, size), RankOptions(**given), on_gpus) as ranks:
-        threading.Thread(target=_stop_when_asked, args=[ranks, _asked()], daemon=True).start()
-        try:
+    ranks = Ranks(Share(rank, size), RankOptions(**given), store)
+    threading.Thread(target=_stop_when_asked, args=[ranks, _asked()], daemon=True).start()
+    try:
+        with _connected(ranks, on_gpus):
             ranks.follow()
-        except BaseException as error:
-            ranks.fail(error)
-            if FOLDER in os.environ:
-                _end_with_rank_0(NOTICE_SECONDS)
-            os._exit(1)  # at once: what it holds may wait for ranks that have gone
+    except BaseException as error:
+        ranks.fail(error)
+        if FOLDER in os.environ:
+            _end_with_rank_0(NOTICE_SECONDS)
+        os._exit(1)  # at once: what it holds may wait for ranks that have gone
     sys.exit(0)
 
 
@@ -138,7 +141,9 @@ def _asked() -> int:
 
 
 def _stop_when_asked(ranks: Ranks, asked: int) -> NoReturn:
-    os.read(asked, 1)
+    # A byte is the number of a signal; of others, such as that a process below has ended, as well.
+    while os.read(asked, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+        pass
     ranks.fail(KeyboardInterrupt())
     os._exit(130)
 
@@ -208,9 +213,10 @@ def _followers(options: RankOptions, arguments: Sequence[str]) -> Iterator[Calla
                 )
         yield partial(_ended, processes)
     finally:
+        deadline = time.monotonic() + (0 if sys.exc_info()[0] else ENDING_SECONDS)
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(0 if sys.exc_info()[0] else 10)
+                process.wait(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.wait()
         torch.set_num_threads(before)
@@ -276,29 +282,28 @@ def _compare(store: Any, size: int, ended: Callable[[], list[int]]) -> None:
 
 
 @contextmanager
-def _connected(
-    store: Any,
-    share: Share,
-    options: RankOptions,
-    on_gpus: bool,
-    ended: Callable[[], list[int]] = list,
-) -> Iterator[Ranks]:
+def _connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     """Be one of the ranks in the block."""
     if FOLDER in os.environ:  # no other machine takes part
         for _, name in socket.if_nameindex():
             if name.startswith("lo"):
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    if on_gpus:
-        place = int(os.environ.get("LOCAL_RANK", share.rank))
-        torch.cuda.set_device(place % torch.cuda.device_count())
-    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-    distributed.init_process_group(backend, store=store, rank=share.rank, world_size=share.size)
-    try:
-        control: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
-        with joined(Ranks(share, options, store, control, ended)) as ranks:
-            yield ranks
-    finally:
-        distributed.destroy_process_group()
+    share = ranks.share
+    with joined(ranks):
+        ranks.is_calling = True  # until all are there, one that fails would be waited for
+        if on_gpus:
+            place = int(os.environ.get("LOCAL_RANK", share.rank))
+            torch.cuda.set_device(place % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+        distributed.init_process_group(
+            backend, store=ranks.store, rank=share.rank, world_size=share.size
+        )
+        try:
+            ranks.control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            ranks.is_calling = False
+            yield
+        finally:
+            distributed.destroy_process_group()
 
 
 def _end_with_rank_0(seconds: float = inf) -> None:

@@ -17,6 +17,8 @@ from pipeline.ranks.group import Ranks
 
 __all__ = ["share_model"]
 
+LISTS = (nn.ModuleList, nn.ModuleDict)
+
 
 class _LossOfModel(nn.Module):
     """The training loss as a module, of which DDP sees the whole forward pass.
@@ -49,14 +51,22 @@ def share_model(
     Raises
     ------
     LRRTError
-        For ``fsdp``, if the optimizer has parameters outside of the model, or a state already.
+        If the optimizer has parameters outside of the model, or of the losses with ``ddp``. For
+        ``fsdp``, if it has a state already, or blocks of the model share weights.
     """
+    whole = _LossOfModel(model, losses, batch_loss)
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
     if ranks.options.strategy == "ddp":
-        whole = _LossOfModel(model, losses, batch_loss)
+        known = {id(parameter) for parameter in whole.parameters()}
+        require(
+            all(id(parameter) in known for parameter in optimized),
+            f"{type(optimizer).__name__} has parameters that neither the model nor a loss that is "
+            "a module holds, whose gradients several processes would not share: make them a part "
+            "of one",
+        )
         parallel = DistributedDataParallel(whole, find_unused_parameters=some_unused)
         return lambda batch: parallel(batch)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimized = [p for group in optimizer.param_groups for p in group["params"]]
     require(
         all(id(parameter) in names for parameter in optimized) and not optimizer.state,
         f"strategy=fsdp cannot share a {type(optimizer).__name__} that has a state already, or "
@@ -68,6 +78,11 @@ def share_model(
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     parts = dict(model.named_parameters())
+    require(
+        len(parts) == len(names),
+        "strategy=fsdp cannot share weights that two blocks of the model have in common: use "
+        "strategy=ddp",
+    )
     for group in optimizer.param_groups:
         group["params"] = [parts[names[id(parameter)]] for parameter in group["params"]]
     return batch_loss
@@ -77,18 +92,19 @@ def _units(model: nn.Module) -> list[nn.Module]:
     """Return the parts of a model that are gathered one after the other: the blocks in its lists.
 
     transformers names the classes of its blocks. Otherwise these are the entries of the outermost
-    ``ModuleList`` and ``Sequential`` objects in the model.
+    ``ModuleList`` and ``Sequential`` objects. Inner ones come first, as FSDP needs it.
     """
     if named := getattr(model, "_no_split_modules", None):
-        return [module for module in model.modules() if type(module).__name__ in named]
+        return [each for each in model.modules() if type(each).__name__ in named][::-1]
     found: list[nn.Module] = []
 
     def search(module: nn.Module) -> None:
         for child in module.children():
-            if isinstance(child, (nn.ModuleList, nn.Sequential)):
-                found.extend(block for block in child if any(block.parameters()))
-            else:
+            # A list has no forward pass of its own.
+            if isinstance(child, LISTS) or not isinstance(module, (*LISTS, nn.Sequential)):
                 search(child)
+            elif next(child.parameters(), None) is not None:
+                found.append(child)
 
     search(model)
     return found

@@ -46,6 +46,10 @@ class RankOptions(Options):
     def require_device(self, kind: str) -> None:
         """Raise LRRTError unless torch can do this on such a device."""
         require(
+            kind in ("cpu", "cuda"),
+            f"processes={self.processes} cannot share batches on {kind}: give device=cpu",
+        )
+        require(
             not self.sync_batchnorm or kind == "cuda",
             f"sync_batchnorm=true needs GPUs, and the device is {kind}: leave it out, and each "
             "process normalises over its part of the batch",
@@ -63,7 +67,8 @@ class RankOptions(Options):
 
 def launched_size() -> int:
     """Return how many ranks a launcher such as ``torchrun`` has started; 1 without one."""
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
+    size = os.environ["WORLD_SIZE"] if all(name in os.environ for name in LAUNCHED) else ""
+    return int(size) if size.isdecimal() else 1
 
 
 def launched_rank() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,7 +41,8 @@ ALONE = Share()
 class SharedBatches:
     """The rank's part of each of the ``batches``, of which every rank draws all.
 
-    The examples that are too many to divide the last batch of an epoch are left out. ``agree`` is
+    The examples that are too many to divide the last batch of an epoch, or too few, are left out.
+    ``agree`` is
     called where an epoch begins, so that the ranks draw the same.
     """
 
@@ -56,12 +58,8 @@ class SharedBatches:
         self.agree()
         for batch in self.batches:
             count = count_examples(batch)
-            if count < self.share.size:
-                raise LRRTError(
-                    f"a batch of {count} examples does not divide among {self.share.size} "
-                    "processes: leave the last batch out with drop_last=True"
-                )
-            yield _part(batch, count, self.share)
+            if count >= self.share.size:
+                yield _part(batch, count, self.share, has_rows=_lengths(batch) == {count})
 
 
 def is_shared(batches: Any) -> bool:
@@ -71,48 +69,58 @@ def is_shared(batches: Any) -> bool:
     return is_part or isinstance(sampler, DistributedSampler)
 
 
-def _part(batch: Any, count: int, share: Share) -> Any:
-    """Return the part of a batch of ``count`` examples, in its form."""
+def count_examples(batch: Any) -> int:
+    """Return the number of examples in a batch that ranks divide.
+
+    Raises
+    ------
+    LRRTError
+        If it is not known which of its parts hold an example each.
+    """
+    count, lengths = examples_in(batch), _lengths(batch)
+    if len(lengths) == 1 and lengths != {count}:
+        raise _undivided(f"{describe(batch)}, with sequences of {count} and rows of {lengths}")
+    return count
+
+
+def _lengths(batch: Any) -> set[int]:
+    return {len(each) for each in tensors_in(batch) if each.ndim}
+
+
+def _part(batch: Any, count: int, share: Share, *, has_rows: bool, depth: int = 0) -> Any:
+    """Return the part of a batch of ``count`` examples, in its form.
+
+    With ``has_rows`` each of its tensors has a row for each example; otherwise there are sequences
+    with an entry for each, such as images of several sizes.
+    """
+    part = partial(_part, count=count, share=share, has_rows=has_rows, depth=depth + 1)
     if isinstance(batch, (Tensor, np.ndarray)):
         if batch.ndim and len(batch) != count:  # whole on every rank, it might be wrong
-            raise _undivided(f"{describe(batch)} beside {count} examples", share)
+            raise _undivided(f"{describe(batch)} beside {count} examples")
         return share.of(batch) if batch.ndim else batch
     if isinstance(batch, Mapping):
         result: Any = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         for key, value in batch.items():
-            result[key] = _part(value, count, share)
+            result[key] = part(value)
         return result
     if isinstance(batch, (tuple, list)):
-        if _holds_examples(batch, count):
+        is_sequence = len(batch) == count and not hasattr(batch, "_make")
+        if is_sequence and (not _lengths(batch) if has_rows else depth > 0):
             return share.of(batch)
-        parts = [_part(part, count, share) for part in batch]
+        parts = [part(each) for each in batch]
         return parts if isinstance(batch, list) else getattr(batch, "_make", type(batch))(parts)
     if is_dataclass(batch) and not isinstance(batch, type):
         result = copy.copy(batch)
         for field in fields(batch):
-            object.__setattr__(result, field.name, _part(getattr(batch, field.name), count, share))
+            object.__setattr__(result, field.name, part(getattr(batch, field.name)))
         return result
     if batch is None or isinstance(batch, (bool, int, float, str)):
         return batch
-    raise _undivided(describe(batch), share)
+    raise _undivided(describe(batch))
 
 
-def count_examples(batch: Any) -> int:
-    """Return the number of examples: the length of all tensors, where they have one length."""
-    lengths = {len(each) for each in tensors_in(batch) if each.ndim}
-    return lengths.pop() if len(lengths) == 1 else examples_in(batch)
-
-
-def _holds_examples(batch: tuple | list, count: int) -> bool:
-    """Return whether a sequence has an entry for each example, such as images of several sizes."""
-    if len(batch) != count or hasattr(batch, "_make"):
-        return False
-    first = batch[0]
-    return not (isinstance(first, (Tensor, np.ndarray)) and first.ndim and len(first) == count)
-
-
-def _undivided(what: str, share: Share) -> LRRTError:
+def _undivided(what: str) -> LRRTError:
     return LRRTError(
-        f"a batch holds {what}, which cannot be divided among {share.size} processes: give tensors "
-        "with a row for each example, or a DataLoader with a DistributedSampler"
+        f"a batch holds {what}, which cannot be divided among processes: give tensors with a row "
+        "for each example, or a DataLoader with a DistributedSampler"
     )

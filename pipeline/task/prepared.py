@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from math import isclose
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from lrrt_stage import LRCurve, Validation, initialize, range_test, resolve_device, seeded
 from lrrt_stage.errors import LRRTError, describe, first_line, loader_error
 from lrrt_stage.measure.evaluations import evaluated_loss, examples_in, tensors_in
+from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import TrainingStep, endless, layout_of, require_repeatable
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
@@ -36,6 +40,8 @@ __all__ = ["PreparedTask", "errors_of"]
 
 FULL_EVALUATIONS = 2
 """Of the full validation set in a test with a sample: enough to see how far the sample is off."""
+SAME_MEAN = 0.01
+"""How far the loss of a batch may differ from the mean over its parts."""
 RANK_SEEDS = 1_000_003
 """How far the seeds of two ranks are apart: farther than people choose theirs."""
 COMPARED_BATCHES = 4
@@ -228,8 +234,11 @@ class PreparedTask:
         """
         ranks = self.ranks
         if ranks is not None:
-            ranks.agree_on_buffers(setup.model)
-            if ranks.options.strategy == "fsdp":  # a forward pass takes all ranks
+            for module in (setup.model, *setup.loss_modules):
+                ranks.agree_on_buffers(module)
+            few = setup.val_batches is not None and epoch_length(setup.val_batches)
+            # A forward pass of FSDP takes all ranks; and each of them has to have a batch.
+            if ranks.options.strategy == "fsdp" or few < ranks.share.size:
                 ranks = None
         evaluating = Evaluation([setup.model, *setup.losses])
         with evaluating(), errors_of(self.task):
@@ -319,7 +328,12 @@ class PreparedTask:
                 setup.model, setup.optimizer, setup.training_loss, options, self.device
             )
             take_step(iter([batch]))
-            trained = [p for p in setup.model.parameters() if p.requires_grad]
+            trained = [
+                parameter
+                for module in (setup.model, *setup.loss_modules)
+                for parameter in module.parameters()
+                if parameter.requires_grad
+            ]
             self._some_unused = any(parameter.grad is None for parameter in trained)
             # After the step, in which an error of both modes is found first.
             with Evaluation([setup.model, *setup.losses])():
@@ -329,7 +343,29 @@ class PreparedTask:
         digest = setup.data_digest or _content([batch, *held])
         if self.ranks is not None:
             size = self._agreed_size(setup, size, digest, batches)
+            if self.ranks.is_first:
+                self._warn_unless_mean(setup, batches[0])
         return digest, size
+
+    def _warn_unless_mean(self, setup: Setup, batch: Any) -> None:
+        """Warn where the loss of a batch is not the mean of those of its parts on the ranks."""
+        assert self.ranks is not None
+        if is_shared(setup.train_batches):
+            return
+        shares = [Share(rank, self.ranks.share.size) for rank in range(self.ranks.share.size)]
+        parts = [next(iter(SharedBatches([batch], share))) for share in shares]
+        # A model may have no loss in evaluation mode, in which no example depends on the others.
+        with Evaluation([setup.model, *setup.losses])(), suppress(LRRTError):
+            whole, *of_parts = (
+                float(evaluated_loss("train_batches", setup.training_loss, self.on_device(each)))
+                for each in (batch, *parts)
+            )
+            if not isclose(whole, fmean(of_parts), rel_tol=SAME_MEAN):
+                warnings.warn(
+                    "the loss of a batch is not the mean of those of its parts, as a sum or a "
+                    "weighted mean is not: several processes minimise the mean of their losses",
+                    stacklevel=2,
+                )
 
     def _agreed_size(self, setup: Setup, size: int, digest: str, batches: list[Any]) -> int:
         """Return the size of the batch that the ranks divide, and which all of them have drawn."""

@@ -329,5 +329,42 @@ def test_what_cannot_run_on_two_processes_is_refused_with_one_line(store, option
     assert all(run.info.status == "FAILED" for run in store.runs())
 
 
+@pytest.mark.scale
+def test_fsdp_gathers_one_block_after_the_other(store):
+    """With a model whose blocks are in sequences, as most are."""
+    task = ("--model", "resnet20", "--dataset", "photographs", "--batch-size", 32)
+    task = (*task, "--device", "cpu", "--iterations", 12, "--lr-end", 1e-4, "--rule", "valley")
+    for strategy in ("ddp", "fsdp"):
+        store.run("lrrt", *task, *TWO, "--strategy", strategy, code=2)  # nothing is learned yet
+    fsdp, ddp = (losses(store, run) for run in store.runs("lrrt"))
+    assert np.allclose(fsdp, ddp, rtol=CLOSE)
+
+
+@pytest.mark.scale
+def test_a_loss_that_is_no_mean_is_warned_of(store):
+    summed = ("--loss", "CrossEntropyLoss", "--loss-args", '{"reduction": "sum"}')
+    with pytest.warns(UserWarning, match="not the mean of those of its parts"):
+        store.run("lrrt", *store.SMALL, *summed, *TWO)
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--accumulate", 2, "--clip-norm", 0.5, "--optimizer", "adamw"),
+        ("--dataset", "diabetes", "--batch-size", 32, "--l2", 0.01),
+        ("--precision", "bf16", "--iterations", "epoch", "--validation", "sample"),
+    ],
+)
+def test_steps_of_any_kind_are_those_of_one_process(store, options):
+    task = ("lrrt", *store.SMALL, *options)
+    store.run(*task)
+    store.run(*task, *TWO)
+    two, alone = (losses(store, run) for run in store.runs("lrrt"))
+    length = min(len(two), len(alone), 60)
+    tolerance = 1e-2 if "bf16" in options else 1e-3
+    assert np.allclose(two[:length], alone[:length], rtol=tolerance)
+
+
 def test_studies_have_no_processes(store):
     store.run("study", *TWO, code=2).names("--processes")

@@ -54,17 +54,27 @@ def test_batches_of_any_form_are_divided_and_keep_it():
     assert (first["names"], second["names"]) == (["a", "b"], ["c", "d"])
     assert first["one"] == second["one"] == 7
     assert len(names) == len(batch["x"]) == 4
-    fields = parts({"fields": (x, y)}, 2)
-    assert [len(part) for each in fields for part in each["fields"]] == [2, 2, 2, 2]
     assert parts(Example(x, 0.5), 2)[1].x.tolist() == [2, 3]
     # Two examples of two tensors are not two examples of a list.
     assert [len(part) for part in parts([torch.ones(2), torch.zeros(2)], 2)] == [2, 2]
 
 
-def test_examples_that_are_too_many_are_left_out_and_too_few_are_refused():
+def test_examples_that_are_too_many_or_too_few_are_left_out():
     assert [len(part[0]) for part in parts((torch.ones(7, 1), torch.ones(7)), 3)] == [2, 2, 2]
-    with pytest.raises(LRRTError, match="a batch of 2 examples .* 3 processes: .*drop_last=True"):
-        parts((torch.ones(2, 1), torch.ones(2)), 3)
+    batches = [torch.ones(6, 1), torch.ones(2, 1)]
+    assert [len(each) for each in SharedBatches(batches, Share(0, 3))] == [2]
+
+
+def test_a_pair_is_not_taken_for_two_examples():
+    """Whose number is that of the parts of a batch."""
+    for pair in (({"x": torch.eye(2)}, torch.arange(2)), [torch.eye(2), torch.arange(2)]):
+        first, second = parts(pair, 2)
+        assert len(first) == len(second) == 2
+        assert [first[1].tolist(), second[1].tolist()] == [[0], [1]]
+    images = [torch.ones(3, 4, 4), torch.ones(3, 5, 5)]
+    first, second = parts((images, [{"box": torch.ones(1, 4)}, {"box": torch.ones(2, 4)}]), 2)
+    assert [len(first[0]), len(second[1])] == [1, 1]
+    assert second[1][0]["box"].shape == (2, 4)
 
 
 def test_a_list_with_an_entry_for_each_example_is_divided():
@@ -80,10 +90,13 @@ def test_a_list_with_an_entry_for_each_example_is_divided():
         [torch.ones(4), SimpleNamespace(x=torch.ones(4))],
         # Whole on both ranks, each of them would train on all examples.
         {"x": torch.ones(4, 2), "edges": torch.ones(2, 9)},
+        # Images of three colours: their number, or that of the colours?
+        ([torch.ones(3, 5, 5)] * 8, [0] * 8),
+        {"fields": (torch.ones(4, 2), torch.ones(4))},
     ],
 )
 def test_what_cannot_be_divided_is_named(batch):
-    with pytest.raises(LRRTError, match="a batch holds .* which cannot be divided among 2"):
+    with pytest.raises(LRRTError, match="a batch holds .* which cannot be divided among"):
         parts(batch, 2)
 
 
