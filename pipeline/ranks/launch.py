@@ -77,21 +77,24 @@ def ranks_of(
     options = replace(options, processes=max(size, options.processes))
     with _followers(options, arguments) if size == 1 else _launched() as ended:
         store = _store(0, options.processes)
+        ranks = Ranks(Share(0, options.processes), options, store, ended)
         try:
             _greet(store, 0, arguments)
             _compare(store, options.processes, ended)
             store.set(GO, json.dumps([asdict(options), on_gpus]))
-            ranks = Ranks(Share(0, options.processes), options, store, ended)
             with _connected(ranks, on_gpus):
                 try:
                     yield ranks
                 except BaseException as error:
                     if isinstance(error, KeyboardInterrupt):
                         ranks.explain(error)
-                    ranks.fail(error)
+                    ranks.fail(error)  # before the connections break, for which it is the reason
                     raise
                 with suppress(RuntimeError):  # all is done, whatever has become of the others
                     ranks.tell(None)
+        except RuntimeError as error:  # while they connect
+            ranks.explain(error)
+            raise
         finally:
             with suppress(Exception):
                 store.set(ENDED, "")
