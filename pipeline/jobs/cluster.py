@@ -90,13 +90,16 @@ def _connected(backend: str, workers: int | None, gpus: float) -> Iterator[Any]:
     import ray
 
     address = backend if "://" in backend else os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, Any] = {"address": address, "logging_level": "error", "log_to_driver": False}
+    options: dict[str, Any] = {
+        "address": address,
+        "logging_level": "critical",
+        "log_to_driver": False,
+    }
     if address == "local":
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         options |= {"num_cpus": workers} if workers is not None else {}
     else:
         _require_reachable(address)
-        # What this process imports from its folder is found there as well, where that is shared.
     try:
         ray.init(**options)
     except Exception as error:

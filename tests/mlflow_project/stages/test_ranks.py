@@ -17,6 +17,7 @@ import torch
 import mlflow_project.stages.train  # noqa: F401 - a test interrupts it
 from lrrt_stage import digest
 from lrrt_stage.state import weights
+from tests.forked_python import programs
 from tests.stores import ROOT, interrupted_after_epoch, search_path
 
 pytestmark = [
@@ -80,6 +81,7 @@ def make(rank=-1, fault="raise", sampler=False, batch=32, other=""):
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path, monkeypatch):
     """No process of a test may be there after it, and no folder by which they find each other."""
+    programs()  # which all tests use, in the usual folder
     monkeypatch.setenv("LRRT_TEST", str(os.getpid()))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -332,7 +334,7 @@ def test_what_cannot_run_on_two_processes_is_refused_with_one_line(store, option
 @pytest.mark.scale
 def test_fsdp_gathers_one_block_after_the_other(store):
     """With a model whose blocks are in sequences, as most are."""
-    task = ("--model", "resnet20", "--dataset", "photographs", "--batch-size", 32)
+    task = ("--model", "resnet20", "--batch-size", 32)
     task = (*task, "--device", "cpu", "--iterations", 12, "--lr-end", 1e-4, "--rule", "valley")
     for strategy in ("ddp", "fsdp"):
         store.run("lrrt", *task, *TWO, "--strategy", strategy, code=2)  # nothing is learned yet

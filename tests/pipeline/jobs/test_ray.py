@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -56,9 +57,9 @@ def range_tests(count, task=TASK):
     return [RangeTestJob(f"seed {seed}", replace(task, seed=seed), PLAN) for seed in range(count)]
 
 
-def processes_of_ray():
-    """Those that this test has started, wherever they are now."""
-    here = f"LRRT_TEST={os.getpid()}".encode()
+def processes_of(mark):
+    """Those that a test has started, wherever they are now."""
+    here = f"LRRT_TEST={mark}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if path.parent.name != str(os.getpid()) and here in path.read_bytes().split(b"\0"):
@@ -67,7 +68,8 @@ def processes_of_ray():
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path, monkeypatch):
-    monkeypatch.setenv("LRRT_TEST", str(os.getpid()))
+    mark = uuid4().hex
+    monkeypatch.setenv("LRRT_TEST", mark)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # Those of joblib are there for the next test.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
@@ -76,7 +78,7 @@ def nothing_left(tmp_path, monkeypatch):
     yield
     sys.modules.pop("ray_data", None)
     deadline = time.monotonic() + 20
-    while left := list(processes_of_ray()):
+    while left := list(processes_of(mark)):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
@@ -113,18 +115,17 @@ class TestOnACluster:
         assert len(sent) == 1
         assert (tmp_path / "loads").read_text() == loads
 
-    @pytest.mark.parametrize("deaths", [1, 99])
-    def test_a_worker_that_is_killed_costs_its_test_only(self, tmp_path, deaths):
-        jobs = range_tests(3)
-        jobs[1] = replace(jobs[1], task=own(tmp_path, deaths=deaths))
+    def test_a_worker_that_is_killed_costs_its_test_only(self, tmp_path):
+        folders = tmp_path / "once", tmp_path / "always"
+        jobs = range_tests(4)
+        for index, (folder, deaths) in enumerate(zip(folders, (1, 99), strict=True)):
+            folder.mkdir()
+            jobs[index] = replace(jobs[index], task=own(folder, deaths=deaths))
         results = run_jobs(jobs, CPU, 2, backend="ray")
-        assert [type(each) for each in (results[0], results[2])] == [RangeTestResult] * 2
-        if deaths == 1:
-            assert isinstance(results[1], RangeTestResult)
-            return
-        assert isinstance(results[1], FailedJob)
+        kinds = [RangeTestResult, FailedJob, RangeTestResult, RangeTestResult]
+        assert [type(each) for each in results] == kinds
         assert "its worker was ended 3 times" in results[1].reason
-        assert (tmp_path / "loads").read_text() == "xxx"
+        assert [len((folder / "loads").read_text()) for folder in folders] == [2, 3]
 
     def test_an_interruption_ends_the_cluster(self):
         def interrupt(_):
