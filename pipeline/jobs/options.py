@@ -17,7 +17,7 @@ __all__ = ["PoolOptions"]
 Pool = TypeVar("Pool", bound="PoolOptions")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)  # the options of a subclass come first
 class PoolOptions(Options):
     """Where tests run that do not depend on each other. Their results do not depend on it."""
 
