@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -17,7 +18,8 @@ from pipeline.jobs.placed import TRIES, Placed, run_placed
 
 __all__ = ["results_on_ray"]
 
-CONNECT_SECONDS = 5
+ATTEMPTS, CONNECT_SECONDS = 4, 5
+"""To connect to a cluster that answers and is not ready; and how long each address has."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Lines of Ray's own, about its future defaults and about what it has cleaned up.
@@ -100,15 +102,16 @@ def _connected(backend: str, workers: int | None, gpus: float) -> Iterator[Any]:
         options |= {"num_cpus": workers} if workers is not None else {}
     else:
         _require_reachable(address)
-    try:
-        ray.init(**options)
-    except Exception as error:
-        raise LRRTError(
-            hide_passwords(
-                f"Ray cluster {address} cannot be used ({first_line(error)}): start it, with the "
-                "same versions of Python and Ray, or leave backend out"
-            )
-        ) from error
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(**options)
+            break
+        except ConnectionAbortedError as error:  # a cluster that has just started
+            if attempt == ATTEMPTS - 1:
+                raise _unusable(address, error) from error
+            time.sleep(CONNECT_SECONDS)
+        except Exception as error:
+            raise _unusable(address, error) from error
     try:
         found = ray.cluster_resources().get("GPU", 0)
         if gpus > found:
@@ -119,6 +122,15 @@ def _connected(backend: str, workers: int | None, gpus: float) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _unusable(address: str, error: Exception) -> LRRTError:
+    return LRRTError(
+        hide_passwords(
+            f"Ray cluster {address} cannot be used ({first_line(error)}): start it, with the same "
+            "versions of Python and Ray, or leave backend out"
+        )
+    )
 
 
 def _require_reachable(address: str) -> None:
