@@ -169,10 +169,8 @@ class cluster:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        # Its ports answer before it is ready.
         told = iter(self.process.stdout.readline, "")
         assert any("Ray runtime started" in line for line in told)
-        time.sleep(2)
         return f"{here}:{ports[0]}", f"ray://{here}:{ports[1]}"
 
     def __exit__(self, *_):
