@@ -171,6 +171,14 @@ class cluster:
         )
         told = iter(self.process.stdout.readline, "")
         assert any("Ray runtime started" in line for line in told)
+        for port in ports:
+            deadline = time.monotonic() + 60
+            while True:
+                with suppress(OSError):
+                    socket.create_connection((here, port), 1).close()
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
         return f"{here}:{ports[0]}", f"ray://{here}:{ports[1]}"
 
     def __exit__(self, *_):
