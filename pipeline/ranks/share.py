@@ -41,9 +41,8 @@ ALONE = Share()
 class SharedBatches:
     """The rank's part of each of the ``batches``, of which every rank draws all.
 
-    The examples that are too many to divide the last batch of an epoch, or too few, are left out.
-    ``agree`` is
-    called where an epoch begins, so that the ranks draw the same.
+    Of the last batch of an epoch, the examples that do not divide are left out. ``agree`` is called
+    where an epoch begins, so that the ranks draw the same.
     """
 
     def __init__(
