@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Tensors", "apart", "bits_of", "is_parted", "part_like", "whole", "without_repeats"]
 
@@ -20,7 +20,7 @@ class Tensors:
     """The state of tensors. Values are copied with one operation for each kind of tensor."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
+        self.tensors = [tensor for tensor in tensors if not _is_freed(tensor)]
         self.forms: list[Any] = [None]
         self.save()
 
@@ -39,6 +39,9 @@ class Tensors:
             pairs = zip(self.tensors, flats, strict=True)
             self.singular = [tensor for tensor, flat in pairs if flat is None]
         self.gradients = [_gradient(tensor) for tensor in self.tensors]
+        # DDP writes to the parts of its buckets again; others are left alone while they are away.
+        views = (each for each in self.gradients if each is not None and each._is_view())
+        self.written = [(gradient, gradient.clone()) for gradient in views]
         self.values = [torch.cat(group) for group in self.groups]
         self.copies = [(t, t.data, without_repeats(_local(t.data)).clone()) for t in self.singular]
 
@@ -54,7 +57,9 @@ class Tensors:
                 stack.callback(_restore_values, without_repeats(_local(memory)), values)
             for group, values in zip(self.groups, self.values, strict=True):
                 stack.callback(_restore_group, group, values)
-        self.values, self.copies = [], []  # the training needs the memory
+            for gradient, values in self.written:
+                stack.callback(_restore_values, gradient, values)
+        self.values, self.copies, self.written = [], [], []  # the training needs the memory
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
@@ -63,6 +68,13 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     if tensor.layout is not torch.strided or tensor.is_nested:
         return flags  # nothing tells
     return *flags, _local(tensor.detach()).data_ptr(), tensor.shape, tensor.stride()
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Return whether a tensor's memory is gone, as that of parameters which FSDP had gathered."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        return False
+    return tensor.numel() > 0 and not tensor.is_nested and not tensor.untyped_storage().nbytes()
 
 
 def is_parted(tensor: Tensor) -> bool:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from lrrt_stage import Validation, digest, range_test, seeded
@@ -537,3 +539,56 @@ def test_a_model_that_is_moved_for_the_test_comes_back_unchanged():
     before = everything(setting) | {"cuda": torch.cuda.get_rng_state().tolist()}
     setting.range_test(device="cuda")
     assert everything(setting) | {"cuda": torch.cuda.get_rng_state().tolist()} == before
+
+
+@pytest.fixture
+def group():
+    """A process group of one, in which DDP and FSDP work as in any other."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class LastOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.output = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.output(self.lstm(x)[0][:, -1])
+
+
+def sequences():
+    return [(torch.randn(8, 5, 3), torch.randint(0, 2, (8,))) for _ in range(4)]
+
+
+def test_an_lstm_that_keeps_what_fsdp_has_freed_can_be_evaluated(group):
+    """Its list of weights holds the parameters that were gathered for a forward pass."""
+    with seeded(0):
+        batches = sequences()
+        models = [LastOutput(), LastOutput()]
+    models[1].load_state_dict(models[0].state_dict())
+    fully_shard(models[1])
+    curves = []
+    for model in models:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"probe": batches[0], "iterations": 30, "lr_end": 1.0}
+        curves.append(range_test(model, optimizer, cross_entropy, batches, **options))
+    for name in ("loss", "probe_loss"):
+        alone, shared = (getattr(curve, name) for curve in curves)
+        assert np.allclose(alone, shared, rtol=1e-4, equal_nan=True)
+
+
+def test_gradients_that_ddp_holds_in_its_buckets_are_restored(group):
+    with seeded(0):
+        batches, model = sequences(), LastOutput()
+    model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in batches[:2]:  # from the second step on, they are views
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    range_test(model, optimizer, cross_entropy, batches, iterations=30)
+    assert all(map(torch.equal, before, (parameter.grad for parameter in model.parameters())))
