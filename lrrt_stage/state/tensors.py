@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tensors", "apart", "bits_of", "is_parted", "part_like", "whole", "without_repeats"]
+__all__ = [
+    "Tensors",
+    "apart",
+    "bits_of",
+    "is_parted",
+    "local_part",
+    "part_like",
+    "whole",
+    "without_repeats",
+]
 
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Types by their size in bytes, as which bits are copied and compared. The largest is fastest."""
@@ -30,7 +39,7 @@ class Tensors:
         if forms != self.forms:
             self.forms, self.memory = forms, [tensor.data for tensor in self.tensors]
             groups: dict[Any, dict[Any, Tensor]] = defaultdict(dict)
-            flats = [_flat(_local(memory)) for memory in self.memory]
+            flats = [_flat(local_part(memory)) for memory in self.memory]
             for flat in flats:
                 if flat is not None:
                     # The same memory once: FSDP holds a part, and tensors made of it.
@@ -43,7 +52,9 @@ class Tensors:
         views = (each for each in self.gradients if each is not None and each._is_view())
         self.written = [(gradient, gradient.clone()) for gradient in views]
         self.values = [torch.cat(group) for group in self.groups]
-        self.copies = [(t, t.data, without_repeats(_local(t.data)).clone()) for t in self.singular]
+        self.copies = [
+            (t, t.data, without_repeats(local_part(t.data)).clone()) for t in self.singular
+        ]
 
     def restore(self) -> None:
         """Restore the state that was saved last."""
@@ -54,7 +65,7 @@ class Tensors:
                     stack.callback(_restore_form, tensor, form, memory, gradient)
             for tensor, memory, values in self.copies:
                 stack.callback(setattr, tensor, "data", memory)
-                stack.callback(_restore_values, without_repeats(_local(memory)), values)
+                stack.callback(_restore_values, without_repeats(local_part(memory)), values)
             for group, values in zip(self.groups, self.values, strict=True):
                 stack.callback(_restore_group, group, values)
             for gradient, values in self.written:
@@ -67,7 +78,7 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     flags = (tensor.is_leaf, tensor.requires_grad, tensor.dtype, tensor.layout)
     if tensor.layout is not torch.strided or tensor.is_nested:
         return flags  # nothing tells
-    return *flags, _local(tensor.detach()).data_ptr(), tensor.shape, tensor.stride()
+    return *flags, local_part(tensor.detach()).data_ptr(), tensor.shape, tensor.stride()
 
 
 def _is_freed(tensor: Tensor) -> bool:
@@ -83,7 +94,7 @@ def is_parted(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds."""
     return tensor.to_local() if is_parted(tensor) else tensor  # type: ignore[attr-defined]
 

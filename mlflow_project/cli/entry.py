@@ -26,12 +26,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     taken all of it, and 130 when interrupted.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    _prepare()
     if launched_rank() > 0:  # rank 0 is the one that runs the command
         from pipeline.ranks.launch import follow
 
         follow(given)
     begin_imports()
-    _prepare()
     from mlflow_project.cli.failures import run_command
 
     sys.unraisablehook = _interrupt_again
@@ -57,6 +57,9 @@ def _prepare() -> None:
     """Set what libraries read when they are imported."""
     # cuBLAS reads this once, when it starts: with it, results repeat bit for bit on a GPU.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # DDP warns of what costs it a little time.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     # Libraries announce changes of other libraries, which users of this command cannot act on.
     warnings.filterwarnings("ignore", category=FutureWarning)
     # joblib warns when an interrupted study abandons its running tests, which is intended.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lrrt_stage.measure.step import batch_loss_of
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
+from lrrt_stage.state.tensors import is_parted, local_part
 from pipeline.data.batches import Batches
 from pipeline.data.factories import call, load_factory
 from pipeline.data.names import is_factory
@@ -67,9 +68,15 @@ def builtin_setup(
     )
 
     def penalised(model: nn.Module, batch: Any) -> Tensor:
+        # The loss first: FSDP adds to the gradients that are there when it gets to a layer.
+        loss, kernels = batch_loss_of(model, loss_fn)(batch), _kernels(model)
         # One vector, so that the cost does not grow with the number of layers.
-        kernels = torch.cat([kernel.flatten() for kernel in _kernels(model)])
-        return batch_loss_of(model, loss_fn)(batch) + l2 * kernels.square().sum()
+        squares = torch.cat([local_part(kernel).flatten() for kernel in kernels]).square().sum()
+        if is_parted(kernels[0]):
+            # The mean of the losses has to hold the squares of all ranks. A gradient of a part is
+            # that of its own squares: it goes past FSDP, which averages the others.
+            squares = squares + (torch.distributed.get_world_size() - 1) * squares.detach()
+        return loss + l2 * squares
 
     def deployed(model: nn.Module) -> Deployed:
         split = data.val

@@ -64,7 +64,7 @@ class PreparedTask:
     ) -> None:
         runtime = runtime or Runtime()
         self.task, self.runtime, self._validated = task, runtime, False
-        self.ranks, self._some_unused = current(), False
+        self.ranks = current()
         # All of them first, so that nothing is imported or read before one is refused.
         for kind in NAMES:
             require_trusted(kind, getattr(task, kind))
@@ -162,7 +162,7 @@ class PreparedTask:
             if ranks is not None:
                 found = weights.digest(weights.state_of(setup.model))
                 ranks.require_equal("initial weights", found)
-                setup.share_with(ranks, self._some_unused)
+                setup.share_with(ranks)
         return setup
 
     def whole(self, setup: Setup) -> Setup:
@@ -328,13 +328,6 @@ class PreparedTask:
                 setup.model, setup.optimizer, setup.training_loss, options, self.device
             )
             take_step(iter([batch]))
-            trained = [
-                parameter
-                for module in (setup.model, *setup.loss_modules)
-                for parameter in module.parameters()
-                if parameter.requires_grad
-            ]
-            self._some_unused = any(parameter.grad is None for parameter in trained)
             # After the step, in which an error of both modes is found first.
             with Evaluation([setup.model, *setup.losses])():
                 self._check_output(setup, batch)

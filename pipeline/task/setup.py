@@ -131,11 +131,8 @@ class Setup:
         for loss in self.loss_modules:
             loss.to(device)
 
-    def share_with(self, ranks: Ranks, some_unused: bool) -> None:
-        """Train the model together with the other ranks, each on its part of the batches.
-
-        ``some_unused`` says whether some parameters have no gradient.
-        """
+    def share_with(self, ranks: Ranks) -> None:
+        """Train the model together with the other ranks, each on its part of the batches."""
         # FSDP takes a second to import, which a process that is alone does not need.
         from pipeline.ranks.model import share_model
 
@@ -145,7 +142,7 @@ class Setup:
             agree = ranks.agree_on_randomness
             self.train_batches = SharedBatches(self.train_batches, ranks.share, agree)
         self._shared_loss = share_model(
-            ranks, self.model, self.optimizer, self._loss(), self.loss_modules, some_unused
+            ranks, self.model, self.optimizer, self._loss(), self.loss_modules
         )
 
     @property
