@@ -40,8 +40,9 @@ __all__ = ["PreparedTask", "errors_of"]
 
 FULL_EVALUATIONS = 2
 """Of the full validation set in a test with a sample: enough to see how far the sample is off."""
-SAME_MEAN = 0.01
-"""How far the loss of a batch may differ from the mean over its parts."""
+SAME_MEAN, MEAN_OF = 1e-4, 16
+"""How far the loss of a batch may differ from the mean over so many parts. Before the training, the
+examples have losses that are nearly the same; of more parts, a weighted mean differs by more."""
 RANK_SEEDS = 1_000_003
 """How far the seeds of two ranks are apart: farther than people choose theirs."""
 COMPARED_BATCHES = 4
@@ -345,7 +346,9 @@ class PreparedTask:
         assert self.ranks is not None
         if is_shared(setup.train_batches):
             return
-        shares = [Share(rank, self.ranks.share.size) for rank in range(self.ranks.share.size)]
+        count, most = count_examples(batch), max(MEAN_OF, self.ranks.share.size)
+        size = max(n for n in range(1, most + 1) if count % n == 0)
+        shares = [Share(index, size) for index in range(size)]
         parts = [next(iter(SharedBatches([batch], share))) for share in shares]
         # A model may have no loss in evaluation mode, in which no example depends on the others.
         with Evaluation([setup.model, *setup.losses])(), suppress(LRRTError):
@@ -431,11 +434,14 @@ def errors_of(task: Task) -> Iterator[None]:
         loss = task.loss or "by default"
         named = (getattr(task, kind) for kind in NAMES)
         cause = cause_of(error, next((n for n in named if isinstance(n, NameFromRun)), None))
+        ranks = current()
+        # Not all that a model or an optimizer computes can be computed with parts of its tensors.
+        whole = "" if ranks is None or ranks.options.strategy == "ddp" else ", or use strategy=ddp"
         raise LRRTError(
-            f"setup {task.setup!r} raised {cause}: correct the factory or what it returns"
+            f"setup {task.setup!r} raised {cause}: correct the factory or what it returns{whole}"
             if task.setup is not None
             else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {loss!r} on dataset "
-            f"{task.dataset!r} raised {cause}: choose others, or correct them"
+            f"{task.dataset!r} raised {cause}: choose others, or correct them{whole}"
         ) from error
 
 

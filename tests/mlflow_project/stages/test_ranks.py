@@ -322,6 +322,7 @@ class TestSetups:
         ((*TWO, "--device", "cpu:0"), ("device='cpu:0'", "one device")),
         ((*TWO, "--tests", 3), ("tests=3", "processes=1")),
         ((*TWO, "--strategy", "fsdp", "--precision", "fp16"), ("fp16", "bf16")),
+        ((*TWO, "--strategy", "fsdp", "--optimizer", "adafactor"), ("pow_", "strategy=ddp")),
         ((*TWO, "--strategy", "zero"), ("zero", "ddp", "fsdp")),
         ((*TWO, "--model", "resnet9"), ("resnet9",)),
     ],
@@ -343,10 +344,11 @@ def test_fsdp_gathers_one_block_after_the_other(store):
 
 
 @pytest.mark.scale
-def test_a_loss_that_is_no_mean_is_warned_of(store):
-    summed = ("--loss", "CrossEntropyLoss", "--loss-args", '{"reduction": "sum"}')
+@pytest.mark.parametrize("arguments", ['{"reduction": "sum"}', '{"ignore_index": 3}'])
+def test_a_loss_that_is_no_mean_is_warned_of(store, arguments):
+    loss = ("--loss", "CrossEntropyLoss", "--loss-args", arguments)
     with pytest.warns(UserWarning, match="not the mean of those of its parts"):
-        store.run("lrrt", *store.SMALL, *summed, *TWO)
+        store.run("lrrt", *store.SMALL, *loss, *TWO)
 
 
 @pytest.mark.scale
