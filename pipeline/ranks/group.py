@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import socket
 import sys
 import threading
 import time
@@ -29,7 +31,12 @@ FAILED, ENDED = "lrrt/failed", "lrrt/ended"
 """Keys of the ranks' store: why a rank has failed, and that rank 0 has ended."""
 WATCH_SECONDS, GRACE_SECONDS, NOTICE_SECONDS = 0.5, 20.0, 3.0
 """How often a rank looks whether another one has failed; how long rank 0 may take to notice by
-itself; and how long the reason of a connection that broke may take to arrive."""
+itself; and how long the reason of a connection that broke, or an answer to Ctrl-C, may take."""
+ENDED_OUTSIDE = (
+    "was ended from outside, for want of memory for example: start again, with fewer processes or "
+    "smaller batches"
+)
+ASKED = ("Interrupted: another process does not answer\n", 130)
 OF_CONNECTIONS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 """What the errors of a connection between ranks say."""
 
@@ -49,7 +56,8 @@ class Ranks:
     store: Any
     """Torch's, by which they tell each other what is not computed."""
     ended_processes: Callable[[], list[int]] = list
-    """Returns the ranks of the processes that this one has started and that have ended."""
+    """Returns the ranks of the processes that this one has started and that have ended, killed ones
+    first."""
     control: Any = field(default=None, init=False)
     """The group in which rank 0 tells the others what to do. It has no time limit: rank 0 may wait
     for a tracking store meanwhile."""
@@ -109,23 +117,29 @@ class Ranks:
             return
         if failure is not None and failure["interrupted"]:
             raise KeyboardInterrupt(f"rank {failure['rank']} was stopped") from None
-        raise LRRTError(self.reason()) from error
+        raise LRRTError(self.reason(error)) from error
 
     def failure(self, store: Any = None) -> dict[str, Any] | None:
         """Return which rank has failed first, and why; None if none has."""
         store = store or self.store
         return json.loads(store.get(FAILED)) if store.check([FAILED]) else None
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the other ranks why this one ends, unless another one has told them before."""
+    def fail(self, error: BaseException, store: Any = None) -> None:
+        """Tell the other ranks why this one ends, unless another one has told them before.
+
+        That a connection broke is what follows from the end of another rank, which may tell more.
+        """
         failed = {
             "rank": self.share.rank,
             "reason": hide_passwords(first_line(error)),
             "interrupted": isinstance(error, KeyboardInterrupt),
+            "follows": _is_of_connection(error),
         }
+        store = store or self.store
         with suppress(Exception):
-            if not self.store.check([FAILED]):
-                self.store.set(FAILED, json.dumps(failed))
+            before = self.failure(store)
+            if before is None or (before["follows"] and not failed["follows"]):
+                store.set(FAILED, json.dumps(failed))
 
     def agree_on_buffers(self, model: nn.Module) -> None:
         """Have the buffers of rank 0, such as running statistics, on all ranks."""
@@ -162,35 +176,46 @@ class Ranks:
             with suppress(Left):
                 function(*args, **options)
 
-    def watch(self, until: threading.Event) -> None:
-        """End this process, from a thread, when another rank has failed, and nothing else does."""
-        since = 0.0
+    def watch(self, until: threading.Event, was_asked: Callable[[], bool]) -> None:
+        """End this process, from a thread, when another rank has failed, and nothing else does.
+
+        So it ends when ``was_asked``, which waits a moment, says that it has got a signal to: the
+        main thread may wait for a rank that does not answer.
+        """
+        since, is_asked = 0.0, False
         # Of its own, since the main thread may wait in the other one.
         store = self.store.clone() if hasattr(self.store, "clone") else self.store
-        while not until.wait(WATCH_SECONDS):
+        while not until.is_set():
+            is_asked |= was_asked()
             try:
                 has_failed, has_ended = store.check([FAILED]), store.check([ENDED])
             except Exception:  # the store has gone, and rank 0 with it
                 has_failed, has_ended = False, True
             if self.is_first:
-                is_stuck = self.is_calling and (has_failed or bool(self.ended_processes()))
-                since = (since or time.monotonic()) if is_stuck else 0.0
-                if is_stuck and time.monotonic() - since > GRACE_SECONDS:
-                    _leave(f"Error: {self.reason(store)}\n", 2)
+                is_stuck = has_failed or is_asked or bool(self.ended_processes())
+                since = (since or time.monotonic()) if is_stuck and self.is_calling else 0.0
+                seconds = time.monotonic() - since if since else 0.0
+                if is_asked and seconds > NOTICE_SECONDS:
+                    self.fail(KeyboardInterrupt(), store)  # they end, and with them the wait
+                if seconds > GRACE_SECONDS:
+                    _leave(*(ASKED if is_asked else (f"Error: {self.reason(store=store)}\n", 2)))
+            elif is_asked:
+                self.fail(KeyboardInterrupt(), store)
+                _leave("", 130)
             # This rank may be about to end by itself.
             elif (has_failed or has_ended) and not until.wait(NOTICE_SECONDS):
                 _leave("", 1)
 
-    def reason(self, store: Any = None) -> str:
-        """Return what has happened on the other ranks, in a line."""
-        if failure := self.failure(store):
-            return f"on rank {failure['rank']}: {failure['reason']}"
-        ended = self.ended_processes()
-        which = f"rank {ended[0]}" if ended else "another rank"
-        return (
-            f"{which} was ended from outside, perhaps for want of memory: start again, with fewer "
-            "processes or smaller batches"
-        )
+    def reason(self, error: BaseException | None = None, store: Any = None) -> str:
+        """Return what has happened on the other ranks, in a line; ``error`` is what shows here."""
+        failure, ended = self.failure(store), self.ended_processes()
+        told = f"on rank {failure['rank']}: {failure['reason']}" if failure else ""
+        if failure and not failure["follows"]:
+            return told
+        if ended:
+            return f"rank {ended[0]} {ENDED_OUTSIDE}"
+        seen = told or ("no answer" if error is None else first_line(error))
+        return f"{seen}; perhaps another rank {ENDED_OUTSIDE}"
 
 
 _current: list[Ranks] = []
@@ -206,14 +231,42 @@ def joined(ranks: Ranks) -> Iterator[Ranks]:
     """Belong to ``ranks`` in the block."""
     _current.append(ranks)
     until = threading.Event()
-    watch = threading.Thread(target=ranks.watch, args=[until], daemon=True)
-    watch.start()
-    try:
-        yield ranks
-    finally:
-        _current.remove(ranks)
-        until.set()
-        watch.join()  # torch does not bear a thread in its store while Python ends
+    with _signals() as (was_asked, wake):
+        watch = threading.Thread(target=ranks.watch, args=[until, was_asked], daemon=True)
+        watch.start()
+        try:
+            yield ranks
+        finally:
+            _current.remove(ranks)
+            until.set()
+            wake()
+            watch.join()  # torch does not bear a thread in its store while Python ends
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[Callable[[], bool], Callable[[], Any]]]:
+    """Yield a function by which a thread waits for a signal that asks this process to end.
+
+    Python calls a handler only after the main thread has finished waiting for other ranks. The
+    second function that is yielded ends a wait.
+    """
+    asking = {signal.SIGINT, signal.SIGTERM}
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.settimeout(WATCH_SECONDS)
+        writer.setblocking(False)
+
+        def was_asked() -> bool:
+            with suppress(TimeoutError):
+                # A byte is the number of a signal; there are others, as of a process that ended.
+                return not asking.isdisjoint(reader.recv(1024))
+            return False
+
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield was_asked, lambda: writer.send(b"\0")
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def on_all_ranks(function: Function) -> Function:

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -75,7 +75,8 @@ def ranks_of(
     if size == 1:
         _require_devices(options.processes, on_gpus)
     options = replace(options, processes=max(size, options.processes))
-    with _followers(options, arguments) if size == 1 else _launched() as ended:
+    # A launcher ends those that it has started.
+    with _followers(options, arguments) if size == 1 else nullcontext(list) as ended:
         store = _store(0, options.processes)
         ranks = Ranks(Share(0, options.processes), options, store, ended)
         try:
@@ -112,13 +113,17 @@ def follow(arguments: Sequence[str]) -> NoReturn:
     store = _store(rank, size)
     _greet(store, rank, arguments)
     deadline = time.monotonic() + START_SECONDS
-    while not store.check([GO]):
-        if store.check([ENDED]) or time.monotonic() > deadline:
-            os._exit(int(not store.check([ENDED])))
-        time.sleep(0.05)
-    given, on_gpus = json.loads(store.get(GO))
+    try:
+        while not store.check([GO]):
+            if store.check([ENDED]) or time.monotonic() > deadline:
+                os._exit(int(not store.check([ENDED])))
+            time.sleep(0.05)
+        given, on_gpus = json.loads(store.get(GO))
+    except RuntimeError:  # the store has gone, and rank 0 with it
+        os._exit(1)
     ranks = Ranks(Share(rank, size), RankOptions(**given), store)
-    threading.Thread(target=_stop_when_asked, args=[ranks, _asked()], daemon=True).start()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: None)  # the thread of the ranks does what is asked
     try:
         with _connected(ranks, on_gpus):
             ranks.follow()
@@ -128,27 +133,6 @@ def follow(arguments: Sequence[str]) -> NoReturn:
             _end_with_rank_0(NOTICE_SECONDS)
         os._exit(1)  # at once: what it holds may wait for ranks that have gone
     sys.exit(0)
-
-
-def _asked() -> int:
-    """Return a file from which a byte can be read as soon as this process is asked to end.
-
-    Python would call a handler only after the main thread has finished waiting for other ranks.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: None)
-    return reader
-
-
-def _stop_when_asked(ranks: Ranks, asked: int) -> NoReturn:
-    # A byte is the number of a signal; of others, such as that a process below has ended, as well.
-    while os.read(asked, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
-        pass
-    ranks.fail(KeyboardInterrupt())
-    os._exit(130)
 
 
 def dismiss() -> None:
@@ -172,12 +156,6 @@ def _cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return [*os.sched_getaffinity(0)]
     return [*range(os.cpu_count() or 1)]
-
-
-@contextmanager
-def _launched() -> Iterator[Callable[[], list[int]]]:
-    """Belong to the processes that a launcher has started, and ends."""
-    yield list
 
 
 @contextmanager
@@ -228,7 +206,9 @@ def _followers(options: RankOptions, arguments: Sequence[str]) -> Iterator[Calla
 
 
 def _ended(processes: Sequence[subprocess.Popen]) -> list[int]:
-    return [rank for rank, each in enumerate(processes, start=1) if each.poll() is not None]
+    ended = [rank for rank, each in enumerate(processes, start=1) if each.poll() is not None]
+    # Those that were killed have a negative code. Others have ended since their connection broke.
+    return sorted(ended, key=lambda rank: processes[rank - 1].returncode >= 0)
 
 
 def _store(rank: int, size: int) -> Any:
@@ -287,16 +267,18 @@ def _compare(store: Any, size: int, ended: Callable[[], list[int]]) -> None:
 @contextmanager
 def _connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     """Be one of the ranks in the block."""
-    if FOLDER in os.environ:  # no other machine takes part
-        for _, name in socket.if_nameindex():
-            if name.startswith("lo"):
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     share = ranks.share
-    with joined(ranks):
+    with _loopback(), joined(ranks):
         ranks.is_calling = True  # until all are there, one that fails would be waited for
         if on_gpus:
-            place = int(os.environ.get("LOCAL_RANK", share.rank))
-            torch.cuda.set_device(place % torch.cuda.device_count())
+            # A launcher may show each process its own GPU alone.
+            place, count = int(os.environ.get("LOCAL_RANK", share.rank)), torch.cuda.device_count()
+            require(
+                count == 1 or place < count,
+                f"this machine has {count} GPUs, and rank {share.rank} is its process {place + 1}: "
+                "start one process for each, or give device=cpu",
+            )
+            torch.cuda.set_device(place % count)
         backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
         distributed.init_process_group(
             backend, store=ranks.store, rank=share.rank, world_size=share.size
@@ -307,6 +289,21 @@ def _connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
             yield
         finally:
             distributed.destroy_process_group()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Have the ranks listen on the loopback alone, where no other machine takes part."""
+    variable = "GLOO_SOCKET_IFNAME"
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    if FOLDER not in os.environ or variable in os.environ or not names:
+        yield
+        return
+    os.environ[variable] = names[0]
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 def _end_with_rank_0(seconds: float = inf) -> None:

@@ -29,7 +29,7 @@ pytestmark = [
 CLOSE, CLOSE_WHERE_IT_RISES = 1e-4, 1e-2
 TWO = ("--processes", 2)
 SETUP = """
-import os, signal
+import os, signal, time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -51,6 +51,9 @@ class Faulty(nn.Module):
         if self.calls == CALLS and RANK == self.rank:
             if self.fault == "raise":
                 raise ValueError("this rank is bad")
+            if self.fault == "hang":  # while somebody presses Ctrl-C
+                os.kill(int(os.environ["LRRT_RANK_0"]), signal.SIGINT)
+                time.sleep(100)
             os.kill(os.getpid(), getattr(signal, self.fault))
         return self.layers(x)
 
@@ -277,13 +280,16 @@ class TestSetups:
         store.run("lrrt", *setup, "--device", "cpu", *TWO)
         assert store.one("lrrt").info.status == "FINISHED"
 
-    @pytest.mark.parametrize("rank", [0, 1])
     @pytest.mark.parametrize(
-        ("fault", "code"), [("raise", 2), ("SIGINT", 130), ("SIGTERM", 130), ("SIGKILL", 2)]
+        ("rank", "fault", "code"),
+        [
+            *((0, "raise", 2), (0, "SIGINT", 130), (0, "SIGTERM", 130)),
+            (0, "SIGKILL", -signal.SIGKILL),
+            *((1, "raise", 2), (1, "SIGINT", 130), (1, "SIGTERM", 130), (1, "SIGKILL", 2)),
+            (1, "hang", 130),
+        ],
     )
     def test_a_fault_of_one_rank_ends_both_with_one_line(self, store, setups, rank, fault, code):
-        if (rank, fault) == (0, "SIGKILL"):
-            code = -signal.SIGKILL
         arguments = f'{{"rank": {rank}, "fault": "{fault}"}}'
         began = time.monotonic()
         done = subprocess.run(
@@ -306,7 +312,7 @@ class TestSetups:
         if code < 0:
             return
         (line,) = filter(None, done.stderr.splitlines())
-        if rank == 1:
+        if rank == 1 and fault != "hang":
             assert "rank 1" in line
         if fault == "raise":
             assert "this rank is bad" in line
