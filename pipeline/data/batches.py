@@ -85,7 +85,7 @@ class Batches:
                 f"of shape {data.input_shape}: use none"
             )
         self.batch_size, self.device, self.train = batch_size, device, train
-        self.data, self.share = data, share
+        self.data, self.share = data, share if train else ALONE
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = AUGMENTATIONS[augment] if train else None
         self.preprocessing = Preprocessing(data, normalize).to(device)
@@ -98,7 +98,7 @@ class Batches:
             self.order: list[int] = []
             self.loader: DataLoader = DataLoader(
                 split,
-                batch_size // share.size if train else batch_size,
+                batch_size // self.share.size,
                 sampler=self.order,
                 # For the seeds of the workers, who read other examples on every rank.
                 generator=torch.Generator().manual_seed(seed + share.rank),

@@ -39,21 +39,33 @@ ALONE = Share()
 
 
 class SharedBatches:
-    """The rank's part of each of the ``batches``, of which every rank draws all.
+    """The rank's part of each of the ``batches``.
 
-    Of the last batch of an epoch, the examples that do not divide are left out. ``agree`` is called
-    where an epoch begins, so that the ranks draw the same.
+    Every rank draws all of them. Of the last batch of an epoch, the examples that do not divide are
+    left out. ``agree`` is called where an epoch begins, so that the ranks draw the same.
+
+    Batches that are the rank's already are left as they are; a sampler of torch's is told the
+    number of the epoch, so that it draws another order in each.
     """
 
     def __init__(
         self, batches: Iterable[Any], share: Share, agree: Callable[[], None] = lambda: None
     ) -> None:
         self.batches, self.share, self.agree = batches, share, agree
+        self.epoch = 0
+        """How often they were begun."""
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
+        self.epoch += 1
+        if is_shared(self.batches):
+            sampler = _sampler(self.batches)
+            if isinstance(sampler, DistributedSampler):
+                sampler.set_epoch(self.epoch - 1)
+            yield from self.batches
+            return
         self.agree()
         for batch in self.batches:
             count = count_examples(batch)
@@ -63,9 +75,15 @@ class SharedBatches:
 
 def is_shared(batches: Any) -> bool:
     """Return whether batches are of this rank's examples already, as with a sampler of torch's."""
-    sampler = batches.sampler if isinstance(batches, DataLoader) else None
     is_part = getattr(batches, "share", ALONE).size > 1
-    return is_part or isinstance(sampler, DistributedSampler)
+    return is_part or isinstance(_sampler(batches), DistributedSampler)
+
+
+def _sampler(batches: Any) -> Any:
+    """Return what draws the examples of batches of torch's; None of others."""
+    if not isinstance(batches, DataLoader):
+        return None
+    return getattr(batches.batch_sampler, "sampler", batches.sampler)
 
 
 def count_examples(batch: Any) -> int:

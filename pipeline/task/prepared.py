@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from math import isclose
 from statistics import fmean
 from typing import Any
@@ -65,7 +65,7 @@ class PreparedTask:
     ) -> None:
         runtime = runtime or Runtime()
         self.task, self.runtime, self._validated = task, runtime, False
-        self.ranks = current()
+        self.ranks, self._number = current(), next(_numbers)
         # All of them first, so that nothing is imported or read before one is refused.
         for kind in NAMES:
             require_trusted(kind, getattr(task, kind))
@@ -74,7 +74,7 @@ class PreparedTask:
             return
         if task.setup is None:
             self.ranks.options.require_divided(task.batch_size)
-        with self.ranks.calling(_prepared_again, (task, runtime), {}):
+        with self.ranks.calling(_prepared_again, self.__reduce__()[1], {}):
             self._prepare(data)
 
     def _prepare(self, data: Data | None) -> None:
@@ -114,7 +114,7 @@ class PreparedTask:
 
     def __reduce__(self) -> Any:
         """Stand for the same task on another rank."""
-        return _prepared_again, (self.task, self.runtime)
+        return _prepared_again, (self._number, self.task, self.runtime)
 
     def setup(self, share: Share | None = None) -> Setup:
         """Return a new setup, its model on the CPU with the weights that the task's seed gives.
@@ -178,6 +178,8 @@ class PreparedTask:
             return setup
         alone = self.setup()
         weights.load_into(alone.model, state)
+        for loss, trained in zip(alone.loss_modules, setup.loss_modules, strict=True):
+            loss.load_state_dict(trained.state_dict())
         alone.to(self.device, layout_of(self.task))
         return alone
 
@@ -231,19 +233,23 @@ class PreparedTask:
     def evaluate(self, setup: Setup) -> tuple[float, dict[str, float]]:
         """Return loss and metrics over the validation batches, in evaluation mode.
 
-        The model is restored: the training that follows is the same as without.
+        The model is restored: the training that follows is the same as without. Before that, all
+        ranks get the buffers of rank 0.
         """
-        ranks = self.ranks
-        if ranks is not None:
-            for module in (setup.model, *setup.loss_modules):
-                ranks.agree_on_buffers(module)
-            few = setup.val_batches is not None and epoch_length(setup.val_batches)
-            # A forward pass of FSDP takes all ranks; and each of them has to have a batch.
-            if ranks.options.strategy == "fsdp" or few < ranks.share.size:
-                ranks = None
-        evaluating = Evaluation([setup.model, *setup.losses])
+        ranks, evaluating = self.ranks, Evaluation([setup.model, *setup.losses])
+        if ranks is None:
+            with evaluating(), errors_of(self.task):
+                return setup.evaluate(self.on_device)
+        for module in (setup.model, *setup.loss_modules):
+            ranks.agree_on_buffers(module)
+        few = setup.val_batches is not None and epoch_length(setup.val_batches)
+        # A forward pass of FSDP takes all ranks; and each of them has to have a batch.
+        takes_all = ranks.options.strategy == "fsdp" or few < ranks.share.size
         with evaluating(), errors_of(self.task):
-            return setup.evaluate(self.on_device, ranks)
+            evaluates_all = takes_all and not is_shared(setup.val_batches)
+            found = setup.evaluate(self.on_device, None if evaluates_all else ranks)
+        # To the bit: the ranks decide by it which weights are the best.
+        return ranks.tell(found)
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the device, in the layout of the task."""
@@ -301,7 +307,7 @@ class PreparedTask:
     def _first_batches(self, setup: Setup) -> list[Any]:
         count = 1 if self.task.setup is None else COMPARED_BATCHES
         with seeded(self.task.data_seed):
-            return list(islice(endless(setup.train_batches, "training batches"), count))
+            return list(itertools.islice(endless(setup.train_batches, "training batches"), count))
 
     def _check_setup(self) -> tuple[str, int]:
         """Take a step with a setup, and return the digest of its data and the batch size."""
@@ -399,17 +405,17 @@ class PreparedTask:
         )
 
 
-_prepared: list[PreparedTask] = []
-"""What this process, which is not rank 0, has prepared."""
+_numbers = itertools.count()
+"""Of the tasks that a process prepares."""
+_prepared: dict[int, PreparedTask] = {}
+"""What this process, which is not rank 0, has prepared, by the number on rank 0."""
 
 
-def _prepared_again(task: Task, runtime: Runtime) -> PreparedTask:
-    """Return a prepared task that is equal to that of another rank, and is made once."""
-    for prepared in _prepared:
-        if (prepared.task, prepared.runtime) == (task, runtime):
-            return prepared
-    _prepared.append(PreparedTask(task, runtime))
-    return _prepared[-1]
+def _prepared_again(number: int, task: Task, runtime: Runtime) -> PreparedTask:
+    """Return what stands for a prepared task of rank 0 here; it is made the first time."""
+    if number not in _prepared:
+        _prepared[number] = PreparedTask(task, runtime)
+    return _prepared[number]
 
 
 @contextmanager

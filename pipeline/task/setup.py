@@ -138,9 +138,8 @@ class Setup:
 
         if ranks.options.sync_batchnorm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        if not is_shared(self.train_batches):
-            agree = ranks.agree_on_randomness
-            self.train_batches = SharedBatches(self.train_batches, ranks.share, agree)
+        shuffle = ranks.agree_on_randomness
+        self.train_batches = SharedBatches(self.train_batches, ranks.share, shuffle)
         self._shared_loss = share_model(
             ranks, self.model, self.optimizer, self._loss(), self.loss_modules
         )
@@ -172,9 +171,9 @@ class Setup:
 
         The loss and plain functions are means over the batches, weighted by their examples. The
         device is waited for once, at the end. Modes are the caller's. Each of the ``ranks``
-        evaluates some of the batches, and all return the means over all.
+        evaluates some of the batches, or those that are its own, and all return the means over all.
         """
-        share = ALONE if ranks is None else ranks.share
+        share = ALONE if ranks is None or is_shared(self.val_batches) else ranks.share
         assert self.val_batches is not None
         device = next(self.model.parameters()).device
         total, count = torch.zeros((), device=device), 0  # type: Tensor, Any
@@ -182,7 +181,7 @@ class Setup:
         functions = {name: _function(metric) for name, metric in self.metrics.items()}
         for metric in filter(_has_state, functions.values()):
             metric.to(device).reset()
-            metric.sync_on_compute = share.size > 1
+            metric.sync_on_compute = ranks is not None
         with torch.no_grad():
             for index, each in enumerate(self.val_batches):
                 if index % share.size != share.rank:

@@ -39,6 +39,7 @@ from lrrt_stage.state.preserve import generators, set_training
 from lrrt_stage.state.tensors import is_parted, part_like, whole
 from lrrt_stage.state.weights import State
 from pipeline.ranks.group import Ranks, following, on_all_ranks
+from pipeline.ranks.share import SharedBatches
 from pipeline.task.prepared import PreparedTask, errors_of
 from pipeline.task.setup import Setup
 from pipeline.training.checkpoint import read_checkpoint, write_checkpoint
@@ -325,6 +326,7 @@ def _save_checkpoint(
         "optimizer": _whole(setup.optimizer.state_dict(), ranks),
         "scaler": take_step.scaler.state_dict(),
         "batches": [generator.get_state() for generator in generators(setup.train_batches)],
+        "epoch": getattr(setup.train_batches, "epoch", len(training.epochs)),
         "torch": [drawn] if ranks is None else ranks.gathered(drawn),
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
         "python": random.getstate(),
@@ -398,6 +400,8 @@ def _load_checkpoint(
     sources = generators(setup.train_batches)
     for generator, generated in zip(sources, content["batches"], strict=True):
         generator.set_state(generated)
+    if isinstance(setup.train_batches, SharedBatches):
+        setup.train_batches.epoch = content["epoch"]
     rank = 0 if ranks is None else ranks.share.rank
     if rank < len(content["torch"]):  # others have their seed: there were fewer then
         cpu, cuda = content["torch"][rank]

@@ -66,17 +66,22 @@ def make(rank=-1, fault="raise", sampler=False, batch=32, other=""):
     if other == "weights":
         nn.init.constant_(model.unused.bias, float(RANK))
     data = examples(RANK if other == "data" else 0)
+    val = DataLoader(examples(), 32)
     if sampler and is_initialized():
         loader = DataLoader(data, batch // 2, sampler=DistributedSampler(data, drop_last=True))
+        val = DataLoader(examples(), 16, sampler=DistributedSampler(examples(), shuffle=False))
     else:
         loader = DataLoader(data, batch, shuffle=True)
     return Setup(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         train_batches=loader,
-        val_batches=DataLoader(examples(), 32),
+        val_batches=val,
         loss_fn=nn.CrossEntropyLoss(),
-        metrics={"accuracy": (lambda out, y: (out.argmax(1) == y).float().mean(), "max")},
+        metrics={
+            "accuracy": (lambda out, y: (out.argmax(1) == y).float().mean(), "max"),
+            "positive": (lambda out, y: y.float().mean(), "max"),
+        },
     )
 """
 
@@ -256,10 +261,21 @@ class TestSetups:
         assert train.info.status == "FINISHED"
         assert 0.5 < train.data.metrics["val_accuracy"] <= 1
 
-    def test_a_sampler_for_ranks_is_left_as_it_is(self, store, setups):
+    @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+    def test_each_rank_has_its_own_examples_from_a_sampler(self, store, setups, strategy):
         sampled = ("--setup", "two_ranks:make", "--setup-args", '{"sampler": true}')
-        store.run("lrrt", *sampled, "--device", "cpu", *TWO)
-        assert store.one("lrrt").info.status == "FINISHED"
+        two = (*sampled, "--device", "cpu", *TWO, "--strategy", strategy)
+        train = ("train", "--epochs", 3, *two)
+        store.run("lrrt", *two)
+        store.run(*train)
+        with interrupted_after_epoch(2):
+            store.run(*train, code=130)
+        store.run(*train, "--resume", store.runs("train")[0].info.run_id)
+        resumed, _, whole = store.runs("train")
+        y = torch.randn(230, 4, generator=torch.Generator().manual_seed(0)).sum(1) > 0
+        assert whole.data.metrics["val_positive"] == pytest.approx(float(y.float().mean()))
+        files = [store.file(run, "final_weights.safetensors") for run in (whole, resumed)]
+        assert digest(weights.load(files[0])) == digest(weights.load(files[1]))
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from lrrt_stage import LRRTError
 from pipeline.data.augmentation import AUGMENTATIONS
@@ -170,3 +170,23 @@ def test_a_rank_reads_its_own_examples_only():
 def test_a_batch_that_does_not_divide_is_refused_with_those_that_do(batch, choice):
     with pytest.raises(LRRTError, match=f"batch_size={batch} does not divide .*{choice}"):
         RankOptions(processes=2).require_divided(batch)
+
+
+def test_a_sampler_draws_another_order_in_each_epoch():
+    data = TensorDataset(torch.arange(40))
+    sampler = DistributedSampler(data, num_replicas=2, rank=1)
+    expected = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        expected.append(list(sampler))
+    assert expected[0] != expected[1] != expected[2]
+    batches = SharedBatches(DataLoader(data, 5, sampler=sampler), Share(1, 2))
+    found = [[int(each) for (batch,) in batches for each in batch] for _ in expected]
+    assert found == expected
+
+
+def test_a_sampler_inside_of_one_for_batches_is_seen():
+    data = TensorDataset(torch.arange(40))
+    inner = DistributedSampler(data, num_replicas=2, rank=1)
+    assert is_shared(DataLoader(data, batch_sampler=BatchSampler(inner, 5, drop_last=True)))
+    assert not is_shared(DataLoader(data, batch_size=None))
