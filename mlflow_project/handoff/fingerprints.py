@@ -17,6 +17,7 @@ from pipeline import PreparedTask, Task
 from pipeline.data.factories import import_factory
 from pipeline.data.names import is_dataset_factory, is_factory
 from pipeline.data.trust import require_trusted
+from pipeline.ranks.options import RankOptions
 
 __all__ = ["fingerprint"]
 
@@ -33,18 +34,18 @@ def fingerprint(
 
     That is the task, the data, the device, torch's version, the source of this project and of
     the user's factory modules, a weights file to start from, and ``inputs``: options
-    (dataclasses), and ids of upstream runs. ``threads`` is for jobs, which run with one thread. How
-    many threads and processes there are changes the last bits alone: without ``to_the_bit`` they
-    do not count.
+    (dataclasses), and ids of upstream runs. ``threads`` is for jobs, which run with one thread.
+    Without ``to_the_bit`` the numbers of threads and processes do not count: they change the last
+    bits, and of how many examples batch norm takes its statistics.
     """
-    exact: dict[str, Any] = {"threads": threads or torch.get_num_threads()}
-    if prepared.ranks is not None:
-        exact["ranks"] = asdict(prepared.ranks.options)
+    ranks = RankOptions() if prepared.ranks is None else prepared.ranks.options
+    exact = {"threads": threads or torch.get_num_threads(), "ranks": asdict(ranks)}
     content = {
         "stage": stage,
         "task": asdict(prepared.task),
         "data": prepared.data_digest,
         "device": str(prepared.device),
+        "sync_batchnorm": ranks.sync_batchnorm,
         **(exact if to_the_bit else {}),
         "torch": torch.__version__,
         "files": _files(prepared.task),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -28,8 +28,8 @@ which wait for it."""
 def require_equal_weights(state: weights.State) -> None:
     """Raise LRRTError on all ranks unless all of them begin with the same weights."""
     digests: list[Any] = [None] * distributed.get_world_size()
-    group: Any = distributed.new_group(backend="gloo")
-    distributed.all_gather_object(digests, weights.digest(state), group=group)
+    with _group(FAILING) as group:
+        distributed.all_gather_object(digests, weights.digest(state), group=group)
     for rank, digest in enumerate(digests):
         if digest != digests[0]:
             raise LRRTError(
@@ -47,8 +47,17 @@ def on_rank_0(
 
     ``state`` becomes the weights of the hand-off on the other ranks: rank 0 does not send its own.
     """
-    published = distributed.new_group(backend="gloo", timeout=PUBLISHING)
-    failed = distributed.new_group(backend="gloo", timeout=FAILING)
+    with _group(PUBLISHING) as published, _group(FAILING) as failed:
+        return _on_rank_0(tracked, run_test, state, published, failed)
+
+
+def _on_rank_0(
+    tracked: Callable[[Callable[[Progress], LRCurve]], Handoff],
+    run_test: Callable[..., LRCurve],
+    state: weights.State,
+    published: Any,
+    failed: Any,
+) -> Handoff:
     if distributed.get_rank() > 0:
         _shared(None, published)  # before the test, which rank 0 may not reach
         try:
@@ -81,6 +90,16 @@ def on_rank_0(
         raise
     _shared(replace(handoff, weights={}), published)
     return handoff
+
+
+@contextmanager
+def _group(timeout: timedelta) -> Iterator[Any]:
+    """Have a group of all ranks on CPUs in the block."""
+    group = distributed.new_group(backend="gloo", timeout=timeout)
+    try:
+        yield group
+    finally:
+        distributed.destroy_process_group(group)
 
 
 def _shared(value: Any, group: Any) -> Any:

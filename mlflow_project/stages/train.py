@@ -78,14 +78,17 @@ def train_stage(
             run.set_tags({tags.STEPS["refine"]: refine_run_id})
         require_deployable(prepared, run_options.register)
         same = partial(train_fingerprint, prepared, handoff, lr_range, options)
-        resumes = same(to_the_bit=False)
-        run.set_tags({tags.FINGERPRINT: same(), tags.RESUMES: resumes})
+        exact, resumes = same(), same(to_the_bit=False)
+        run.set_tags({tags.RESUMES: resumes})
         log_options(prepared.task, narrowing, options, rule=handoff.rule)
         log_range("trained", lr_range)
         checkpoint = run.files / CHECKPOINT
-        resumed = None
+        resumed: Path | None = None
+        begun_as: str | None = exact
         if run_options.resume:
-            resumed = _fetch_checkpoint(run_options.resume, resumes, checkpoint)
+            resumed, begun_as = _fetch_checkpoint(run_options.resume, resumes, checkpoint)
+        if begun_as == exact:  # otherwise it is no training that would be the same again
+            run.set_tags({tags.FINGERPRINT: exact})
         curve = _curve_to_watch_by(run, handoff, lr_range, options)
         if curve is None:
             options = replace(options, attempts=1)
@@ -302,10 +305,10 @@ def _attempt_words(training: Training) -> str:
     return f"It is attempt {len(lost) + 1}; lost were those {', and '.join(lost)}." if lost else ""
 
 
-def _fetch_checkpoint(name: str, resumes: str, checkpoint: Path) -> Path | None:
+def _fetch_checkpoint(name: str, resumes: str, checkpoint: Path) -> tuple[Path | None, str | None]:
     """Copy the checkpoint of an interrupted training from its folder, or download it.
 
-    Returns that folder, if the training is kept here.
+    Returns that folder, if the training is kept here, and the fingerprint of the training.
     """
     folder = kept_run(name)
     if folder is None:
@@ -323,7 +326,7 @@ def _fetch_checkpoint(name: str, resumes: str, checkpoint: Path) -> Path | None:
     active_record().set_tags({"lrrt.resumed_run_id": resumed.info.run_id})
     with readable(resumed, CHECKPOINT):
         read_checkpoint(checkpoint)
-    return folder
+    return folder, resumed.data.tags.get(tags.FINGERPRINT)
 
 
 def _check_first_loss(

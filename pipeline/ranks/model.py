@@ -96,7 +96,7 @@ def _units(model: nn.Module) -> list[nn.Module]:
     """
     if named := getattr(model, "_no_split_modules", None):
         return [each for each in model.modules() if type(each).__name__ in named][::-1]
-    found: list[nn.Module] = []
+    found: dict[nn.Module, None] = {}  # each once: two lists may hold it
 
     def search(module: nn.Module) -> None:
         for child in module.children():
@@ -104,7 +104,7 @@ def _units(model: nn.Module) -> list[nn.Module]:
             if isinstance(child, LISTS) or not isinstance(module, (*LISTS, nn.Sequential)):
                 search(child)
             elif next(child.parameters(), None) is not None:
-                found.append(child)
+                found[child] = None
 
     search(model)
-    return found
+    return [*found]

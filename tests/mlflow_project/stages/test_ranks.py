@@ -197,6 +197,8 @@ def test_a_training_resumes_with_another_number_of_processes(store, first, then)
     store.run("train", "--epochs", 4, *then, "--resume", interrupted.info.run_id)
     resumed = store.runs("train")[0]
     assert resumed.data.tags["lrrt.resumed_run_id"] == interrupted.info.run_id
+    # It is reused as the same training only if it is.
+    assert ("lrrt.fingerprint" in resumed.data.tags) == (first == then)
     found, expected = (losses(store, each) for each in (resumed, whole))
     assert np.allclose(found, expected, rtol=1e-3)
     if first == then:

@@ -37,15 +37,24 @@ def test_blocks_are_the_entries_of_lists_and_sequences_that_have_weights():
     assert units(Nested()) == ["Block", "Block", "Block", "Linear", "Block"]
     assert units(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Block())) == ["Linear", "Block"]
     assert units(nn.Linear(4, 4)) == []
-    assert units(build_model("resnet20", {}, (3, 32, 32), 10))
+    assert len(units(build_model("resnet20", {}, (3, 32, 32), 10))) > 9
 
 
 def test_transformers_names_its_blocks_and_inner_ones_come_first():
     model = Nested()
     model._no_split_modules = ["Block", "Sequential"]
-    names = units(model)
-    assert names.index("Sequential") < len(names) - 1 - names[::-1].index("Block")
-    assert names.count("Block") == 4
+    found = of_ranks._units(model)
+    assert [type(each).__name__ for each in found].count("Block") == 4
+    for index, unit in enumerate(found):
+        later = found[index + 1 :]
+        assert not [inner for inner in unit.modules() if inner in later]
+
+
+def test_a_block_in_two_lists_is_one_unit():
+    model = nn.Module()
+    model.first, model.second = nn.ModuleList([Block()]), nn.ModuleList()
+    model.second.append(model.first[0])
+    assert units(model) == ["Block"]
 
 
 def ranks(strategy):
