@@ -196,9 +196,10 @@ def test_an_interrupted_study_goes_on_as_it_would_have(prepared, tmp_path, trial
     assert [t.value for t in finished(study)] == [t.value for t in finished(expected)]
 
 
-def leave_running(study: optuna.Study) -> int:
+def leave_running(study: optuna.Study, place: int) -> int:
     """Leave a trial as a process does that is killed in it, or that still runs it."""
     trial = study.ask()
+    trial.set_user_attr("lrrt.place", place)
     study._storage.record_heartbeat(trial._trial_id)
     return trial.number
 
@@ -207,7 +208,7 @@ def test_a_trial_of_a_search_that_was_killed_fails_and_its_proposal_is_made_agai
     prepared, tmp_path, monkeypatch
 ):
     expected = run(prepared, tmp_path / "whole", trials=4)
-    left = leave_running(run(prepared, tmp_path / "broken", trials=2))
+    left = leave_running(run(prepared, tmp_path / "broken", trials=2), 2)
     monkeypatch.setattr(search, "GRACE_SECONDS", 1)
     time.sleep(2.1)
     study = run(prepared, tmp_path / "broken", trials=4)

@@ -45,9 +45,9 @@ def test_the_place_of_a_trial_that_failed_is_taken_again(tmp_path):
     trials = [begin(found, 3)[0] for _ in range(3)]
     found.optuna_study.tell(trials[1], state=TrialState.FAIL)
 
-    assert found.free(3) == 1
+    assert found.places(3).free == 1
     assert begin(found, 3)[1] == 1
-    assert found.free(3) == 0
+    assert found.places(3).free == 0
 
 
 def test_workers_that_begin_at_once_take_every_place_once(tmp_path):
@@ -68,8 +68,8 @@ def take_all_places_at_once(storage: Path | str, workers: int, places: int) -> N
         chance = random.Random(seed)
         try:
             found = opened(storage)
-            while found.finished(places) < places:
-                if found.free(places) <= 0:
+            while found.places(places).finished < places:
+                if found.places(places).free <= 0:
                     time.sleep(0.01)
                     continue
                 trial, place = begin(found, places)
