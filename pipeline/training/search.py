@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections import Counter
@@ -342,8 +341,9 @@ def open_search(
 
 def _open_storage(storage: str, on_note: Callable[[str], None] | None) -> _PatientStorage:
     options: dict[str, Any] = {}
-    if find_spec("psycopg") is not None:  # SQLAlchemy before 2.1 would take psycopg2
-        storage = re.sub("^postgres(ql)?://", "postgresql+psycopg://", storage)
+    if storage.startswith("postgresql://") and find_spec("psycopg") is not None:
+        # SQLAlchemy before 2.1 would take psycopg2.
+        storage = storage.replace("postgresql", "postgresql+psycopg", 1)
     if storage.startswith("sqlite") and "timeout=" not in storage:
         options = {"connect_args": {"timeout": LOCK_SECONDS}}
     elif storage.startswith(("postgresql", "mysql")):
