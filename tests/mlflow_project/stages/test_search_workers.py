@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
 
-from tests.postgresql import postgresql_address  # noqa: F401
+from tests.postgresql import own_postgresql, postgresql_address  # noqa: F401
 from tests.workers import ended, process_of, start, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.starts_with("lrrt")]
@@ -82,6 +83,40 @@ def test_four_workers_on_postgresql_of_which_one_is_killed(store, postgresql_add
     assert not [err for err in told if "not-a-secret" in err or "Traceback" in err]
     logged = [run.data.to_dictionary() for run in store.runs()]
     assert "not-a-secret" not in str(logged)
+
+
+@pytest.mark.scale
+def test_a_server_that_starts_again_costs_nothing_but_time(store, own_postgresql):  # noqa: F811
+    workers = [
+        start(str(n), *options(own_postgresql.address, 4), pause=0.5, GRACE="60") for n in range(2)
+    ]
+    with ended(*workers):
+        for n in range(2):
+            process_of(str(n))
+        own_postgresql.stop()
+        time.sleep(3)
+        own_postgresql.start()
+        told = finish(workers)
+    study, _ = check_search(own_postgresql.address, 4)
+    assert not [trial for trial in study.trials if trial.params and trial.state.name == "FAIL"]
+    assert all("does not answer" in err and "Traceback" not in err for err in told)
+
+
+@pytest.mark.scale
+def test_a_server_that_stays_away_is_one_line(store, own_postgresql):  # noqa: F811
+    worker = start("0", *options(own_postgresql.address), PATIENCE="2")
+    with ended(worker):
+        process_of("0")
+        own_postgresql.stop()
+        _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 2, err
+    (line,) = (line for line in err.splitlines() if line.startswith("Error: "))
+    assert "no longer answers" in line
+    assert "give the same command again" in line
+    logged = str([run.data.to_dictionary() for run in store.runs()])
+    for text in (err, logged):
+        assert "not-a-secret" not in text
+        assert "Traceback" not in text
 
 
 def test_two_workers_on_sqlite(store):

@@ -101,13 +101,9 @@ def take_all_places_at_once(storage: Path | str, workers: int, places: int) -> N
 def fall_silent(found: Search, trial: optuna.Trial) -> None:
     """Let the last sign of life of a trial be a long time ago, and look for lost ones."""
     found.storage.record_heartbeat(trial._trial_id)
+    change = "UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00' WHERE trial_id = "
     with found.storage.engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00' WHERE trial_id = :id"
-            ),
-            {"id": trial._trial_id},
-        )
+        connection.execute(text(f"{change}{trial._trial_id}"))
     found._next_look = 0.0
     found.fail_lost()
 
