@@ -26,7 +26,7 @@ QUICK = {
     "full_page_writes": "off",
     "max_connections": "200",
 }
-"""Nobody needs the data after a crash."""
+"""Nobody needs the data after a crash: the server is stopped in order, where a test goes on."""
 
 
 def binaries() -> Path:
@@ -106,7 +106,7 @@ def postgresql_server(name: str = "test") -> Iterator[Server]:
 
         def stop() -> None:
             if (data / "postmaster.pid").exists():
-                run("pg_ctl", "--pgdata", data, "-m", "immediate", "-w", "stop")
+                run("pg_ctl", "--pgdata", data, "-m", "fast", "-w", "stop")
 
         start()
         address = f"postgresql://tester:{PASSWORD}@127.0.0.1:{port}"

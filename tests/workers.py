@@ -18,7 +18,8 @@ from pathlib import Path
 from pipeline.training import refinement, search
 from mlflow_project.cli import entry
 
-search.HEARTBEAT_SECONDS, search.GRACE_SECONDS, refinement.WAIT_SECONDS = 1, int(os.environ.get("GRACE", 2)), 0.1
+search.HEARTBEAT_SECONDS, refinement.WAIT_SECONDS = 1, 0.1
+search.GRACE_SECONDS = int(os.environ.get("GRACE", 2))
 search.PATIENCE_SECONDS = float(os.environ.get("PATIENCE", 60))
 real, pause, me = refinement.train, float(os.environ["PAUSE"]), os.environ["WORKER"]
 

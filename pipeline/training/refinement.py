@@ -42,6 +42,8 @@ FIRST_PEAKS = (0, 1 / 3, 2 / 3)
 random ones may lie close together. Then TPE models the loss, and the pruner may stop a trial."""
 WAIT_SECONDS = 1.0
 """How often a worker that waits for others looks what they have done."""
+PEAK = "peak_lr"
+"""Parameter of a trial, which one that a different program has added may not have."""
 FINGERPRINT = "lrrt.fingerprint"
 """User attribute of the Optuna study: what its trials' losses depend on."""
 
@@ -117,7 +119,7 @@ def refine(
         return worst if isnan(value) else value
 
     def trained(trial: optuna.Trial, place: int) -> float:
-        peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
+        peak = trial.suggest_float(PEAK, narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(
             **asdict(schedule or ScheduleOptions()), epochs=trial_epochs, attempts=1
@@ -255,7 +257,7 @@ def best_trial(optuna_study: optuna.Study) -> FrozenTrial | None:
     values = {
         each.number: each.value
         for each in complete
-        if each.value is not None and isfinite(each.value)
+        if each.value is not None and isfinite(each.value) and PEAK in each.params
     }
     if not values:
         return None
@@ -267,7 +269,7 @@ def best_trial(optuna_study: optuna.Study) -> FrozenTrial | None:
 def best_range(optuna_study: optuna.Study, narrowed: LRRange) -> LRRange | None:
     """Return the range of the best trial, or None if every trial diverged or was pruned."""
     best = best_trial(optuna_study)
-    return None if best is None else peak_range(best.params["peak_lr"], narrowed)
+    return None if best is None else peak_range(best.params[PEAK], narrowed)
 
 
 def peak_range(peak: float, narrowed: LRRange) -> LRRange:

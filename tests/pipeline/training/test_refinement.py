@@ -344,6 +344,12 @@ def test_a_search_of_which_all_trials_diverge_has_no_best_range(prepared, tmp_pa
     assert best_range(study, narrowed) is None
 
 
+def test_the_best_trial_is_one_with_a_peak():
+    study = optuna.create_study()
+    study.add_trial(optuna.create_trial(value=-1.0))
+    assert best_range(study, NARROWED) is None
+
+
 @pytest.mark.parametrize(
     "storage", ["not a url", "nosuchdb://x", "sqlite:////no/such/folder/study.db"]
 )
