@@ -3,12 +3,14 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
 
+from pipeline.training.refinement import WAIT_SECONDS
 from tests.postgresql import own_postgresql, postgresql_address  # noqa: F401
 from tests.workers import ended, process_of, start, until
 
@@ -159,6 +161,46 @@ def test_a_search_that_one_worker_continues_later_has_a_run_of_its_own(store):
     assert PARENT not in newest.data.tags
     assert len(store.children(newest, "trial")) == 1
     assert len(store.children(first, "trial")) == 2
+    assert "1 of 1 trials are there" in store.run("refine", *more, "--trials", 1).err
+
+
+def test_workers_with_different_numbers_of_cores_share_a_search(store, monkeypatch):
+    more = ("--trials", 1, "--trial-epochs", 1, "--storage", "sqlite:///shared.db")
+    assert "opened search lrrt-" in store.run("refine", *more).err
+    monkeypatch.setattr("torch.get_num_threads", lambda: 77)
+    assert "joined search lrrt-" in store.run("refine", *more).err
+
+
+def test_a_search_whose_first_worker_died_unnoticed_has_a_new_run(store, monkeypatch):
+    more = options("sqlite:///shared.db", 1)
+    store.run("refine", *more)
+    (first,) = store.runs("refine")
+    mlflow.MlflowClient().set_terminated(first.info.run_id, "RUNNING")
+    monkeypatch.setattr("mlflow_project.stages.refine.BETWEEN_SECONDS", 0.0)
+    store.run("refine", *more, "--trials", 2)
+    newest = store.runs("refine")[0]
+    assert PARENT not in newest.data.tags
+    assert len(store.children(newest, "trial")) == 1
+
+
+def test_a_worker_between_two_trials_keeps_the_run_of_the_search(store, monkeypatch):
+    more = options("sqlite:///shared.db", 2)
+    store.run("refine", *more)
+    client, (first,) = mlflow.MlflowClient(), store.runs("refine")
+    client.set_terminated(first.info.run_id, "RUNNING")
+    ends: list[Callable[[], object]] = []
+
+    def sleep(seconds):  # the worker that opened the search begins its next trial, and ends it
+        if not ends:
+            ends.append(leave_open())
+        elif seconds == WAIT_SECONDS:
+            ends[0]()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    store.run("refine", *more, "--trials", 4)
+    newest = store.runs("refine")[0]
+    assert newest.data.tags[PARENT] == first.info.run_id
+    assert len(store.children(first, "trial")) == 3
 
 
 def leave_open(run_id=None):
@@ -198,11 +240,12 @@ def test_a_worker_that_joins_where_the_run_of_the_search_is_not_to_be_had(
     assert ("this worker's own run" in outcome.err) == (reason in ("elsewhere", "experiment"))
 
 
-def test_a_refinement_of_main_stays_a_child_of_main_and_its_trials_join(store):
+def test_a_refinement_of_main_stays_a_child_of_main_and_its_trials_join(store, monkeypatch):
     more = options("sqlite:///shared.db", 2)
     store.run("refine", *more)
     client, (first,) = mlflow.MlflowClient(), store.runs("refine")
     client.set_terminated(first.info.run_id, "RUNNING")
+    monkeypatch.setattr("mlflow_project.stages.refine._goes_on", lambda *_: True)
     steps = ("--refine", "true", "--reuse", "true", "--epochs", 8)
     store.run("main", *store.SMALL, *steps, *more, "--trials", 3)
     newest = store.runs("refine")[0]
