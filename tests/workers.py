@@ -1,6 +1,7 @@
 """Workers of a search: processes that run `lrrt-stage refine`, with short times and slow trials."""
 
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -78,3 +79,14 @@ def ended(*workers: subprocess.Popen) -> Iterator[None]:
             if each.poll() is None:
                 each.kill()  # and with it the process that it stands for
             each.communicate()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a SQLite file so that nobody else can read or write it."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.close()

@@ -168,7 +168,7 @@ class Search:
 
         It replaces ``instead_of``, and nothing else. Of several workers, one succeeds.
         """
-        study_id = self.storage.get_study_id_from_name(self.optuna_study.study_name)
+        study_id = self.optuna_study._study_id
         text, columns = json.dumps(value), ATTRIBUTES.c
         change: Any
         if instead_of is None:

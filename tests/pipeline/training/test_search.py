@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
@@ -17,6 +15,7 @@ from sqlalchemy import event, text
 from pipeline.training import search
 from pipeline.training.search import PLACE, Search, open_search
 from tests.postgresql import postgresql_address  # noqa: F401
+from tests.workers import locked
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
@@ -178,17 +177,6 @@ def test_workers_that_wait_look_for_lost_trials_about_once_a_second(tmp_path):
     assert 1 <= len(statements) <= 3
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a SQLite file so that nobody else can read or write it."""
-    connection = sqlite3.connect(folder / "s.db", isolation_level=None, check_same_thread=False)
-    connection.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        connection.close()
-
-
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(search, "LOCK_SECONDS", 0.01)
@@ -210,7 +198,7 @@ def test_a_storage_that_is_away_for_a_while_costs_nothing_but_time(
     trial, _ = begin(found, 2)
     for request in requests:
         with ExitStack() as stack:
-            stack.enter_context(locked(tmp_path))
+            stack.enter_context(locked(tmp_path / "s.db"))
             timer = threading.Timer(0.2, stack.close)
             timer.start()
             request()
@@ -226,7 +214,7 @@ def test_a_storage_that_stays_away_is_one_line(tmp_path, monkeypatch, impatient,
     monkeypatch.setattr(search, "PATIENCE_SECONDS", 0.2)
     found = opened(tmp_path)
     trial, _ = begin(found, 2)
-    with locked(tmp_path):
+    with locked(tmp_path / "s.db"):
         with complains("storage", "s.db", "database is locked", "give the same command again"):
             trial.report(1.0, 1)
         begun = time.monotonic()
