@@ -127,17 +127,18 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 for name in (
     *BaseStorage.__abstractmethods__,
     *("record_heartbeat", "_get_stale_trial_ids"),
-    # What Optuna's cache asks for in place of the public ones.
+    # What Optuna's cache asks for in place of the public ones; 4.5 does not have all of them.
     *("_create_new_trial", "_get_trials", "_set_trial_param"),
 ):
-    setattr(_PatientStorage, name, _patient(getattr(RDBStorage, name)))
+    if hasattr(RDBStorage, name):
+        setattr(_PatientStorage, name, _patient(getattr(RDBStorage, name)))
 
 
 class Places(NamedTuple):
     """How far the first places of a search are."""
 
     finished: int
-    """Trials that have ended, well or for good."""
+    """Trials that have ended, and those that nobody begins again."""
     running: int
     free: int
 
