@@ -40,6 +40,8 @@ SECRETS = (
 HIDDEN_PART = re.compile(r"^\*\*\*$|(?<=[/:=\"'])\*\*\*(?=$|[@&;,\s}\"'\\])")
 PASSWORD = re.compile(r"://[^:/@\s]*:(\S*)@")
 """In an address."""
+ADDRESS = re.compile(r"(?!https?:)[\w+.-]+://[^:/@\s]*:(.*)@")
+"""A value that is the address of a database, in which a password may have spaces."""
 SHORTEST = 4
 """A shorter value is part of too many words to be searched for."""
 PARTS = re.compile(r"[@/:?#]")
@@ -101,7 +103,8 @@ def is_hidden(value: Any) -> bool:
 def _in_addresses(text: str) -> list[str]:
     """Return the passwords in the addresses of a text, as drivers may repeat them."""
     found: list[str] = []
-    for password in PASSWORD.findall(text):
+    whole = ADDRESS.match(text)
+    for password in [*PASSWORD.findall(text), *(whole.groups() if whole else ())]:
         rests = (password[end.end() :] for end in PARTS.finditer(password))
         found += [password, unquote(password), *rests, *PARTS.split(password)]
     return found

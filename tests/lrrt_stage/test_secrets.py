@@ -68,6 +68,8 @@ def test_a_value_that_was_met_is_hidden_wherever_it_stands():
         assert hide_passwords(part) == re.sub("w0rd9@l@st|s3cr|w0rd9", "***", part)
     remember_secrets("x://me:p%40ss-with-a-sign@host")
     assert hide_passwords("no p@ss-with-a-sign") == "no ***"
+    remember_secrets("x://me:s3cr with-a-space@host")
+    assert hide_passwords("no x://me:s3cr with-a-space@host") == "no x://me:***@host"
     assert hide_passwords("v4lue-of-a-tester") == "v4lue-of-a-tester"
 
 
