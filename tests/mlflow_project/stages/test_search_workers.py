@@ -121,6 +121,22 @@ def test_a_server_that_stays_away_is_one_line(store, own_postgresql):  # noqa: F
         assert "Traceback" not in text
 
 
+@pytest.mark.scale
+def test_a_trial_that_ends_its_worker_each_time_is_given_up(store):
+    storage = "sqlite:///shared.db"
+    for name in ("first", "second", "third"):
+        victim = start(name, *options(storage, 1), pause=600)
+        with ended(victim):
+            os.kill(process_of(name), signal.SIGKILL)
+    worker = start("last", *options(storage, 2))
+    with ended(worker):
+        (err,) = finish([worker])
+    assert "trial 0 was begun 3 times, and its worker was ended each time" in err
+    study = optuna.load_study(study_name="shared", storage=storage)
+    places = [(t.state.name, t.user_attrs["lrrt.place"]) for t in study.trials]
+    assert sorted(places) == [("COMPLETE", 1), *[("FAIL", 0)] * 3]
+
+
 def test_two_workers_on_sqlite(store):
     more = options("sqlite:///shared.db", 5)
     workers = [start(str(n), *more, pause=0.1) for n in range(2)]
