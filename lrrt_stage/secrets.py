@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 __all__ = ["HIDDEN", "hide_passwords", "is_hidden", "is_reference", "masked", "remember_secrets"]
 
@@ -26,8 +27,9 @@ SECRETS = (
     (re.compile(r"(https?://)[^:/@\s]+@"), r"\1***@"),
     # In a database address, where a password may contain any character.
     (re.compile(r"((?<!http)(?<!https)://[^:/@\s]*):\S*@"), r"\1:***@"),
-    # As a parameter of an address, or an option of a driver.
-    (re.compile(rf"(?i)({NAME}=['\"]?){VALUE}[^&;,\s'\"]+"), r"\1***"),
+    # As a parameter of an address, or an option of a driver, where quotation marks may hold spaces.
+    (re.compile(rf"(?i)({NAME}=(\\?['\"])){VALUE}(?:(?!\2)(?:\\.|.))+(?=\2)"), r"\1***"),
+    (re.compile(rf"(?i)({NAME}=(?:\\?['\"])?){VALUE}(?!\\['\"])[^&;,\s'\"]+"), r"\1***"),
     # In JSON: a text, and what stands without quotation marks, also where it is not well formed.
     (re.compile(rf"(?i)({NAME}\\?['\"]?\s*:\s*(\\?['\"])){VALUE}(?:(?!\2).)+"), r"\1***"),
     (
@@ -38,8 +40,13 @@ SECRETS = (
 HIDDEN_PART = re.compile(r"^\*\*\*$|(?<=[/:=\"'])\*\*\*(?=$|[@&;,\s}\"'\\])")
 PASSWORD = re.compile(r"://[^:/@\s]*:(\S*)@")
 """In an address."""
+ADDRESS = re.compile(r"(?!https?:)[\w+.-]+://[^:/@\s]*:(.*)@")
+"""A value that is the address of a database, in which a password may have spaces."""
 SHORTEST = 4
 """A shorter value is part of too many words to be searched for."""
+PARTS = re.compile(r"[@/:?#]")
+"""Where a driver may end a password that has such a character: it then takes the rest for a host, a
+port or a path, and names that in an error."""
 
 _seen: set[str] = set()
 
@@ -79,7 +86,7 @@ def remember_secrets(value: Any, *, secret: bool = False) -> None:
     elif isinstance(value, int) and value.bit_length() > 64:
         pass  # which is refused, and Python may not be able to write
     elif not _is_harmless(value):
-        secrets = [str(value)] if secret else PASSWORD.findall(str(value))
+        secrets = [str(value)] if secret else _in_addresses(str(value))
         _seen.update(each for each in secrets if len(each) >= SHORTEST and each != HIDDEN)
 
 
@@ -91,6 +98,16 @@ def is_reference(value: Any) -> bool:
 def is_hidden(value: Any) -> bool:
     """Return whether a text had a secret, which was hidden."""
     return isinstance(value, str) and HIDDEN_PART.search(value) is not None
+
+
+def _in_addresses(text: str) -> list[str]:
+    """Return the passwords in the addresses of a text, as drivers may repeat them."""
+    found: list[str] = []
+    whole = ADDRESS.match(text)
+    for password in [*PASSWORD.findall(text), *(whole.groups() if whole else ())]:
+        rests = (password[end.end() :] for end in PARTS.finditer(password))
+        found += [password, unquote(password), *rests, *PARTS.split(password)]
+    return found
 
 
 def _without_passwords(text: str) -> str:

@@ -10,8 +10,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ QUICK = {
     "full_page_writes": "off",
     "max_connections": "200",
 }
-"""Nobody needs the data after a crash."""
+"""Nobody needs the data after a crash: the server is stopped in order, where a test goes on."""
 
 
 def binaries() -> Path:
@@ -50,9 +51,25 @@ def unprivileged() -> dict[str, str]:
     pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
 
 
+@dataclass
+class Server:
+    """A server that runs, and the address of an empty database."""
+
+    address: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextmanager
 def postgresql(name: str = "test") -> Iterator[str]:
     """Run a server on a free port of 127.0.0.1, and give the address of an empty database."""
+    with postgresql_server(name) as server:
+        yield server.address
+
+
+@contextmanager
+def postgresql_server(name: str = "test") -> Iterator[Server]:
+    """Run a server on a free port of 127.0.0.1, which a test can stop and start again."""
     programs, user = binaries(), unprivileged()
     folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     try:
@@ -80,16 +97,27 @@ def postgresql(name: str = "test") -> Iterator[str]:
             port = free.getsockname()[1]
         settings = QUICK | {"listen_addresses": "127.0.0.1", "unix_socket_directories": folder}
         options = " ".join(f"-c {key}={value}" for key, value in settings.items())
-        run("pg_ctl", "--pgdata", data, "--log", log, "-o", f"-p {port} {options}", "-w", "start")
+
+        def start() -> None:
+            run(
+                *("pg_ctl", "--pgdata", data, "--log", log),
+                *("-o", f"-p {port} {options}", "-w", "start"),
+            )
+
+        def stop() -> None:
+            if (data / "postmaster.pid").exists():
+                run("pg_ctl", "--pgdata", data, "-m", "fast", "-w", "stop")
+
+        start()
         address = f"postgresql://tester:{PASSWORD}@127.0.0.1:{port}"
         try:
             import psycopg
 
             with psycopg.connect(f"{address}/postgres", autocommit=True) as connection:
                 connection.execute(f'CREATE DATABASE "{name}"')
-            yield f"{address}/{name}"
+            yield Server(f"{address}/{name}", stop, start)
         finally:
-            run("pg_ctl", "--pgdata", data, "-m", "immediate", "-w", "stop")
+            stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -100,3 +128,11 @@ def postgresql_address() -> Iterator[str]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install psycopg[binary]")
     with postgresql() as address:
         yield address
+
+
+@pytest.fixture
+def own_postgresql() -> Iterator[Server]:
+    """A server of one test, which may stop it."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install psycopg[binary]")
+    with postgresql_server() as server:
+        yield server

@@ -1,6 +1,7 @@
 """Workers of a search: processes that run `lrrt-stage refine`, with short times and slow trials."""
 
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from pathlib import Path
 from pipeline.training import refinement, search
 from mlflow_project.cli import entry
 
-search.HEARTBEAT_SECONDS, search.GRACE_SECONDS, refinement.WAIT_SECONDS = 1, 2, 0.1
+search.HEARTBEAT_SECONDS, refinement.WAIT_SECONDS = 1, 0.1
+search.GRACE_SECONDS = int(os.environ.get("GRACE", 2))
+search.PATIENCE_SECONDS = float(os.environ.get("PATIENCE", 60))
 real, pause, me = refinement.train, float(os.environ["PAUSE"]), os.environ["WORKER"]
 
 def slow(*args, on_epoch, **more):
@@ -76,3 +79,14 @@ def ended(*workers: subprocess.Popen) -> Iterator[None]:
             if each.poll() is None:
                 each.kill()  # and with it the process that it stands for
             each.communicate()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a SQLite file so that nobody else can read or write it."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.close()

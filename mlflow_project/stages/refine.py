@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,6 +54,9 @@ __all__ = ["refine_stage"]
 
 SEARCH_RUN = "lrrt.run_id"
 """User attribute of the Optuna study: the run that the runs of all workers are children of."""
+BETWEEN_SECONDS, LOOK_SECONDS = 10.0, 0.5
+"""How long a worker may have no trial, as its last run ends and before its first one, and how often
+another worker that comes looks for one."""
 
 
 def refine_stage(
@@ -74,9 +78,12 @@ def refine_stage(
             handoff_options, runtime, narrowing, changes, prepared
         )
         options = replace(options, trial_epochs=options.epochs_per_trial())
-        # Neither the number of trials nor the storage changes what a trial's loss depends on.
+        # Neither the number of trials nor the storage changes what a trial's loss depends on, and
+        # workers may have different numbers of cores.
         same = replace(options, trials=1, storage=None, study_name=None)
-        trial_fingerprint = refine_fingerprint(prepared, handoff, narrowed, same, schedule)
+        trial_fingerprint = refine_fingerprint(
+            prepared, handoff, narrowed, same, schedule, to_the_bit=False
+        )
         name = options.study_name or f"lrrt-{trial_fingerprint[:16]}"
         run_fingerprint = refine_fingerprint(prepared, handoff, narrowed, options, schedule)
         run.set_tags({tags.FINGERPRINT: run_fingerprint})
@@ -105,6 +112,7 @@ def refine_stage(
                 on_trial=worker.trial_run,
                 on_open=worker.join,
                 on_wait=worker.wait,
+                on_note=console.note,
             )
         best = best_trial(optuna_study)
         refined = best_range(optuna_study, narrowed)
@@ -168,13 +176,13 @@ class _Worker:
         if search.is_new:
             console.note(f"opened search {name} in {self.storage}")
         else:
-            running = search.running()
+            finished, running, _ = search.places(self.trials)
             more = f", and {running} more of other workers run" if running else ""
             console.note(
-                f"joined search {name} in {self.storage}: {search.finished()} of {self.trials} "
+                f"joined search {name} in {self.storage}: {finished} of {self.trials} "
                 f"trials are there{more}"
             )
-        self.parent = _search_run(self.run, search)
+        self.parent = _search_run(self.run, search, self.trials)
         if self.parent is not None and MLFLOW_PARENT_RUN_ID not in self.run.tags:
             self.run.set_tags({MLFLOW_PARENT_RUN_ID: self.parent})
 
@@ -217,10 +225,10 @@ class _Worker:
                     run.set_tags({"lrrt.trial_state": state})
         if self.search is not None:
             # That of this trial is told to Optuna a moment later.
-            self.progress(self.search.finished(self.trials) + 1, self.trials)
+            self.progress(self.search.places(self.trials).finished + 1, self.trials)
 
 
-def _search_run(run: RunRecord, search: Search) -> str | None:
+def _search_run(run: RunRecord, search: Search, trials: int) -> str | None:
     """Return the run of the search, if that is one of a different worker.
 
     It is the run of the worker that opened the search, or of the first one that went on with it
@@ -229,10 +237,11 @@ def _search_run(run: RunRecord, search: Search) -> str | None:
     own = run.run_id
     holder = search.claim(SEARCH_RUN, own)
     while holder != own:
-        others = search.running()
+        others = search.places(trials).running
         found, reason = _look_up(holder, run)
         if found is not None:
-            is_open = found.info.status == "RUNNING" or others
+            # A run whose worker was killed elsewhere is RUNNING for ever.
+            is_open = others or (found.info.status == "RUNNING" and _goes_on(search, trials))
             if is_open and found.info.lifecycle_stage == LifecycleStage.ACTIVE:
                 return str(found.info.run_id)
         elif others:
@@ -240,6 +249,16 @@ def _search_run(run: RunRecord, search: Search) -> str | None:
             return None
         holder = search.claim(SEARCH_RUN, own, instead_of=holder)
     return None
+
+
+def _goes_on(search: Search, trials: int) -> bool:
+    """Return whether somebody is at work, who may be between two trials for a moment."""
+    deadline = time.monotonic() + BETWEEN_SECONDS
+    while not (places := search.places(trials)).running and places.finished < trials:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
 
 
 def _look_up(run_id: str, run: RunRecord) -> tuple[Run | None, str]:

@@ -24,11 +24,14 @@ def refine_fingerprint(
     narrowed: LRRange,
     options: RefineOptions,
     schedule: ScheduleOptions,
+    *,
+    to_the_bit: bool = True,
 ) -> str:
     """Return the fingerprint of searches that would give the same range."""
     return fingerprint(
         "refine",
         prepared,
+        to_the_bit=to_the_bit,
         source=handoff.uuid,
         narrowed=narrowed,
         options=options,

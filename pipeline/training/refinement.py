@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from math import inf, isfinite, isnan
-from typing import Any, cast
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -23,7 +23,7 @@ from pipeline.task.prepared import PreparedTask
 from pipeline.task.setup import Direction
 from pipeline.training.loop import Training, train
 from pipeline.training.options import RefineOptions, ScheduleOptions, TrainOptions
-from pipeline.training.search import PLACE, Search, open_search
+from pipeline.training.search import PLACE, TRIES, Search, open_search
 
 __all__ = [
     "AfterEpoch",
@@ -40,8 +40,10 @@ __all__ = [
 FIRST_PEAKS = (0, 1 / 3, 2 / 3)
 """Peaks of the first trials, as parts of the log range below its maximum: spread evenly, where
 random ones may lie close together. Then TPE models the loss, and the pruner may stop a trial."""
-WAIT_SECONDS = 0.5
+WAIT_SECONDS = 1.0
 """How often a worker that waits for others looks what they have done."""
+PEAK = "peak_lr"
+"""Parameter of a trial, which one that a different program has added may not have."""
 FINGERPRINT = "lrrt.fingerprint"
 """User attribute of the Optuna study: what its trials' losses depend on."""
 
@@ -52,10 +54,6 @@ OnTrial = Callable[[int, LRRange], AbstractContextManager[AfterEpoch]]
 
 class TrialLost(LRRTError):
     """A trial of this worker was taken for lost, and another worker repeats it."""
-
-
-class _NoPlace(Exception):
-    """There is no place for a trial: others have taken all of them."""
 
 
 def refine(
@@ -71,6 +69,7 @@ def refine(
     on_trial: OnTrial | None = None,
     on_open: Callable[[Search], None] | None = None,
     on_wait: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> optuna.Study:
     """Search the peak LR (log scale) for the best validation; return the Optuna study.
 
@@ -87,7 +86,9 @@ def refine(
     Any number of workers, processes that call this with the same storage and the same options,
     share the search. There are as many trials as ``options.trials`` over all of them. The trial of
     a worker that was killed is repeated, at the same peak, by one of the others. A worker for which
-    nothing is left waits for the trials of the others, so that all end with the same trials.
+    nothing is left waits for the trials of the others, so that all end with the same trials. A
+    trial whose worker was killed three times counts as failed. A storage that goes away meanwhile
+    is waited for, up to a minute.
 
     ``fingerprint`` stands for all that a trial's loss depends on. The Optuna study keeps it, and is
     continued only with the same one; None: not checked.
@@ -96,6 +97,7 @@ def refine(
     is called after every epoch with the training so far and whether the trial is pruned now.
     ``on_open(search)`` is called before the first trial. ``on_wait(finished, running)`` is called
     again and again while there are only trials of others to wait for, with their numbers.
+    ``on_note(line)`` is called with what a person should know.
 
     Raises
     ------
@@ -110,8 +112,6 @@ def refine(
     worst = -inf if direction == "max" else inf
     around_trial = on_trial or (lambda *_: nullcontext(lambda *_: None))
 
-    number, problem = -1, cast("BaseException | None", None)  # of this worker's last trial
-
     def value_of(training: Training) -> float:
         if training.reason:
             return worst
@@ -119,7 +119,7 @@ def refine(
         return worst if isnan(value) else value
 
     def trained(trial: optuna.Trial, place: int) -> float:
-        peak = trial.suggest_float("peak_lr", narrowed.min, narrowed.max, log=True)
+        peak = trial.suggest_float(PEAK, narrowed.min, narrowed.max, log=True)
         lr_range = peak_range(peak, narrowed)
         trial_options = TrainOptions(
             **asdict(schedule or ScheduleOptions()), epochs=trial_epochs, attempts=1
@@ -148,49 +148,55 @@ def refine(
                 )
         raise optuna.TrialPruned
 
-    def objective(trial: optuna.Trial) -> float:
-        nonlocal number, problem
-        number, problem = trial.number, None
-        place = search.take_place(trial, options.trials)
-        if place is None:
-            raise _NoPlace
-        try:
-            return trained(trial, place)
-        except BaseException as error:
-            problem = error
-            raise
-
     def run_trial() -> None:
-        try:
-            search.optuna_study.optimize(objective, n_trials=1, catch=(_NoPlace,))
-        except (ValueError, UpdateFinishedTrialError):
-            # Optuna's: this worker was out for so long that others have failed its trial.
-            is_lost = problem is None or isinstance(problem, TrialLost)
-            if not (is_lost and search.has_failed(number)):
+        trial = search.optuna_study.ask()
+        with search.alive(trial):
+            value, state = None, TrialState.FAIL
+            try:
+                place = search.take_place(trial, options.trials)
+                if place is not None:
+                    value, state = trained(trial, place), TrialState.COMPLETE
+            except optuna.TrialPruned:
+                state = TrialState.PRUNED
+            except (TrialLost, UpdateFinishedTrialError):
+                return  # this worker was out for so long that others have failed its trial
+            except BaseException:
+                search.storage.hurry()
+                with suppress(LRRTError):
+                    search.end(trial, state)
                 raise
+            search.end(trial, state, value)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's for the heartbeat
+        warnings.filterwarnings("ignore", "Heartbeat of storage")  # which is given here as well
         search = open_search(
             study_name,
             options.storage or "sqlite:///optuna.db",
             direction,
             PeakSampler(narrowed, options.search_seed),
             median_pruner(trial_epochs),
+            on_note,
         )
         if fingerprint is not None:
             _check_fingerprint(search, fingerprint)
         search.fail_lost()
         if on_open is not None:
             on_open(search)
-        while (finished := search.finished(options.trials)) < options.trials:
-            if search.free(options.trials) > 0:
+        while (places := search.places(options.trials)).finished < options.trials:
+            if places.free > 0:
                 run_trial()
             else:
                 if on_wait is not None:
-                    on_wait(finished, search.running())
+                    on_wait(places.finished, places.running)
                 time.sleep(WAIT_SECONDS)
             search.fail_lost()
+        if on_note is not None:
+            for place in search.given_up():
+                on_note(
+                    f"trial {place} was begun {TRIES} times, and its worker was ended each time, "
+                    "perhaps for want of memory: it counts as failed"
+                )
     return search.optuna_study
 
 
@@ -251,7 +257,7 @@ def best_trial(optuna_study: optuna.Study) -> FrozenTrial | None:
     values = {
         each.number: each.value
         for each in complete
-        if each.value is not None and isfinite(each.value)
+        if each.value is not None and isfinite(each.value) and PEAK in each.params
     }
     if not values:
         return None
@@ -263,7 +269,7 @@ def best_trial(optuna_study: optuna.Study) -> FrozenTrial | None:
 def best_range(optuna_study: optuna.Study, narrowed: LRRange) -> LRRange | None:
     """Return the range of the best trial, or None if every trial diverged or was pruned."""
     best = best_trial(optuna_study)
-    return None if best is None else peak_range(best.params["peak_lr"], narrowed)
+    return None if best is None else peak_range(best.params[PEAK], narrowed)
 
 
 def peak_range(peak: float, narrowed: LRRange) -> LRRange:
@@ -305,6 +311,7 @@ def _check_fingerprint(search: Search, fingerprint: str) -> None:
         search.claim(FINGERPRINT, fingerprint)
     require(
         optuna_study.user_attrs.get(FINGERPRINT) == fingerprint,
-        f"Optuna study {optuna_study.study_name!r} belongs to a different range test, options, or "
-        "code: give a different study_name, or none for a name of its own",
+        f"Optuna study {optuna_study.study_name!r} belongs to a different range test, options, "
+        "code, device, strategy, or version of torch: use the same for all workers, or give a "
+        "different study_name, or none for a name of its own",
     )

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -39,6 +40,11 @@ def test_keys_of_other_things(key):
     ("text", "shown"),
     [
         ("host=db password=s3cr user=me", "host=db password=*** user=me"),
+        ("host=db password='s3 cr' user=me", "host=db password='***' user=me"),
+        (r"password='s3\'c r' user=me", "password='***' user=me"),
+        (r'{"dsn": "password=\"s3 cr\" user=me"}', r'{"dsn": "password=\"***\" user=me"}'),
+        ("f(password='s3cr', width='3')", "f(password='***', width='3')"),
+        ("password='s3cr and no end", "password='*** and no end"),
         ('{"api_key": "s3 cr", "width": 3}', '{"api_key": "***", "width": 3}'),
         ("{hf_token: s3cr}", "{hf_token: ***}"),
         ("{'hf_token': 's3cr', 'max_tokens': 5}", "{'hf_token': '***', 'max_tokens': 5}"),
@@ -57,6 +63,13 @@ def test_a_value_that_was_met_is_hidden_wherever_it_stands():
     assert hide_passwords("no v4lue-of-a-test, so wide, abc") == "no ***, so wide, abc"
     remember_secrets({"address": "x://me:p4ss-of-a-test@host"})
     assert hide_passwords("user me, password p4ss-of-a-test") == "user me, password ***"
+    remember_secrets("x://me:s3cr/w0rd9@l@st@host:5/base")
+    for part in ("unknown host 'w0rd9@l@st@host'", "port 's3cr'", "no w0rd9"):
+        assert hide_passwords(part) == re.sub("w0rd9@l@st|s3cr|w0rd9", "***", part)
+    remember_secrets("x://me:p%40ss-with-a-sign@host")
+    assert hide_passwords("no p@ss-with-a-sign") == "no ***"
+    remember_secrets("x://me:s3cr with-a-space@host")
+    assert hide_passwords("no x://me:s3cr with-a-space@host") == "no x://me:***@host"
     assert hide_passwords("v4lue-of-a-tester") == "v4lue-of-a-tester"
 
 

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
 
-from tests.postgresql import postgresql_address  # noqa: F401
+from pipeline.training.refinement import WAIT_SECONDS
+from tests.postgresql import own_postgresql, postgresql_address  # noqa: F401
 from tests.workers import ended, process_of, start, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.starts_with("lrrt")]
@@ -84,6 +87,56 @@ def test_four_workers_on_postgresql_of_which_one_is_killed(store, postgresql_add
     assert "not-a-secret" not in str(logged)
 
 
+@pytest.mark.scale
+def test_a_server_that_starts_again_costs_nothing_but_time(store, own_postgresql):  # noqa: F811
+    workers = [
+        start(str(n), *options(own_postgresql.address, 4), pause=0.5, GRACE="60") for n in range(2)
+    ]
+    with ended(*workers):
+        for n in range(2):
+            process_of(str(n))
+        own_postgresql.stop()
+        time.sleep(3)
+        own_postgresql.start()
+        told = finish(workers)
+    study, _ = check_search(own_postgresql.address, 4)
+    assert not [trial for trial in study.trials if trial.params and trial.state.name == "FAIL"]
+    assert all("does not answer" in err and "Traceback" not in err for err in told)
+
+
+@pytest.mark.scale
+def test_a_server_that_stays_away_is_one_line(store, own_postgresql):  # noqa: F811
+    worker = start("0", *options(own_postgresql.address), PATIENCE="2")
+    with ended(worker):
+        process_of("0")
+        own_postgresql.stop()
+        _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 2, err
+    (line,) = (line for line in err.splitlines() if line.startswith("Error: "))
+    assert "no longer answers" in line
+    assert "give the same command again" in line
+    logged = str([run.data.to_dictionary() for run in store.runs()])
+    for text in (err, logged):
+        assert "not-a-secret" not in text
+        assert "Traceback" not in text
+
+
+@pytest.mark.scale
+def test_a_trial_that_ends_its_worker_each_time_is_given_up(store):
+    storage = "sqlite:///shared.db"
+    for name in ("first", "second", "third"):
+        victim = start(name, *options(storage, 1), pause=600)
+        with ended(victim):
+            os.kill(process_of(name), signal.SIGKILL)
+    worker = start("last", *options(storage, 2))
+    with ended(worker):
+        (err,) = finish([worker])
+    assert "trial 0 was begun 3 times, and its worker was ended each time" in err
+    study = optuna.load_study(study_name="shared", storage=storage)
+    places = [(t.state.name, t.user_attrs["lrrt.place"]) for t in study.trials]
+    assert sorted(places) == [("COMPLETE", 1), *[("FAIL", 0)] * 3]
+
+
 def test_two_workers_on_sqlite(store):
     more = options("sqlite:///shared.db", 5)
     workers = [start(str(n), *more, pause=0.1) for n in range(2)]
@@ -124,6 +177,46 @@ def test_a_search_that_one_worker_continues_later_has_a_run_of_its_own(store):
     assert PARENT not in newest.data.tags
     assert len(store.children(newest, "trial")) == 1
     assert len(store.children(first, "trial")) == 2
+    assert "1 of 1 trials are there" in store.run("refine", *more, "--trials", 1).err
+
+
+def test_workers_with_different_numbers_of_cores_share_a_search(store, monkeypatch):
+    more = ("--trials", 1, "--trial-epochs", 1, "--storage", "sqlite:///shared.db")
+    assert "opened search lrrt-" in store.run("refine", *more).err
+    monkeypatch.setattr("torch.get_num_threads", lambda: 77)
+    assert "joined search lrrt-" in store.run("refine", *more).err
+
+
+def test_a_search_whose_first_worker_died_unnoticed_has_a_new_run(store, monkeypatch):
+    more = options("sqlite:///shared.db", 1)
+    store.run("refine", *more)
+    (first,) = store.runs("refine")
+    mlflow.MlflowClient().set_terminated(first.info.run_id, "RUNNING")
+    monkeypatch.setattr("mlflow_project.stages.refine.BETWEEN_SECONDS", 0.0)
+    store.run("refine", *more, "--trials", 2)
+    newest = store.runs("refine")[0]
+    assert PARENT not in newest.data.tags
+    assert len(store.children(newest, "trial")) == 1
+
+
+def test_a_worker_between_two_trials_keeps_the_run_of_the_search(store, monkeypatch):
+    more = options("sqlite:///shared.db", 2)
+    store.run("refine", *more)
+    client, (first,) = mlflow.MlflowClient(), store.runs("refine")
+    client.set_terminated(first.info.run_id, "RUNNING")
+    ends: list[Callable[[], object]] = []
+
+    def sleep(seconds):  # the worker that opened the search begins its next trial, and ends it
+        if not ends:
+            ends.append(leave_open())
+        elif seconds == WAIT_SECONDS:
+            ends[0]()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    store.run("refine", *more, "--trials", 4)
+    newest = store.runs("refine")[0]
+    assert newest.data.tags[PARENT] == first.info.run_id
+    assert len(store.children(first, "trial")) == 3
 
 
 def leave_open(run_id=None):
@@ -163,11 +256,12 @@ def test_a_worker_that_joins_where_the_run_of_the_search_is_not_to_be_had(
     assert ("this worker's own run" in outcome.err) == (reason in ("elsewhere", "experiment"))
 
 
-def test_a_refinement_of_main_stays_a_child_of_main_and_its_trials_join(store):
+def test_a_refinement_of_main_stays_a_child_of_main_and_its_trials_join(store, monkeypatch):
     more = options("sqlite:///shared.db", 2)
     store.run("refine", *more)
     client, (first,) = mlflow.MlflowClient(), store.runs("refine")
     client.set_terminated(first.info.run_id, "RUNNING")
+    monkeypatch.setattr("mlflow_project.stages.refine._goes_on", lambda *_: True)
     steps = ("--refine", "true", "--reuse", "true", "--epochs", 8)
     store.run("main", *store.SMALL, *steps, *more, "--trials", 3)
     newest = store.runs("refine")[0]

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import optuna
@@ -17,6 +18,7 @@ from pipeline.training import refinement, search
 from pipeline.training.loop import Training
 from pipeline.training.options import RefineOptions, ScheduleOptions
 from pipeline.training.refinement import best_range, peak_range, refine
+from tests.workers import locked
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -60,6 +62,7 @@ def run(
     folder: Path,
     follower: Follower | None = None,
     narrowed: LRRange = NARROWED,
+    on_note=None,
     **options,
 ) -> optuna.Study:
     folder.mkdir(exist_ok=True)
@@ -71,6 +74,7 @@ def run(
         RefineOptions(storage=f"sqlite:///{folder}/study.db", **options),
         study_name="study",
         on_trial=follower,
+        on_note=on_note,
     )
 
 
@@ -196,9 +200,10 @@ def test_an_interrupted_study_goes_on_as_it_would_have(prepared, tmp_path, trial
     assert [t.value for t in finished(study)] == [t.value for t in finished(expected)]
 
 
-def leave_running(study: optuna.Study) -> int:
+def leave_running(study: optuna.Study, place: int) -> int:
     """Leave a trial as a process does that is killed in it, or that still runs it."""
     trial = study.ask()
+    trial.set_user_attr("lrrt.place", place)
     study._storage.record_heartbeat(trial._trial_id)
     return trial.number
 
@@ -207,7 +212,7 @@ def test_a_trial_of_a_search_that_was_killed_fails_and_its_proposal_is_made_agai
     prepared, tmp_path, monkeypatch
 ):
     expected = run(prepared, tmp_path / "whole", trials=4)
-    left = leave_running(run(prepared, tmp_path / "broken", trials=2))
+    left = leave_running(run(prepared, tmp_path / "broken", trials=2), 2)
     monkeypatch.setattr(search, "GRACE_SECONDS", 1)
     time.sleep(2.1)
     study = run(prepared, tmp_path / "broken", trials=4)
@@ -341,6 +346,67 @@ def test_a_search_of_which_all_trials_diverge_has_no_best_range(prepared, tmp_pa
 
     assert [trial.value for trial in study.trials] == [math.inf] * 5
     assert best_range(study, narrowed) is None
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(search, "LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(search, "AGAIN_SECONDS", 0.05)
+
+
+def test_a_search_goes_on_where_its_storage_was_away(prepared, tmp_path, impatient):
+    expected = run(prepared, tmp_path / "whole", trials=2)
+
+    @contextmanager
+    def follow(number: int, lr_range: LRRange) -> Iterator:
+        def after_epoch(training: Training, pruned: bool) -> None:
+            lock = ExitStack()
+            lock.enter_context(locked(tmp_path / "away" / "study.db"))
+            threading.Timer(0.2, lock.close).start()
+
+        yield after_epoch
+
+    study = run(prepared, tmp_path / "away", follow, trials=2)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2
+    assert peaks(study) == peaks(expected)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_a_search_that_ends_does_not_wait_for_its_storage(prepared, tmp_path, impatient, kind):
+    lock = ExitStack()
+
+    @contextmanager
+    def follow(number: int, lr_range: LRRange) -> Iterator:
+        def after_epoch(training: Training, pruned: bool) -> None:
+            lock.enter_context(locked(tmp_path / "study.db"))
+            raise kind("of a test")
+
+        yield after_epoch
+
+    begun = time.monotonic()
+    with lock, pytest.raises(kind, match="of a test"):
+        run(prepared, tmp_path, follow, trials=2)
+    assert time.monotonic() - begun < 20
+
+
+def test_a_trial_that_was_lost_three_times_is_said_and_the_search_ends(prepared, tmp_path):
+    study = run(prepared, tmp_path, trials=1)
+    for _ in range(3):
+        trial = study.ask()
+        trial.set_user_attr("lrrt.place", 1)
+        trial.set_user_attr("lrrt.lost", True)
+        study.tell(trial, state=TrialState.FAIL)
+    notes: list[str] = []
+    done = run(prepared, tmp_path, trials=3, on_note=notes.append)
+
+    assert sorted(t.user_attrs["lrrt.place"] for t in finished(done)) == [0, 2]
+    assert [note[:28] for note in notes] == ["trial 1 was begun 3 times, a"]
+
+
+def test_the_best_trial_is_one_with_a_peak():
+    study = optuna.create_study()
+    study.add_trial(optuna.create_trial(value=-1.0))
+    assert best_range(study, NARROWED) is None
 
 
 @pytest.mark.parametrize(
