@@ -230,6 +230,19 @@ def test_the_definitions_fit_kubernetes_schemas(path):
     valid(yaml.safe_load(text(path)))
 
 
+def test_the_workers_of_a_search_are_a_job_in_which_one_may_be_lost():
+    (lines,) = re.findall(r"(?ms)^```yaml\n(spec:\n.*?)^```$", text(PAGE))
+    changes = yaml.safe_load(lines)["spec"]
+    definition = yaml.safe_load(text(JOB))
+    del definition["spec"]["backoffLimit"]
+    assert not {*changes} & {*definition["spec"]}
+    definition["spec"] |= changes
+    valid(definition)
+    assert changes["completionMode"] == "Indexed"
+    assert changes["completions"] == changes["parallelism"] > 1
+    assert changes["backoffLimitPerIndex"] >= 1
+
+
 def test_an_unknown_field_does_not_fit():
     definition = yaml.safe_load(text(JOB))
     definition["spec"]["template"]["spec"]["restartPolicies"] = "Never"
@@ -378,15 +391,30 @@ class Cluster:
     STAGE = """
         [ "$1" = sync ] || { [ -z "$LEAVES" ] || mkdir -p "$LRRT_WORK_DIR/run"; exit "$ENDS"; }
         [ -z "$SYNC_FAILS" ] || exit 2
-        rm -r "$LRRT_WORK_DIR"
+        rm -rf "$LRRT_WORK_DIR"
+    """
+    TORCHRUN = 'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT s" >> "$CALLS"; exit "$ENDS"'
+    # As the real one, it runs the program on every node of the job, unless it is told otherwise.
+    SRUN = """
+        tasks=${SLURM_JOB_NUM_NODES:-1}
+        while [[ $1 == -* ]]; do
+            case "$1" in
+                --ntasks) tasks=$2; shift 2 ;;
+                --nodes | --ntasks-per-node) shift 2 ;;
+                *) shift ;;
+            esac
+        done
+        status=0
+        for ((task = 0; task < tasks; task++)); do "$@" || status=$?; done
+        exit "$status"
     """
 
     def __init__(self, folder):
         self.folder = folder
-        self.program("srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
+        self.program("srun", self.SRUN)
         self.program("scontrol", "printf 'node1\\nnode2\\n'")
         self.program("lrrt-stage", self.STAGE)
-        self.program("torchrun", 'exit "$ENDS"')
+        self.program("torchrun", self.TORCHRUN)
 
     def program(self, name, script):
         path = self.folder / "bin" / name
@@ -420,12 +448,15 @@ def cluster(tmp_path):
     return Cluster(tmp_path)
 
 
+ALONE = "srun --nodes 1 --ntasks 1 lrrt-stage"
+
+
 @pytest.mark.parametrize("code", [0, 2, 3, 130])
 def test_one_process_is_the_stage_itself_with_its_exit_code(cluster, code):
     words = ("lrrt", "--batch-size", "128")
     done, called, _ = cluster.submit(*words, ends=code)
     assert done == code
-    assert called == ["srun lrrt-stage lrrt --batch-size 128", "lrrt-stage lrrt --batch-size 128"]
+    assert called == [f"{ALONE} lrrt --batch-size 128", "lrrt-stage lrrt --batch-size 128"]
 
 
 @pytest.mark.parametrize(
@@ -438,7 +469,12 @@ def test_one_process_is_the_stage_itself_with_its_exit_code(cluster, code):
 def test_processes_on_several_nodes_are_started_by_torchrun(cluster, variables, nodes, processes):
     code, called, error = cluster.submit("lrrt", "--seed", "3", **variables)
     assert code == 0, error
-    line = next(line for line in called if line.startswith("torchrun "))
+    assert "--ntasks-per-node 1 " in next(line for line in called if line.startswith("srun "))
+    lines = [line for line in called if line.startswith("torchrun ")]
+    assert len(lines) == nodes
+    line = lines[0]
+    # Of the two minutes that Slurm leaves.
+    assert called.count("110 s") == nodes
     from torch.distributed.run import get_args_parser
 
     known = get_args_parser().parse_args(line.split()[1:])
@@ -449,12 +485,26 @@ def test_processes_on_several_nodes_are_started_by_torchrun(cluster, variables, 
     assert known.training_script_args == ["lrrt", "--seed", "3"]
 
 
-@pytest.mark.parametrize(("command", "more"), [("lrrt", " --processes 4"), ("study", "")])
-def test_processes_on_one_node_are_started_by_the_stage(cluster, command, more):
-    code, called, error = cluster.submit(command, SLURM_GPUS_ON_NODE="4", ends=4)
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("lrrt", " --processes 4"),
+        ("lrrt --model mlp --lr-end 1", " --processes 4"),
+        *((words, "") for words in ("study --tests 9", "lrrt --tests 3", "check --tests=3")),
+    ],
+)
+def test_processes_on_one_node_are_started_by_the_stage(cluster, words, more):
+    code, called, error = cluster.submit(*words.split(), SLURM_GPUS_ON_NODE="4", ends=4)
     assert code == 4, error
-    assert called[0] == f"srun lrrt-stage {command}{more}"
-    parse(called[0].split()[2:])
+    assert called[0] == f"{ALONE} {words}{more}"
+    parse(called[0].removeprefix(ALONE).split())
+
+
+@pytest.mark.parametrize("words", ["study", "compare latest", "sync", "main --tests 3"])
+def test_what_runs_tests_side_by_side_runs_once_on_several_nodes(cluster, words):
+    code, called, error = cluster.submit(*words.split(), SLURM_JOB_NUM_NODES="3")
+    assert code == 0, error
+    assert called == [f"{ALONE} {words}", f"lrrt-stage {words}"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def measure(settings: Settings) -> tuple[list[Cost], Rush]:
         return costs, client.rush(CLIENTS)
 
 
+@contextmanager
+def _ended(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
+    """End those that still run after the block, as after an error in it."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()  # which does nothing to one that has ended
+            process.wait()
+
+
 class _Client:
     def __init__(self, settings: Settings, address: str, store: str) -> None:
         self.settings, self.address, self.store = settings, address, store
@@ -110,8 +122,9 @@ class _Client:
 
     def run(self, name: str, command: Sequence[str]) -> list[tuple[int, str, float, float]]:
         process, path = self.start(name, command)
-        if process.wait(LONGEST):
-            raise RuntimeError(path.with_suffix(".log").read_text("utf-8"))
+        with _ended([process]):
+            if process.wait(LONGEST):
+                raise RuntimeError(path.with_suffix(".log").read_text("utf-8"))
         return json.loads(path.read_text("utf-8"))
 
     def cost(self, name: str, command: Sequence[str]) -> Cost:
@@ -143,7 +156,9 @@ class _Client:
         whole = {run.info.run_id for run in self.runs()}
         begun = time.monotonic()
         started = [self.start(f"client-{n}", SHORT) for n in range(clients)]
-        codes = [process.wait(LONGEST) for process, _ in started]
+        processes = [process for process, _ in started]
+        with _ended(processes):
+            codes = [process.wait(LONGEST) for process in processes]
         seconds = time.monotonic() - begun
         made = [each for _, path in started for each in json.loads(path.read_text("utf-8"))]
         new = [run for run in self.runs() if run.info.run_id not in whole]

@@ -28,6 +28,7 @@ from lrrt_stage.settings import (
 )
 from mlflow_project.tracking.environment import OutageOptions, in_project_folder
 from pipeline.data.names import DATASET_NAMES
+from pipeline.jobs.options import PoolOptions
 
 __all__ = [
     "OptionType",
@@ -131,20 +132,21 @@ def _parsed(text: str) -> Any:
 def options_of(panel: str, *options: type, defaults: bool = True) -> Callable[[Command], Command]:
     """Add an option for every field of the dataclasses ``options``, under one heading in the help.
 
-    With ``defaults=False`` an option that is not given is None: see :func:`given`.
+    With ``defaults=False`` an option that is not given is None: see :func:`given`. Where tests run
+    is taken from no run, so these options have their defaults all the same.
     """
     chosen = [
-        (option, get_type_hints(owner)[option.name])
+        (option, get_type_hints(owner)[option.name], defaults or base is PoolOptions)
         for owner in options
         # The fields that a dataclass adds come before those that it inherits, base by base.
         for base in owner.__mro__
         for option in fields(owner)
         if option.name in get_annotations(base)
     ]
-    names = [f"--{option.name.replace('_', '-')}" for option, _ in chosen]
+    names = [f"--{option.name.replace('_', '-')}" for option, *_ in chosen]
 
     def decorate(command: Command) -> Command:
-        for name, (option, hint) in reversed(list(zip(names, chosen, strict=True))):
+        for name, (option, hint, has_default) in reversed(list(zip(names, chosen, strict=True))):
             declared = option.metadata
             default, choices = declared["default"], declared["choices"]
             text = declared["help"] + (f" One of: {', '.join(choices)}." if choices else "")
@@ -152,9 +154,9 @@ def options_of(panel: str, *options: type, defaults: bool = True) -> Callable[[C
                 name,
                 option.name,
                 type=OptionType(hint),
-                default=default if defaults else None,
+                default=default if has_default else None,
                 callback=partial(_checked, option, hint),
-                help=f"{text} [default: {option_text(default) if defaults else UNGIVEN}]",
+                help=f"{text} [default: {option_text(default) if has_default else UNGIVEN}]",
             )(command)
         return click.option_panel(panel, options=names)(command)
 

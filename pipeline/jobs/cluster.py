@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
-from urllib.parse import urlsplit
 
 from lrrt_stage.errors import LRRTError, first_line
-from lrrt_stage.settings import hide_passwords
+from lrrt_stage.settings import require
 from pipeline.jobs.jobs import FailedJob, JobResult, SharedData
 from pipeline.jobs.placed import TRIES, Placed, run_placed
 
@@ -27,6 +29,8 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
 }
 """What Ray reads from its environment when it is imported."""
+ENDED = {"WorkerCrashedError", "LocalRayletDiedError", "NodeDiedError", "OutOfMemoryError"}
+"""Errors of Ray's that mean the end of a worker, or of all on its node."""
 
 
 def results_on_ray(
@@ -44,7 +48,7 @@ def results_on_ray(
     Raises
     ------
     LRRTError
-        If the cluster cannot be reached, or has no such device.
+        If the cluster cannot be reached, has no such device, or is lost meanwhile.
     """
     with _connected(backend, workers, gpus) as ray:
         task = ray.remote(_run).options(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)
@@ -61,11 +65,7 @@ def results_on_ray(
                 try:
                     yield ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    reason = (
-                        f"its worker was ended {TRIES} times, perhaps for want of memory "
-                        f"({type(error).__name__})"
-                    )
-                    yield index, FailedJob(job, reason)
+                    yield index, FailedJob(job, _reason(error))
 
 
 def _run(placed: Placed, data: list[Any]) -> tuple[int, JobResult]:
@@ -73,11 +73,21 @@ def _run(placed: Placed, data: list[Any]) -> tuple[int, JobResult]:
     import ray
 
     if data not in _received:
-        _received[:] = [data]
         shared = ray.get(data[0])
         if shared is not None:
             shared.use()
+        _received[:] = [data]
     return run_placed(placed)
+
+
+def _reason(error: Exception) -> str:
+    """Return why Ray has no result of a job: that its worker was ended, or could not run it."""
+    kind = type(error).__name__
+    if kind in ENDED:
+        return f"its worker was ended {TRIES} times, perhaps for want of memory ({kind})"
+    # Of what was raised in a worker, the text of Ray's error is a traceback.
+    cause = getattr(error, "cause", None) or error
+    return f"its worker could not run it ({type(cause).__name__}: {first_line(cause)})"
 
 
 _received: list[Any] = []
@@ -87,11 +97,49 @@ _received: list[Any] = []
 @contextmanager
 def _connected(backend: str, workers: int | None, gpus: float) -> Iterator[Any]:
     """Connect to a cluster, or start one on this machine and end it with the block."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    import ray
+    address = backend if "://" in backend else os.environ.get("RAY_ADDRESS") or "local"
+    with _quiet():
+        if address == "auto":
+            address = _cluster_here()
+        if address not in ("local", "auto"):
+            _require_reachable(address)
+        import ray
 
-    address = backend if "://" in backend else os.environ.get("RAY_ADDRESS", "local")
+        try:
+            with _own_sigterm():
+                _connect(ray, address, workers)
+            found = ray.cluster_resources()
+            cores, there = found.get("CPU", 0), found.get("GPU", 0)
+            require(
+                cores >= 1,
+                f"Ray cluster {address} has {cores:g} cores, and each test takes one: add some",
+            )
+            require(
+                gpus <= there,
+                f"gpus_per_test={gpus:g}, but Ray cluster {address} has {there:g} GPUs: add some, "
+                "or use device=cpu",
+            )
+            yield ray
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise LRRTError(
+                f"Ray cluster {address} was lost ({first_line(error)}): start it, and give the "
+                "same command again"
+            ) from error
+        finally:
+            ray.shutdown()
+
+
+def _cluster_here() -> str:
+    """Return the address that ``auto`` stands for, perhaps that of a cluster which has ended."""
+    # If there is none, ray.init says so.
+    with suppress(ConnectionError, ImportError):
+        from ray._private.services import canonicalize_bootstrap_address
+
+        return str(canonicalize_bootstrap_address("auto"))
+    return "auto"
+
+
+def _connect(ray: Any, address: str, workers: int | None) -> None:
     options: dict[str, Any] = {
         "address": address,
         "logging_level": "critical",
@@ -100,48 +148,56 @@ def _connected(backend: str, workers: int | None, gpus: float) -> Iterator[Any]:
     if address == "local":
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         options |= {"num_cpus": workers} if workers is not None else {}
-    else:
-        _require_reachable(address)
     for attempt in range(ATTEMPTS):
         try:
             ray.init(**options)
-            break
-        except ConnectionAbortedError as error:  # a cluster that has just started
-            if attempt == ATTEMPTS - 1:
-                raise _unusable(address, error) from error
-            time.sleep(CONNECT_SECONDS)
+            return
         except Exception as error:
-            raise _unusable(address, error) from error
+            # An aborted connection is that of a cluster which has just started.
+            if attempt == ATTEMPTS - 1 or not isinstance(error, ConnectionAbortedError):
+                raise LRRTError(
+                    f"Ray cluster {address} cannot be used ({first_line(error)}): start it, with "
+                    "the same versions of Python and Ray, or leave backend out"
+                ) from error
+            time.sleep(CONNECT_SECONDS)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    added = {name: value for name, value in QUIET.items() if name not in os.environ}
+    os.environ.update(added)
     try:
-        found = ray.cluster_resources().get("GPU", 0)
-        if gpus > found:
-            raise LRRTError(
-                f"gpus_per_test={gpus:g}, but Ray cluster {address} has {found:g} GPUs: add some, "
-                "or use device=cpu"
-            )
-        yield ray
+        yield
     finally:
-        ray.shutdown()
+        for name in added:
+            os.environ.pop(name, None)
 
 
-def _unusable(address: str, error: Exception) -> LRRTError:
-    return LRRTError(
-        hide_passwords(
-            f"Ray cluster {address} cannot be used ({first_line(error)}): start it, with the same "
-            "versions of Python and Ray, or leave backend out"
-        )
-    )
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this process does at SIGTERM: Ray sets handlers that end it as a failure."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # of such a handler
+        raise KeyboardInterrupt("terminated") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _require_reachable(address: str) -> None:
     """Raise LRRTError unless something answers at an address; Ray would try for minutes."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    if parts.hostname is None or parts.port is None:  # such as auto
-        return
+    known = re.fullmatch(r"(?:ray://)?([^/\s]+):(\d{1,5})", address)
+    if known is None:
+        raise LRRTError(
+            f"RAY_ADDRESS={address!r} is not known: give HOST:PORT, ray://HOST:PORT, auto or local"
+        )
+    host, port = known[1].strip("[]"), int(known[2])
     try:
-        socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
     except OSError as error:
         raise LRRTError(
-            f"Ray cluster {hide_passwords(address)} cannot be reached ({first_line(error)}): start "
-            "it, or correct backend or RAY_ADDRESS"
+            f"Ray cluster {address} cannot be reached ({first_line(error)}): start it, or correct "
+            "backend or RAY_ADDRESS"
         ) from None

@@ -23,8 +23,8 @@ class PoolOptions(Options):
 
     workers: int | None = setting(
         None,
-        "Tests at a time, after the first; none: one per core, or per GPU, of this machine or of "
-        "the cluster. Results do not depend on it.",
+        "Tests that run at a time; none: one per core, or per GPU, of this machine or of the "
+        "cluster. Results do not depend on it.",
         minimum=1,
     )
     backend: str | None = setting(
@@ -41,9 +41,9 @@ class PoolOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = self.backend in (None, "ray") or re.fullmatch(r"ray://[^/\s]+:\d+", self.backend)
+        address = re.compile(r"ray://[^/\s]+:\d{1,5}")
         require(
-            bool(known),
+            self.backend in (None, "ray") or address.fullmatch(str(self.backend)) is not None,
             f"backend={self.backend!r} is not known: give ray, ray://HOST:PORT, or none",
         )
         require(

@@ -39,9 +39,10 @@ def run_jobs(
     """Run ``jobs`` in ``workers`` processes and return their results in the order of ``jobs``.
 
     On the CPU each job computes with one thread, so that its result is the same bit for bit with
-    any number of workers. Several GPUs are taken in turn, each by one job at a time, or by as many
-    as ``gpus_per_test`` leaves room for. A job that fails does not end the others, nor does a
-    worker that is killed: its job is run again, and fails if that happens every time.
+    any number of workers. Here, the GPUs are given to the jobs in turn before they start: while a
+    slow job still runs, the next one on its GPU may begin. A cluster gives each job a GPU that has
+    room for it. A job that fails does not end the others, nor does a worker that is killed: its
+    job is run again, and fails if that happens every time.
 
     ``workers`` of None is one for each core, or for each GPU; one runs the jobs in this process.
     The processes are joblib's: inside ``joblib.parallel_config(backend=…)`` they are those of
@@ -59,7 +60,7 @@ def run_jobs(
     require(
         on_gpu or gpus_per_test is None,
         f"gpus_per_test={gpus_per_test}, and the tests run on {devices[0]}: leave it out, or give "
-        "device=cuda",
+        "device=cuda on a machine with a GPU",
     )
     shared = None if prepared is None else SharedData.of(prepared)
     results: dict[int, JobResult] = {}

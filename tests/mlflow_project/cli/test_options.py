@@ -41,6 +41,13 @@ NASTY = [
 ]
 
 
+def test_an_option_says_from_the_range_test_run_only_if_it_is_read_from_there():
+    found = {option.name: option for option in COMMANDS["check"].params}
+    there = {name for name in found if "[default: from the range-test run]" in found[name].help}
+    assert {"tests", "vary", "agreement", "batch_size"} <= there
+    assert not {"workers", "backend", "gpus_per_test"} & there
+
+
 @pytest.fixture(scope="module", autouse=True)
 def calls():
     """The stages only record the options that they get; there is no store."""

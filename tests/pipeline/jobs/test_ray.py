@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -77,6 +78,10 @@ def nothing_left(tmp_path, monkeypatch):
     (tmp_path / "ray_data.py").write_text(DATA)
     yield
     sys.modules.pop("ray_data", None)
+    wait_for_the_end_of(mark)
+
+
+def wait_for_the_end_of(mark):
     deadline = time.monotonic() + 20
     while left := list(processes_of(mark)):
         assert time.monotonic() < deadline, left
@@ -91,11 +96,17 @@ def own(tmp_path, **arguments):
 class TestOnACluster:
     pytestmark = on_a_cluster
 
+    @pytest.mark.parametrize("by", ["its address", "rays client"])
     def test_results_are_those_of_this_process_and_the_data_is_sent_once(
-        self, tmp_path, monkeypatch
+        self, tmp_path, monkeypatch, shared_cluster, by
     ):
         import ray
 
+        address, client = shared_cluster
+        backend = client if by == "rays client" else "ray"
+        # Without the token that Ray then makes, nobody else uses the cluster.
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_ADDRESS", "" if by == "rays client" else address)
         task = own(tmp_path)
         prepared = PreparedTask(task, CPU)
         jobs = range_tests(4, task)
@@ -105,7 +116,7 @@ class TestOnACluster:
         put = ray.put
         monkeypatch.setattr(ray, "put", lambda value: sent.append(value) or put(value))
         seen = []
-        found = run_jobs(jobs, CPU, 2, seen.append, prepared, backend="ray")
+        found = run_jobs(jobs, CPU, 2, seen.append, prepared, backend=backend)
         assert [each.job.name for each in found] == [job.name for job in jobs]
         assert sorted(each.job.name for each in seen) == [job.name for job in jobs]
         for here, there in zip(expected, found, strict=True):
@@ -127,24 +138,22 @@ class TestOnACluster:
         assert "its worker was ended 3 times" in results[1].reason
         assert [len((folder / "loads").read_text()) for folder in folders] == [2, 3]
 
-    def test_an_interruption_ends_the_cluster(self):
-        def interrupt(_):
+    def test_a_signal_is_an_interruption_which_ends_the_cluster(self):
+        def interrupt(number, frame):
             raise KeyboardInterrupt
 
-        began = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            run_jobs(range_tests(30), CPU, 2, interrupt, backend="ray")
-        assert time.monotonic() - began < 40
+        def terminate(_):
+            signal.raise_signal(signal.SIGTERM)
 
-    def test_a_cluster_that_is_there_is_used_by_its_address_and_by_rays_client(self, monkeypatch):
-        expected = run_jobs(range_tests(2), CPU, 1)
-        # Without the token that Ray then makes, nobody else uses the cluster.
-        monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        with cluster() as (address, client):
-            for backend, variable in ((client, ""), ("ray", address)):
-                monkeypatch.setenv("RAY_ADDRESS", variable)
-                found = run_jobs(range_tests(2), CPU, 2, backend=backend)
-                assert [each.curve for each in found] == [each.curve for each in expected]
+        began = time.monotonic()
+        before = signal.signal(signal.SIGTERM, interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run_jobs(range_tests(30), CPU, 2, terminate, backend="ray")
+            assert signal.getsignal(signal.SIGTERM) is interrupt
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert time.monotonic() - began < 40
 
 
 class cluster:
@@ -186,6 +195,16 @@ class cluster:
         self.process.wait(60)
 
 
+@pytest.fixture(scope="module")
+def shared_cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LRRT_TEST", mark := uuid4().hex)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        with cluster() as addresses:
+            yield addresses
+        wait_for_the_end_of(mark)
+
+
 @pytest.mark.skipif(util.find_spec("ray") is None, reason="Ray is not installed")
 def test_a_cluster_that_cannot_be_reached_is_named_within_seconds(monkeypatch):
     began = time.monotonic()
@@ -202,6 +221,7 @@ def test_a_cluster_that_cannot_be_reached_is_named_within_seconds(monkeypatch):
     [
         ({"backend": "spark"}, "backend='spark' is not known: give ray"),
         ({"backend": "ray://nowhere"}, "backend='ray://nowhere' is not known"),
+        ({"backend": "ray://here:100000"}, "backend='ray://here:100000' is not known"),
         ({"gpus_per_test": 0}, "gpus_per_test=0"),
         ({"gpus_per_test": 2}, "gpus_per_test=2"),
     ],
