@@ -312,6 +312,6 @@ def _check_fingerprint(search: Search, fingerprint: str) -> None:
     require(
         optuna_study.user_attrs.get(FINGERPRINT) == fingerprint,
         f"Optuna study {optuna_study.study_name!r} belongs to a different range test, options, "
-        "code, device, strategy, or version of torch: use the same for all workers, or give a "
+        "code, device, or version of torch: use the same for all workers, or give a "
         "different study_name, or none for a name of its own",
     )
