@@ -72,8 +72,8 @@ def preserved(
         If an iterator is among the parts of the model, of ``others``, or of the optimizer, or one
         of these or their functions know a network with a parameter without a shape.
     """
-    parted = _parted([model, *others])
-    _let_go(parted)
+    sharded = _sharded([model, *others])
+    _reshard(sharded)
     parts = parts_of([model, *others, optimizer])
     for part in filter(_has_position, parts):
         raise LRRTError(
@@ -106,7 +106,7 @@ def preserved(
         for loader in loaders:
             stack.callback(setattr, loader, "_iterator", loader._iterator)
             loader._iterator = None
-        stack.callback(_let_go, parted)
+        stack.callback(_reshard, sharded)
         yield
 
 
@@ -185,13 +185,13 @@ class Evaluation:
 
     def __init__(self, networks: Iterable[Any]) -> None:
         self.networks = list(networks)
-        self.parted = _parted(self.networks)
+        self.sharded = _sharded(self.networks)
         self.first: Snapshot | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Evaluate in the block."""
-        _let_go(self.parted)
+        _reshard(self.sharded)
         if self.first is None:
             parts = parts_of(self.networks)
             self.first = Snapshot(parts, known_to_functions(parts), keep_records=False)
@@ -212,10 +212,10 @@ class Evaluation:
             try:
                 yield
             finally:
-                _let_go(self.parted)
+                _reshard(self.sharded)
 
 
-def _parted(networks: Iterable[Any]) -> list[Any]:
+def _sharded(networks: Iterable[Any]) -> list[Any]:
     """Return the modules of which FSDP has given a part to each rank."""
     modules = (each for each in networks if isinstance(each, nn.Module))
     # By its name: to import the class takes half a second.
@@ -223,12 +223,12 @@ def _parted(networks: Iterable[Any]) -> list[Any]:
     return [part for part in parts if any(c.__name__ == "FSDPModule" for c in type(part).__mro__)]
 
 
-def _let_go(parted: Iterable[Any]) -> None:
+def _reshard(sharded: Iterable[Any]) -> None:
     """Let go of the parameters that FSDP has gathered for a forward pass.
 
     Until then, its modules hold others in place of those that the optimizer has.
     """
-    for module in parted:
+    for module in sharded:
         module.reshard()
 
 

@@ -14,9 +14,9 @@ __all__ = [
     "Tensors",
     "apart",
     "bits_of",
-    "is_parted",
-    "local_part",
-    "part_like",
+    "is_sharded",
+    "local_shard",
+    "shard_like",
     "whole",
     "without_repeats",
 ]
@@ -39,7 +39,7 @@ class Tensors:
         if forms != self.forms:
             self.forms, self.memory = forms, [tensor.data for tensor in self.tensors]
             groups: dict[Any, dict[Any, Tensor]] = defaultdict(dict)
-            flats = [_flat(local_part(memory)) for memory in self.memory]
+            flats = [_flat(local_shard(memory)) for memory in self.memory]
             for flat in flats:
                 if flat is not None:
                     # The same memory once: FSDP holds a part, and tensors made of it.
@@ -53,7 +53,7 @@ class Tensors:
         self.written = [(gradient, gradient.clone()) for gradient in views]
         self.values = [torch.cat(group) for group in self.groups]
         self.copies = [
-            (t, t.data, without_repeats(local_part(t.data)).clone()) for t in self.singular
+            (t, t.data, without_repeats(local_shard(t.data)).clone()) for t in self.singular
         ]
 
     def restore(self) -> None:
@@ -65,7 +65,7 @@ class Tensors:
                     stack.callback(_restore_form, tensor, form, memory, gradient)
             for tensor, memory, values in self.copies:
                 stack.callback(setattr, tensor, "data", memory)
-                stack.callback(_restore_values, without_repeats(local_part(memory)), values)
+                stack.callback(_restore_values, without_repeats(local_shard(memory)), values)
             for group, values in zip(self.groups, self.values, strict=True):
                 stack.callback(_restore_group, group, values)
             for gradient, values in self.written:
@@ -78,7 +78,7 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     flags = (tensor.is_leaf, tensor.requires_grad, tensor.dtype, tensor.layout)
     if tensor.layout is not torch.strided or tensor.is_nested:
         return flags  # nothing tells
-    return *flags, local_part(tensor.detach()).data_ptr(), tensor.shape, tensor.stride()
+    return *flags, local_shard(tensor.detach()).data_ptr(), tensor.shape, tensor.stride()
 
 
 def _is_freed(tensor: Tensor) -> bool:
@@ -88,25 +88,25 @@ def _is_freed(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and not tensor.is_nested and not tensor.untyped_storage().nbytes()
 
 
-def is_parted(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Return whether each of several ranks holds a part of a tensor, as with FSDP."""
     # By its method: to import the class takes half a second.
     return hasattr(tensor, "to_local")
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds."""
-    return tensor.to_local() if is_parted(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor with its parts on all ranks, which all have to call this."""
-    return tensor.full_tensor() if is_parted(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def part_like(tensor: Tensor, other: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return a whole tensor, which every rank has, in parts like those of an ``other``."""
-    if not is_parted(other) or is_parted(tensor):
+    if not is_sharded(other) or is_sharded(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -21,15 +21,15 @@ from lrrt_stage.settings import require, require_kind
 from lrrt_stage.state.parts import parts_of
 from lrrt_stage.state.preserve import preserved_modes, require_no_lazy
 from lrrt_stage.state.snapshot import Snapshot
-from lrrt_stage.state.tensors import apart, bits_of, is_parted, part_like, whole, without_repeats
+from lrrt_stage.state.tensors import apart, bits_of, is_sharded, shard_like, whole, without_repeats
 
 __all__ = [
     "INITIALIZERS",
     "KERNEL_LAYERS",
     "State",
     "digest",
+    "has_shards",
     "initialize",
-    "is_shared",
     "load",
     "load_into",
     "save",
@@ -138,16 +138,16 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         If this is no model, or an entry of its ``state_dict`` is not a dense tensor.
     """
     own = unwrapped(model).state_dict()
-    if not is_shared(model) or torch.distributed.get_rank() == 0:
+    if not has_shards(model) or torch.distributed.get_rank() == 0:
         return {name: _dense(name, tensor) for name, tensor in own.items()}
     for name, tensor in own.items():
         _dense(name, tensor)
     return {}
 
 
-def is_shared(model: nn.Module) -> bool:
+def has_shards(model: nn.Module) -> bool:
     """Return whether each of several ranks has a part of the model's tensors, as with FSDP."""
-    return any(map(is_parted, unwrapped(model).state_dict().values()))
+    return any(map(is_sharded, unwrapped(model).state_dict().values()))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -237,7 +237,7 @@ def load_into(model: nn.Module, state: State) -> None:
     own = model.state_dict()
     for name, value in own.items():
         _require_dense(name, value)
-    if is_shared(model) and torch.distributed.get_rank() > 0:  # what rank 0 sends has this form
+    if has_shards(model) and torch.distributed.get_rank() > 0:  # what rank 0 sends has this form
         state = {name: torch.empty(each.shape, dtype=each.dtype) for name, each in own.items()}
     differences = [
         f"{excerpt(name, 80)} is {_kind(state.get(name))} in the weights, "
@@ -256,7 +256,7 @@ def load_into(model: nn.Module, state: State) -> None:
         if without_repeats(tensor).shape != tensor.shape:
             tensor.data = tensor.data.clone()
     try:
-        model.load_state_dict({name: part_like(state[name], own[name]) for name in own})
+        model.load_state_dict({name: shard_like(state[name], own[name]) for name in own})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise LRRTError(f"the weights cannot be loaded: {reason}") from error

@@ -128,7 +128,7 @@ def track_range_test(
 
     if not is_distributed():
         return tracked(run_test)
-    if not weights.is_shared(model):
+    if not weights.has_shards(model):
         require_equal_weights(state)
     return on_rank_0(tracked, run_test, state)
 
@@ -151,7 +151,7 @@ def _described(
     inner = getattr(optimizer, "optimizer", None)
     name = type(model).__name__
     return {
-        "model": name.removeprefix("FSDP") if weights.is_shared(model) else name,
+        "model": name.removeprefix("FSDP") if weights.has_shards(model) else name,
         "optimizer": type(inner if isinstance(inner, Optimizer) else optimizer).__name__,
         "loss": "own" if loss_fn is None else getattr(loss_fn, "__name__", type(loss_fn).__name__),
         **({"batch_size": batch_size} if isinstance(batch_size, int) else {}),

@@ -69,7 +69,7 @@ class Ranks:
         """Whether this is rank 0, which runs the stages."""
         return self.share.rank == 0
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the value of rank 0, on all ranks."""
         shared = [value]
         distributed.broadcast_object_list(shared, src=0, group=self.control)
@@ -77,7 +77,7 @@ class Ranks:
 
     def require_equal(self, what: str, value: str) -> None:
         """Raise LRRTError on all ranks unless they have the same ``value``."""
-        values = self.gathered(value)
+        values = self.all_gather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise LRRTError(
@@ -92,7 +92,7 @@ class Ranks:
         """Have the other ranks call a function, which rank 0 calls in the block."""
         self.is_calling = True
         try:
-            self.tell((function, args, options))
+            self.broadcast((function, args, options))
             yield
         except (Exception, KeyboardInterrupt) as error:
             self.explain(error)
@@ -146,7 +146,7 @@ class Ranks:
         for buffer in model.buffers():
             distributed.broadcast(buffer, src=0)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in their order."""
         values: list[Any] = [None] * self.share.size
         distributed.all_gather_object(values, value, group=self.control)
@@ -162,7 +162,7 @@ class Ranks:
 
     def agree_on_randomness(self) -> None:
         """Have the random states of rank 0 on all ranks, so that they draw the same order."""
-        python, numpy, cpu = self.tell(
+        python, numpy, cpu = self.broadcast(
             (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
         )
         random.setstate(python)
@@ -171,7 +171,7 @@ class Ranks:
 
     def follow(self) -> None:
         """Call what rank 0 calls, until it has ended."""
-        while (call := self.tell(None)) is not None:
+        while (call := self.broadcast(None)) is not None:
             function, args, options = call
             with suppress(Left):
                 function(*args, **options)
@@ -227,7 +227,7 @@ def current() -> Ranks | None:
 
 
 @contextmanager
-def joined(ranks: Ranks) -> Iterator[Ranks]:
+def member_of(ranks: Ranks) -> Iterator[Ranks]:
     """Belong to ``ranks`` in the block."""
     _current.append(ranks)
     until = threading.Event()
@@ -305,12 +305,12 @@ def following() -> Iterator[None]:
         try:
             yield
         except Exception:
-            ranks.tell(False)
+            ranks.broadcast(False)
             raise
-        ranks.tell(True)
+        ranks.broadcast(True)
     else:
         yield
-        if not ranks.tell(None):
+        if not ranks.broadcast(None):
             raise Left
 
 

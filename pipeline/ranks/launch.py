@@ -30,7 +30,7 @@ from torch import distributed
 import lrrt_stage
 from lrrt_stage.errors import LRRTError, excerpt
 from lrrt_stage.settings import hide_passwords, require
-from pipeline.ranks.group import ENDED, NOTICE_SECONDS, WATCH_SECONDS, Ranks, joined
+from pipeline.ranks.group import ENDED, NOTICE_SECONDS, WATCH_SECONDS, Ranks, member_of
 from pipeline.ranks.options import RankOptions, launched_rank, launched_size
 from pipeline.ranks.share import Share
 
@@ -92,7 +92,7 @@ def ranks_of(
                     ranks.fail(error)  # before the connections break, for which it is the reason
                     raise
                 with suppress(RuntimeError):  # all is done, whatever has become of the others
-                    ranks.tell(None)
+                    ranks.broadcast(None)
         except RuntimeError as error:  # while they connect
             ranks.explain(error)
             raise
@@ -268,7 +268,7 @@ def _compare(store: Any, size: int, ended: Callable[[], list[int]]) -> None:
 def _connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     """Be one of the ranks in the block."""
     share = ranks.share
-    with _loopback(), joined(ranks):
+    with _loopback(), member_of(ranks):
         ranks.is_calling = True  # until all are there, one that fails would be waited for
         if on_gpus:
             # A launcher may show each process its own GPU alone.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lrrt_stage.measure.step import batch_loss_of
 from lrrt_stage.settings import require
 from lrrt_stage.state import weights
-from lrrt_stage.state.tensors import is_parted, local_part
+from lrrt_stage.state.tensors import is_sharded, local_shard
 from pipeline.data.batches import Batches
 from pipeline.data.factories import call, load_factory
 from pipeline.data.names import is_factory
@@ -71,8 +71,8 @@ def builtin_setup(
         # The loss first: FSDP adds to the gradients that are there when it gets to a layer.
         loss, kernels = batch_loss_of(model, loss_fn)(batch), _kernels(model)
         # One vector, so that the cost does not grow with the number of layers.
-        squares = torch.cat([local_part(kernel).flatten() for kernel in kernels]).square().sum()
-        if is_parted(kernels[0]):
+        squares = torch.cat([local_shard(kernel).flatten() for kernel in kernels]).square().sum()
+        if is_sharded(kernels[0]):
             # The mean of the losses has to hold the squares of all ranks. A gradient of a part is
             # that of its own squares: it goes past FSDP, which averages the others.
             squares = squares + (torch.distributed.get_world_size() - 1) * squares.detach()

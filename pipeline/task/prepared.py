@@ -249,7 +249,7 @@ class PreparedTask:
             evaluates_all = takes_all and not is_shared(setup.val_batches)
             found = setup.evaluate(self.on_device, None if evaluates_all else ranks)
         # To the bit: the ranks decide by it which weights are the best.
-        return ranks.tell(found)
+        return ranks.broadcast(found)
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the device, in the layout of the task."""

@@ -36,7 +36,7 @@ from lrrt_stage.measure.ramps import epoch_length
 from lrrt_stage.measure.step import endless
 from lrrt_stage.state import weights
 from lrrt_stage.state.preserve import generators, set_training
-from lrrt_stage.state.tensors import is_parted, part_like, whole
+from lrrt_stage.state.tensors import is_sharded, shard_like, whole
 from lrrt_stage.state.weights import State
 from pipeline.ranks.group import Ranks, following, on_all_ranks
 from pipeline.ranks.share import SharedBatches
@@ -237,7 +237,7 @@ def _kept(prepared: PreparedTask, checkpoint: Path | None) -> dict[str, Any] | N
     ranks, kept = prepared.ranks, None
     if checkpoint is not None and checkpoint.exists() and (ranks is None or ranks.is_first):
         kept = read_checkpoint(checkpoint)
-    return kept if ranks is None else ranks.tell(kept)
+    return kept if ranks is None else ranks.broadcast(kept)
 
 
 def _run_attempt(
@@ -327,7 +327,7 @@ def _save_checkpoint(
         "scaler": take_step.scaler.state_dict(),
         "batches": [generator.get_state() for generator in generators(setup.train_batches)],
         "epoch": getattr(setup.train_batches, "epoch", len(training.epochs)),
-        "torch": [drawn] if ranks is None else ranks.gathered(drawn),
+        "torch": [drawn] if ranks is None else ranks.all_gather(drawn),
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
         "python": random.getstate(),
     }
@@ -352,7 +352,7 @@ def _whole(state: Any, ranks: Ranks | None) -> Any:
     """
 
     def gathered(tensor: Tensor) -> Tensor | None:
-        if not is_parted(tensor):
+        if not is_sharded(tensor):
             return tensor
         full = whole(tensor)
         return full.cpu() if ranks is None or ranks.is_first else None
@@ -385,7 +385,7 @@ def _load_checkpoint(
         schedule.step()
     state, versions = content["model"]
     own = setup.model.state_dict()
-    model = OrderedDict((n, part_like(value, own.get(n, value))) for n, value in state.items())
+    model = OrderedDict((n, shard_like(value, own.get(n, value))) for n, value in state.items())
     model._metadata = versions  # type: ignore[attr-defined]
     setup.model.load_state_dict(model)
     for loss, state in zip(setup.loss_modules, content["losses"], strict=True):
@@ -395,7 +395,7 @@ def _load_checkpoint(
     for parameter, values in setup.optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[name] = part_like(value, parameter)
+                values[name] = shard_like(value, parameter)
     take_step.scaler.load_state_dict(content["scaler"])
     sources = generators(setup.train_batches)
     for generator, generated in zip(sources, content["batches"], strict=True):

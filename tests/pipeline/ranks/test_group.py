@@ -68,7 +68,7 @@ def test_ctrl_c_while_rank_0_waits_for_a_rank_is_told_to_all(store, monkeypatch)
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         ranks = rank(0, store)
-        with group.joined(ranks):
+        with group.member_of(ranks):
             ranks.is_calling = True
             os.kill(os.getpid(), signal.SIGINT)
             assert left.wait(5)
