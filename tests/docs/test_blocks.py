@@ -20,6 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 from sybil import Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
@@ -87,6 +88,9 @@ class Reader:
     def text(self, example):
         lines = map(str.strip, example.parsed.splitlines())
         assert [line for line in lines if line not in self.printed] == [], self.printed
+
+    def yaml(self, example):
+        assert isinstance(yaml.safe_load(example.parsed), dict)  # test_deploy.py looks further
 
     def py(self, example):
         sources = [path.read_text("utf-8") for path in (ROOT / "examples").rglob("*.py")]

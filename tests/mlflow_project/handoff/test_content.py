@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -30,7 +31,9 @@ TAGS = {
 }
 DELETE = object()
 TEXTS = ("x", "\x1b[31mred\n", "x" * 5000, "\ud800", "a\0b")
-WRONG = (None, True, -1, 1.5, *TEXTS, [], {}, [1], {"a": 1})
+WRONG = (None, True, -1, 1.5, *TEXTS, [], {}, [1], {"a": 1}, DELETE, math.nan, math.inf, 10**30)
+# Of these, each place in a file gets every third one, the next place the next ones, and so on.
+EVERY = 1 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 3
 
 
 def write(store, run, name, content):
@@ -107,6 +110,7 @@ def test_a_file_that_is_no_object_of_json_is_one_line(store, lrrt, name, content
     assert name in refused(lrrt)
 
 
+@pytest.mark.soak
 @pytest.mark.starts_with("lrrt")
 @pytest.mark.parametrize("name", ["task.json", "suggestions.json"])
 def test_no_value_of_any_type_anywhere_is_more_than_one_line(store, lrrt, name):
@@ -115,8 +119,8 @@ def test_no_value_of_any_type_anywhere_is_more_than_one_line(store, lrrt, name):
         # Kept as a record; nothing reads it.
         content.pop("environment")
     accepted = set()
-    for path in leaves(content):
-        for value in (*WRONG, DELETE, math.nan, math.inf, 10**30):
+    for index, path in enumerate(leaves(content)):
+        for value in WRONG[index % EVERY :: EVERY]:
             write(store, lrrt, name, changed(content, path, value))
             try:
                 handoff = load_handoff(lrrt.info.run_id)
@@ -135,12 +139,14 @@ def test_no_value_of_any_type_anywhere_is_more_than_one_line(store, lrrt, name):
     assert wrong <= {("curve", "iterations"), ("rules", "steepest")}, wrong
 
 
+@pytest.mark.soak
 def test_no_value_in_a_consensus_is_more_than_one_line(store):
     store.run("lrrt", *store.SMALL, "--tests", 2, "--workers", 1)
     run = store.one("lrrt")
     whole = store.json(run, "suggestions.json")
-    for path in leaves({name: part for name, part in whole.items() if name != "rules"}):
-        for value in (*WRONG, DELETE, math.nan):
+    places = leaves({name: part for name, part in whole.items() if name != "rules"})
+    for index, path in enumerate(places):
+        for value in WRONG[index % EVERY :: EVERY]:
             write(store, run, "suggestions.json", changed(whole, path, value))
             try:
                 handoff = load_handoff(run.info.run_id)

@@ -32,7 +32,7 @@ def test_ctrl_c_while_the_server_is_away_ends_in_seconds_and_the_line_is_right(
         mlflow.set_tracking_uri(between.address)
         mlflow.set_experiment("interrupted")
         store.run("lrrt", *store.SMALL)
-        training = start("train", "--epochs", 400)
+        training = start("train", "--epochs", 150)
         run_id = until(checkpoint).parents[1].name
         between.fail(fault)
         time.sleep(2)
@@ -46,7 +46,7 @@ def test_ctrl_c_while_the_server_is_away_ends_in_seconds_and_the_line_is_right(
         assert f"--resume {run_id} continues" in line
         between.answer()
         epochs = int(line.split()[1])
-        outcome = store.run("train", "--epochs", 400, "--resume", run_id)
+        outcome = store.run("train", "--epochs", 150, "--resume", run_id)
         assert "Error" not in outcome.err
         resumed = store.runs("train")[0]
         assert resumed.info.status == "FINISHED"
@@ -56,7 +56,7 @@ def test_ctrl_c_while_the_server_is_away_ends_in_seconds_and_the_line_is_right(
 
 @pytest.mark.starts_with("lrrt")
 def test_a_second_ctrl_c_deletes_nothing(store, monkeypatch):
-    training = start("train", "--epochs", 400)
+    training = start("train", "--epochs", 150)
     run_id = until(checkpoint).parents[1].name
     for _ in range(4):
         training.send_signal(signal.SIGINT)
@@ -66,7 +66,7 @@ def test_a_second_ctrl_c_deletes_nothing(store, monkeypatch):
     assert "Traceback" not in err
     here, sent = Path(".lrrt") / run_id, store.artifacts(mlflow.get_run(run_id))
     assert here.is_dir() or "checkpoint.safetensors" in sent
-    store.run("train", "--epochs", 400, "--resume", run_id)
+    store.run("train", "--epochs", 150, "--resume", run_id)
 
 
 @pytest.mark.starts_with("lrrt")
