@@ -43,7 +43,7 @@ class Faulty(nn.Module):
     def __init__(self, rank, fault):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        self.unused = nn.Linear(2, 2)
+        self.unused, self.sometimes = nn.Linear(2, 2), nn.Linear(4, 4)
         self.rank, self.fault, self.calls = rank, fault, 0
 
     def forward(self, x):
@@ -55,6 +55,8 @@ class Faulty(nn.Module):
                 os.kill(int(os.environ["LRRT_RANK_0"]), signal.SIGINT)
                 time.sleep(100)
             os.kill(os.getpid(), getattr(signal, self.fault))
+        if self.fault == "skip" and self.calls > 20 and self.calls % 3:  # not in the first steps
+            x = x + self.sometimes(x)
         return self.layers(x)
 
 def examples(shift=0.0):
@@ -253,12 +255,13 @@ class TestSetups:
 
     def test_its_batches_are_divided_also_where_they_are_shuffled(self, store, setups):
         lrrt = ("lrrt", "--setup", "two_ranks:make", "--device", "cpu")
+        lrrt = (*lrrt, "--setup-args", '{"fault": "skip"}')  # some steps leave out a layer
         store.run(*lrrt)
         store.run(*lrrt, *TWO)
         two, alone = store.runs("lrrt")
         # 230 examples in batches of 32: the last batch is of 6. A test takes 14 epochs.
         require_close(losses(store, two), losses(store, alone))
-        store.run("train", "--setup", "two_ranks:make", "--epochs", 2, *TWO)
+        store.run("train", *lrrt[1:], "--epochs", 2, *TWO)
         train = store.one("train")
         assert train.info.status == "FINISHED"
         assert 0.5 < train.data.metrics["val_accuracy"] <= 1
@@ -392,6 +395,14 @@ def test_steps_of_any_kind_are_those_of_one_process(store, options):
     length = min(len(two), len(alone), 60)
     tolerance = 1e-2 if "bf16" in options else 1e-3
     assert np.allclose(two[:length], alone[:length], rtol=tolerance)
+
+
+@pytest.mark.scale
+def test_the_squares_of_weights_count_once_with_fsdp(store):
+    for strategy in ("ddp", "fsdp"):
+        store.run("lrrt", *store.SMALL, "--l2", 0.1, *TWO, "--strategy", strategy)
+    fsdp, ddp = (losses(store, run) for run in store.runs("lrrt"))
+    require_close(fsdp, ddp)
 
 
 def test_studies_have_no_processes(store):
