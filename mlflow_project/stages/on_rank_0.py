@@ -28,7 +28,7 @@ which wait for it."""
 def require_equal_weights(state: weights.State) -> None:
     """Raise LRRTError on all ranks unless all of them begin with the same weights."""
     digests: list[Any] = [None] * distributed.get_world_size()
-    with _group(FAILING) as group:
+    with _group() as group:
         distributed.all_gather_object(digests, weights.digest(state), group=group)
     for rank, digest in enumerate(digests):
         if digest != digests[0]:
@@ -93,8 +93,8 @@ def _on_rank_0(
 
 
 @contextmanager
-def _group(timeout: timedelta) -> Iterator[Any]:
-    """Have a group of all ranks on CPUs in the block."""
+def _group(timeout: timedelta | None = None) -> Iterator[Any]:
+    """Have a group of all ranks on CPUs in the block; by default with torch's own patience."""
     group = distributed.new_group(backend="gloo", timeout=timeout)
     try:
         yield group

@@ -442,12 +442,12 @@ def errors_of(task: Task) -> Iterator[None]:
         cause = cause_of(error, next((n for n in named if isinstance(n, NameFromRun)), None))
         ranks = current()
         # Not all that a model or an optimizer computes can be computed with parts of its tensors.
-        whole = "" if ranks is None or ranks.options.strategy == "ddp" else ", or use strategy=ddp"
+        other = "" if ranks is None or ranks.options.strategy == "ddp" else ", or use strategy=ddp"
         raise LRRTError(
-            f"setup {task.setup!r} raised {cause}: correct the factory or what it returns{whole}"
+            f"setup {task.setup!r} raised {cause}: correct the factory or what it returns{other}"
             if task.setup is not None
             else f"model {task.model!r}, optimizer {task.optimizer!r} and loss {loss!r} on dataset "
-            f"{task.dataset!r} raised {cause}: choose others, or correct them{whole}"
+            f"{task.dataset!r} raised {cause}: choose others, or correct them{other}"
         ) from error
 
 

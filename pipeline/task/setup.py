@@ -138,8 +138,8 @@ class Setup:
 
         if ranks.options.sync_batchnorm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        shuffle = ranks.agree_on_randomness
-        self.train_batches = SharedBatches(self.train_batches, ranks.share, shuffle)
+        agree = ranks.agree_on_randomness
+        self.train_batches = SharedBatches(self.train_batches, ranks.share, agree)
         self._shared_loss = share_model(
             ranks, self.model, self.optimizer, self._loss(), self.loss_modules
         )
